@@ -1,0 +1,68 @@
+# clipskip. GNU make 4.3 or newer. make decides order only: what is stale is decided by content, inside the tool.
+
+MODEL     ?= export/sample
+TARGET    ?= onnxruntime
+PRECISION ?= $(if $(filter tensorrt%,$(TARGET)),fp16,fp32)
+SKIPS     ?= all
+OUT       ?= build/$(notdir $(patsubst %/,%,$(MODEL)))
+PYTHON    ?= python3
+
+VENV     := .venv
+BIN      := $(VENV)/bin
+CLIPSKIP := $(BIN)/clipskip
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-gpu check format export engines verify bench clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@echo
+	@echo "  MODEL=$(MODEL)        a checkpoint: a diffusers folder of a Stable Diffusion 1.x model"
+	@echo "  OUT=$(OUT)             the engine store that is made from it"
+	@echo "  TARGET=$(TARGET)        onnxruntime, tensorrt-rtx or tensorrt"
+	@echo "  PRECISION=$(PRECISION)            fp32 or fp16 (TensorRT needs fp16)"
+	@echo "  SKIPS=$(SKIPS)                 the clip skips to export, such as 1,2 (13 of them: all)"
+
+setup: $(VENV)/installed ## make .venv with everything that the other targets need
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: setup ## checkpoint -> engines -> pictures, on the CPU
+	$(CLIPSKIP) export export/sample --out build/sample
+	$(BIN)/python -m clipskip.bench.demo build/sample --out build/demo
+
+test: setup ## the whole test suite, on the CPU
+	$(BIN)/python -m pytest
+
+test-gpu: setup ## build for the NVIDIA GPU that is here and compare everything with the CPU
+	$(BIN)/python -m pytest -m gpu tests/gpu
+
+check: setup ## ruff and mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	rm -rf build/types && mkdir -p build/types
+	cp -r runtime build/types/clipskip && cp -r engines export bench build/types/clipskip/
+	rm -r build/types/clipskip/export/sample
+	MYPYPATH=build/types $(BIN)/mypy -p clipskip
+
+format: setup ## put the source into ruff's shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+export: setup ## MODEL -> graphs in OUT
+	$(CLIPSKIP) export "$(MODEL)" --out "$(OUT)" --precision $(PRECISION) --skips $(SKIPS)
+
+engines: export ## MODEL -> engines for TARGET in OUT
+	$(CLIPSKIP) build "$(OUT)" --target $(TARGET)
+
+verify: setup ## check every byte of OUT
+	$(CLIPSKIP) verify "$(OUT)"
+
+bench: setup export ## latency per stage and per depth of OUT
+	$(CLIPSKIP) bench "$(OUT)"
+
+clean: ## remove everything that can be made again, but .venv
+	rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis
