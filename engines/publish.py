@@ -1,0 +1,258 @@
+"""Building into a store: one builder at a time, nothing visible until all of it is on the disk, nothing built twice.
+
+Knows nothing of what a builder does in its folder. A kill at any moment, a second builder and a full disk leave the
+store as it was; what they leave lying about is collected by the next build.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from clipskip.engines import files, locks, manifest, stale
+from clipskip.engines.files import readable_size
+from clipskip.engines.locks import Progress
+from clipskip.engines.manifest import (
+    SCHEMA,
+    Artefact,
+    FileRecord,
+    Identity,
+    Manifest,
+    ModelFacts,
+    NewerManifestError,
+    key_of,
+)
+from clipskip.engines.stale import Wanted
+from clipskip.engines.store import MANIFEST, read_manifest
+from clipskip.errors import EngineIncompatible, EngineMissing, ExportError, ManifestError, StorageError
+
+_LOCK_LIMIT = 60.0  # seconds; the store's own lock is only ever held for a few file operations
+_TEMPORARY = re.compile(r"\.tmp-[a-z0-9._-]+-[0-9a-f]{8}")
+_PUBLISHED = re.compile(r"[a-z0-9][a-z0-9._-]*-[0-9a-f]{16}(-\d+)?")
+_LABEL = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")
+
+
+@dataclass
+class Draft:
+    """What one build is about to publish. The builder writes into `folder` and records what it wrote."""
+
+    folder: Path
+    wanted: Wanted
+    _artefacts: dict[Identity, tuple[Artefact, tuple[str, ...]]] = field(default_factory=dict)
+    _tokenizer: tuple[str, ...] = ()
+
+    def add(self, artefact: Artefact, names: Sequence[str]) -> None:
+        """Record an artefact and the names of its files in `folder`, the one to open first.
+
+        Leave `artefact.files` and `.ingredients` empty. The files may still grow until the build ends.
+        """
+        complete = replace(artefact, ingredients=dict(self.wanted[artefact.identity]))
+        manifest.validate(replace(complete, files=tuple(FileRecord(f"draft/{name}", 0, "0" * 64) for name in names)))
+        self._artefacts[artefact.identity] = complete, tuple(names)
+
+    def tokenizer(self, names: Sequence[str]) -> None:
+        """Record the tokenizer's files in `folder`."""
+        self._tokenizer = tuple(names)
+
+    def seal(self) -> dict[str, tuple[int, str]]:
+        """Flush and hash what was recorded and remove the rest: name -> size and SHA-256."""
+        if missing := self.wanted.keys() - self._artefacts.keys():
+            raise ExportError(f"the build ended without {', '.join(' '.join(each) for each in sorted(missing))}")
+        names = {name for _, each in self._artefacts.values() for name in each} | set(self._tokenizer)
+        for path in self.folder.iterdir():
+            if path.name not in names:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        try:
+            return {name: files.flush_and_hash(self.folder / name) for name in sorted(names)}
+        except files.NotAFileError as error:
+            raise ExportError(f"the build recorded a file that {error}", path=self.folder) from error
+
+    def merge(self, current: Manifest, name: str, sealed: Mapping[str, tuple[int, str]]) -> Manifest:
+        """`current` with what this build made, which will be in the folder `name`."""
+
+        def records(names: Sequence[str]) -> tuple[FileRecord, ...]:
+            return tuple(FileRecord(f"{name}/{each}", *sealed[each]) for each in names)
+
+        new = {identity: replace(each, files=records(names)) for identity, (each, names) in self._artefacts.items()}
+        if foreign := [each for each in new.values() if each.model != current.model.model_sha256]:
+            raise EngineIncompatible(
+                f"the store's model changed while {foreign[0].role} was being built",
+                path=self.folder,
+                hint="build again",
+            )
+        merged = {each.identity: each for each in current.artefacts} | new
+        artefacts = tuple(merged[identity] for identity in sorted(merged))
+        return replace(current, artefacts=artefacts, tokenizer=records(self._tokenizer) or current.tokenizer)
+
+
+@contextmanager
+def build(
+    root: str | Path,
+    label: str,
+    wanted: Wanted,
+    *,
+    progress: Progress,
+    model: ModelFacts | None = None,
+    needs: int = 0,
+) -> Iterator[Draft | None]:
+    """Publish the `wanted` artefacts as one immutable folder "label-key"; gives None where all is up to date.
+
+        wanted = {("step", "onnx", "fp32"): {"model": sha256, "precision": "fp32", "opset": "23", "torch": "2.13.0"}}
+        with build(out, "onnx-fp32", wanted, model=facts, progress=log) as draft:
+            if draft is not None:
+                ...  # write files into draft.folder
+                draft.add(Artefact("step", "onnx", "fp32", inputs, outputs, axes), ["step.onnx", "weights.bin"])
+
+    Leaving without an exception publishes; any exception discards. So a program that wants SIGTERM to clean up must
+    turn it into one. `model`: the facts to publish (an exporter knows them; an engine builder leaves them alone);
+    artefacts made from another model leave the manifest. `needs`: the bytes that the build is expected to write.
+    StorageError for a full disk, a missing permission, or a file system without locks.
+    """
+    root, name = Path(root), folder_name(label, wanted)
+    _make_root(root, model)
+    with locks.locked(root / f".lock-{name}", progress):
+        reasons = stale.reasons(root, wanted, model)
+        for line in stale.explain(reasons):
+            progress(line)
+        if not reasons:
+            _publish_facts(root, model)
+            progress(f"{name}: up to date")
+            yield None
+            return
+        with _temporary(root, name, needs) as folder:
+            draft = Draft(folder, wanted)
+            yield draft
+            _publish(root, name, draft, model)
+
+
+def folder_name(label: str, wanted: Wanted) -> str:
+    """The name under which a build is published: the label and what it is made of."""
+    if not _LABEL.fullmatch(label):
+        raise ValueError(f"label {label!r}")
+    key = key_of({" ".join(identity): key_of(ingredients) for identity, ingredients in wanted.items()})
+    return f"{label}-{key[:16]}"
+
+
+def gc(root: str | Path, *, dry_run: bool = False) -> dict[str, int]:
+    """Remove folders that no manifest names and no process uses; gives their names and sizes in bytes."""
+    root = Path(root)
+    with files.translated(root) if dry_run else _store_lock(root):
+        keep = read_manifest(root).folders()
+        garbage = [each for each in sorted(root.iterdir()) if each.name not in keep and _is_garbage(each, _PUBLISHED)]
+        garbage += [each for each in sorted(root.iterdir()) if _is_garbage(each, _TEMPORARY)]
+        sizes = {each.name: files.folder_size(each) for each in garbage}
+        for each in () if dry_run else garbage:
+            shutil.rmtree(each)
+    return sizes
+
+
+def _is_garbage(path: Path, pattern: re.Pattern[str]) -> bool:
+    return bool(pattern.fullmatch(path.name)) and path.is_dir() and not path.is_symlink() and not locks.in_use(path)
+
+
+def _make_root(root: Path, model: ModelFacts | None) -> None:
+    if model is None:
+        read_manifest(root)  # EngineMissing: engines are only built where a model is
+    with files.translated(root):
+        root.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def _store_lock(root: Path) -> Iterator[None]:
+    with locks.locked(root / ".lock", lambda line: None, _LOCK_LIMIT), files.translated(root):
+        yield
+
+
+@contextmanager
+def _temporary(root: Path, name: str, needs: int) -> Iterator[Path]:
+    """A folder of our own beside the target, gone when this ends. Collects those of builders that were killed."""
+    folder, held = root / f".tmp-{name}-{secrets.token_hex(4)}", None
+    try:
+        with _store_lock(root):
+            _collect(root)
+            folder.mkdir()
+            held = locks.hold(folder)
+        if needs > shutil.disk_usage(root).free:
+            raise files.full(root, readable_size(needs))
+        yield folder
+    except Exception as error:
+        if cause := files.full_disk(error):
+            written = f"more than {readable_size(files.folder_size(folder))}"
+            raise files.storage_error(cause, root, readable_size(needs) if needs else written) from error
+        raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if held is not None:
+            os.close(held)
+
+
+def _collect(root: Path) -> None:
+    for path in root.iterdir():
+        if path.name.startswith(".lock-"):
+            locks.remove_stale(path)
+        elif _is_garbage(path, _TEMPORARY):
+            shutil.rmtree(path, ignore_errors=True)  # it may be somebody else's
+
+
+def _publish(root: Path, name: str, draft: Draft, model: ModelFacts | None) -> None:
+    with files.translated(root):
+        sealed = draft.seal()
+    with _store_lock(root):
+        current = _current(root, model)
+        final = _free_name(root, name, current)
+        _commit(root, draft.merge(current, final, sealed), draft.folder, root / final)
+
+
+def _publish_facts(root: Path, model: ModelFacts | None) -> None:
+    """Facts that change no byte of an engine, such as the recommended clip skip, need no build."""
+    if model is not None and read_manifest(root).model != model:
+        with _store_lock(root):
+            _commit(root, _current(root, model), root, root)
+
+
+def _current(root: Path, model: ModelFacts | None) -> Manifest:
+    """The manifest to merge into. An exporter can start afresh where there is none or it is damaged."""
+    try:
+        current = read_manifest(root)
+    except (EngineMissing, ManifestError) as error:
+        if model is None or isinstance(error, NewerManifestError):
+            raise
+        return Manifest(SCHEMA, model, (), ())
+    if model is None:
+        return current
+    same = current.model.model_sha256 == model.model_sha256
+    return replace(
+        current, model=model, artefacts=current.artefacts if same else (), tokenizer=current.tokenizer if same else ()
+    )
+
+
+def _free_name(root: Path, name: str, current: Manifest) -> str:
+    """`name`, or with a number where a damaged folder of that name must stay because somebody may be reading it."""
+    for candidate in (name, *(f"{name}-{i}" for i in range(2, 1000))):
+        path = root / candidate
+        if candidate not in current.folders() and _is_garbage(path, _PUBLISHED):
+            shutil.rmtree(path)  # published by a builder that was killed before it could commit
+        if not path.exists():
+            return candidate
+    raise StorageError(f"too many damaged copies of {name}; run clipskip gc", path=root)
+
+
+def _commit(root: Path, new: Manifest, draft: Path, final: Path) -> None:
+    """The order makes a kill harmless: what the manifest names is on the disk before the manifest is."""
+    pending = root / f".{MANIFEST}.new"  # no other name is needed: we hold the store's lock
+    try:
+        pending.write_text(manifest.dumps(new), encoding="utf-8")
+        files.flush(pending)
+        if draft != final:
+            draft.rename(final)
+            files.flush(root)
+        pending.replace(root / MANIFEST)
+    finally:
+        pending.unlink(missing_ok=True)
+    files.flush(root)

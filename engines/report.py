@@ -1,0 +1,108 @@
+"""What `clipskip inspect` and `clipskip verify` tell about a store, as JSON-ready values and as text.
+
+Knows nothing of the command line; reads only.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from clipskip.engines import publish
+from clipskip.engines.files import readable_size
+from clipskip.engines.manifest import Artefact, FileRecord
+from clipskip.engines.store import Store
+from clipskip.errors import StorageError, StoreError
+
+
+def inspect(root: str | Path) -> dict[str, Any]:
+    """Model facts, artefacts, tokenizer, sizes in bytes, unreferenced folders and warnings. Opens no engine.
+
+    EngineMissing and ManifestError as for `Store.manifest`.
+    """
+    store = Store(root)
+    content = store.manifest()
+    records = {record for artefact in content.artefacts for record in artefact.files} | set(content.tokenizer)
+    return {
+        "store": str(store.root),
+        "schema": content.schema,
+        "model": asdict(content.model),
+        "artefacts": [_artefact(each) for each in content.artefacts],
+        "tokenizer": [record.path for record in content.tokenizer],
+        "size": _size(records),
+        "unreferenced": publish.gc(store.root, dry_run=True),
+        "warnings": _warnings(store.root),
+    }
+
+
+def verify(root: str | Path) -> list[tuple[str, str | None]]:
+    """Every artefact and the tokenizer, each with what is wrong with it or None. All bytes are read."""
+    store = Store(root)
+    artefacts = [(" ".join(each.identity), _problem(store, each)) for each in store.manifest().artefacts]
+    return [*artefacts, ("tokenizer", _problem(store, None))]
+
+
+def inspection_text(facts: dict[str, Any]) -> str:
+    """What `inspect` found, for people."""
+    model = facts["model"]
+    head = (
+        f"{facts['store']}: {model['name']} ({model['family']}, {model['prediction']} prediction, "
+        f"{model['layers']} text layers, clip skip {model['recommended_clip_skip']} recommended)"
+    )
+    rows = [("role", "target", "precision", "key", "size", "shapes", "parity"), *map(_row, facts["artefacts"])]
+    notes = [f"{each['role']} ({each['target']}): {note}" for each in facts["artefacts"] for note in each["notes"]]
+    stray = [f"{name}: {readable_size(size)} unreferenced" for name, size in facts["unreferenced"].items()]
+    warnings = [f"warning: {each}" for each in facts["warnings"]]
+    total = f"{readable_size(facts['size'])} in all; weights that artefacts share are counted once"
+    return "\n".join([head, "", table(rows), "", total, *notes, *stray, *warnings])
+
+
+def verification_text(results: Iterable[tuple[str, str | None]]) -> str:
+    """What `verify` found, for people."""
+    return table([(name, problem or "ok") for name, problem in results])
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as lines with aligned columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def _artefact(artefact: Artefact) -> dict[str, Any]:
+    return {**asdict(artefact), "key": artefact.key, "size": _size(artefact.files)}
+
+
+def _row(artefact: dict[str, Any]) -> tuple[str, ...]:
+    axes = (
+        f"{name} {axis['minimum']}" + (f"-{axis['maximum']}" if axis["maximum"] > axis["minimum"] else "")
+        for name, axis in artefact["axes"].items()
+    )
+    parity = (f"{name} {value:.2g}" for name, value in artefact["parity"].items())
+    names = (artefact["role"], artefact["target"], artefact["precision"], artefact["key"][:12])
+    return (*names, readable_size(artefact["size"]), ", ".join(axes), ", ".join(parity))
+
+
+def _size(records: Iterable[FileRecord]) -> int:
+    return sum(record.size for record in records)
+
+
+def _problem(store: Store, artefact: Artefact | None) -> str | None:
+    try:
+        if artefact is None:
+            store.verify_tokenizer()
+        else:
+            store.verify(store.find(*artefact.identity))
+    except (StoreError, StorageError) as error:
+        return error.message
+    return None
+
+
+def _warnings(root: Path) -> list[str]:
+    if root.stat().st_mode & stat.S_IWOTH:
+        return ["everybody may write into this store, and engines are programs: chmod o-w"]
+    return []

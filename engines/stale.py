@@ -1,0 +1,88 @@
+"""What has to be rebuilt, and why: recorded ingredients against wanted ones, and published bytes against their hashes.
+
+Knows nothing of modification times.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from clipskip.engines.manifest import FileRecord, Identity, Manifest, ModelFacts, NewerManifestError
+from clipskip.engines.store import problem_of, read_manifest
+from clipskip.errors import EngineMissing, ManifestError
+
+Wanted = Mapping[Identity, Mapping[str, str]]  # artefact -> its ingredients
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def reasons(root: str | Path, wanted: Wanted, model: ModelFacts | None = None) -> dict[Identity, str]:
+    """Why each artefact that is not up to date has to be built; empty when all are.
+
+    With `model`, as an exporter calls it, the tokenizer must be intact too and a damaged manifest is a reason. Without,
+    a store without a readable manifest is an EngineMissing or ManifestError.
+    """
+    try:
+        current = read_manifest(Path(root))
+    except (EngineMissing, ManifestError) as error:
+        if model is None or isinstance(error, NewerManifestError):
+            raise
+        why = "not built yet" if isinstance(error, EngineMissing) else f"the manifest is damaged: {error.message}"
+        return dict.fromkeys(wanted, why)
+    tokenizer = None if model is None else _tokenizer_problem(Path(root), current)
+    found = {each: tokenizer or _reason(Path(root), current, each, wanted[each], model) for each in wanted}
+    return {each: why for each, why in found.items() if why}
+
+
+def explain(reasons: Mapping[Identity, str]) -> list[str]:
+    """A line for each reason, naming the artefacts that share it."""
+    return [
+        f"{', '.join(role for (role, _, _), each in reasons.items() if each == why)}: {why}"
+        for why in dict.fromkeys(reasons.values())
+    ]
+
+
+def _tokenizer_problem(root: Path, current: Manifest) -> str | None:
+    return _damage(root, current.tokenizer) if current.tokenizer else "the store has no tokenizer"
+
+
+def _reason(
+    root: Path, current: Manifest, identity: Identity, ingredients: Mapping[str, str], model: ModelFacts | None
+) -> str | None:
+    found = current.find(*identity)
+    if found is None:
+        return "not built yet"
+    if changes := list(_changes(found.ingredients, ingredients, current.model, model)):
+        return "; ".join(changes)
+    if found.model != current.model.model_sha256:
+        return "made from another model than the rest of the store"
+    return _damage(root, found.files)
+
+
+def _damage(root: Path, records: Sequence[FileRecord]) -> str | None:
+    return next((problem for each in records if (problem := problem_of(root, each))), None)
+
+
+def _changes(
+    old: Mapping[str, str], new: Mapping[str, str], model: ModelFacts, wanted: ModelFacts | None
+) -> Iterator[str]:
+    for name in sorted(old.keys() | new.keys()):
+        if old.get(name) == new.get(name):
+            continue
+        if name == "model":
+            yield "the checkpoint changed" + (f": {_changed_sources(model, wanted)}" if wanted else "")
+        else:
+            yield f"{name}: {_short(old.get(name))} -> {_short(new.get(name))}"
+
+
+def _changed_sources(old: ModelFacts, new: ModelFacts) -> str:
+    changed = sorted(name for name, _ in old.sources.items() ^ new.sources.items())
+    names = list(dict.fromkeys(changed))
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _short(value: str | None) -> str:
+    if value is None:
+        return "none"
+    return value[:12] if _SHA256.fullmatch(value) else value

@@ -1,0 +1,141 @@
+"""One look at an engine store: find artefacts and prove that their bytes are those that were published.
+
+Writes nothing, so a store may be read-only. Knows nothing of how engines are made (see publish) or run.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Sequence
+from io import FileIO
+from pathlib import Path
+from shlex import quote
+from threading import Lock
+
+from clipskip.engines import files, locks, manifest
+from clipskip.engines.manifest import Artefact, FileRecord, Manifest
+from clipskip.engines.strict import LARGEST
+from clipskip.errors import EngineCorrupt, EngineIncompatible, EngineMissing, ManifestError
+
+MANIFEST = "manifest.json"
+_verified: dict[tuple[int, ...], str] = {}  # state of a file -> its SHA-256, for the life of the process
+
+
+class Store:
+    """The store in the folder `root`, as its manifest was at first use. Safe to call from several threads.
+
+    What others publish later does not show: a pipeline never mixes two models. Open a new Store to see it.
+    While a Store lives, `publish.gc` leaves the folders of its manifest alone.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        self._manifest: Manifest | None = None
+        self._once = Lock()
+
+    def manifest(self) -> Manifest:
+        """The manifest. EngineMissing where there is none, ManifestError where it cannot be trusted."""
+        with self._once:
+            if self._manifest is None:
+                self._manifest = self._held_manifest()
+            return self._manifest
+
+    def _held_manifest(self) -> Manifest:
+        """The manifest, with its folders marked as in use; read again in case gc came between."""
+        found = read_manifest(self.root)
+        for name in found.folders():
+            if (descriptor := locks.hold(self.root / name)) is not None:
+                weakref.finalize(self, os.close, descriptor)
+        return found if read_manifest(self.root) == found else self._held_manifest()
+
+    def find(self, role: str, target: str, precision: str) -> Artefact:
+        """The artefact with this identity; EngineMissing or EngineIncompatible, with the command that builds it."""
+        found, model = self.manifest().find(role, target, precision), self.manifest().model
+        hint = build_command(self.root, target, precision)
+        if found is None:
+            raise EngineMissing(f"{self.root} has no {role} for {target} at {precision}", path=self.root, hint=hint)
+        if found.model != model.model_sha256:
+            raise EngineIncompatible(
+                f"{role} ({target}, {precision}) was made from another model than {model.name}",
+                path=self.root / found.files[0].path, hint=hint,
+            )  # fmt: skip
+        return found
+
+    def verify(self, artefact: Artefact) -> Path:
+        """Check every byte of the artefact, then the path of the file to open. EngineCorrupt, StorageError.
+
+        Sizes come first, for they are free. A file that has not changed since is not read again in this process.
+        """
+        hint = build_command(self.root, artefact.target, artefact.precision)
+        self._check(artefact.files, hint)
+        return self.root / artefact.files[0].path
+
+    def verify_tokenizer(self) -> Path:
+        """Check the tokenizer's files, then the folder that they are in. EngineMissing, EngineCorrupt, StorageError."""
+        records, hint = self.manifest().tokenizer, export_command(self.root)
+        if not records:
+            raise EngineMissing(f"{self.root} has no tokenizer", path=self.root, hint=hint)
+        self._check(records, hint)
+        return (self.root / records[0].path).parent
+
+    def _check(self, records: Sequence[FileRecord], hint: str) -> None:
+        for record in records:
+            if problem := problem_of(self.root, record, hashed=False):
+                raise EngineCorrupt(problem, path=self.root / record.path, hint=hint)
+        for record in records:
+            if problem := problem_of(self.root, record):
+                raise EngineCorrupt(problem, path=self.root / record.path, hint=hint)
+
+
+def read_manifest(root: Path) -> Manifest:
+    """The manifest on the disk now."""
+    path = root / MANIFEST
+    try:
+        with files.open_regular(path) as file:
+            return manifest.loads(file.read(LARGEST + 1))
+    except files.NotAFileError as error:
+        raise EngineMissing(
+            f"no engine store in {root}: {path} {error}", path=root, hint=export_command(root)
+        ) from error
+    except ManifestError as error:
+        hint = error.hint or f"rebuild it: {export_command(root)}"
+        raise type(error)(f"{path}: {error.message}", path=path, field=error.field, hint=hint) from error
+
+
+def problem_of(root: Path, record: FileRecord, *, hashed: bool = True) -> str | None:
+    """What is wrong with a published file, if anything. Not hashed, only its presence and size are looked at."""
+    path = root / record.path
+    if path.parent.is_symlink():
+        return f"{path.parent} is a symbolic link"
+    try:
+        with files.open_regular(path) as file:
+            if (size := files.state_of(file)[0]) != record.size:
+                return f"{path} has {size} bytes instead of {record.size}"
+            if hashed and _digest(file) != record.sha256:
+                return f"{path} is not what was published: its SHA-256 differs"
+    except files.NotAFileError as error:
+        return f"{path} {error}"
+    return None
+
+
+def _digest(file: FileIO) -> str:
+    state = files.state_of(file)
+    if state not in _verified:
+        digest = files.sha256_of(file)
+        if files.state_of(file) != state:
+            return "changed while it was read"
+        _verified[state] = digest
+    return _verified[state]
+
+
+def export_command(root: Path, precision: str = "fp32") -> str:
+    """The command that makes the graphs of a store."""
+    return f"clipskip export CHECKPOINT --out {quote(str(root))} --precision {precision}"
+
+
+def build_command(root: Path, target: str, precision: str) -> str:
+    """The command that makes a missing artefact."""
+    return (
+        export_command(root, precision) if target == "onnx" else f"clipskip build {quote(str(root))} --target {target}"
+    )

@@ -1,0 +1,124 @@
+"""Strict JSON for dataclasses: every field is there, of its own type, and nothing else is.
+
+Knows nothing of manifests; the field annotations are the schema: `Annotated[int, range(...)]` and
+`Annotated[str, "pattern"]` narrow a value.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import is_dataclass
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from clipskip.errors import ManifestError
+
+T = TypeVar("T")
+LARGEST = 1 << 20
+DEEPEST = 12
+LONGEST_STRING = 4096
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[\]{}]', re.DOTALL)  # strings whole: their brackets do not count
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def parse(data: bytes) -> Any:
+    """The JSON in `data`. Refuses what a careless reader accepts: a BOM, NaN, duplicate keys, great size or depth."""
+    if len(data) > LARGEST:
+        raise ManifestError(f"the file is larger than {LARGEST} bytes")
+    if data.startswith(b"\xef\xbb\xbf"):
+        raise ManifestError("the file starts with a byte order mark")
+    try:
+        text = data.decode("utf-8")
+        _check_depth(text)
+        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:  # a UnicodeDecodeError is a ValueError too
+        raise ManifestError(f"not valid JSON ({error})") from error
+
+
+def _check_depth(text: str) -> None:
+    level = 0
+    for token in _TOKEN.finditer(text):
+        level += {"[": 1, "{": 1, "]": -1, "}": -1}.get(token[0], 0)
+        if level > DEEPEST:
+            raise ManifestError(f"brackets are nested deeper than {DEEPEST} levels")
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ManifestError(f"{name} is not a number")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise ManifestError(f"the field {key!r} is there twice", field=key)
+        result[key] = value
+    return result
+
+
+def decode(kind: type[T], value: Any, where: str) -> T:
+    """`value`, as parsed from JSON, as the dataclass `kind`; ManifestError names the field that does not fit."""
+    result: T = _decode(kind, value, where)
+    return result
+
+
+def _decode(kind: Any, value: Any, where: str) -> Any:
+    origin = get_origin(kind)
+    if is_dataclass(kind):
+        return _decode_object(kind, _expect(dict, value, where), where)
+    if origin is tuple:
+        items = _expect(list, value, where)
+        return tuple(_decode(get_args(kind)[0], item, f"{where}[{i}]") for i, item in enumerate(items))
+    if origin is Mapping:
+        items = _expect(dict, value, where)
+        return {_text(k, where): _decode(get_args(kind)[1], v, f"{where}.{k}") for k, v in items.items()}
+    if origin is Union:
+        kind = next((member for member in get_args(kind) if get_args(member)[0] is type(value)), get_args(kind)[0])
+    return _decode_scalar(kind, value, where)
+
+
+def _decode_object(kind: Any, value: dict[str, Any], where: str) -> Any:
+    hints = get_type_hints(kind, include_extras=True)
+    for name in sorted(value.keys() ^ hints.keys()):
+        problem = "is missing" if name in hints else "is not known"
+        raise ManifestError(f"{where}: the field {name!r} {problem}", field=f"{where}.{name}")
+    return kind(**{name: _decode(hint, value[name], f"{where}.{name}") for name, hint in hints.items()})
+
+
+def _decode_scalar(kind: Any, value: Any, where: str) -> Any:
+    kind, *rules = get_args(kind) or (kind,)  # Annotated[int, range] or Annotated[str, pattern]
+    if kind is float and type(value) is int and abs(value) < 1 << 53:
+        value = float(value)
+    value = _expect(kind, value, where)
+    if kind is float and not math.isfinite(value):
+        raise ManifestError(f"{where}: must be finite", field=where)
+    if kind is str:
+        _text(value, where)
+    for rule in rules:
+        if not (value in rule if isinstance(rule, range) else re.fullmatch(rule, value)):
+            raise ManifestError(f"{where}: {value!r:.80} is not allowed here", field=where)
+    return value
+
+
+def _expect(kind: Any, value: Any, where: str) -> Any:
+    if type(value) is not kind:  # not isinstance: True is no number here
+        raise ManifestError(f"{where}: must be {_NAMES[kind]}, is {_NAMES.get(type(value), 'null')}", field=where)
+    return value
+
+
+def _text(value: str, where: str) -> str:
+    if len(value) > LONGEST_STRING or _UNPRINTABLE.search(value):
+        raise ManifestError(f"{where}: text with control characters or of more than {LONGEST_STRING}", field=where)
+    return value
+
+
+_NAMES = {
+    dict: "an object",
+    list: "a list",
+    str: "a string",
+    int: "a whole number",
+    float: "a number",
+    bool: "a boolean",
+}

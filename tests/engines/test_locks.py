@@ -1,0 +1,74 @@
+"""Locks: one holder at a time, also while the lock files come and go."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+import time
+
+import pytest
+
+from clipskip.engines import locks
+from clipskip.errors import StorageError
+
+
+def test_one_thread_at_a_time_holds_a_lock(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "_POLL", 0.0005)
+    inside, most, turns = 0, 0, []
+
+    def work():
+        nonlocal inside, most
+        for _ in range(40):
+            with locks.locked(tmp_path / ".lock", lambda line: None):
+                inside += 1
+                most = max(most, inside)
+                time.sleep(0)
+                inside -= 1
+                turns.append(1)
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (most, len(turns)) == (1, 240)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_lock_on_a_file_that_its_holder_has_just_removed_does_not_count(tmp_path, monkeypatch):
+    path, flock, calls = tmp_path / ".lock", fcntl.flock, []
+
+    def late(descriptor, operation):
+        if not calls:  # between our opening the file and our locking it, another lets it go and a third takes a new one
+            path.unlink()
+            path.touch()
+        calls.append(descriptor)
+        return flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with locks.locked(path, lambda line: None):
+        assert len(calls) == 2
+        assert os.path.samestat(os.fstat(calls[-1]), path.stat())
+
+
+def test_a_folder_is_in_use_while_somebody_holds_it(tmp_path):
+    assert not locks.in_use(tmp_path)
+    holders = [locks.hold(tmp_path), locks.hold(tmp_path)]
+    for holder in holders:
+        assert locks.in_use(tmp_path)
+        os.close(holder)
+    assert not locks.in_use(tmp_path)
+
+
+def test_a_folder_that_cannot_be_looked_at_counts_as_in_use(tmp_path):
+    assert locks.in_use(tmp_path / "nowhere")
+    assert locks.hold(tmp_path / "nowhere") is None
+
+
+def test_a_system_without_flock_can_read_but_not_lock(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "fcntl", None)
+    assert locks.hold(tmp_path) is None
+    assert locks.in_use(tmp_path)
+    with pytest.raises(StorageError, match="no flock"), locks.locked(tmp_path / ".lock", print):
+        pass
