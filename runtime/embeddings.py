@@ -1,0 +1,132 @@
+"""Textual inversions: learned vectors that a prompt calls by the name of their file.
+
+Knows nothing of tokens and chunks: where a name stands in a prompt is found in `prompt`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from . import tensorfile
+from .errors import CheckpointError, UnsupportedModelError
+from .tensorfile import Tensor
+
+Location = str | os.PathLike[str]
+Floats = npt.NDArray[np.float32]
+
+SUFFIX = ".safetensors"
+PICKLES = {".pt", ".pth", ".bin", ".ckpt"}
+MOST_VECTORS = 75  # they stay together in one chunk of the prompt
+LAYOUTS = ("emb_params", "clip_l")  # A1111 and kohya, ComfyUI; any name will do when the file holds one tensor
+WIDTHS = {768: "SD 1.x", 1024: "SD 2.x", 1280: "SDXL"}
+
+
+@dataclass(frozen=True)
+class Concepts:
+    """The vectors of all inversions, for the text engines' input `concepts`.
+
+    `vectors` is float32 [E,D]; E is at least 1: a row of zeros stands there when there are none. `spans` maps each
+    lower-cased name to its rows. `notes` says which files were left out and why.
+    """
+
+    vectors: Floats
+    spans: Mapping[str, range] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def load(locations: Location | Sequence[Location], width: int) -> Concepts:
+    """The textual inversions in .safetensors files and in folders of them, for a text encoder of this width.
+
+    Subfolders are searched, pickles in folders (.pt, .bin) are left out with a note. Layouts: A1111 and kohya
+    (`emb_params`), ComfyUI (`clip_l`), diffusers (one tensor, whatever its name); one vector or up to 75.
+
+    Raises CheckpointError for a file that cannot be used or a name that two files share, UnsafeFileError for a pickle,
+    and UnsupportedModelError for an inversion made for another model.
+    """
+    given = [locations] if isinstance(locations, (str, os.PathLike)) else locations
+    files = list(_unique(path for location in given for path in _candidates(Path(location))))
+    pickles = [path for path in files if path.suffix.lower() in PICKLES and path not in map(Path, given)]
+    paths = _by_name(path for path in files if path not in pickles)
+    blocks = [_vectors(path, width) for path in paths.values()]
+    ends = np.cumsum([0, *map(len, blocks)]).tolist()
+    return Concepts(
+        vectors=np.concatenate(blocks) if blocks else np.zeros((1, width), np.float32),
+        spans={name: range(*ends[i : i + 2]) for i, name in enumerate(paths)},
+        notes=tuple(f"{path} is not used: it is a pickle, which can run code when it is read" for path in pickles),
+    )
+
+
+def _candidates(location: Path) -> Iterator[Path]:
+    if not location.is_dir():
+        yield location
+        return
+    for path in sorted(location.rglob("*")):
+        if path.suffix.lower() in {SUFFIX, *PICKLES} and not path.name.startswith("."):
+            yield path
+
+
+def _unique(paths: Iterable[Path]) -> Iterator[Path]:
+    """Each path once, also when a folder and a file in it are both given."""
+    seen = set()
+    for path in paths:
+        key = os.path.abspath(path)
+        if key not in seen:
+            seen.add(key)
+            yield path
+
+
+def _by_name(paths: Iterable[Path]) -> dict[str, Path]:
+    named: dict[str, Path] = {}
+    for path in paths:
+        name = path.stem.lower()
+        if name in named:
+            message = f"{named[name]} and {path} are both called {name!r} in prompts"
+            raise CheckpointError(message, path=path, hint="rename or remove one of them")
+        named[name] = path
+    return named
+
+
+def _vectors(path: Path, width: int) -> Floats:
+    """The rows [n,D] of one file."""
+    try:
+        return _checked(_only(tensorfile.read(path)), width)
+    except CheckpointError as error:
+        if error.path is None:
+            raise type(error)(f"{path}: {error.message}", path=path, hint=error.hint) from error
+        raise
+
+
+def _only(tensors: Mapping[str, Tensor]) -> Tensor:
+    """The tensor with the vectors."""
+    if "clip_g" in tensors:
+        raise UnsupportedModelError("this textual inversion is for SDXL (clip_g); SD 1.x is supported")
+    names = [name for name in LAYOUTS if name in tensors] or list(tensors)
+    if len(names) == 1:
+        return tensors[names[0]]
+    lora = any("lora" in name.lower() for name in names)
+    what = "this looks like a LoRA" if lora else "no textual inversion"
+    first = ", ".join(repr(name[:60]) for name in names[:3])
+    raise CheckpointError(f"{what}: it holds {len(names)} tensors ({first}{' ...' if len(names) > 3 else ''}), not one")
+
+
+def _checked(tensor: Tensor, width: int) -> Floats:
+    *leading, size = tensor.shape or (0,)
+    count = leading[0] if len(leading) == 1 else 1
+    if len(leading) > 1 or not count or not size:
+        raise CheckpointError(f"its vectors have the shape {list(tensor.shape)}; [D] or [n,D] is a textual inversion's")
+    if size != width:
+        made = f", as for {WIDTHS[size]}" if size in WIDTHS else ""
+        raise UnsupportedModelError(f"its vectors are {size} wide{made}; this model's are {width}")
+    if count > MOST_VECTORS:
+        raise CheckpointError(f"it has {count} vectors; a prompt's chunk has room for {MOST_VECTORS}")
+    vectors = tensor.floats().reshape(count, width)
+    if not np.isfinite(vectors).all():
+        bad = int(np.count_nonzero(~np.isfinite(vectors)))
+        raise CheckpointError(f"{bad} of its numbers are NaN or infinite: the file is broken")
+    return vectors

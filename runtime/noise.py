@@ -1,0 +1,134 @@
+"""Seeded noise, equal to what PyTorch's generators draw: one generator per image.
+
+Knows nothing of samplers and requests; an image's first draw is its latents, the following ones its step noise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+Words = npt.NDArray[np.uint64]
+Shape = Sequence[int]
+
+BLOCK = 16  # normals that PyTorch's CPU generator makes at once
+LARGEST_SEED = 2**64 - 1
+_32, _LOW = np.uint64(32), np.uint64(0xFFFFFFFF)
+
+
+class Noise(Protocol):
+    """A stream of normal numbers that belongs to one image."""
+
+    def normal(self, shape: Shape) -> Floats:
+        """The next draw: standard normals of this shape."""
+
+
+class CpuNoise:
+    """`torch.randn` on a CPU generator, within 5e-7, for draws of 16 numbers and more.
+
+    Mersenne Twister 19937 seeded with the seed's low 32 bits, as PyTorch does; uniforms of 24 bits; the Box-Muller
+    transform in blocks of 16, where the first eight uniforms of a block give radii and the last eight give angles.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._twister = np.random.RandomState(seed & 0xFFFFFFFF)
+
+    def normal(self, shape: Shape) -> Floats:
+        count = math.prod(shape)
+        if count < BLOCK:
+            raise ValueError(f"a draw of {count} numbers: PyTorch draws fewer than {BLOCK} in another way")
+        uniforms = self._uniforms(count)
+        whole = count - count % BLOCK
+        normals = np.empty(count, np.float32)
+        normals[:whole] = _blocks(uniforms[:whole])
+        if whole != count:  # the last 16 are drawn anew, whatever was there
+            normals[-BLOCK:] = _blocks(self._uniforms(BLOCK))
+        return normals.reshape(shape)
+
+    def _uniforms(self, count: int) -> Floats:
+        words = self._twister.randint(0, 2**32, count, dtype=np.uint32)
+        return (words & 0xFFFFFF).astype(np.float32) * np.float32(2**-24)
+
+
+def _blocks(uniforms: Floats) -> Floats:
+    u = uniforms.reshape(-1, 2, BLOCK // 2)
+    radius = np.sqrt(-2 * np.log(1 - u[:, 0]))
+    angle = np.float32(2 * np.pi) * u[:, 1]
+    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).reshape(-1)
+
+
+class NvNoise:
+    """`torch.randn` on a CUDA generator, as long as one draw fits into the GPU's grid.
+
+    Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"): the key is the seed, the counter
+    is (draw, 0, position, 0), and each number is the first of a Box-Muller pair.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._key = (seed & 0xFFFFFFFF, seed >> 32)
+        self._draw = 0
+
+    def normal(self, shape: Shape) -> Floats:
+        x, y = _philox(self._draw, math.prod(shape), self._key)
+        self._draw += 1
+        unit = np.float32(2**-32)
+        turn = unit * np.float32(2 * np.pi)
+        u = x * np.float64(unit) + unit / 2  # float64 from rounded constants: A1111's own result to the last bit
+        v = y * np.float64(turn) + turn / 2
+        normals = np.sqrt(-2 * np.log(u)) * np.sin(v)
+        return np.asarray(normals, np.float32).reshape(shape)
+
+
+def _philox(draw: int, count: int, key: tuple[int, int]) -> tuple[Words, Words]:
+    """The first two of each counter's four words after ten rounds, for the positions 0..count-1."""
+    a, c = np.full(count, draw, np.uint64), np.arange(count, dtype=np.uint64)
+    b = d = np.zeros(count, np.uint64)
+    for i in range(10):
+        left, right = a * np.uint64(0xD2511F53), c * np.uint64(0xCD9E8D57)
+        a, b = (right >> _32) ^ b ^ np.uint64((key[0] + i * 0x9E3779B9) & 0xFFFFFFFF), right & _LOW
+        c, d = (left >> _32) ^ d ^ np.uint64((key[1] + i * 0xBB67AE85) & 0xFFFFFFFF), left & _LOW
+    return a, b
+
+
+SOURCES: dict[str, Callable[[int], Noise]] = {"cpu": CpuNoise, "nv": NvNoise}
+
+
+def initial(seed: int, shape: Shape, rng: str, subseed: int | None, strength: float) -> tuple[Floats, Noise]:
+    """An image's first noise, of unit variance and [4, h, w], and the generator that its step noise continues from.
+
+    `rng` is "cpu" or "nv". With a `strength` above 0 the noise lies that far on the way to the subseed's (A1111's
+    variations). The step noise is the seed's at every strength, so an ancestral sampler at strength 1 does not give
+    the subseed's picture; the others do.
+    """
+    source = SOURCES[rng]
+    noise = source(seed)
+    first = noise.normal(shape)
+    if strength and subseed is not None:
+        first = slerp(strength, first, source(subseed).normal(shape))
+    return first, noise
+
+
+def slerp(t: float, low: Floats, high: Floats) -> Floats:
+    """From `low` (t = 0) to `high` (t = 1) along an arc, for each column of each channel by itself, as A1111 does."""
+    lengths = np.linalg.norm(low, axis=1, keepdims=True) * np.linalg.norm(high, axis=1, keepdims=True)
+    cosine = np.sum(low * high, axis=1, keepdims=True) / lengths
+    if cosine.mean() > 0.9995:  # one and the same noise: there is no arc
+        return low
+    omega = np.arccos(cosine)
+    mixed = (np.sin((1 - t) * omega) * low + np.sin(t * omega) * high) / np.sin(omega)
+    return np.asarray(mixed, np.float32)
+
+
+def image_seeds(seed: int, subseed: int | None, strength: float, count: int) -> list[tuple[int, int | None]]:
+    """Seed and subseed of each image of a batch: the seed counts up or, for variations of one seed, the subseed does.
+
+    Counting wraps around at 2^64.
+    """
+    if strength and subseed is not None:
+        return [(seed, (subseed + i) & LARGEST_SEED) for i in range(count)]
+    return [((seed + i) & LARGEST_SEED, subseed) for i in range(count)]

@@ -1,0 +1,147 @@
+"""Textual inversions in the layouts that are about, and what is refused with the file's name."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from clipskip.embeddings import Concepts, load
+from clipskip.errors import CheckpointError, UnsafeFileError, UnsupportedModelError
+from clipskip.prompt import NO_CONCEPTS, Names
+
+WIDTH = 8
+
+
+def vectors(*shape: int, start: float = 0.0) -> torch.Tensor:
+    return torch.arange(int(np.prod(shape)), dtype=torch.float32).reshape(shape) + start
+
+
+def write(path: Path, **tensors: torch.Tensor) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    save_file(tensors, path)
+    return path
+
+
+@pytest.mark.parametrize("key", ["emb_params", "clip_l", "<cat-toy>", "*", "weight"])
+@pytest.mark.parametrize("shape", [(WIDTH,), (1, WIDTH), (3, WIDTH)])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_every_layout_and_float_format_gives_float32_rows(
+    tmp_path: Path, key: str, shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    concepts = load(write(tmp_path / "Cat Toy.safetensors", **{key: vectors(*shape).to(dtype)}), WIDTH)
+    assert concepts.spans == {"cat toy": range(len(vectors(*shape).reshape(-1, WIDTH)))}
+    assert concepts.vectors.dtype == np.float32
+    np.testing.assert_array_equal(concepts.vectors, vectors(*shape).reshape(-1, WIDTH).numpy())
+
+
+def test_the_known_key_is_taken_when_other_tensors_lie_beside_it(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.safetensors", emb_params=vectors(2, WIDTH), step=torch.tensor([7]))
+    assert load(path, WIDTH).spans == {"x": range(2)}
+
+
+def test_without_inversions_there_is_one_row_of_zeros_and_no_name(tmp_path: Path) -> None:
+    for none in ([], tmp_path):
+        concepts = load(none, WIDTH)
+        assert concepts.vectors.shape == (1, WIDTH)
+        assert not concepts.vectors.any()
+        assert concepts.spans == NO_CONCEPTS.spans == {}
+
+
+def test_files_and_folders_are_joined_in_one_array_and_each_file_counts_once(tmp_path: Path) -> None:
+    folder = tmp_path / "inversions"
+    first = write(folder / "a.safetensors", emb_params=vectors(2, WIDTH))
+    write(folder / "B.SAFETENSORS", emb_params=vectors(1, WIDTH, start=100))
+    (folder / "deeper").mkdir()
+    write(folder / "deeper" / "c.safetensors", emb_params=vectors(3, WIDTH, start=200))
+    (folder / "._a.safetensors").write_bytes(b"what macOS leaves behind")
+    (folder / "readme.txt").write_text("not an inversion")
+    concepts = load([first, str(folder), folder], WIDTH)
+    assert concepts.spans == {"a": range(2), "b": range(2, 3), "c": range(3, 6)}
+    assert [concepts.vectors[rows[0], 0] for rows in concepts.spans.values()] == [0, 100, 200]
+    assert concepts.notes == ()
+
+
+def test_two_files_of_one_name_are_refused_naming_both(tmp_path: Path) -> None:
+    one, two = (
+        write(tmp_path / path, emb_params=vectors(WIDTH)) for path in ("x/Style.safetensors", "y/style.safetensors")
+    )
+    with pytest.raises(CheckpointError, match="both called 'style'") as caught:
+        load([one, two], WIDTH)
+    assert str(one) in caught.value.message
+    assert str(two) in caught.value.message
+
+
+class Payload:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> object:
+        return Path.touch, (self.target,)
+
+
+def test_a_pickle_is_refused_when_named_and_left_out_of_a_folder_with_a_note_and_never_run(tmp_path: Path) -> None:
+    bad = tmp_path / "easynegative.pt"
+    bad.write_bytes(pickle.dumps(Payload(tmp_path / "ran")))
+    write(tmp_path / "good.safetensors", emb_params=vectors(WIDTH))
+    with pytest.raises(UnsafeFileError, match=r"easynegative\.pt: this is a pickle"):
+        load(bad, WIDTH)
+    concepts = load(tmp_path, WIDTH)
+    assert list(concepts.spans) == ["good"]
+    assert "easynegative.pt is not used" in concepts.notes[0]
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_pickle_called_safetensors_is_refused_by_its_content(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(pickle.dumps(Payload(tmp_path / "ran")))
+    with pytest.raises(UnsafeFileError):
+        load(tmp_path, WIDTH)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_safetensors_file_called_bin_is_read_by_its_content(tmp_path: Path) -> None:
+    assert load(write(tmp_path / "x.bin", emb_params=vectors(WIDTH)), WIDTH).spans == {"x": range(1)}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "error", "message"),
+    [
+        ({"emb_params": vectors(2, 1024)}, UnsupportedModelError, "1024 wide, as for SD 2.x; this model's are 8"),
+        ({"emb_params": vectors(2, 9)}, UnsupportedModelError, "9 wide; this model's are 8"),
+        ({"clip_l": vectors(1, WIDTH), "clip_g": vectors(1, 1280)}, UnsupportedModelError, "for SDXL"),
+        ({"emb_params": torch.full((2, WIDTH), torch.nan)}, CheckpointError, "16 of its numbers are NaN or infinite"),
+        ({"emb_params": torch.full((WIDTH,), 1e300, dtype=torch.float64)}, CheckpointError, "NaN or infinite"),
+        ({"emb_params": vectors(0, WIDTH)}, CheckpointError, "shape [0, 8]"),
+        ({"emb_params": vectors(1, 2, WIDTH)}, CheckpointError, "shape [1, 2, 8]"),
+        ({"emb_params": torch.tensor(1.0)}, CheckpointError, "shape []"),
+        ({"emb_params": vectors(76, WIDTH)}, CheckpointError, "76 vectors; a prompt's chunk has room for 75"),
+        ({"emb_params": torch.zeros(1, WIDTH, dtype=torch.int64)}, UnsupportedModelError, "I64"),
+        ({"a": vectors(WIDTH), "b": vectors(WIDTH)}, CheckpointError, "it holds 2 tensors ('a', 'b'), not one"),
+        ({f"lora_te_{i}": vectors(WIDTH) for i in range(5)}, CheckpointError, "looks like a LoRA"),
+        ({}, CheckpointError, "it holds 0 tensors"),
+    ],
+)
+def test_what_is_no_inversion_for_this_model_is_refused_with_the_files_name(
+    tmp_path: Path, tensors: dict[str, torch.Tensor], error: type[CheckpointError], message: str
+) -> None:
+    path = write(tmp_path / "odd one.safetensors", **tensors)
+    with pytest.raises(error) as caught:
+        load(tmp_path, WIDTH)
+    assert caught.value.message.startswith(f"{path}: ")
+    assert message in caught.value.message
+    assert (type(caught.value), caught.value.path) == (error, str(path))
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"nothing\.safetensors is missing"):
+        load([tmp_path / "nothing.safetensors"], WIDTH)
+
+
+def test_concepts_are_what_a_prompt_takes_names_from() -> None:
+    names: Names = Concepts(np.zeros((1, WIDTH), np.float32), {"x": range(1)})
+    assert names.spans == {"x": range(1)}

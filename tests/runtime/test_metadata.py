@@ -1,0 +1,278 @@
+"""Requests that travel in image files, and files that are damaged, hostile or about something else."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import struct
+import time
+import zlib
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL.PngImagePlugin import PngInfo
+from strategies import requests
+
+from clipskip import metadata
+from clipskip.engines.manifest import ModelFacts
+from clipskip.errors import CheckpointError, RequestError, StorageError
+from clipskip.metadata import pnginfo, read_request, save
+from clipskip.request import Request
+
+MODEL = ModelFacts("sample", "sd1", 12, 768, 49408, "epsilon", 8.5e-4, 0.012, 1000, 0.18, 512, 64, 2, "b" * 64, {})
+ENGINES = {"text-11": "c" * 64, "step": "d" * 64}
+RESOLVED = Request(prompt="a cat", clip_skip=2, negative_clip_skip=2, seed=7, subseed=9, width=64, height=64)
+PIXELS = PIL.Image.new("RGB", (8, 8), "red")
+A1111 = "a cat\nNegative prompt: blurry\nSteps: 20, Sampler: Euler a, CFG scale: 7, Seed: 5, Size: 64x64, Clip skip: 2"
+
+
+def png(info: PngInfo | None = None) -> bytes:
+    buffer = io.BytesIO()
+    PIXELS.save(buffer, "PNG", pnginfo=info)
+    return buffer.getvalue()
+
+
+def with_text(**texts: str) -> bytes:
+    info = PngInfo()
+    for name, text in texts.items():
+        info.add_text(name, text)
+    return png(info)
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def with_chunks(*chunks: bytes, size: tuple[int, int] = (8, 8), after: bytes = b"") -> bytes:
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", *size, 8, 0, 0, 0, 0))
+    body = chunk(b"IDAT", zlib.compress(b"\0" * 9 * 8))
+    return b"\x89PNG\r\n\x1a\n" + header + b"".join(chunks) + body + after + chunk(b"IEND", b"")
+
+
+def test_a_saved_picture_gives_its_request_back_from_path_bytes_and_image(tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    save(PIXELS, path, RESOLVED, MODEL, ENGINES)
+    assert read_request(path) == read_request(str(path)) == read_request(path.read_bytes()) == RESOLVED
+    with PIL.Image.open(path) as opened:
+        assert read_request(opened) == RESOLVED
+        assert opened.text["parameters"] == metadata.parameters(RESOLVED, MODEL)  # type: ignore[attr-defined]
+        truth = json.loads(opened.text["clipskip"])  # type: ignore[attr-defined]
+    assert truth["engines"] == ENGINES
+    assert truth["model"] == {"name": "sample", "sha256": "b" * 64}
+
+
+@given(requests())
+@settings(deadline=None)
+def test_every_request_comes_back_exactly(request: Request) -> None:
+    assert read_request(png(pnginfo(request, MODEL, ENGINES))) == request
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "🧑‍🚀 on 🪐",
+        "‮right to left‬ שלום עולם",
+        "two\nlines\r\n\tand a tab ",
+        "a cat\nNegative prompt: not the negative\nSteps: 1, Sampler: Euler, Clip skip: 12",
+        "Steps: 1, Sampler: Euler, CFG scale: 1, Seed: 1, Size: 8x8",
+        'ein Käse, für 5 €; "quoted" \\ (a:1.2) [b|c] <lora:d:1>',
+        "",
+        " ",
+    ],
+)
+def test_prompts_that_confuse_a_text_format_come_back_exactly(prompt: str) -> None:
+    request = replace(RESOLVED, prompt=prompt, negative_prompt=prompt[::-1])
+    assert read_request(png(pnginfo(request, MODEL, ENGINES))) == request
+
+
+def test_the_largest_prompts_fit_and_larger_texts_are_never_written() -> None:
+    for longest in ("\x01" * 65536, "é" * 32768, "😀" * 16384):
+        request = replace(RESOLVED, prompt=longest, negative_prompt=longest)
+        assert read_request(png(pnginfo(request, MODEL, ENGINES))) == request
+    with pytest.raises(RequestError, match="more than 1 MiB"):
+        pnginfo(replace(RESOLVED, prompt="a" * 2**20), MODEL, ENGINES)
+
+
+def test_an_existing_file_is_replaced_and_no_draft_stays(tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    for seed in (1, 2):
+        save(PIXELS, path, replace(RESOLVED, seed=seed), MODEL, ENGINES)
+    assert read_request(path).seed == 2
+    assert os.listdir(tmp_path) == ["x.png"]
+
+
+@pytest.mark.parametrize("place", ["missing/x.png", "folder", "file/x.png"])
+def test_a_picture_that_cannot_be_written_is_a_storage_error_and_leaves_nothing(tmp_path: Path, place: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError) as caught:
+        save(PIXELS, tmp_path / place, RESOLVED, MODEL, ENGINES)
+    assert caught.value.exit_status == 7
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
+
+
+def test_the_json_is_the_truth_where_the_two_texts_differ() -> None:
+    both = pnginfo(RESOLVED, MODEL, ENGINES)
+    both.add_text("parameters", A1111)
+    assert read_request(png(both)) == RESOLVED
+
+
+def test_a_picture_of_a1111_is_read_from_its_text() -> None:
+    for data in (with_text(parameters=A1111), with_text(parameters=A1111 + ", Unknown: 😀", workflow="{}")):
+        found = read_request(data)
+        assert (found.prompt, found.negative_prompt, found.clip_skip, found.seed) == ("a cat", "blurry", 2, 5)
+
+
+def test_a_text_after_the_pixels_is_found() -> None:
+    data = with_chunks(after=chunk(b"tEXt", b"parameters\0" + A1111.encode()))
+    assert read_request(data).seed == 5
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
+@pytest.mark.parametrize(
+    "comment",
+    [
+        b"UNICODE\0" + A1111.replace("cat", "🐈").encode("utf-16-be"),
+        b"UNICODE\0" + A1111.replace("cat", "🐈").encode("utf-16-le"),
+        b"ASCII\0\0\0" + A1111.replace("cat", "🐈").encode(),
+    ],
+)
+def test_a_jpeg_or_webp_carries_the_text_in_its_exif_comment(kind: str, comment: bytes) -> None:
+    exif = PIL.Image.Exif()
+    exif.get_ifd(0x8769)[0x9286] = comment
+    buffer = io.BytesIO()
+    PIXELS.save(buffer, kind, exif=exif)
+    found = read_request(buffer.getvalue())
+    assert (found.prompt, found.seed, found.clip_skip) == ("a 🐈", 5, 2)
+
+
+def test_an_image_in_memory_is_read_by_what_it_carries() -> None:
+    image = PIXELS.copy()
+    with pytest.raises(CheckpointError, match="no settings are in this picture"):
+        read_request(image)
+    image.info["parameters"] = A1111
+    assert read_request(image).seed == 5
+
+
+def test_a_picture_without_settings_is_refused_naming_what_it_has() -> None:
+    with pytest.raises(CheckpointError, match="it has 'prompt', 'workflow'"):
+        read_request(with_text(workflow="{}", prompt="{}"))
+
+
+def truth(**changes: Any) -> str:
+    whole: dict[str, Any] = {"schema": 1, "request": {"prompt": "a cat"}, "model": {}, "engines": {}}
+    return json.dumps(whole | changes)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "not valid JSON"),
+        ("{", "not valid JSON"),
+        ("[" * 100_000, "nested deeper"),
+        ('{"schema": 1, "request": ' + '{"a":' * 100_000, "nested deeper"),
+        ('"' + '\\"' * 400_000, "not valid JSON"),
+        ("[]", "no object"),
+        ("null", "no object"),
+        (truth(schema=True), "no object with a schema"),
+        (truth(schema=2), "has schema 2; 1 is known"),
+        (truth(request=None), "its request is missing"),
+        (truth(request=[]), "its request is missing"),
+        (truth(request={}), "'prompt' is missing"),
+        (truth(request={"prompt": 5}), "prompt must be a string"),
+        (truth(request={"prompt": "", "steps": "20"}), "steps must be a whole number"),
+        (truth(request={"prompt": "", "steps": True}), "steps must be a whole number"),
+        (truth(request={"prompt": "", "clip_skip": [2]}), "clip_skip must be 1..13"),
+        (truth(request={"prompt": "", "extra": 1}), "unknown field 'extra'"),
+        (truth(request={"prompt": "", "cfg": float("nan")}), "NaN is not a number"),
+        (truth().replace('"schema": 1', '"schema": 1, "schema": 1'), "twice"),
+    ],
+)
+def test_a_broken_truth_is_refused_and_the_other_text_does_not_stand_in(text: str, message: str) -> None:
+    data = with_text(clipskip=text, parameters=A1111)
+    with pytest.raises(CheckpointError) as caught:
+        read_request(data)
+    assert message in caught.value.message
+    assert caught.value.exit_status == 3
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("broken", ["Steps: many", "Steps: 5, Seed: 1.5", "Steps: 5, Size: 8", "no settings"])
+def test_a_broken_parameters_text_is_a_bad_file_not_a_bad_request(broken: str) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        read_request(with_text(parameters=f"a cat\n{broken}"))
+    assert caught.value.exit_status == 3
+
+
+BOMB = zlib.compress(b"x" * (2 << 20), 9)
+HOSTILE = {
+    "a 2 MiB zTXt": with_chunks(chunk(b"zTXt", b"parameters\0\0" + BOMB)),
+    "a 2 MiB iTXt": with_chunks(chunk(b"iTXt", b"parameters\0\1\0\0\0" + BOMB)),
+    "a 2 MiB tEXt": with_chunks(chunk(b"tEXt", b"parameters\0" + b"x" * (2 << 20))),
+    "65 MiB of tEXt": with_chunks(*[chunk(b"tEXt", b"k%d\0" % i + b"x" * (1 << 20)) for i in range(66)]),
+    "a chunk longer than the file": with_chunks(struct.pack(">I", 2**31 - 1) + b"tEXtparameters\0"),
+    "a text with a wrong checksum": with_chunks(chunk(b"tEXt", b"parameters\0x")[:-4] + b"\0\0\0\0"),
+    "a broken zTXt": with_chunks(chunk(b"zTXt", b"parameters\0\0" + b"garbage"), chunk(b"zTXt", b"clipskip\0\7x")),
+    "30,000 x 30,000 pixels": with_chunks(size=(30_000, 30_000)),
+    "10,000 x 10,000 pixels": with_chunks(size=(10_000, 10_000)),
+    "6,000 x 6,000 pixels": with_chunks(size=(6_000, 6_000)),
+    "no pixels": with_chunks(size=(0, 0)),
+    "only a signature": b"\x89PNG\r\n\x1a\n",
+    "nothing": b"",
+    "text": b"Steps: 20, Sampler: Euler a",
+    "postscript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+    "a GIF": b"GIF89a\1\0\1\0\0\0\0,\0\0\0\0\1\0\1\0\0\2\2D\1\0;",
+    "a BMP": b"BM" + bytes(100),
+    "a JPEG without pixels": b"\xff\xd8\xff\xe0\0\x10JFIF\0\1\1\0\0\1\0\1\0\0\xff\xd9",
+    "a WEBP without pixels": b"RIFF\x20\0\0\0WEBPVP8 " + bytes(24),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_or_foreign_file_is_refused_at_once(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    path.write_bytes(HOSTILE[name])
+    start = time.perf_counter()
+    with pytest.raises(CheckpointError) as caught:
+        read_request(path)
+    assert time.perf_counter() - start < 3
+    assert (caught.value.exit_status, caught.value.path) == (3, str(path))
+    assert str(path) in caught.value.message
+
+
+def test_a_picture_cut_anywhere_is_refused() -> None:
+    whole = png(pnginfo(RESOLVED, MODEL, ENGINES))
+    for length in range(0, len(whole) - 20, 7):  # checksums and the end mark, which readers do without, have 20 bytes
+        with pytest.raises(CheckpointError):
+            read_request(whole[:length])
+
+
+@given(st.integers(8, 1500), st.binary(min_size=1, max_size=4))
+@settings(deadline=None, max_examples=200)
+def test_a_damaged_picture_gives_a_request_or_a_checkpoint_error_and_nothing_else(place: int, damage: bytes) -> None:
+    whole = with_text(parameters=A1111, clipskip=truth())
+    with suppress(CheckpointError):
+        assert isinstance(read_request(whole[:place] + damage + whole[place + len(damage) :]), Request)
+
+
+@given(st.binary(max_size=300))
+@settings(deadline=None, max_examples=200)
+def test_a_damaged_exif_gives_a_request_or_a_checkpoint_error_and_nothing_else(damage: bytes) -> None:
+    buffer = io.BytesIO()
+    PIXELS.save(buffer, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0" + damage)
+    with suppress(CheckpointError):
+        assert isinstance(read_request(buffer.getvalue()), Request)
+
+
+@pytest.mark.parametrize("place", ["missing.png", ".", "pipe"])
+def test_what_is_no_file_is_refused_without_waiting(place: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(CheckpointError):
+        read_request(tmp_path / place)

@@ -1,0 +1,201 @@
+"""A request's types, its JSON, and what is refused before any model is looked at."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, fields, replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import DEPTH_FIELDS, FRACTION_FIELDS, TEXT_FIELDS, WHOLE_FIELDS, requests
+
+from clipskip import scalars
+from clipskip.errors import RequestError
+from clipskip.request import ALIASES, DEFAULTS, Request, check_types
+
+HUGE = pytest.param(10**5000, id="huge")
+NO_NUMBERS = [True, "7", "7.5", b"7", float("nan"), float("inf"), [], {}, np.bool_(True), HUGE]
+
+
+def test_every_field_is_in_one_of_the_lists_of_these_tests() -> None:
+    assert sorted(WHOLE_FIELDS + FRACTION_FIELDS + DEPTH_FIELDS + TEXT_FIELDS) == sorted(
+        field.name for field in fields(Request)
+    )
+
+
+@given(requests())
+@settings(deadline=None)
+def test_json_brings_every_request_back(request: Request) -> None:
+    text = request.to_json()
+    assert text.isascii()
+    assert Request.from_json(text) == Request.from_json(text.encode()) == Request.from_json(json.loads(text)) == request
+
+
+def test_only_the_prompt_must_be_given() -> None:
+    assert Request.from_json('{"prompt": ""}') == Request(prompt="")
+    with pytest.raises(RequestError, match="'prompt' is missing"):
+        Request.from_json("{}")
+
+
+@pytest.mark.parametrize("name", [name for name in DEFAULTS if name != "prompt"])
+def test_null_means_the_default(name: str) -> None:
+    given_null = Request(**{"prompt": "a cat", name: None})  # type: ignore[arg-type]
+    assert check_types(given_null) == Request.from_json({"prompt": "a cat", name: None}) == Request(prompt="a cat")
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("guidence", "cfg"),
+        ("clip_skp", "clip_skip"),
+        ("Steps", "steps"),
+        ("negative", "negative_prompt"),
+        ("heigth", "height"),
+    ],
+)
+def test_an_unknown_field_is_refused_with_the_closest_name(name: str, meant: str) -> None:
+    with pytest.raises(RequestError, match=f"unknown field '{name}'") as caught:
+        Request.from_json({"prompt": "", name: 1})
+    assert caught.value.hint == f"did you mean {meant!r}?"
+
+
+def test_an_unknown_field_like_no_other_is_refused_with_all_names() -> None:
+    with pytest.raises(RequestError) as caught:
+        Request.from_json({"prompt": "", "zzzz": 1})
+    assert all(name in str(caught.value.hint) for name in DEFAULTS)
+
+
+def test_every_alias_is_the_name_of_a_field_and_none_hides_one() -> None:
+    assert set(ALIASES.values()) <= set(DEFAULTS)
+    assert not set(ALIASES) & set(DEFAULTS)
+
+
+@pytest.mark.parametrize("name", WHOLE_FIELDS + FRACTION_FIELDS)
+@pytest.mark.parametrize("value", NO_NUMBERS)
+def test_what_is_no_number_is_refused_the_same_from_python_and_json(name: str, value: Any) -> None:
+    messages = set()
+    for attempt in (check_types, lambda request: Request.from_json(asdict(request))):
+        with pytest.raises(RequestError) as caught:
+            attempt(replace(Request(prompt="a cat"), **{name: value}))
+        assert caught.value.field == name
+        messages.add(str(caught.value))
+    assert len(messages) == 1
+    assert messages.pop().startswith(f"{name} must be a ")
+
+
+@pytest.mark.parametrize("name", WHOLE_FIELDS)
+def test_whole_numbers_are_not_taken_from_fractions(name: str) -> None:
+    for value in (2.5, 2.0, np.float64(2)):
+        with pytest.raises(RequestError, match=f"{name} must be a whole number"):
+            check_types(replace(Request(prompt=""), **{name: value}))
+
+
+@pytest.mark.parametrize("name", TEXT_FIELDS)
+@pytest.mark.parametrize("value", [123, b"x", [], ["a", None], 1.5, True])
+def test_what_is_no_text_is_refused(name: str, value: Any) -> None:
+    with pytest.raises(RequestError, match=f"{name} must be a string, not ") as caught:
+        check_types(replace(Request(prompt=""), **{name: value}))
+    assert caught.value.field == name
+
+
+def test_a_prompt_of_none_is_refused() -> None:
+    with pytest.raises(RequestError, match="prompt must be a string, not None"):
+        check_types(Request(prompt=None))  # type: ignore[arg-type]
+
+
+def test_numpys_numbers_become_pythons() -> None:
+    given_numpys = {
+        "steps": np.int64(5),
+        "cfg": np.float32(7.5),
+        "clip_skip": np.int32(2),
+        "seed": np.uint64(2**64 - 1),
+    }
+    asked = replace(Request(prompt=""), **given_numpys)  # type: ignore[arg-type]
+    checked = check_types(asked)
+    assert [type(getattr(checked, name)) for name in given_numpys] == [int, float, int, int]
+    assert (checked.seed, checked.cfg) == (2**64 - 1, 7.5)
+    assert Request.from_json(asked.to_json()) == checked
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "nonsense",
+        "[]",
+        "null",
+        '"a cat"',
+        '{"prompt": "a", "prompt": "b"}',
+        '{"prompt": "a", "cfg": NaN}',
+        '{"prompt": "a", "cfg": -Infinity}',
+        '{"prompt": "a", "cfg": 1e999}',
+        '{"prompt": "a", "steps": 1' + "0" * 5000 + "}",
+        '{"prompt": "a"} {}',
+        '{"prompt": "a\ud800"}',
+        '{"prompt": ' + "[" * 100_000,
+        '{"prompt": "' + '\\"' * 400_000,
+        b"\xff\xfe{",
+        b"\xef\xbb\xbf{}",
+        b'{"prompt": "' + b"a" * 2**20 + b'"}',
+        17,
+        None,
+    ],
+)
+def test_what_is_no_strict_json_object_is_refused_at_once(text: Any) -> None:
+    start = time.perf_counter()
+    with pytest.raises(RequestError) as caught:
+        Request.from_json(text)
+    assert time.perf_counter() - start < 2
+    assert len(str(caught.value)) < 300
+
+
+@given(st.dictionaries(st.sampled_from([*DEFAULTS]) | st.text(), st.none() | st.booleans() | st.integers() | st.text()))
+@settings(deadline=None)
+def test_no_object_gives_anything_but_a_request_or_a_refusal(values: dict[str, Any]) -> None:
+    try:
+        found = Request.from_json(values)
+    except RequestError:
+        return
+    assert found == Request.from_json(found.to_json())
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("2", 2), ("-1", -1), ("007", 7), ("1.9", 1.9), ("0.50", 0.5), ("18446744073709551615", 2**64 - 1)],
+)
+def test_plain_decimals_are_numbers(text: str, number: float) -> None:
+    parsed = scalars.parse(text)
+    assert parsed == number
+    assert type(parsed) is type(number)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", " 2", "2 ", "+2", "２", "٢", "1_0", "1e3", ".5", "5.", "nan", "inf", "0x10", "1,5", "--1", "9" * 401, "2\n"],
+)
+def test_anything_else_stays_text(text: str) -> None:
+    assert scalars.parse(text) == text
+
+
+def test_typed_fields_become_numbers_only_where_the_field_takes_numbers() -> None:
+    asked = Request.from_text({"prompt": "7", "negative_prompt": "2.5", "seed": "7", "cfg": "8", "clip_skip": "1.9"})
+    assert asked == Request(prompt="7", negative_prompt="2.5", seed=7, cfg=8.0, clip_skip=1.9)
+
+
+def test_typed_fields_change_a_base_and_keep_the_rest() -> None:
+    base = Request(prompt="a cat", seed=7, steps=5)
+    assert Request.from_text({"steps": "6"}, base) == replace(base, steps=6)
+
+
+@pytest.mark.parametrize(("base", "negative"), [((2, None), None), ((2, 2), None), ((2, 1), 1)])
+def test_a_new_depth_replaces_the_bases_and_takes_along_a_negative_that_followed_it(
+    base: tuple[int, int | None], negative: int | None
+) -> None:
+    old = Request(prompt="a cat", clip_skip=base[0], negative_clip_skip=base[1])
+    new = replace(old, clip_skip=3, negative_clip_skip=negative)
+    assert Request.from_text({"clip_skip": "3"}, old) == new
+    assert Request.from_text({"clip_skip_diffusers": "2"}, old) == replace(new, clip_skip=None, clip_skip_diffusers=2)
