@@ -1,0 +1,141 @@
+"""The weights in a text: `(more)`, `[less]`, `(this:1.3)`, BREAK. Knows nothing of schedules or tokens.
+
+Each fragment of text lies in a chain of round brackets and a chain of square ones, which may cross. Its weight is the
+product of their factors, taken in the order in which they close, so that it is AUTOMATIC1111's to the last bit.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from itertools import groupby
+from operator import itemgetter
+
+import numpy as np
+import numpy.typing as npt
+
+from .text import check_weight
+
+ROUND, SQUARE = 1.1, 1 / 1.1
+BREAK = ("BREAK", -1.0)
+EXACT_DEPTH = 32  # so many factors are multiplied in closing order; those of brackets further out in one go
+
+_TOKEN = re.compile(r"\\[()\[\]\\]?|[()\[\]]|:\s*[+-]?[.\d]+\s*\)|[^\\()\[\]:]+|:")
+_NUMBER = re.compile(r"\s*[+-]?(?:\d+(?:\.\d*)?|\.\d+)\s*")
+_BREAK = re.compile(r"\bBREAK\b")
+
+
+def attention(text: str) -> list[tuple[str, float]]:
+    """The fragments of `text` with their weights, neighbours of equal weight merged; never empty.
+
+    AUTOMATIC1111 1.10's rules: `(a)` is 1.1 times, `[a]` 1/1.1 times, `(a:1.3)` 1.3 times; nested factors multiply;
+    round and square brackets are counted apart and may cross; brackets left open count at the end; closing ones that
+    close nothing are text. `\\(`, `\\)`, `\\[`, `\\]`, `\\\\` are text; any other backslash vanishes. The word BREAK,
+    with the whitespace around it, is the fragment ("BREAK", -1.0), beside which fragments may be empty; inside
+    brackets its weight is another one, and it is a word like others. A weight that is no plain decimal (`(a:1.2.3)`)
+    is text at 1.1, where A1111 crashes. Raises RequestError(field="prompt") where a written weight, or the product of
+    nested ones, is beyond 10; nothing else.
+    """
+    scan = _Scan()
+    for token in _TOKEN.findall(text):
+        scan.take(token)
+    merged = [("".join(map(itemgetter(0), run)), weight) for weight, run in groupby(scan.fragments(), itemgetter(1))]
+    for fragment, weight in merged:
+        if fragment:
+            check_weight(weight, fragment)
+    return merged or [("", 1.0)]
+
+
+class _Scan:
+    """The fragments so far, and the innermost bracket of either kind around each; bracket 0 is "none"."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.signs: list[float] = []
+        self.rounds: list[int] = []
+        self.squares: list[int] = []
+        self.opened = {")": [0], "]": [0]}  # by the token that closes them
+        self.parent, self.factor, self.closed = [0], [1.0], [math.inf]
+        self.closings = 0
+
+    def take(self, token: str) -> None:
+        first = token[0]
+        if first in "([":
+            self.open(token)
+        elif first in ")]" and self.is_open(first):
+            self.close(first)
+        elif first == ":" and len(token) > 1 and self.is_open(")"):
+            self.close_weighted(token)
+        elif first == "\\":
+            self.add(token[1:])
+        else:
+            self.add_words(token)
+
+    def add(self, text: str, sign: float = 1.0) -> None:
+        self.texts.append(text)
+        self.signs.append(sign)
+        self.rounds.append(self.opened[")"][-1])
+        self.squares.append(self.opened["]"][-1])
+
+    def add_words(self, token: str) -> None:
+        """Add `token` split at each BREAK, without the whitespace around it."""
+        first, *others = _BREAK.split(token) if "BREAK" in token else [token]
+        self.add(first.rstrip() if others else first)
+        for left, words in enumerate(others, 1 - len(others)):
+            self.add(*BREAK)
+            self.add(words.strip() if left else words.lstrip())
+
+    def open(self, token: str) -> None:
+        opened = self.opened[")" if token == "(" else "]"]
+        self.parent.append(opened[-1])
+        opened.append(len(self.factor))
+        self.factor.append(ROUND if token == "(" else SQUARE)
+        self.closed.append(math.inf)
+
+    def is_open(self, token: str) -> bool:
+        return len(self.opened[token]) > 1
+
+    def close(self, token: str) -> None:
+        self.closings += 1
+        self.closed[self.opened[token].pop()] = self.closings
+
+    def close_weighted(self, token: str) -> None:
+        weight = token[1:-1]
+        if _NUMBER.fullmatch(weight):
+            self.factor[self.opened[")"][-1]] = check_weight(float(weight), token)
+        else:
+            self.add(token[:-1])
+        self.close(")")
+
+    def fragments(self) -> list[tuple[str, float]]:
+        """Close what is still open, and give each fragment its weight."""
+        for token in (")", "]"):
+            while self.is_open(token):
+                self.close(token)
+        if len(self.factor) == 1 or not self.texts:
+            return list(zip(self.texts, self.signs, strict=True))
+        weights = self._products() * np.array(self.signs)
+        return list(zip(self.texts, weights.tolist(), strict=True))
+
+    @np.errstate(over="ignore", invalid="ignore")  # the caller refuses what is not finite
+    def _products(self) -> npt.NDArray[np.float64]:
+        parent, factor, closed = np.array(self.parent), np.array(self.factor), np.array(self.closed)
+        rounds, squares = np.array(self.rounds), np.array(self.squares)
+        product = np.ones(len(rounds))
+        for _ in range(EXACT_DEPTH):
+            if not (rounds.any() or squares.any()):
+                return product
+            first = np.where(closed[rounds] < closed[squares], rounds, squares)
+            product *= factor[first]
+            rounds = np.where(first == rounds, parent[rounds], rounds)
+            squares = np.where(first == squares, parent[squares], squares)
+        total = self._totals()
+        product *= total[rounds] * total[squares]
+        return product
+
+    def _totals(self) -> npt.NDArray[np.float64]:
+        """Per bracket, the product of its factor and of those around it (of its own kind)."""
+        totals: list[float] = []
+        for parent, factor in zip(self.parent, self.factor, strict=True):
+            totals.append(factor * totals[parent] if totals else factor)
+        return np.array(totals)

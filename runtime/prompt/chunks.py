@@ -1,0 +1,153 @@
+"""Weighted text cut into chunks of 77 token ids, as AUTOMATIC1111 cuts it. Knows nothing of engines or vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Protocol
+
+from ..errors import RequestError
+from ..tokenizer import Tokenizer
+from .attention import BREAK, attention
+
+LENGTH = 75  # tokens of a chunk between its bos and its eos
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What the text encoder takes at once: bos, 75 ids padded with eos, eos; and a weight for each of the 77."""
+
+    tokens: tuple[int, ...]
+    weights: tuple[float, ...]
+
+
+class Names(Protocol):
+    """Textual inversions as far as a prompt needs them: lower-cased name -> rows of the `concepts` input."""
+
+    @property
+    def spans(self) -> Mapping[str, range]: ...
+
+
+@dataclass(frozen=True)
+class _NoNames:
+    spans: Mapping[str, range] = field(default_factory=dict)
+
+
+NO_CONCEPTS: Names = _NoNames()
+
+
+def chunks(
+    text: str,
+    tokenizer: Tokenizer,
+    *,
+    emphasis: str = "Original",
+    comma_backtrack: int = 20,
+    concepts: Names = NO_CONCEPTS,
+) -> list[Chunk]:
+    """The chunks of one text (no AND, no schedules), at least one; follows AUTOMATIC1111 1.10.
+
+    Each fragment of `attention` is tokenised on its own; with `emphasis="None"` the text is one fragment of weight 1,
+    brackets and BREAK included. BREAK ends the chunk, also an empty one. When a token meets a full chunk whose last
+    comma is at most `comma_backtrack` (0..74) tokens back, what follows that comma moves to the next chunk; a comma
+    itself never causes a move. Where the tokenised name of a textual inversion stands in a fragment, in any case and
+    also inside a longer run of words, the ids `tokenizer.vocabulary + row` of its vectors stand instead (the longest
+    name first), together in one chunk; unlike in A1111 they move with a comma. Raises RequestError(field="prompt") for
+    weights beyond 10 and for an inversion of more than 75 vectors.
+    """
+    packer = _Packer(tokenizer, comma_backtrack)
+    index = _index(tokenizer, tuple(concepts.spans.items()))
+    for fragment, weight in [(text, 1.0)] if emphasis == "None" else attention(text):
+        if (fragment, weight) == BREAK:
+            packer.close()
+            continue
+        for token, group in _groups(tokenizer.ids(fragment), index):
+            packer.add(token, group, weight)
+    return packer.finish()
+
+
+def empty_chunk(tokenizer: Tokenizer) -> Chunk:
+    """The chunk of an empty prompt."""
+    return chunks("", tokenizer)[0]
+
+
+_Index = Mapping[int, Sequence[tuple[list[int], list[int]]]]  # first id of a name -> (ids of the name, ids of vectors)
+
+
+@lru_cache(maxsize=4)
+def _index(tokenizer: Tokenizer, spans: tuple[tuple[str, range], ...]) -> _Index:
+    index: dict[int, list[tuple[list[int], list[int]]]] = {}
+    for name, rows in spans:
+        if ids := tokenizer.ids(name):
+            index.setdefault(ids[0], []).append((ids, [tokenizer.vocabulary + row for row in rows]))
+    return {first: sorted(names, key=lambda name: -len(name[0])) for first, names in index.items()}
+
+
+def _groups(ids: list[int], index: _Index) -> Iterator[tuple[int, list[int]]]:
+    """The ids that must stay together, one by one, each group with the id that stood there before."""
+    position = 0
+    while position < len(ids):
+        token = ids[position]
+        for name, vectors in index.get(token, ()):
+            if ids[position : position + len(name)] == name:
+                yield token, vectors
+                position += len(name)
+                break
+        else:
+            yield token, [token]
+            position += 1
+
+
+class _Packer:
+    """Fills chunks in order; `comma` is where the last comma of the open chunk stands."""
+
+    def __init__(self, tokenizer: Tokenizer, backtrack: int) -> None:
+        self.tokenizer = tokenizer
+        self.backtrack = backtrack
+        self.done: list[Chunk] = []
+        self.comma: int | None = None
+        self._restart([], [])
+
+    def add(self, token: int, group: list[int], weight: float) -> None:
+        if token == self.tokenizer.comma:
+            self.comma = len(self.tokens)
+        elif len(self.tokens) == LENGTH and self.comma is not None and LENGTH - self.comma <= self.backtrack:
+            self._move_tail(self.comma + 1)
+        if len(self.tokens) + len(group) > LENGTH:
+            _check_size(group)
+            self.close()
+        self.tokens += group
+        self.weights += [weight] * len(group)
+
+    def close(self) -> None:
+        """End the open chunk, padded, and start an empty one."""
+        padding = LENGTH - len(self.tokens)
+        tokens = [self.tokenizer.bos, *self.tokens, *[self.tokenizer.eos] * (padding + 1)]
+        after = tokens.index(self.tokenizer.eos) + 1
+        if self.tokenizer.pad != self.tokenizer.eos:
+            tokens[after:] = [self.tokenizer.pad] * (len(tokens) - after)
+        self.done.append(Chunk(tuple(tokens), (1.0, *self.weights, *[1.0] * (padding + 1))))
+        self._restart([], [])
+
+    def finish(self) -> list[Chunk]:
+        if self.tokens or not self.done:
+            self.close()
+        return self.done
+
+    def _move_tail(self, start: int) -> None:
+        """End the chunk before `start`, and start the next one with what stood there."""
+        tokens, weights = self.tokens[start:], self.weights[start:]
+        del self.tokens[start:], self.weights[start:]
+        self.close()
+        self._restart(tokens, weights)
+
+    def _restart(self, tokens: list[int], weights: list[float]) -> None:
+        self.tokens, self.weights = tokens, weights
+        self.comma = None
+
+
+def _check_size(group: list[int]) -> None:
+    if len(group) > LENGTH:
+        raise RequestError(
+            f"a textual inversion of {len(group)} vectors does not fit into a chunk of {LENGTH}", field="prompt"
+        )

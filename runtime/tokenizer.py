@@ -1,0 +1,76 @@
+"""CLIP's byte-pair tokenizer, from a folder with vocab.json and merges.txt.
+
+Knows nothing of prompt syntax, chunks or padding to 77; text goes in, vocabulary ids come out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tokenizers
+from tokenizers import AddedToken, Regex, normalizers, pre_tokenizers
+from tokenizers.models import BPE
+
+from .errors import CheckpointError
+
+BOS, EOS = "<|startoftext|>", "<|endoftext|>"
+FILES = ("vocab.json", "merges.txt")
+# Contractions, runs of letters, single digits, runs of anything else; whitespace only separates.
+WORD = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
+
+
+@dataclass(frozen=True, eq=False)
+class Tokenizer:
+    """Equal to transformers' CLIPTokenizer (5.x) on every text; compared by identity, safe to share between threads."""
+
+    bos: int
+    eos: int
+    pad: int  # what fills a chunk after its first eos; SD 1.x uses eos itself
+    comma: int | None  # id of the word ",", where a full chunk may be cut
+    vocabulary: int  # ids from here on are rows of textual inversions
+    _model: tokenizers.Tokenizer = field(repr=False)
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Tokenizer:
+        """Read vocab.json and merges.txt in `folder`. Raises CheckpointError when they are missing or do not fit."""
+        model = tokenizers.Tokenizer(_read(Path(folder)))
+        bos, eos = (_special(model, name, Path(folder)) for name in (BOS, EOS))
+        model.normalizer = normalizers.Sequence(
+            [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+        )
+        model.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(WORD), behavior="removed", invert=True),
+                pre_tokenizers.ByteLevel(add_prefix_space=False),
+            ]
+        )
+        model.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in (BOS, EOS)])
+        return cls(bos, eos, eos, model.token_to_id(",</w>"), model.get_vocab_size(), model)
+
+    def ids(self, text: str) -> list[int]:
+        """The ids of `text`, of any length, without bos and eos unless the text spells them out."""
+        return self._model.encode(text, add_special_tokens=False).ids
+
+
+def _read(folder: Path) -> BPE:
+    """The merges of `folder`; every way in which the files can be wrong is told by our own words."""
+    vocab, merges = (folder / name for name in FILES)
+    for path in (vocab, merges):
+        if not path.is_file():
+            raise CheckpointError(f"{path.name} is missing in {folder}", path=path, hint="export the model again")
+    try:
+        return BPE.from_file(str(vocab), str(merges), unk_token=EOS, end_of_word_suffix="</w>", fuse_unk=False)
+    except Exception as error:  # the library raises bare Exception
+        raise CheckpointError(
+            f"the tokenizer in {folder} cannot be read: vocab.json and merges.txt are damaged or not from one model",
+            path=folder,
+            hint="export the model again",
+        ) from error
+
+
+def _special(model: tokenizers.Tokenizer, name: str, folder: Path) -> int:
+    token = model.token_to_id(name)
+    if token is None:
+        raise CheckpointError(f"the tokenizer in {folder} has no {name}", path=folder / FILES[0], hint="is it CLIP's?")
+    return token
