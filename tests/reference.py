@@ -1,0 +1,149 @@
+"""What a picture must be: transformers' and diffusers' networks in fp32, and everything around them from the papers.
+
+Scalars, guidance and solver steps in float64; noise from torch.Generator. Shares no code with the runtime.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from reference_solvers import SCHEDULES, SOLVERS, Array, Denoiser, Diffusion
+from reference_text import Part, TextReference, plain
+from transformers import CLIPTextModel, CLIPTokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """One picture, with its prompt already parsed by hand."""
+
+    prompt: str | Sequence[Part]
+    negative: str | Part = ""
+    clip_skip: int = 1
+    negative_clip_skip: int | None = None
+    seed: int = 0
+    steps: int = 20
+    cfg: float = 7.0
+    sampler: str = "Euler"
+    schedule: str = "uniform"
+    width: int = 128
+    height: int = 128
+    emphasis: str = "Original"
+
+    @property
+    def parts(self) -> Sequence[Part]:
+        """The sides of the AND."""
+        return [plain(self.prompt)] if isinstance(self.prompt, str) else self.prompt
+
+    @property
+    def group(self) -> tuple[str, int, int, int]:
+        """What pictures must share to be made in one batch here."""
+        return self.sampler, self.steps, self.width, self.height
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A checkpoint in diffusers' layout, opened with the original libraries."""
+
+    text: TextReference
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    diffusion: Diffusion
+
+    def latents(self, wanted: Wanted | Sequence[Wanted]) -> Array:
+        """[B, 4, h, w] at the end of the loop, for pictures of one group."""
+        batch = [wanted] if isinstance(wanted, Wanted) else list(wanted)
+        sigmas = np.stack([SCHEDULES[one.schedule](self.diffusion, one.steps) for one in batch], axis=1)
+        sigmas = sigmas[:, :, None, None, None]
+        noise = noise_of(batch)
+        return SOLVERS[batch[0].sampler](self.denoiser(batch), noise() * sigmas[0], sigmas, noise)
+
+    def pictures(self, wanted: Iterable[Wanted]) -> list[np.ndarray]:
+        """[height, width, 3] uint8 of each, in order."""
+        numbered = sorted(enumerate(wanted), key=lambda pair: pair[1].group)
+        made: dict[int, np.ndarray] = {}
+        for _, group in groupby(numbered, key=lambda pair: pair[1].group):
+            numbers, batch = zip(*group, strict=True)
+            made.update(zip(numbers, self.decode(self.latents(batch)), strict=True))
+        return [made[number] for number in range(len(made))]
+
+    def decode(self, latents: Array) -> np.ndarray:
+        """[B, 8h, 8w, 3] uint8: unscale, decode, [-1, 1] to [0, 255], clamp, round."""
+        with torch.no_grad():
+            scaled = torch.from_numpy(latents).float() / self.vae.config.scaling_factor
+            image = self.vae.decode(scaled).sample.double().numpy()
+        return np.rint(np.clip(image / 2 + 0.5, 0, 1) * 255).astype(np.uint8).transpose(0, 2, 3, 1)
+
+    def denoiser(self, batch: Sequence[Wanted]) -> Denoiser:
+        """Guided predictions for the whole batch; counts its calls, because prompt schedules follow them."""
+        sides = [self.sides(one) for one in batch]
+        calls = iter(range(10**9))
+
+        def denoise(x: Array, sigma: Array) -> Array:
+            call = next(calls)
+            rows = [(i, w, pick(call)) for i, side in enumerate(sides) for w, pick in side]
+            scaled = x / np.sqrt(sigma**2 + 1)
+            times = self.diffusion.timestep(sigma).reshape(-1)
+            output = np.zeros_like(x)
+            for length in {context.shape[0] for _, _, context in rows}:
+                alike = [row for row in rows if row[2].shape[0] == length]
+                images = [i for i, _, _ in alike]
+                predicted = self._network(scaled[images], times[images], np.stack([c for _, _, c in alike]))
+                for (i, weight, _), one in zip(alike, predicted, strict=True):
+                    output[i] += weight * one
+            return self.diffusion.denoised(x, sigma, output)
+
+        return denoise
+
+    def _network(self, x: Array, timesteps: Array, contexts: Array) -> Array:
+        inputs = (torch.from_numpy(one).float() for one in (x, timesteps, contexts))
+        with torch.no_grad():
+            return self.unet(*inputs).sample.double().numpy()
+
+    def sides(self, one: Wanted) -> list[tuple[float, Callable[[int], np.ndarray]]]:
+        """(weight, call -> context) of each U-Net row: guided = u + sum of weight * cfg * (c - u)."""
+        if one.cfg <= 1:
+            return [(part.weight, self._picker(part, one.clip_skip, one.emphasis)) for part in one.parts]
+        negative = plain(one.negative) if isinstance(one.negative, str) else one.negative
+        skip = one.negative_clip_skip or one.clip_skip
+        scaled = [(one.cfg * part.weight, part, one.clip_skip) for part in one.parts]
+        scaled.append((1 - sum(scale for scale, _, _ in scaled), negative, skip))
+        pickers = [self._picker(part, k, one.emphasis) for _, part, k in scaled]
+        longest = max(len(pick(0)) for pick in pickers)
+        pairs = zip(scaled, pickers, strict=True)
+        return [(scale, self._filled(pick, k, longest)) for (scale, _, k), pick in pairs]
+
+    def _picker(self, part: Part, clip_skip: int, emphasis: str) -> Callable[[int], np.ndarray]:
+        contexts = self.text.contexts([text for _, text in part.texts], clip_skip, emphasis)
+        return lambda call: contexts[part.at(call)]
+
+    def _filled(self, pick: Callable[[int], np.ndarray], clip_skip: int, tokens: int) -> Callable[[int], np.ndarray]:
+        missing = (tokens - len(pick(0))) // 77
+        filling = [self.text.empty(clip_skip)] * missing
+        return lambda call: np.concatenate([pick(call), *filling])
+
+
+def noise_of(batch: Sequence[Wanted]) -> Callable[[], Array]:
+    """Draws for the whole batch, each image from its own torch generator."""
+    generators = [torch.Generator("cpu").manual_seed(one.seed) for one in batch]
+    shape = (4, batch[0].height // 8, batch[0].width // 8)
+    return lambda: np.stack([torch.randn(shape, generator=g).double().numpy() for g in generators])
+
+
+def load(checkpoint: Path) -> Reference:
+    """Open a checkpoint in diffusers' layout, in fp32."""
+    text = TextReference(
+        CLIPTokenizer.from_pretrained(checkpoint / "tokenizer"),
+        CLIPTextModel.from_pretrained(checkpoint / "text_encoder", dtype=torch.float32).eval(),
+    )
+    unet = UNet2DConditionModel.from_pretrained(checkpoint / "unet", dtype=torch.float32).eval()
+    vae = AutoencoderKL.from_pretrained(checkpoint / "vae", dtype=torch.float32).eval()
+    facts = json.loads((checkpoint / "scheduler" / "scheduler_config.json").read_text())
+    betas = facts["beta_start"], facts["beta_end"], facts["num_train_timesteps"]
+    return Reference(text, unet, vae, Diffusion.scaled_linear(*betas, facts["prediction_type"]))
