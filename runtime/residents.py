@@ -1,0 +1,82 @@
+"""The opened engines of one model: each is verified and opened when first used. Knows nothing of what they compute."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+from clipskip.engines.manifest import Artefact
+from clipskip.engines.store import Store
+
+from .backends import Array, Backend, Engine
+from .errors import EngineMissing, RequestError
+from .lru import Lru
+
+
+class Residents:
+    """Text engines come and go within `text_engine_budget` bytes; the step and decode engines stay open."""
+
+    def __init__(self, store: Store, backend: Backend, concepts: Array, text_engine_budget: int) -> None:
+        self._store = store
+        self._concepts = concepts
+        self._backend = backend
+        self._text: Lru[Engine] = Lru(text_engine_budget, dispose=lambda engine: engine.close())
+        self._others: Lru[Engine] = Lru(2**62, dispose=lambda engine: engine.close())
+        self._closed = False
+
+    def artefact(self, role: str) -> Artefact:
+        """The artefact that a role would be opened from, in the backend's preferred precision or else another one.
+
+        Raises EngineMissing with the command that builds it.
+        """
+        target, preferred = self._backend.target, self._backend.precision
+        other = "fp16" if preferred == "fp32" else "fp32"
+        try:
+            return self._store.find(role, target, preferred)
+        except EngineMissing:
+            found = self._store.manifest().find(role, target, other)
+            if found is None:
+                raise
+            return found
+
+    @contextmanager
+    def use(self, role: str) -> Iterator[Engine]:
+        """The engine of a role, opened if need be, and kept open while it is in use."""
+        if self._closed:
+            raise RequestError("this pipeline is closed", hint="open it again with clipskip.open(...)")
+        cache = self._text if role.startswith("text-") else self._others
+        with cache.lease(role, lambda: self._open(role)) as engine:
+            yield engine
+
+    def encode(self, layers: int, tokens: Array) -> Array:
+        """The contexts [R,77,D] of token rows [R,77] from the text engine that keeps `layers` layers."""
+        with self.use(text_role(layers)) as engine:
+            limit = self.artefact(engine.artefact.role).axes.get("R")
+            size = limit.maximum if limit else len(tokens)
+            feeds = [{"tokens": tokens[i : i + size], "concepts": self._concepts} for i in range(0, len(tokens), size)]
+            return np.concatenate([engine.run(each)["context"] for each in feeds])
+
+    def close(self) -> None:
+        """Close every engine that is not in use; those in use end with their last user."""
+        self._closed = True
+        self._text.clear()
+        self._others.clear()
+
+    def _open(self, role: str) -> tuple[Engine, int]:
+        artefact = self.artefact(role)
+        rows = artefact.axes.get("E")
+        if rows is not None and len(self._concepts) > rows.maximum:
+            raise RequestError(
+                f"the embeddings have {len(self._concepts)} vectors; the engines take {rows.maximum}",
+                field="embeddings",
+                hint="open fewer of them",
+            )
+        engine = self._backend.open(artefact, self._store.verify(artefact))
+        return engine, engine.nbytes
+
+
+def text_role(layers: int) -> str:
+    """The name of the text engine that keeps `layers` layers."""
+    return f"text-{layers:02d}"

@@ -1,0 +1,113 @@
+"""X/Y sheets: one request varied along two axes with everything else locked, drawn as one labelled picture."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
+
+import PIL.Image
+import PIL.ImageDraw
+import PIL.ImageFont
+
+from .errors import RequestError
+
+if TYPE_CHECKING:
+    from .pipeline import Pipeline, Result
+from .request import Request, unknown_field
+from .resolve import random_seed
+
+GAP = 4
+MAX_CELLS = 400
+_RANGE = re.compile(r"(\d{1,6})-(\d{1,6})(?:\(\+(\d{1,6})\))?")
+_NUMBER = re.compile(r"-?\d{1,20}(\.\d{1,20})?")
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One field of Request and the values that it takes."""
+
+    field: str
+    values: tuple[Any, ...]
+
+    def label(self, value: Any) -> str:
+        return str(value) if self.field == "prompt" else f"{self.field} {value}"
+
+
+def parse_axis(text: str) -> Axis:
+    """An axis such as `clip_skip=1-13`, `cfg=1,4,7.5`, `steps=10-30(+5)` or `prompt="a cat, sitting","a dog"`.
+
+    Values are separated by commas, and quoted as in CSV where they contain one. Raises RequestError.
+    """
+    name, equals, values = text.partition("=")
+    name = name.strip()
+    types = {each.name: str(each.type) for each in fields(Request)}
+    if not equals or not values.strip():
+        raise RequestError(f"an axis is written FIELD=VALUES, as in clip_skip=1-13; not {text!r}", field="axis")
+    if name not in types:
+        raise unknown_field(name)
+    items = next(csv.reader([values], skipinitialspace=True))
+    numeric = "str" not in types[name]
+    return Axis(name, tuple(value for item in items for value in (_numbers(item) if numeric else [item])))
+
+
+def _numbers(item: str) -> Sequence[int | float]:
+    if spread := _RANGE.fullmatch(item.strip()):
+        low, high, step = int(spread[1]), int(spread[2]), int(spread[3] or 1)
+        if low <= high and step > 0 and (high - low) // step < MAX_CELLS:
+            return range(low, high + 1, step)
+    if _NUMBER.fullmatch(item.strip()):
+        return [float(item) if "." in item else int(item)]
+    raise RequestError(f"{item!r} is neither a number nor a range such as 1-13 or 10-30(+5)", field="axis")
+
+
+def requests(base: Request, x: Axis, y: Axis) -> list[Request]:
+    """One request per cell, row by row. A random seed is drawn once, so that only the axes differ."""
+    if len(x.values) * len(y.values) > MAX_CELLS:
+        raise RequestError(f"a sheet has at most {MAX_CELLS} cells", field="axis")
+    if base.seed in (None, -1):
+        base = replace(base, seed=random_seed())
+    return [replace(base, **{x.field: i, y.field: j}) for j in y.values for i in x.values]
+
+
+def draw(results: Sequence[Result], x: Axis, y: Axis) -> PIL.Image.Image:
+    """The first picture of each result, row by row, with the values of the axes above and at the left."""
+    width = max(result.images[0].width for result in results)
+    height = max(result.images[0].height for result in results)
+    letters = max(11, width // 11)
+    font = PIL.ImageFont.load_default(size=letters)
+    left = width + GAP
+    top = 2 * letters + 2 * GAP
+    size = left + len(x.values) * (width + GAP), top + len(y.values) * (height + GAP)
+    sheet = PIL.Image.new("RGB", size, "white")
+    pen = PIL.ImageDraw.Draw(sheet)
+    for column, value in enumerate(x.values):
+        at = left + column * (width + GAP) + width // 2, top // 2
+        pen.text(at, x.label(value), "black", font, anchor="mm")
+    for row, value in enumerate(y.values):
+        at = GAP, top + row * (height + GAP) + height // 2
+        pen.multiline_text(at, wrap(y.label(value), width - GAP, font), "black", font, anchor="lm")
+    for number, result in enumerate(results):
+        row, column = divmod(number, len(x.values))
+        sheet.paste(result.images[0], (left + column * (width + GAP), top + row * (height + GAP)))
+    return sheet
+
+
+def wrap(text: str, width: int, font: Any) -> str:
+    """The text in lines that are at most `width` pixels wide, as far as its words allow."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return "\n".join(line for line in lines if line)
+
+
+def grid(pipe: Pipeline, base: Request, x: Axis, y: Axis) -> tuple[PIL.Image.Image, list[Result]]:
+    """The sheet of `base` varied along two axes, and the result of each cell, row by row."""
+    results = pipe.run(requests(base, x, y))
+    return draw(results, x, y), results

@@ -1,0 +1,28 @@
+"""What several tests need: the independent references on the path, and an exported store of the sample model."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(Path(__file__).parent))  # for reference*.py
+
+
+@pytest.fixture(scope="session")
+def sample_checkpoint() -> Path:
+    """The project's own model, or the one that CLIPSKIP_TEST_CHECKPOINT names."""
+    return Path(os.environ.get("CLIPSKIP_TEST_CHECKPOINT", ROOT / "export" / "sample"))
+
+
+@pytest.fixture(scope="session")
+def sample_store(sample_checkpoint: Path) -> Path:
+    """All its engines for the CPU in fp32, kept between runs: nothing is exported while they are up to date."""
+    from clipskip.export import export
+
+    store = ROOT / "build" / f"test-store-{sample_checkpoint.name}"
+    export(sample_checkpoint, store)
+    return store
