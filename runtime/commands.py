@@ -1,0 +1,146 @@
+"""The verbs that make pictures: `generate` and `grid`. The other verbs are in `admin`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import clipskip
+
+from . import terminal
+from .errors import CheckpointError, RequestError
+from .outcome import Outcome, Verbs
+from .request import Request
+from .target import Target
+
+if TYPE_CHECKING:
+    from .pipeline import Pipeline
+
+# option -> field of Request, and its help. Values stay text here: they are read and checked as every front end does.
+OPTIONS = {
+    "--negative": ("negative_prompt", "what the picture should not show"),
+    "--clip-skip": ("clip_skip", "1 is no skip, 2 the penultimate layer, 13 leaves only the embeddings"),
+    "--clip-skip-diffusers": ("clip_skip_diffusers", "the same in the numbering of diffusers (one less)"),
+    "--negative-clip-skip": ("negative_clip_skip", "another depth for the negative prompt (default: the same)"),
+    "--seed": ("seed", "0..2^64-1; -1 draws one (the default)"),
+    "--subseed": ("subseed", "the seed that a variation goes towards"),
+    "--subseed-strength": ("subseed_strength", "how far it goes, 0..1"),
+    "--steps": ("steps", "default 20"),
+    "--cfg": ("cfg", "guidance scale, default 7"),
+    "--sampler": ("sampler", 'default "DPM++ 2M"'),
+    "--schedule": ("schedule", "automatic, uniform, karras, exponential or sgm_uniform"),
+    "--width": ("width", "in pixels (default: the model's)"),
+    "--height": ("height", "in pixels (default: the model's)"),
+    "--batch": ("batch", "number of pictures, each with the next seed"),
+    "--rng": ("rng", "cpu or nv: whose random numbers"),
+    "--emphasis": ("emphasis", "Original, No norm, Ignore or None"),
+    "--comma-backtrack": ("comma_backtrack", "tokens to look back for a comma when a chunk is full"),
+    "--compat": ("compat", "a1111: read `text:2` as a weight without AND, too"),
+}
+
+
+def add_generate(verbs: Verbs) -> argparse.ArgumentParser:
+    verb = verbs.add_parser("generate", help="make pictures", description="Make pictures from an engine store.")
+    verb.add_argument("store", type=Path, metavar="STORE")
+    verb.add_argument("prompt", nargs="?", metavar="PROMPT", help="a prompt, a /render line, or - for lines from stdin")
+    verb.add_argument("--from", dest="image", type=Path, metavar="IMAGE", help="repeat the request in a picture")
+    verb.add_argument("--lines", type=Path, metavar="FILE", help="one prompt or /render line per line")
+    verb.add_argument("--out", type=Path, default=Path(), help="a .png file, or a folder (default: this one)")
+    verb.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    _add_common(verb)
+    verb.set_defaults(run=generate)
+    return verb
+
+
+def add_grid(verbs: Verbs) -> argparse.ArgumentParser:
+    verb = verbs.add_parser("grid", help="draw a labelled X/Y sheet", description="Vary a request along two axes.")
+    verb.add_argument("store", type=Path, metavar="STORE")
+    verb.add_argument("prompt", metavar="PROMPT", help="a prompt or a /render line")
+    verb.add_argument("--x", required=True, metavar="FIELD=VALUES", help='such as "clip_skip=1-13"')
+    verb.add_argument("--y", metavar="FIELD=VALUES", help='such as "cfg=1,4,7,12"')
+    verb.add_argument("--out", type=Path, required=True, help="the sheet, a .png file")
+    verb.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    _add_common(verb)
+    verb.set_defaults(run=grid)
+    return verb
+
+
+def _add_common(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--target", default="onnxruntime", help="the backend (default: onnxruntime, on the CPU)")
+    verb.add_argument("--embeddings", type=Path, action="append", default=[], help="a textual inversion, or a folder")
+    settings = verb.add_argument_group("the request")
+    for option, (name, text) in OPTIONS.items():
+        settings.add_argument(option, dest=name, metavar="VALUE", help=text)
+
+
+def generate(args: argparse.Namespace) -> Outcome:
+    """Make the pictures of every prompt, and write each with its request in the metadata."""
+    requests = list(_requests(args))
+    target = Target(args.out, args.overwrite, sum(request.batch for request in requests))
+    with _opened(args) as pipe:
+        results = terminal.steps(pipe.steps(*requests))
+    rows = []
+    for result in results:
+        for index, seed in enumerate(result.seeds):
+            path = target.path(seed)
+            result.save(path, index)
+            rows.append({"file": str(path), "request": asdict(result.alone(index)), "engines": result.engines})
+    warnings = list(dict.fromkeys(warning for result in results for warning in result.warnings))
+    terminal.note(warnings)
+    data = {"pictures": rows, "timings": results[0].timings, "warnings": warnings}
+    return Outcome(data, "\n".join(str(row["file"]) for row in rows))
+
+
+def grid(args: argparse.Namespace) -> Outcome:
+    """Draw one labelled sheet of a request varied along one or two axes."""
+    from . import metadata, sheet
+
+    base = next(_requests(args))
+    x = sheet.parse_axis(args.x)
+    y = sheet.parse_axis(args.y) if args.y else sheet.Axis("prompt", (base.prompt,))
+    cells = sheet.requests(base, x, y)
+    path = Target(args.out, args.overwrite, 1).path(0)
+    with _opened(args) as pipe:
+        results = terminal.steps(pipe.steps(*cells))
+    first = results[0]
+    metadata.save(sheet.draw(results, x, y), path, first.request, first.model, first.engines)
+    warnings = list(dict.fromkeys(warning for result in results for warning in result.warnings))
+    terminal.note(warnings)
+    data = {"file": str(path), "cells": [asdict(each.request) for each in results], "timings": first.timings}
+    return Outcome({**data, "warnings": warnings}, str(path))
+
+
+def _opened(args: argparse.Namespace) -> Pipeline:
+    return clipskip.open(args.store, backend=args.target, embeddings=args.embeddings)
+
+
+def _requests(args: argparse.Namespace) -> Iterator[Request]:
+    """The requests that the arguments ask for. What a /render line says goes before the options."""
+    from . import metadata, render
+
+    image = getattr(args, "image", None)
+    lines = getattr(args, "lines", None)
+    if sum(source is not None for source in (args.prompt, image, lines)) != 1:
+        raise RequestError("give one of: a PROMPT (or - for stdin), --from IMAGE, --lines FILE", field="prompt")
+    given = {name: value for name, _ in OPTIONS.values() if (value := getattr(args, name)) is not None}
+    if image is not None:
+        yield Request.from_text(given, metadata.read_request(image))
+        return
+    found = _read_lines(lines) if lines is not None else sys.stdin if args.prompt == "-" else [args.prompt]
+    for line in found:
+        if line.strip() or found == [args.prompt]:
+            yield Request.from_text({**given, **render.fields(line.rstrip("\n"))})
+
+
+def _read_lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}", path=path) from error
+
+
+VERBS = (add_generate, add_grid)

@@ -1,0 +1,52 @@
+"""What a person sees on stderr while a command runs. stdout is for results."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .pipeline import Progress
+
+INTERVAL = 5.0  # seconds between lines where there is no terminal to draw on
+
+
+def printable(text: str) -> str:
+    """The text with control characters escaped, so that a prompt or a file name cannot steer the terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
+def say(text: str) -> None:
+    """One line on stderr."""
+    print(printable(text), file=sys.stderr, flush=True)
+
+
+def note(messages: Iterable[str]) -> None:
+    """Remarks on a result, each one once."""
+    for message in dict.fromkeys(messages):
+        say(f"note: {message}")
+
+
+@contextmanager
+def stages() -> Iterator[Callable[[str], None]]:
+    """A function that says what is being done, with the seconds since the start."""
+    start = time.monotonic()
+    yield lambda text: say(f"[{time.monotonic() - start:6.1f} s] {text}")
+
+
+def steps(progress: Iterable[Progress]) -> Any:
+    """Show the calls of the network as they go by; gives the results."""
+    start = shown = time.monotonic()
+    drawn = sys.stderr.isatty()
+    for each in progress:
+        now = time.monotonic()
+        if drawn or now - shown > INTERVAL:
+            shown = now
+            end = "\r" if drawn else "\n"
+            print(f"{each.call}/{each.calls} calls, {now - start:.1f} s", end=end, file=sys.stderr, flush=True)
+    if drawn:
+        print(file=sys.stderr)
+    return each.results

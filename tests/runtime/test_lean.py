@@ -1,0 +1,69 @@
+"""The lean install stays lean: what the runtime loads, and that it works with everything else blocked."""
+
+import subprocess
+import sys
+import textwrap
+
+HEAVY = ("torch", "onnx", "onnxscript", "transformers", "diffusers", "safetensors", "scipy")
+
+
+def python(code, *arguments):
+    """Run code in a fresh interpreter in which importing a heavy package fails."""
+    block = f"import sys\nfor name in {HEAVY!r}: sys.modules[name] = None\n"
+    command = [sys.executable, "-c", block + textwrap.dedent(code), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_runtime_module_loads_without_the_exporters_packages():
+    python(
+        """
+        import importlib, pkgutil, clipskip
+        for part in ("", ".prompt", ".backends"):
+            package = importlib.import_module("clipskip" + part)
+            for module in pkgutil.iter_modules(package.__path__):
+                if module.name not in ("__main__", "export", "bench"):
+                    importlib.import_module(f"clipskip{part}.{module.name}")
+        """
+    )
+
+
+def test_importing_clipskip_loads_no_library_at_all():
+    loaded = python(
+        "import clipskip; print(*(n for n in ('numpy', 'PIL', 'onnxruntime', 'tokenizers') if n in sys.modules))"
+    )
+    assert loaded.split() == []
+
+
+def test_importing_clipskip_takes_less_than_a_quarter_of_a_second():
+    """Of processor time: the clock on the wall depends on what else the machine does."""
+    code = "import time; t = time.process_time(); import clipskip; print(time.process_time() - t)"
+    assert min(float(python(code)) for _ in range(5)) < 0.25
+
+
+def test_a_whole_picture_is_made_without_the_exporters_packages(sample_store, tmp_path):
+    out = python(
+        """
+        import clipskip
+        with clipskip.open(sys.argv[1]) as pipe:
+            pipe("a red circle", clip_skip=2, seed=1, steps=2).save(sys.argv[2])
+        print(sorted(name for name in sys.modules if sys.modules[name] and name in ("onnxruntime", "numpy")))
+        """,
+        sample_store,
+        tmp_path / "a.png",
+    )
+    assert (tmp_path / "a.png").stat().st_size > 1000
+    assert "onnxruntime" in out
+
+
+def test_from_process_start_to_the_first_picture_takes_under_three_seconds(sample_store):
+    """Three seconds on two cores, counted in processor time."""
+    code = """
+        import time
+        import clipskip
+        with clipskip.open(sys.argv[1]) as pipe:
+            pipe("a red circle", seed=1)
+        print(time.process_time())
+        """
+    assert min(float(python(code, sample_store)) for _ in range(3)) < 2 * 3
