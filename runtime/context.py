@@ -17,7 +17,7 @@ import numpy as np
 
 from .backends import Array
 from .emphasis import emphasise
-from .errors import RequestError
+from .limits import Limits
 from .lru import Lru
 from .prompt import Chunk, Names, chunks, composition, empty_chunk, schedule
 from .request import Request
@@ -73,18 +73,18 @@ class _Text:
 class TextStage:
     """Turns resolved requests into conditionings; remembers chunks encoded at a depth, and whole conditionings."""
 
-    def __init__(self, tokenizer: Tokenizer, concepts: Names, encode: Encode, max_chunks: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, concepts: Names, encode: Encode, limits: Limits) -> None:
         self._tokenizer = tokenizer
         self._concepts = concepts
         self._encode = encode
-        self._max_chunks = max_chunks
+        self._limits = limits
         self._encoded: Lru[Array] = Lru(BUDGET)
         self._conditionings: Lru[Conditioning] = Lru(BUDGET)
 
     def condition(self, wanted: Sequence[Resolved]) -> list[Conditioning]:
         """The conditioning of every request; encodes each distinct chunk once, and nothing if one request is refused.
 
-        Raises RequestError for a prompt of more chunks than the engines were built for.
+        Raises RequestError for a prompt of more parts or chunks than the engines were built for.
         """
         found = [self._conditionings.get(_key(each)) for each in wanted]
         texts = [[] if known else self._padded(each) for each, known in zip(wanted, found, strict=True)]
@@ -104,12 +104,7 @@ class TextStage:
         """The texts of a request, all made as long as the longest with chunks of the empty prompt."""
         texts = self._texts(wanted)
         length = max(len(variant) for text in texts for variant in text.variants)
-        if length > self._max_chunks:
-            raise RequestError(
-                f"the prompt needs {length} chunks of 75 tokens; the engines take {self._max_chunks}",
-                field="prompt",
-                hint=f"shorten it, or rebuild the engines with --max-chunks {length}",
-            )
+        self._limits.check_text(len(texts), length)
         filler = empty_chunk(self._tokenizer)
         return [
             replace(text, variants=tuple((*v, *[filler] * (length - len(v))) for v in text.variants)) for text in texts

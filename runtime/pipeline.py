@@ -26,8 +26,9 @@ from .context import Conditioning, TextStage
 from .denoise import Image, Snapshot, denoise
 from .embeddings import Concepts
 from .errors import NumericalError
+from .limits import PIXELS_PER_LATENT, Limits
 from .noise import image_seeds, initial
-from .plan import PIXELS_PER_LATENT, Job, Limits
+from .plan import Job, batches
 from .request import Request, unknown_field
 from .residents import Residents, text_role
 from .resolve import Resolved, resolve
@@ -96,7 +97,7 @@ class Pipeline:
         command = build_command(store.root, step.target, step.precision)
         self._limits = Limits.of(step, backend.batch_pixels, max_batch, command)
         tokenizer = Tokenizer.open(store.verify_tokenizer())
-        self._text = TextStage(tokenizer, concepts, self._residents.encode, self._limits.chunks)
+        self._text = TextStage(tokenizer, concepts, self._residents.encode, self._limits)
 
     def __call__(self, prompt: str | Request, **fields: Any) -> Result:
         """Make the pictures of one request, given as a Request or as a prompt and any fields of Request.
@@ -117,10 +118,10 @@ class Pipeline:
         wanted = [resolve(as_request(each), self.model) for each in requests]
         jobs = self._jobs(wanted)
         clock.lap("text")
-        batches = self._limits.batches(jobs)
-        done, calls = 0, sum(max(len(job.image.table) for job in batch) for batch in batches)
+        together = batches(jobs, self._limits)
+        done, calls = 0, sum(max(len(job.image.table) for job in batch) for batch in together)
         latents: list[Array] = [np.empty(0)] * len(jobs)
-        for batch in batches:
+        for batch in together:
             for snapshot in self._denoise(batch, latents):
                 done += 1
                 yield Progress(done, calls, partial(self._preview, snapshot))
@@ -147,20 +148,20 @@ class Pipeline:
                 self._residents.artefact(text_role(layers))
         conditionings = self._text.condition(wanted)
         images = [
-            (each, self._image(each, conditioning, seed, subseed))
+            (each, image)
             for each, conditioning in zip(wanted, conditionings, strict=True)
-            for seed, subseed in each.seeds
+            for image in self._images(each, conditioning)
         ]
-        jobs = [Job(index, each, image) for index, (each, image) in enumerate(images)]
-        self._limits.check_rows(jobs)
-        return jobs
+        return [Job(index, each, image) for index, (each, image) in enumerate(images)]
 
-    def _image(self, wanted: Resolved, conditioning: Conditioning, seed: int, subseed: int | None) -> Image:
+    def _images(self, wanted: Resolved, conditioning: Conditioning) -> Iterator[Image]:
+        """The images of one request: they share everything but their noise."""
         levels = sigmas(wanted.schedule, wanted.request.steps, self._noise_model)
-        shape = LATENT_CHANNELS, wanted.height // PIXELS_PER_LATENT, wanted.width // PIXELS_PER_LATENT
-        start, noise = initial(seed, shape, wanted.request.rng, subseed, wanted.request.subseed_strength)
         rows = table(wanted.sampler, levels, self._noise_model)
-        return Image(rows, conditioning, start * np.float32(levels[0]), noise)
+        shape = LATENT_CHANNELS, wanted.height // PIXELS_PER_LATENT, wanted.width // PIXELS_PER_LATENT
+        for seed, subseed in wanted.seeds:
+            start, noise = initial(seed, shape, wanted.request.rng, subseed, wanted.request.subseed_strength)
+            yield Image(rows, conditioning, start * np.float32(levels[0]), noise)
 
     def _denoise(self, batch: Sequence[Job], latents: list[Array]) -> Iterator[Snapshot]:
         """Run one batch and put the finished latents where its jobs want them."""

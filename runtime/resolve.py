@@ -25,6 +25,7 @@ MAX_CFG = 100.0
 MAX_BATCH = 100
 MAX_PIXELS = 2048 * 2048
 RNGS = ("cpu", "nv")
+NETWORK_KINDS = ("lora", "lyco", "hypernet")
 EMPHASES = ("Original", "No norm", "Ignore", "None")
 
 # Names that other programs use for the same things, after `_key`.
@@ -65,6 +66,7 @@ def resolve(asked: Request, model: ModelFacts) -> Resolved:
     asked = request.check_types(asked)
     prompt.check_text(asked.prompt, "prompt")
     prompt.check_text(asked.negative_prompt, "negative_prompt")
+    _check_networks(asked.prompt)
     _check_range("steps", asked.steps, 1, min(MAX_STEPS, model.train_steps))
     _check_range("cfg", asked.cfg, 0, MAX_CFG)
     _check_range("batch", asked.batch, 1, MAX_BATCH)
@@ -113,6 +115,17 @@ def resolve(asked: Request, model: ModelFacts) -> Resolved:
 def _notes(asked: Request) -> Iterable[str]:
     if asked.cfg <= 1 and asked.negative_prompt:
         yield f"the negative prompt is not used at cfg {asked.cfg:g}: guidance needs a cfg above 1"
+
+
+def _check_networks(text: str) -> None:
+    """A1111's `<lora:name:weight>` changes the networks; dropping it in silence would give another picture."""
+    for kind, arguments in prompt.networks(text)[1]:
+        if kind.lower() in NETWORK_KINDS:
+            raise RequestError(
+                f"the prompt asks for <{kind}:{arguments}>, and networks cannot be changed by a request",
+                field="prompt",
+                hint="merge it into the checkpoint before the export, and take it out of the prompt",
+            )
 
 
 def _check_range(field: str, value: float, low: float, high: float) -> None:

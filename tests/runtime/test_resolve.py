@@ -80,6 +80,14 @@ REFUSED = [
     ({"rng": "gpu"}, "rng", "rng must be one of cpu, nv; not 'gpu'"),
     ({"emphasis": "loud"}, "emphasis", "emphasis must be one of Original, No norm, Ignore, None; not 'loud'"),
     ({"compat": "comfy"}, "compat", "compat must be one of a1111; not 'comfy'"),
+    (
+        {"prompt": "a <lora:style:0.8> cat"},
+        "prompt",
+        "the prompt asks for <lora:style:0.8>, and networks cannot be changed by a request",
+    ),
+    ({"prompt": "a\0"}, "prompt", "prompt has NUL at character 1"),
+    ({"negative_prompt": "\ud800"}, "negative_prompt", "negative_prompt has a lone surrogate (U+D800) at character 0"),
+    ({"prompt": "x" * 65537}, "prompt", "prompt is longer than 64 KiB"),
     ({"prompt": 5}, "prompt", "prompt must be a string, not 5"),
     ({"prompt": None}, "prompt", "prompt must be a string, not None"),
     (
