@@ -23,10 +23,10 @@ _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[\]{}]', re.DOTALL)  # strings whole:
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
-def parse(data: bytes) -> Any:
+def parse(data: bytes, largest: int = LARGEST) -> Any:
     """The JSON in `data`. Refuses what a careless reader accepts: a BOM, NaN, duplicate keys, great size or depth."""
-    if len(data) > LARGEST:
-        raise ManifestError(f"the file is larger than {LARGEST} bytes")
+    if len(data) > largest:
+        raise ManifestError(f"the file is larger than {largest} bytes")
     if data.startswith(b"\xef\xbb\xbf"):
         raise ManifestError("the file starts with a byte order mark")
     try:

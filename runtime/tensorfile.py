@@ -1,34 +1,23 @@
-"""Reads small safetensors files that come from anywhere, and trusts none of their numbers.
-
-Knows nothing of what the tensors are for. Needs no library but numpy, so that the runtime can do without one.
-"""
+"""Reads the tensors of small safetensors files with numpy alone, so that the runtime can do without the library."""
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from io import BytesIO
 
 import numpy as np
 import numpy.typing as npt
 
-from clipskip.engines import strict
+from clipskip.engines.strict import LARGEST as LONGEST_HEADER
+from clipskip.engines.tensorfile import read_header
 
 from . import inputs
-from .errors import CheckpointError, ManifestError, UnsafeFileError, UnsupportedModelError
+from .errors import CheckpointError, UnsupportedModelError
 
 LARGEST = 64 << 20  # bytes; a textual inversion of 75 vectors in float32 has 0.3 MB
 
-_SIZES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1}
-_SIZES |= {"U16": 2, "I16": 2, "F16": 2, "BF16": 2, "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8}
 _FLOATS = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
-
-CONVERT = (
-    "open it once where you trust it, with torch.load(..., weights_only=True), and write the vectors with "
-    "safetensors.torch.save_file({'emb_params': vectors}, ...)"
-)
 
 
 @dataclass(frozen=True)
@@ -64,78 +53,13 @@ def read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 def parse(data: bytes) -> dict[str, Tensor]:
     """As `read`, from the file's bytes."""
-    if not data:
-        raise CheckpointError("the file is empty (0 bytes)")
-    _refuse_foreign(data[:64])
     if len(data) > LARGEST:
         raise CheckpointError(
             f"the file has more than {LARGEST >> 20} MiB: too much for a textual inversion",
-            hint="checkpoints and LoRAs are given to `clipskip export`",
+            hint="checkpoints are given to `clipskip export`",
         )
-    length = int.from_bytes(data[:8], "little")
-    if len(data) < 8 or 8 + length > len(data):
-        raise CheckpointError(f"no safetensors file, or one cut off in its header ({len(data)} bytes are there)")
-    entries = {name: _entry(name, value) for name, value in _header(data[8 : 8 + length]).items()}
-    body = data[8 + length :]
-    _check_layout(entries, len(body))
-    return {name: Tensor(dtype, shape, body[begin:end]) for name, (dtype, shape, begin, end) in entries.items()}
-
-
-def _refuse_foreign(start: bytes) -> None:
-    """Refuse what the first bytes show to be something else. A safetensors header has its `{` at byte 8."""
-    if start[8:9] == b"{":
-        return
-    text = start.lstrip().lower()
-    if start.startswith(b"PK\x03\x04") or (start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")):
-        raise UnsafeFileError("this is a pickle (.pt, .bin, .ckpt), which can run code when it is read", hint=CONVERT)
-    if text.startswith(b"version https://git-lfs"):
-        raise CheckpointError("this is a Git LFS pointer, not the file itself", hint="run `git lfs pull`")
-    if text.startswith(b"<"):
-        raise CheckpointError("this is a web page, not the file itself", hint="download it again, logged in if need be")
-    if start.startswith(b"GGUF"):
-        raise UnsupportedModelError("this is a GGUF file; safetensors is supported")
-
-
-def _header(data: bytes) -> dict[str, Any]:
-    if len(data) > strict.LARGEST:
-        raise CheckpointError(f"a header of more than {strict.LARGEST >> 20} MiB: this is no textual inversion")
-    try:
-        found = strict.parse(data)
-    except ManifestError as error:
-        raise CheckpointError(f"the header is broken: {error.message[:200]}") from error
-    metadata = found.pop("__metadata__", {}) if isinstance(found, dict) else None
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise CheckpointError("the header is broken: it is no object, or its metadata is not all text")
-    return dict(found)
-
-
-_Entry = tuple[str, tuple[int, ...], int, int]  # dtype, shape, begin, end
-
-
-def _entry(name: str, value: Any) -> _Entry:
-    broken = CheckpointError(f"the header is broken at tensor {name[:100]!r}")
-    if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
-        raise broken
-    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in _SIZES or not _naturals(shape) or not _naturals(offsets):
-        raise broken
-    if len(offsets) != 2 or offsets[1] - offsets[0] != math.prod(shape) * _SIZES[dtype]:
-        raise broken
-    return dtype, tuple(shape), offsets[0], offsets[1]
-
-
-def _naturals(value: Any) -> bool:
-    return isinstance(value, list) and len(value) <= 8 and all(type(n) is int and 0 <= n < 2**63 for n in value)
-
-
-def _check_layout(entries: Mapping[str, _Entry], size: int) -> None:
-    """The tensors must fill the body exactly: no overlap, no hole, nothing missing, nothing after them."""
-    end = 0
-    for name, (_, _, begin, stop) in sorted(entries.items(), key=lambda item: item[1][2:]):
-        if begin != end:
-            raise CheckpointError(f"the header is broken at tensor {name[:100]!r}: overlap or hole before it")
-        end = stop
-    if size < end:
-        raise CheckpointError(f"{size} of {end} bytes of tensors are there: the download is incomplete")
-    if size > end:
-        raise CheckpointError(f"{size - end} extra bytes after the last tensor")
+    header = read_header(BytesIO(data), len(data), LONGEST_HEADER)
+    return {
+        name: Tensor(entry.dtype, entry.shape, data[header.data + entry.begin : header.data + entry.end])
+        for name, entry in header.tensors.items()
+    }

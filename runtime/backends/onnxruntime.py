@@ -94,7 +94,7 @@ class OnnxRuntime:
         options.log_severity_level = 3
         if role.startswith("text-"):
             # All depths read the same weights: without prepacking they stay mapped from one file, and a further depth
-            # costs megabytes instead of a copy (LOG.md has the measurement).
+            # costs megabytes instead of a copy (measured in LOG.md).
             options.add_session_config_entry("session.disable_prepacking", "1")
         return options
 
