@@ -18,14 +18,14 @@ import numpy as np
 import PIL.Image
 
 from clipskip.engines.manifest import ModelFacts
-from clipskip.engines.store import Store, build_command
+from clipskip.engines.store import Store, build_command, export_command
 
 from . import metadata
 from .backends import Array, Backend
 from .context import Conditioning, TextStage
 from .denoise import Image, Snapshot, denoise
 from .embeddings import Concepts
-from .errors import NumericalError
+from .errors import EngineIncompatible, NumericalError
 from .limits import PIXELS_PER_LATENT, Limits
 from .noise import image_seeds, initial
 from .plan import Job, batches
@@ -97,6 +97,9 @@ class Pipeline:
         command = build_command(store.root, step.target, step.precision)
         self._limits = Limits.of(step, backend.batch_pixels, max_batch, command)
         tokenizer = Tokenizer.open(store.verify_tokenizer())
+        if tokenizer.vocabulary != facts.vocabulary:
+            message = f"the tokenizer has {tokenizer.vocabulary} tokens, the text engines {facts.vocabulary}"
+            raise EngineIncompatible(message, path=store.root, hint=export_command(store.root))
         self._text = TextStage(tokenizer, concepts, self._residents.encode, self._limits)
 
     def __call__(self, prompt: str | Request, **fields: Any) -> Result:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from clipskip.engines.manifest import ModelFacts
 
-from . import clip_skip, prompt, request, scalars
+from . import clip_skip, emphasis, prompt, request, scalars
 from .errors import RequestError
 from .noise import LARGEST_SEED, image_seeds
 from .request import Request
@@ -26,7 +26,6 @@ MAX_BATCH = 100
 MAX_PIXELS = 2048 * 2048
 RNGS = ("cpu", "nv")
 NETWORK_KINDS = ("lora", "lyco", "hypernet")
-EMPHASES = ("Original", "No norm", "Ignore", "None")
 
 # Names that other programs use for the same things, after `_key`.
 SAMPLER_ALIASES = {"eulerancestral": "eulera", "dpmpp2m": "dpm2m", "dpmpp2msde": "dpm2msde"}
@@ -96,7 +95,7 @@ def resolve(asked: Request, model: ModelFacts) -> Resolved:
         width=width,
         height=height,
         rng=_choice("rng", asked.rng, RNGS),
-        emphasis=_choice("emphasis", asked.emphasis, EMPHASES),
+        emphasis=_choice("emphasis", asked.emphasis, emphasis.MODES),
         compat=None if asked.compat is None else _choice("compat", asked.compat, ("a1111",)),
     )
     return Resolved(

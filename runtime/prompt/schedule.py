@@ -8,8 +8,10 @@ alternation; until then, and if they do not, each is the literal text that it wa
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import lcm
 
 _TOKEN = re.compile(r"(?:[^\\\[\]():|]+|\\.)+|[\\\[\]():|]")
 _WHEN = re.compile(r"\s*([+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)\s*")
@@ -35,9 +37,7 @@ def schedule(text: str, steps: int) -> list[tuple[int, str]]:
     if "[" not in text:
         return [(steps, text)]
     program = _compile(text, steps)
-    if program is None:
-        return [(steps, text)]
-    return [(end, program.text(end)) for end in sorted(program.ends)]
+    return [(steps, text)] if program is None else program.entries()
 
 
 @dataclass
@@ -46,7 +46,18 @@ class _Program:
 
     operations: list[Operation]
     steps: int
-    ends: set[int]
+    period: int = 1  # steps after which all alternations start again
+    changes: set[int] = field(default_factory=set)  # the last steps of what schedules show first
+
+    def entries(self) -> list[tuple[int, str]]:
+        """What the program gives at each step where it may change, run once for each state that it can be in."""
+        ends = range(1, self.steps + 1) if self.period > 1 else sorted({*self.changes, self.steps} - {0})
+        changes, texts = sorted(self.changes), dict[tuple[int, int], str]()
+        states = [((end - 1) % self.period, bisect_left(changes, end)) for end in ends]
+        for end, state in zip(ends, states, strict=True):
+            if state not in texts:
+                texts[state] = self.text(end)
+        return [(end, texts[state]) for end, state in zip(ends, states, strict=True)]
 
     def text(self, step: int) -> str:
         """Run the program for one step."""
@@ -65,7 +76,7 @@ class _Program:
         options = [place + 1 for place in (start, *bars)]
         self.operations[start] = lambda step: options[(step - 1) % len(options)]
         self._jump([*bars, end], end + 1)
-        self.ends.update(range(1, self.steps + 1))
+        self.period = lcm(self.period, len(options))
 
     def change(self, start: int, colons: list[int], end: int, when: str) -> None:
         """Make the brackets a choice between what they hold up to step `when` and what they hold from then on."""
@@ -74,8 +85,7 @@ class _Program:
         last = int(min(max(0.0, number), self.steps))  # clamped first: an exponent may make it infinite
         self.operations[start] = lambda step: before if step <= last else after
         self._jump(colons, end + 1)
-        if last:
-            self.ends.add(last)
+        self.changes.add(last)
 
     def _jump(self, places: list[int], target: int) -> None:
         for place in places:
@@ -85,7 +95,7 @@ class _Program:
 def _compile(text: str, steps: int) -> _Program | None:
     """The program of `text`; None where a stray `|` or backslash makes all of it literal."""
     tokens: list[str] = _TOKEN.findall(text)
-    program = _Program([*tokens], steps, {steps})
+    program = _Program([*tokens], steps)
     opened: list[tuple[int, int]] = []  # per open bracket, its place and the number of separators before it
     separators: list[int] = []  # places of the colons and bars directly in open brackets
     for place, token in enumerate(tokens):
@@ -111,18 +121,20 @@ def _compile(text: str, steps: int) -> _Program | None:
 def _close(program: _Program, tokens: list[str], ends: tuple[int, int], separators: list[int]) -> bool:
     """Whether the brackets at `ends`, with these separators, have a meaning; if it is a schedule, compile it."""
     start, end = ends
+    brackets = tokens[start] + tokens[end]
     bars = [place for place in separators if tokens[place] == "|"]
-    if tokens[start] + tokens[end] == "()":
+    if brackets == "()":
         return not bars and len(separators) <= 1
-    if tokens[start] + tokens[end] != "[]":
+    if brackets != "[]":
         return False
-    if bars:
-        if len(bars) == len(separators):
-            program.alternate(start, bars, end)
-        return len(bars) == len(separators)
-    if separators:
-        when = _WHEN.fullmatch(tokens[end - 1]) if len(separators) <= 2 and separators[-1] == end - 2 else None
-        if when:
-            program.change(start, separators, end, when[1])
-        return when is not None
-    return True
+    if not separators:
+        return True
+    if len(bars) == len(separators):
+        program.alternate(start, bars, end)
+        return True
+    if bars or len(separators) > 2 or separators[-1] != end - 2:
+        return False
+    when = _WHEN.fullmatch(tokens[end - 1])
+    if when:
+        program.change(start, separators, end, when[1])
+    return when is not None

@@ -9,6 +9,7 @@ from ..errors import RequestError
 MAX_BYTES = 64 * 1024
 MAX_WEIGHT = 10.0  # beyond it vectors overflow or drown all others
 
+_UNUSABLE = re.compile(r"[\x00\ud800-\udfff]")
 _AND = re.compile(r"\bAND\b")
 _WEIGHT = re.compile(r"\s*[-+]?(?:\d+(?:\.\d*)?|\.\d+)\s*")
 _NETWORK = re.compile(r"<(\w+):([^>]+)>")
@@ -23,18 +24,16 @@ def check_text(text: object, field: str) -> str:
         raise RequestError(f"{field} must be a string, not {type(text).__name__}", field=field)
     if len(text) > MAX_BYTES or len(text.encode("utf-8", "replace")) > MAX_BYTES:
         raise RequestError(f"{field} is longer than {MAX_BYTES // 1024} KiB", field=field, hint="shorten it")
-    for place, character in enumerate(text):
-        if character == "\0" or "\ud800" <= character <= "\udfff":
-            what = "NUL" if character == "\0" else f"a lone surrogate (U+{ord(character):04X})"
-            raise RequestError(f"{field} has {what} at character {place}", field=field, hint="remove it")
+    if found := _UNUSABLE.search(text):
+        what = "NUL" if found[0] == "\0" else f"a lone surrogate (U+{ord(found[0]):04X})"
+        raise RequestError(f"{field} has {what} at character {found.start()}", field=field, hint="remove it")
     return text
 
 
 def networks(text: str) -> tuple[str, list[tuple[str, str]]]:
     """`text` without its `<kind:arguments>` tags, and the tags as (kind, arguments): `<lora:name:0.8>` and the like."""
     end = text.rfind(">") + 1  # a tag needs one after it: else each "<a:" would search to the end of the text
-    found = [(kind, arguments) for kind, arguments in _NETWORK.findall(text[:end])]
-    return _NETWORK.sub("", text[:end]) + text[end:], found
+    return _NETWORK.sub("", text[:end]) + text[end:], _NETWORK.findall(text[:end])
 
 
 def composition(text: str, compat: str | None = None) -> list[tuple[str, float]]:

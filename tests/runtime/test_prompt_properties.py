@@ -1,0 +1,184 @@
+"""What holds for every prompt: nothing raises but a refusal, nothing is lost, and the time grows with the length."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from typing import TypeVar
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from clipskip.errors import RequestError
+from clipskip.prompt import attention, check_text, chunks, composition, networks, schedule
+from clipskip.tokenizer import Tokenizer
+
+T = TypeVar("T")
+SYNTAX = st.lists(
+    st.sampled_from(
+        [
+            *"()[]:|\\, .ab3-<>\n",
+            "BREAK",
+            " AND ",
+            "[a:",
+            ":2]",
+            "|b]",
+            ":.5]",
+            "(c",
+            ":1.2)",
+            ":-2)",
+            ":99)",
+            "é",
+            "1e9",
+        ]
+    ),
+    max_size=30,
+).map("".join)
+ANY = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=60)
+PLAIN = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0()[]:|\\<>"), max_size=60)
+STEPS = st.integers(1, 30)
+few = settings(max_examples=150, deadline=None)
+
+
+def unless_refused(call: Callable[[], T]) -> T | None:
+    """What `call` gives, or None where it refuses a weight: the one thing that may be wrong with a prompt's syntax."""
+    try:
+        return call()
+    except RequestError as error:
+        if "beyond 10" not in error.message:
+            raise
+        return None
+
+
+@few
+@given(SYNTAX | ANY, STEPS)
+def test_a_schedule_is_never_an_error_and_covers_all_steps(text: str, steps: int) -> None:
+    entries = schedule(text, steps)
+    ends = [end for end, _ in entries]
+    assert ends == sorted(set(ends))
+    assert ends[0] >= 1
+    assert ends[-1] == steps
+
+
+@few
+@given(SYNTAX | ANY, st.sampled_from([None, "a1111"]))
+def test_a_composition_is_refused_for_its_weights_only(text: str, compat: str | None) -> None:
+    parts = unless_refused(lambda: composition(text, compat))
+    assert parts is None or parts
+    assert all(abs(weight) <= 10 for _, weight in parts or ())
+
+
+@few
+@given(SYNTAX | ANY)
+def test_attention_is_refused_for_its_weights_only(text: str) -> None:
+    fragments = unless_refused(lambda: attention(text))
+    assert fragments is None or fragments
+    assert all(abs(weight) <= 10 for fragment, weight in fragments or () if fragment)
+    assert all(left[1] != right[1] for left, right in pairwise(fragments or ()))
+
+
+@few
+@given(PLAIN, STEPS)
+def test_a_text_without_syntax_comes_back_whole(text: str, steps: int) -> None:
+    assume(not re.search("AND|BREAK", text))
+    assert composition(text) == [(text, 1.0)]
+    assert schedule(text, steps) == [(steps, text)]
+    assert attention(text) == [(text, 1.0)]
+    assert networks(text) == (text, [])
+    assert check_text(text, "prompt") == text
+
+
+@few
+@given(ANY)
+def test_an_escaped_text_comes_back_whole(text: str) -> None:
+    assume("BREAK" not in text)
+    escaped = re.sub(r"([()\[\]\\])", r"\\\1", text)
+    assert attention(escaped) == [(text, 1.0)]
+    assert schedule(escaped, 10) == [(10, escaped)]
+
+
+@few
+@given(st.text("()[]ab ,", max_size=40))
+def test_brackets_take_nothing_out_but_brackets(text: str) -> None:
+    words = "".join(fragment for fragment, _ in unless_refused(lambda: attention(text)) or [(text, 1.0)])
+    assert re.sub(r"[()\[\]]", "", words) == re.sub(r"[()\[\]]", "", text)
+
+
+@few
+@given(SYNTAX, STEPS)
+def test_each_entry_of_a_schedule_is_the_text_with_parts_left_out(text: str, steps: int) -> None:
+    for _, entry in schedule(text, steps):
+        rest = iter(text)
+        assert all(character in rest for character in entry)
+
+
+@few
+@given(
+    st.lists(st.sampled_from(["cat", "dog,", ",", "BREAK", "(red:1.2)", "[x]", "émigré", "😀"]), max_size=250),
+    st.integers(0, 74),
+)
+def test_no_token_is_lost_between_chunks(clip_tokenizer: Tokenizer, words: list[str], backtrack: int) -> None:
+    text = " ".join(words)
+    found = chunks(text, clip_tokenizer, comma_backtrack=backtrack)
+    bodies = [
+        token for chunk in found for token in chunk.tokens if token not in (clip_tokenizer.bos, clip_tokenizer.eos)
+    ]
+    fragments = [fragment for fragment, weight in attention(text) if (fragment, weight) != ("BREAK", -1.0)]
+    assert bodies == [token for fragment in fragments for token in clip_tokenizer.ids(fragment)]
+    for chunk in found:
+        assert len(chunk.tokens) == len(chunk.weights) == 77
+        assert (chunk.tokens[0], chunk.tokens[-1]) == (clip_tokenizer.bos, clip_tokenizer.eos)
+
+
+MILLION = 10**6
+LONG = {
+    "opening": "(" * MILLION,
+    "closing": ")" * MILLION,
+    "nested": "[" * (MILLION // 2) + ":" + "]" * (MILLION // 2),
+    "mixed": "(]:[)" * (MILLION // 5),
+}
+HARD = {  # at the largest size that a request may have
+    "alternations": "[a|b]" * 13_000,
+    "nested alternations": "[" * 20_000 + "a|]" * 15_000,
+    "nested schedules": "[a:" * 12_000 + ":2]" * 9_000,
+    "nested weights": "(a" * 12_000 + ":1)" * 12_000,
+    "spaces": "a" + " " * 65_000 + "b",
+    "spaces after colons": "[:   " * 13_000,
+    "digits": "[a:" + "1" * 65_000,
+    "digits and points": "(a:" + "1" * 32_000 + ".1" * 16_000 + ")",
+    "a weight of digits": "a AND b:" + "1" * 65_000 + "x",
+    "spaces at breaks": (" " * 60 + "BREAK") * 1_000,
+    "one break": " " * 30_000 + "BREAK" + " " * 30_000,
+    "backslashes": "\\" * 65_000,
+    "tags": "<a:" * 21_000,
+    "one word": "a" * 65_000,
+    "punctuation": "!" * 65_000,
+    "commas": "a, " * 21_000,
+    "breaks": "BREAK " * 10_000,
+}
+
+
+def seconds(call: Callable[[], object]) -> float:
+    start = time.process_time()
+    unless_refused(call)
+    return time.process_time() - start
+
+
+@pytest.mark.parametrize("text", LONG.values(), ids=LONG)
+def test_a_million_brackets_take_about_a_second(text: str) -> None:
+    assert seconds(lambda: composition(text, "a1111")) < 6
+    assert seconds(lambda: schedule(text, 20)) < 6
+    assert seconds(lambda: attention(text)) < 6
+    assert seconds(lambda: networks(text)) < 6
+
+
+@pytest.mark.parametrize("text", HARD.values(), ids=HARD)
+def test_the_longest_prompt_takes_no_time_of_note_however_it_is_built(clip_tokenizer: Tokenizer, text: str) -> None:
+    check_text(text, "prompt")
+    assert seconds(lambda: composition(text, "a1111")) < 3
+    assert seconds(lambda: schedule(text, 20)) < 3
+    assert seconds(lambda: networks(text)) < 3
+    assert seconds(lambda: chunks(text, clip_tokenizer)) < 3

@@ -1,0 +1,138 @@
+"""The tokenizer against transformers' CLIPTokenizer: recorded under CLIP's vocabulary, live under the sample's."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clipskip.errors import CheckpointError
+from clipskip.tokenizer import Tokenizer
+
+GOLDEN: list[tuple[str, list[int]]] = json.loads((Path(__file__).parent / "data" / "tokenizer.json").read_text())
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
+
+
+@pytest.fixture(scope="module")
+def sample(sample_checkpoint: Path) -> Path:
+    return sample_checkpoint / "tokenizer"
+
+
+@pytest.fixture(scope="module")
+def sample_tokenizer(sample: Path) -> Tokenizer:
+    return Tokenizer.open(sample)
+
+
+@pytest.fixture(scope="module")
+def reference(sample: Path) -> Any:
+    from transformers import CLIPTokenizer
+
+    return CLIPTokenizer.from_pretrained(str(sample), model_max_length=10**6)
+
+
+def test_the_ids_are_those_of_clip(clip_tokenizer: Tokenizer) -> None:
+    assert clip_tokenizer.ids("a photo of a cat") == [320, 1125, 539, 320, 2368]
+
+
+def test_500_odd_strings_have_the_ids_that_transformers_gave_them(clip_tokenizer: Tokenizer) -> None:
+    assert len(GOLDEN) == 500
+    wrong = [(text, ids, clip_tokenizer.ids(text)) for text, ids in GOLDEN if clip_tokenizer.ids(text) != ids]
+    assert not wrong
+
+
+def test_the_sample_vocabulary_gives_transformers_ids_too(sample_tokenizer: Tokenizer, reference: Any) -> None:
+    expected = reference([text for text, _ in GOLDEN], add_special_tokens=False).input_ids
+    assert [sample_tokenizer.ids(text) for text, _ in GOLDEN] == expected
+    assert (sample_tokenizer.bos, sample_tokenizer.eos) == (reference.bos_token_id, reference.eos_token_id)
+    assert (sample_tokenizer.pad, sample_tokenizer.vocabulary) == (reference.pad_token_id, len(reference))
+
+
+@settings(max_examples=300, deadline=None)
+@given(TEXTS)
+def test_any_text_has_transformers_ids(sample_tokenizer: Tokenizer, reference: Any, text: str) -> None:
+    assert sample_tokenizer.ids(text) == reference(text, add_special_tokens=False).input_ids
+
+
+def test_the_special_ids_are_known_by_name(clip_tokenizer: Tokenizer) -> None:
+    special = (clip_tokenizer.bos, clip_tokenizer.eos, clip_tokenizer.pad, clip_tokenizer.comma)
+    assert special == (49406, 49407, 49407, 267)
+    assert clip_tokenizer.vocabulary == 49408
+
+
+def test_ids_have_any_length_and_no_special_tokens(clip_tokenizer: Tokenizer) -> None:
+    assert clip_tokenizer.ids("") == []
+    assert clip_tokenizer.ids("cat " * 5000) == [2368] * 5000
+
+
+def test_special_tokens_that_a_text_spells_out_are_read_as_such(clip_tokenizer: Tokenizer) -> None:
+    assert clip_tokenizer.ids("a<|endoftext|>b") == [320, 49407, 321]
+
+
+def test_a_vocabulary_without_a_comma_has_no_comma_token(clip_vocabulary: Path, tmp_path: Path) -> None:
+    words = json.loads((clip_vocabulary / "vocab.json").read_text())
+    del words[",</w>"]
+    (tmp_path / "vocab.json").write_text(json.dumps(words))
+    merges = (line for line in (clip_vocabulary / "merges.txt").read_text().splitlines() if "," not in line)
+    (tmp_path / "merges.txt").write_text("\n".join(merges))
+    assert Tokenizer.open(tmp_path).comma is None
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "merges.txt"])
+def test_a_missing_file_is_named(sample: Path, tmp_path: Path, name: str) -> None:
+    folder = shutil.copytree(sample, tmp_path / "tokenizer")
+    (folder / name).unlink()
+    with pytest.raises(CheckpointError, match=name) as caught:
+        Tokenizer.open(folder)
+    assert caught.value.path == str(folder / name)
+
+
+def test_a_folder_in_place_of_a_file_counts_as_missing(sample: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(sample, tmp_path / "tokenizer")
+    (folder / "vocab.json").unlink()
+    (folder / "vocab.json").mkdir()
+    with pytest.raises(CheckpointError, match=r"vocab\.json is missing"):
+        Tokenizer.open(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b'{"a": "b"}', b'{"a": -1}', b"<html></html>"])
+def test_a_damaged_vocabulary_is_a_checkpoint_error(sample: Path, tmp_path: Path, content: bytes) -> None:
+    folder = shutil.copytree(sample, tmp_path / "tokenizer")
+    (folder / "vocab.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match="tokenizer") as caught:
+        Tokenizer.open(folder)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("content", ["three words here\n", "zz qq\n", "lonely\n"])
+def test_merges_of_another_model_are_a_checkpoint_error(sample: Path, tmp_path: Path, content: str) -> None:
+    folder = shutil.copytree(sample, tmp_path / "tokenizer")
+    (folder / "merges.txt").write_text(content)
+    with pytest.raises(CheckpointError, match="damaged or not from one model"):
+        Tokenizer.open(folder)
+
+
+def test_a_tokenizer_that_is_not_clips_is_refused(sample: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(sample, tmp_path / "tokenizer")
+    vocabulary = (folder / "vocab.json").read_text()
+    (folder / "vocab.json").write_text(vocabulary.replace("<|startoftext|>", "<s>"))
+    with pytest.raises(CheckpointError, match=r"has no <\|startoftext\|>"):
+        Tokenizer.open(folder)
+
+
+def test_threads_share_one_tokenizer(clip_tokenizer: Tokenizer) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(clip_tokenizer.ids, [text for text, _ in GOLDEN] * 4))
+    assert found == [ids for _, ids in GOLDEN] * 4
+
+
+def test_the_real_vocabulary_opens_in_a_fraction_of_a_second(clip_vocabulary: Path) -> None:
+    start = time.process_time()
+    Tokenizer.open(clip_vocabulary)
+    assert time.process_time() - start < 1.0  # 0.07 s on a quiet core
