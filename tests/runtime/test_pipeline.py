@@ -1,0 +1,154 @@
+"""The pipeline from the outside: progress, refusals, what it keeps open, broken numbers, closing."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+import clipskip
+from clipskip.backends.onnxruntime import OnnxRuntime
+from clipskip.errors import EngineCorrupt, EngineMissing, NumericalError, RequestError
+
+FAST = {"steps": 3, "width": 64, "height": 64, "seed": 1}
+
+
+@pytest.fixture(scope="module")
+def pipe(sample_store):
+    with clipskip.open(sample_store) as pipe:
+        yield pipe
+
+
+def test_progress_counts_the_calls_of_the_network_and_ends_with_the_results(pipe):
+    seen = list(pipe.steps(clipskip.Request(prompt="a ring", sampler="Heun", **FAST)))
+    assert [(each.call, each.calls) for each in seen] == [(i, 5) for i in (1, 2, 3, 4, 5, 5)]
+    assert [len(each.results) for each in seen] == [0] * 5 + [1]
+
+
+def test_a_preview_shows_the_picture_as_it_stands(pipe):
+    for progress in pipe.steps(clipskip.Request(prompt="a ring", **FAST), clipskip.Request(prompt="a star", **FAST)):
+        if progress.call == 2:
+            assert [image.size for image in progress.preview()] == [(64, 64), (64, 64)]
+
+
+def test_a_result_says_what_was_done(pipe):
+    result = pipe("a ring", clip_skip=6, batch=2, sampler="euler", **FAST)
+    assert result.seeds == (1, 2)
+    assert (result.request.sampler, result.request.clip_skip, result.request.batch) == ("Euler", 6, 2)
+    assert set(result.engines) == {"text-07", "step", "decode"}
+    assert set(result.timings) == {"text", "denoise", "decode"}
+    assert any("erratic" in warning for warning in result.warnings)
+
+
+def test_every_image_of_a_batch_can_be_made_again_alone(pipe):
+    result = pipe("a ring", batch=3, sampler="Euler a", **FAST)
+    again = pipe(result.alone(2))
+    np.testing.assert_array_equal(np.asarray(again.images[0]), np.asarray(result.images[2]))
+
+
+def test_a_list_of_no_requests_gives_no_results(pipe):
+    assert pipe.run([]) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"clipskip": 2}, "unknown field 'clipskip'"),
+        ({"clip_skip": 14}, "clip_skip must be 1..13"),
+        ({"width": 4096, "height": 1024}, "width 4096 is outside 64..2048"),
+        ({"clip_skip": 1, "clip_skip_diffusers": 0}, "two numberings"),
+    ],
+)
+def test_a_wrong_request_is_refused_before_any_engine_runs(pipe, fields, message):
+    with pytest.raises(RequestError, match=message):
+        pipe("a ring", **{**FAST, **fields})
+
+
+def test_one_wrong_request_of_several_stops_all_before_any_engine_runs(pipe, monkeypatch):
+    def fail(*_):
+        raise AssertionError("an engine was used")
+
+    monkeypatch.setattr(pipe._residents, "use", fail)
+    good, bad = (clipskip.Request(prompt=f"new words {steps}", **{**FAST, "steps": steps}) for steps in (3, 0))
+    with pytest.raises(RequestError, match="steps must be"):
+        pipe.run([good, bad])
+
+
+def test_a_depth_that_was_not_built_names_the_command_that_builds_it(sample_store, tmp_path):
+    store = shutil.copytree(sample_store, tmp_path / "store")
+    manifest = json.loads((store / "manifest.json").read_text())
+    manifest["artefacts"] = [each for each in manifest["artefacts"] if each["role"] != "text-05"]
+    (store / "manifest.json").write_text(json.dumps(manifest))
+    with clipskip.open(store) as pipe:
+        pipe("a ring", clip_skip=7, **FAST)
+        with pytest.raises(EngineMissing, match="text-05") as caught:
+            pipe("a ring", clip_skip=8, **FAST)
+    assert "clipskip export" in caught.value.hint
+
+
+def test_a_truncated_engine_is_refused_when_it_is_first_needed(sample_store, tmp_path):
+    store = shutil.copytree(sample_store, tmp_path / "store")
+    victim = next(store.glob("onnx-fp32-*/decode.onnx"))
+    victim.write_bytes(victim.read_bytes()[:-1])
+    with clipskip.open(store) as pipe, pytest.raises(EngineCorrupt, match=r"decode\.onnx has \d+ bytes instead of"):
+        pipe("a ring", **FAST)
+
+
+def test_text_engines_are_opened_when_needed_and_kept_within_the_budget(sample_store):
+    with clipskip.open(sample_store, text_engine_budget=40 * 2**20) as pipe:  # two of them
+        pipe.run([clipskip.Request(prompt="a", clip_skip=skip, **FAST) for skip in (1, 2, 3, 4)])
+        assert len(pipe._residents._text.keys()) == 2
+        assert pipe._residents._others.keys() == ["step", "decode"]
+
+
+def test_a_closed_pipeline_refuses_to_work_and_may_be_closed_again(sample_store):
+    with clipskip.open(sample_store) as pipe:
+        pass
+    pipe.close()
+    with pytest.raises(RequestError, match="closed"):
+        pipe("a ring", **FAST)
+
+
+class Broken(OnnxRuntime):
+    """Gives engines one output of which holds what the test says."""
+
+    def __init__(self, role, output, value):
+        super().__init__()
+        self.role, self.output, self.value = role, output, value
+
+    def open(self, artefact, path):
+        engine = super().open(artefact, path)
+        if artefact.role != self.role:
+            return engine
+        run, loop = engine.run, engine.loop
+
+        def broken_loop(feeds, feedback):
+            made = loop(feeds, feedback)
+            read = made.read
+            made.read = lambda name: np.full_like(read(name), self.value)
+            return made
+
+        engine.run = lambda feeds: {**run(feeds), self.output: np.full_like(run(feeds)[self.output], self.value)}
+        engine.loop = broken_loop
+        return engine
+
+
+@pytest.mark.parametrize(
+    ("role", "output", "value", "message"),
+    [
+        ("step", "next_state", np.nan, "latents are not finite"),
+        ("step", "next_state", np.inf, "latents are not finite"),
+        ("decode", "finite", False, "decoder's output for the finished latents is not finite"),
+    ],
+)
+def test_numbers_that_are_not_finite_are_an_error_and_never_a_black_picture(sample_store, role, output, value, message):
+    with clipskip.open(sample_store, backend=Broken(role, output, value)) as pipe:
+        with pytest.raises(NumericalError, match=message) as caught:
+            pipe("a ring", **FAST)
+        assert caught.value.exit_status == 6
+
+
+def test_a_backend_that_is_not_there_says_what_to_install():
+    with pytest.raises(clipskip.ClipskipError) as caught:
+        OnnxRuntime(providers=["TensorrtExecutionProvider"])
+    assert (caught.value.exit_status, "pip install" in caught.value.hint) == (5, True)
