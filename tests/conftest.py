@@ -26,3 +26,13 @@ def sample_store(sample_checkpoint: Path) -> Path:
     store = ROOT / "build" / f"test-store-{sample_checkpoint.name}"
     export(sample_checkpoint, store)
     return store
+
+
+@pytest.fixture(scope="session")
+def sample_fp16_store(sample_checkpoint: Path) -> Path:
+    """All its graphs in fp16, as TensorRT's engines are built from; kept between runs as well."""
+    from clipskip.export import export
+
+    store = ROOT / "build" / f"test-store-fp16-{sample_checkpoint.name}"
+    export(sample_checkpoint, store, precision="fp16")
+    return store

@@ -32,6 +32,8 @@ class Recording:
 class StillStep:
     """A step engine that leaves the state as it is."""
 
+    nbytes = 0
+
     def __init__(self, artefact: Artefact, calls: list[Feeds]) -> None:
         self.artefact, self._calls = artefact, calls
 

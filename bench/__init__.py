@@ -1,0 +1,1 @@
+"""Latency benchmarks and side-by-side comparisons. Nothing in the package needs them."""

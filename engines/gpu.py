@@ -1,0 +1,77 @@
+"""Which NVIDIA GPUs this machine has, and which of them an engine fits. Knows nothing of engines' contents."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+from clipskip.errors import BackendUnavailable
+
+INSTALL = 'pip install "clipskip[tensorrt-rtx]"'
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One device, as CUDA describes it."""
+
+    name: str
+    compute_capability: str  # "8.9"
+    memory: int  # bytes
+    uuid: str
+    cuda: str  # the newest CUDA version that the driver serves: "13.0"
+
+    @property
+    def identity(self) -> str:
+        """What timings and engines tuned on this device are good for."""
+        return f"{self.name}, compute capability {self.compute_capability}, CUDA {self.cuda.partition('.')[0]}"
+
+
+def cuda_runtime() -> Any:
+    """The module cuda.bindings.runtime; BackendUnavailable when it is not installed."""
+    try:
+        return importlib.import_module("cuda.bindings.runtime")
+    except ImportError as error:
+        raise BackendUnavailable(f"the package cuda-bindings cannot be loaded ({error})", hint=INSTALL) from error
+
+
+def version_text(version: int) -> str:
+    """CUDA's number for a version (13050) as people write it ("13.5")."""
+    return f"{version // 1000}.{version % 1000 // 10}"
+
+
+def check_driver(runtime: Any) -> int:
+    """The number of GPUs, at least one; BackendUnavailable says whether driver, driver version or GPU is missing."""
+    errors = runtime.cudaError_t
+    status, count = runtime.cudaGetDeviceCount()
+    _, driver = runtime.cudaDriverGetVersion()
+    _, needed = runtime.cudaRuntimeGetVersion()
+    if status == errors.cudaErrorInsufficientDriver and not driver:
+        raise BackendUnavailable("no NVIDIA driver on this machine", hint="use --target onnxruntime, or install one")
+    if status == errors.cudaErrorInsufficientDriver:
+        has, needs = version_text(driver), version_text(needed)
+        raise BackendUnavailable(
+            f"NVIDIA driver too old: it serves CUDA {has}, CUDA {needs} is needed", hint="update it"
+        )
+    if status != errors.cudaSuccess or not count:
+        raise BackendUnavailable(f"no usable NVIDIA GPU ({errors(status).name})", hint="use --target onnxruntime")
+    return int(count)
+
+
+def gpus(runtime: Any) -> list[Gpu]:
+    """All devices, in CUDA's order. BackendUnavailable where there is none."""
+    return [_describe(runtime, index) for index in range(check_driver(runtime))]
+
+
+def _describe(runtime: Any, index: int) -> Gpu:
+    status, facts = runtime.cudaGetDeviceProperties(index)
+    if status != runtime.cudaError_t.cudaSuccess:
+        raise BackendUnavailable(f"GPU {index} does not answer ({runtime.cudaError_t(status).name})")
+    _, driver = runtime.cudaDriverGetVersion()
+    return Gpu(
+        name=facts.name.decode(errors="replace").rstrip("\0"),
+        compute_capability=f"{facts.major}.{facts.minor}",
+        memory=int(facts.totalGlobalMem),
+        uuid=bytes(facts.uuid.bytes).hex(),
+        cuda=version_text(driver),
+    )

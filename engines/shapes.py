@@ -1,0 +1,105 @@
+"""Which shapes an engine is built for: the ranges of the dynamic axes, and from them the profile of every input.
+
+Knows nothing of TensorRT.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from clipskip.engines.manifest import AxisRange, ModelFacts, Port
+from clipskip.errors import RequestError
+
+LATENT = 8  # pixels per latent
+TOKENS = 77  # per chunk
+CONCEPT_ROWS = 1024  # of textual inversions in one request
+LEAST_ROWS = 4  # so that even an engine for one image takes a prompt of three parts
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """The shapes that the engines will serve, and the GPUs.
+
+    `sizes`: heights and widths in pixels; `max_batch`: images at once, with two U-Net rows each and at least four in
+    all; `max_chunks`: prompt length in chunks of 77 tokens; `layers`: which text engines, by default all that were
+    exported; `compute_capabilities`: such as "8.9", TensorRT-RTX only, by default the package's own choice;
+    `workspace`: bytes.
+    """
+
+    sizes: AxisRange | None = None  # half, once and one and a half times the model's own size
+    max_batch: int = 4
+    max_chunks: int = 3
+    layers: Sequence[int] | None = None
+    compute_capabilities: tuple[str, ...] = ()
+    workspace: int | None = None
+
+
+def parse_sizes(text: str) -> AxisRange:
+    """Heights and widths as people write them: "512", "256-768" (tuned for the largest) or "256-512-768"."""
+    parts = text.split("-")
+    if not 1 <= len(parts) <= 3 or not all(part.isascii() and part.isdecimal() and len(part) < 6 for part in parts):
+        raise RequestError(f"sizes {text!r}: write 512, 256-768 or 256-512-768", field="sizes")
+    numbers = [int(part) for part in parts]
+    return AxisRange(numbers[0], numbers[len(numbers) // 2], numbers[-1])
+
+
+def axis_ranges(model: ModelFacts, options: BuildOptions) -> dict[str, AxisRange]:
+    """The range of every dynamic axis of design.md's four graphs. RequestError for sizes that the model cannot do."""
+    if options.max_batch < 1 or options.max_chunks < 1:
+        raise RequestError("max_batch and max_chunks must be at least 1", field="max_batch")
+    rows = max(2 * options.max_batch, LEAST_ROWS)
+    latent = _latent(_sizes(model, options.sizes), model.size_step)
+    return {
+        "B": AxisRange(1, 1, options.max_batch),
+        "N": AxisRange(1, 2, rows),
+        "R": AxisRange(1, 2, rows * options.max_chunks),
+        "T": AxisRange(TOKENS, TOKENS, TOKENS * options.max_chunks),
+        "E": AxisRange(1, 1, CONCEPT_ROWS),
+        "h": latent,
+        "w": latent,
+    }
+
+
+def _sizes(model: ModelFacts, sizes: AxisRange | None) -> AxisRange:
+    own, step = model.default_size, model.size_step
+    return sizes or AxisRange(max(own // 2 // step * step, step), own, own * 3 // 2 // step * step)
+
+
+def _latent(sizes: AxisRange, step: int) -> AxisRange:
+    edges = (sizes.minimum, sizes.optimum, sizes.maximum)
+    if not 0 < edges[0] <= edges[1] <= edges[2] or any(edge % step for edge in edges):
+        found = "-".join(map(str, edges))
+        raise RequestError(f"sizes {found}: three multiples of {step} that do not fall are needed", field="sizes")
+    return AxisRange(*(edge // LATENT for edge in edges))
+
+
+def axes_of(ports: Sequence[Port], ranges: Mapping[str, AxisRange]) -> dict[str, AxisRange]:
+    """The ranges of the dynamic axes that these inputs have."""
+    dimensions = {each for port in ports for each in port.shape if isinstance(each, str)}
+    return {name: ranges[name] for name in sorted({each.rpartition("*")[2] for each in dimensions})}
+
+
+def profiles(ports: Sequence[Port], axes: Mapping[str, AxisRange]) -> dict[str, tuple[Shape, Shape, Shape]]:
+    """Smallest, usual and largest shape of each input that has a dynamic axis."""
+    dynamic = [port for port in ports if any(isinstance(each, str) for each in port.shape)]
+    return {port.name: _profile(port, axes) for port in dynamic}
+
+
+def _profile(port: Port, axes: Mapping[str, AxisRange]) -> tuple[Shape, Shape, Shape]:
+    lowest = {name: each.minimum for name, each in axes.items()}
+    usual = {name: each.optimum for name, each in axes.items()}
+    largest = {name: each.maximum for name, each in axes.items()}
+    return sized(port, lowest), sized(port, usual), sized(port, largest)
+
+
+def sized(port: Port, sizes: Mapping[str, int]) -> Shape:
+    """The port's shape with numbers for its axes; "8*h" is eight times h."""
+    return tuple(each if isinstance(each, int) else _dimension(each, sizes) for each in port.shape)
+
+
+def _dimension(text: str, sizes: Mapping[str, int]) -> int:
+    factor, _, axis = text.rpartition("*")
+    return int(factor or 1) * sizes[axis]

@@ -1,0 +1,122 @@
+"""Inputs for the gates and what torch makes of them: few and small, for an SD 1.5 U-Net is slow on two cores.
+
+The empty prompt and a full one, timesteps 999 and 1, one image and two, two sizes, one chunk and two.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from clipskip.engines.manifest import ModelFacts
+from clipskip.export.family import LATENT, TOKENS
+from clipskip.export.gates import Array, Case
+from clipskip.export.graphs import SLOTS, Decode, Encode, Step
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextModel
+
+Network = TypeVar("Network", bound=nn.Module)
+Outputs = Mapping[str, Array]
+
+
+def text(encoder: CLIPTextModel, facts: ModelFacts, vocabulary: Mapping[str, int], half: bool) -> list[list[Case]]:
+    """For each depth its cases: transformers' own hidden states, LayerNormed, with textual inversions in the prompt."""
+    rng = np.random.default_rng(0)
+    concepts = rng.standard_normal((2, facts.width)).astype(np.float32) * 0.05
+    bos, eos = vocabulary["<|startoftext|>"], vocabulary["<|endoftext|>"]
+    empty = [bos] + [eos] * (TOKENS - 1)
+    words = rng.integers(0, min(bos, eos), TOKENS - 4).tolist()
+    full = [bos, facts.vocabulary, facts.vocabulary + 1, *words, eos]
+    feeds = [{"tokens": np.array(rows), "concepts": concepts} for rows in ([empty], [full, empty])]
+    exact = [_depths(encoder, **each) for each in feeds]
+    none: list[Outputs] = [{}] * (facts.layers + 1)
+    halves = [_depths(_half(encoder), **each) if half else none for each in feeds]
+    by_case = [
+        [Case(feed, *outputs) for outputs in zip(*depths, strict=True)]
+        for feed, *depths in zip(feeds, exact, halves, strict=True)
+    ]
+    return [list(depth) for depth in zip(*by_case, strict=True)]
+
+
+def _depths(encoder: CLIPTextModel, tokens: Array, concepts: Array) -> list[Outputs]:
+    """What each text graph is to give: transformers runs with the concepts appended to its table of embeddings."""
+    name = "embeddings.token_embedding.weight"
+    table = encoder.state_dict()[name]
+    longer = torch.cat([table, torch.from_numpy(concepts).to(table.dtype)])
+    arguments = {"input_ids": torch.from_numpy(tokens), "output_hidden_states": True}
+    with torch.no_grad():
+        hidden = torch.func.functional_call(encoder, {name: longer}, (), arguments).hidden_states
+        return [{"context": encoder.final_layer_norm(each).float().numpy()} for each in hidden]
+
+
+def step(unet: UNet2DConditionModel, context: Array, facts: ModelFacts, half: bool) -> list[Case]:
+    """One image at timestep 999; two images at 1 and 999 with other shapes, the second of them masked."""
+    unit = facts.size_step // LATENT
+    return _cases(Step(unet), Step(_half(unet)) if half else None, ["next_state"], [
+        _step_feeds(context, [999.0], np.ones((1, 1, unit, unit)), half),
+        _step_feeds(
+            np.concatenate([context[[0, 1, 1]]] * 2, axis=1), [1.0, 999.0],
+            np.stack([np.ones((1, 2 * unit, unit)), np.random.default_rng(0).uniform(0, 1, (1, 2 * unit, unit))]), half,
+        ),
+    ])  # fmt: skip
+
+
+def _step_feeds(context: Array, timesteps: list[float], mask: Array, half: bool) -> dict[str, Array]:
+    """Slot 0 of the next state is the network's output alone: anything added to it would hide an error."""
+    rng = np.random.default_rng(1)
+    count, rows, (height, width) = len(timesteps), len(context), mask.shape[-2:]
+    sigma = np.array([0.03 if each < 500 else 14.6 for each in timesteps])
+    state = rng.standard_normal((count, SLOTS, 4, height, width)) * sigma[:, None, None, None, None]
+    update = rng.standard_normal((count, SLOTS, SLOTS + 2)) * 0.3
+    update[:, 0] = np.eye(SLOTS + 2)[SLOTS]
+    feeds = {
+        "state": state, "rows": np.arange(rows) % count, "c_in": (sigma**2 + 1) ** -0.5,
+        "timestep": np.array(timesteps), "context": context, "mix": rng.uniform(-0.5, 1, (count, rows)), "mask": mask,
+        "known": rng.standard_normal((count, 4, height, width)), "pull": rng.uniform(0, 0.5, (count, 2)),
+        "noise": rng.standard_normal((count, 4, height, width)), "update": update,
+    }  # fmt: skip
+    types = {"rows": np.int64, "context": np.float16 if half else np.float32}
+    return {name: value.astype(types.get(name, np.float32)) for name, value in feeds.items()}
+
+
+def decode(vae: AutoencoderKL, half: bool) -> list[Case]:
+    """Two sizes; and two latents of which one is broken."""
+    rng = np.random.default_rng(2)
+    shapes = (1, 4, 8, 8), (2, 4, 8, 16), (2, 4, 8, 8)
+    feeds = [{"latents": rng.standard_normal(shape).astype(np.float32)} for shape in shapes]
+    feeds[-1]["latents"][1, 0, 0, 0] = np.nan
+    return _cases(Decode(vae), None, ["image", "finite"], feeds)
+
+
+def encode(vae: AutoencoderKL, half: bool) -> list[Case]:
+    """Two sizes."""
+    rng = np.random.default_rng(3)
+    shapes = (1, 64, 64, 3), (2, 64, 128, 3)
+    feeds = [{"image": rng.integers(0, 256, shape, dtype=np.uint8)} for shape in shapes]
+    return _cases(Encode(vae), Encode(_half(vae)) if half else None, ["mean", "std"], feeds)
+
+
+def _cases(exact: nn.Module, half: nn.Module | None, names: list[str], feeds: Sequence[Outputs]) -> list[Case]:
+    return [Case(each, _run(exact, names, each, widen=True), _run(half, names, each) if half else {}) for each in feeds]
+
+
+def _run(module: nn.Module, names: list[str], feeds: Outputs, widen: bool = False) -> dict[str, Array]:
+    inputs = [torch.from_numpy(value) for value in feeds.values()]
+    if widen:
+        inputs = [each.float() if each.dtype == torch.float16 else each for each in inputs]
+    with torch.no_grad():
+        outputs = module(*inputs)
+    outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
+    return {name: each.numpy() for name, each in zip(names, outputs, strict=True)}
+
+
+def _half(module: Network) -> Network:
+    """Torch's own float16, by which a half-precision graph is judged."""
+    return copy.deepcopy(module).half()

@@ -1,0 +1,115 @@
+"""The gates of the design's section 7: a graph is published only if ONNX Runtime gets what torch gets.
+
+Knows nothing of how the graph was made. What is compared, and on which inputs, is `cases`' business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from clipskip.errors import ExportError, NumericalError
+
+Array = npt.NDArray[Any]
+FP32_RELATIVE, FP32_ABSOLUTE = 1e-5, 1e-4
+FP16_RELATIVE = {"text": 4e-3, "step": 1e-2, "encode": 1e-2}
+FP16_RATIO = 2.0  # of torch's own fp16 error
+PSNR = 40.0  # dB
+
+
+@dataclass(frozen=True)
+class Case:
+    """Inputs, what torch makes of them in float32 and, to judge a half-precision graph by, in float16."""
+
+    feeds: Mapping[str, Array]
+    exact: Mapping[str, Array]
+    half: Mapping[str, Array]  # empty for an fp32 graph
+
+
+def measure(role: str, path: Path, cases: Sequence[Case]) -> dict[str, float]:
+    """The graph's parity on the cases. NumericalError where it fails a gate, ExportError where it does not run."""
+    run = _runner(path)
+    pairs = [(case, run(case.feeds)) for case in cases]
+    if role == "decode":
+        return _pictures(pairs)
+    return _tensors(role, pairs)
+
+
+def _runner(path: Path) -> Callable[[Mapping[str, Array]], dict[str, Array]]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.disable_prepacking", "1")  # a second copy of the weights, for two runs
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its exceptions have no common type of their own
+        raise ExportError(f"ONNX Runtime cannot open {path.name}: {error}") from error
+    names = [output.name for output in session.get_outputs()]
+
+    def run(feeds: Mapping[str, Array]) -> dict[str, Array]:
+        try:
+            return dict(zip(names, session.run(names, dict(feeds)), strict=True))
+        except Exception as error:
+            raise ExportError(f"ONNX Runtime cannot run {path.name}: {error}") from error
+
+    return run
+
+
+def _tensors(role: str, pairs: Sequence[tuple[Case, Mapping[str, Array]]]) -> dict[str, float]:
+    parity = {"relative_l2": _worst(relative_l2, [(got, case.exact) for case, got in pairs])}
+    parity["max_abs"] = _worst(max_abs, [(got, case.exact) for case, got in pairs])
+    limits = {"relative_l2": FP32_RELATIVE, "max_abs": FP32_ABSOLUTE}
+    if halves := [(case.half, case.exact) for case, _ in pairs if case.half]:
+        parity["torch_fp16_relative_l2"] = _worst(relative_l2, halves)
+        limits = {"relative_l2": min(FP16_RELATIVE[role.split("-")[0]], FP16_RATIO * parity["torch_fp16_relative_l2"])}
+    for name, limit in limits.items():
+        if not parity[name] <= limit:
+            raise NumericalError(f"{role} differs from torch: {name} is {parity[name]:.3g}, allowed is {limit:.3g}")
+    return parity
+
+
+def _worst(
+    error: Callable[[Array, Array], float], pairs: Sequence[tuple[Mapping[str, Array], Mapping[str, Array]]]
+) -> float:
+    """The largest error over all outputs; infinite where an output is not finite, for NaN compares as no error."""
+    errors = []
+    for found, exact in pairs:
+        for name, wanted in exact.items():
+            got = found[name].astype(np.float64)
+            errors.append(error(got, wanted.astype(np.float64)) if np.isfinite(got).all() else np.inf)
+    return float(max(errors))
+
+
+def relative_l2(found: Array, exact: Array) -> float:
+    """The largest relative error over the vectors along the last axis, or over the planes of pictures and latents."""
+    axes = (-2, -1) if found.ndim > 3 else (-1,)
+    error = np.sqrt(np.square(found - exact).sum(axes))
+    return float((error / np.maximum(np.sqrt(np.square(exact).sum(axes)), 1e-12)).max())
+
+
+def max_abs(found: Array, exact: Array) -> float:
+    """The largest difference."""
+    return float(np.abs(found - exact).max())
+
+
+def _pictures(pairs: Sequence[tuple[Case, Mapping[str, Array]]]) -> dict[str, float]:
+    """8-bit pictures, and whether a picture that is not finite is called so. The last bit may fall either way."""
+    for case, got in pairs:
+        if not np.array_equal(got["finite"], case.exact["finite"]):
+            raise NumericalError(f"decode calls pictures finite as {got['finite']}, torch as {case.exact['finite']}")
+    worst = min(psnr(got["image"], case.exact["image"]) for case, got in pairs if case.exact["finite"].all())
+    if not worst >= PSNR:
+        raise NumericalError(f"decode differs from torch: PSNR is {worst:.1f} dB, at least {PSNR:.0f} is asked for")
+    return {"psnr_db": worst}
+
+
+def psnr(found: Array, exact: Array) -> float:
+    """Peak signal-to-noise ratio of 8-bit pictures in dB, at most 120 (identical ones have an infinite one)."""
+    error = np.square(found.astype(np.float64) - exact.astype(np.float64)).mean()
+    return float(10 * np.log10(255**2 / max(error, 255**2 * 1e-12)))

@@ -1,0 +1,91 @@
+"""Export a checkpoint into an engine store: what is stale is traced, measured against torch and only then published.
+
+Everything slow to import is imported when it is needed: an export that has nothing to do answers at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from clipskip import clip_skip
+from clipskip.engines import publish, stale
+from clipskip.engines.manifest import Identity, Manifest, ModelFacts
+from clipskip.engines.store import read_manifest
+from clipskip.errors import EngineMissing, ManifestError, RequestError
+from clipskip.export import family
+from clipskip.export.checkpoint import open_checkpoint
+
+SCHEMA = "1"  # of the exporter: to be raised when the same checkpoint would give other graphs
+TARGET = "onnx"
+PRECISIONS = ("fp32", "fp16")
+_LIBRARIES = ("torch", "transformers", "diffusers", "onnx", "onnx-ir", "onnxscript")
+
+
+def export(
+    checkpoint: str | Path,
+    out: str | Path,
+    *,
+    precision: str = "fp32",
+    skips: Sequence[int] | None = None,
+    recommended_clip_skip: int = 1,
+    progress: Callable[[str], None] = lambda stage: None,
+) -> Manifest:
+    """Export the Stable Diffusion 1.x checkpoint in the folder `checkpoint` into the engine store `out`.
+
+    `skips`: the clip skips to make text graphs for, 1 (all layers) to layers + 1 (embeddings only); None for all.
+    `progress` hears of each stage as it begins. What is there and unchanged, by content, is not made again. Nothing is
+    published unless every new graph agrees with torch: NumericalError.
+    CheckpointError, UnsupportedModelError, ExportError, RequestError, StorageError; the store is then as it was.
+    """
+    if precision not in PRECISIONS:
+        raise RequestError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}", field="precision")
+    progress("reading the checkpoint")
+    source = open_checkpoint(Path(checkpoint))
+    facts = family.facts(source, recommended_clip_skip)
+    wanted = _wanted(facts, precision, _depths(skips, facts), Path(out))
+    needs = 3 * sum(part.weights.stat().st_size for part in (source.text, source.unet, source.vae))
+    with publish.build(out, f"{TARGET}-{precision}", wanted, progress=progress, model=facts, needs=needs) as draft:
+        if draft is not None:
+            from clipskip.export import build
+
+            build.build(draft, source, facts, progress)
+    return read_manifest(Path(out))
+
+
+def _depths(skips: Sequence[int] | None, facts: ModelFacts) -> list[int]:
+    """How many layers each text graph keeps."""
+    if skips is None:
+        return list(range(facts.layers + 1))
+    if not skips:
+        raise RequestError("skips must name at least one clip skip", field="skips")
+    return clip_skip.depths(skips, facts.layers)
+
+
+def _wanted(facts: ModelFacts, precision: str, depths: Iterable[int], root: Path) -> dict[Identity, dict[str, str]]:
+    """What is to be there in the end, less what is there already; all of it where nothing has to be made.
+
+    The text graphs share a weight file, so one that is missing brings back those that the store has.
+    """
+    ingredients = {"model": facts.model_sha256, "precision": precision, "exporter": SCHEMA}
+    ingredients |= {library: version(library) for library in _LIBRARIES}
+    roles = [f"text-{depth:02}" for depth in depths] + ["step", "decode", "encode"]
+    wanted = {(role, TARGET, precision): ingredients for role in roles}
+    missing = set(stale.reasons(root, wanted, facts))
+    if any(role.startswith("text") for role, _, _ in missing):
+        missing.update(each for each in wanted if each[0].startswith("text"))
+        missing.update(_texts(root, facts, precision))
+    return dict.fromkeys(sorted(missing), ingredients) if missing else wanted
+
+
+def _texts(root: Path, facts: ModelFacts, precision: str) -> Iterator[Identity]:
+    """The text graphs of this model that the store has."""
+    try:
+        manifest = read_manifest(root)
+    except (EngineMissing, ManifestError):
+        return
+    for each in manifest.artefacts:
+        of_this_model = each.model == facts.model_sha256 and each.identity[1:] == (TARGET, precision)
+        if of_this_model and each.role.startswith("text"):
+            yield each.identity

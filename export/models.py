@@ -1,0 +1,137 @@
+"""Load a checkpoint's networks through transformers and diffusers, with every tensor accounted for.
+
+Reads safetensors only and never asks a network for anything. Knows nothing of ONNX.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from clipskip.errors import CheckpointError, ExportError, UnsupportedModelError
+from clipskip.export.names import describe_keys
+from clipskip.export.parts import Checkpoint, Part
+
+Network = TypeVar("Network", bound=nn.Module)
+HALF_MAX = 65504.0
+_FLOATS = {"F64", "F32", "F16", "BF16"}
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The three networks in float32, in eval mode."""
+
+    text: CLIPTextModel
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+
+
+def load(checkpoint: Checkpoint) -> Networks:
+    """The networks with the checkpoint's weights. CheckpointError, UnsupportedModelError, ExportError."""
+    networks = Networks(
+        _fill(_text, checkpoint.text),
+        _fill(UNet2DConditionModel.from_config, checkpoint.unet),
+        _fill(AutoencoderKL.from_config, checkpoint.vae),
+    )
+    networks.text.embeddings.position_ids = torch.arange(77)[None]  # the one buffer that no file holds
+    checkpoint.check_unchanged()
+    return networks
+
+
+def _text(config: dict[str, Any]) -> CLIPTextModel:
+    return CLIPTextModel(CLIPTextConfig.from_dict(config, attn_implementation="sdpa"))
+
+
+def _fill(make: Callable[[dict[str, Any]], Any], part: Part) -> Any:
+    with torch.device("meta"):  # no memory and no random numbers for weights that are replaced at once
+        module = make(dict(part.config))
+    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    source = _match(part, expected)
+    module.load_state_dict(dict(_read(part, source, expected)), assign=True)
+    return module.eval().requires_grad_(False)
+
+
+def _match(part: Part, expected: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
+    """Name in the network -> name in the file, where names, shapes and dtypes fit."""
+    source = {part.modern(name): name for name in part.tensors if not name.endswith("position_ids")}
+    missing, unexpected = sorted(expected.keys() - source.keys()), sorted(source.keys() - expected.keys())
+    if missing or unexpected:
+        guess = describe_keys(part.tensors)
+        raise CheckpointError(
+            f"{part.weights} does not hold the {part.name}: {_counted('missing', missing)}, "
+            f"{_counted('unexpected', unexpected)}" + (f"; this looks like {guess}" if guess else ""),
+            path=part.weights,
+        )  # fmt: skip
+    for name, shape in expected.items():
+        if (found := part.tensors[source[name]].shape) not in (shape, (*shape, 1, 1)):
+            message = f"{source[name]} has the shape {list(found)}, the configuration asks for {list(shape)}"
+            raise CheckpointError(f"{part.weights}: {message}", path=part.weights)
+    if strange := {tensor.dtype for tensor in part.tensors.values()} - _FLOATS - {"I64"}:
+        raise UnsupportedModelError(f"{part.weights} holds {', '.join(sorted(strange))} weights", path=part.weights)
+    return source
+
+
+def _counted(what: str, names: list[str]) -> str:
+    return f"{len(names)} {what}" + (f" ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})" if names else "")
+
+
+def _read(
+    part: Part, source: Mapping[str, str], expected: Mapping[str, tuple[int, ...]]
+) -> Iterator[tuple[str, Tensor]]:
+    try:
+        with safe_open(part.weights, framework="pt", backend="pread") as file:  # a map would crash if the file shrank
+            for name, shape in expected.items():
+                tensor = file.get_tensor(source[name]).float().reshape(shape)
+                _check_finite(source[name], tensor, part)
+                yield name, tensor
+    except SafetensorError as error:
+        raise CheckpointError(f"{part.weights} cannot be read ({error})", path=part.weights) from error
+
+
+def _check_finite(name: str, tensor: Tensor, part: Part) -> None:
+    if not torch.isfinite(tensor).all():
+        nan, infinite = int(tensor.isnan().sum()), int(tensor.isinf().sum())
+        message = f"{part.weights}: {name} has {nan} NaN and {infinite} infinite values"
+        raise CheckpointError(message, path=part.weights, hint="the file is damaged or the model was saved broken")
+
+
+def check_halves(networks: Networks) -> None:
+    """ExportError where a weight has no finite value in float16."""
+    large = [
+        f"{part}.{name} ({tensor.abs().max():.0f})"
+        for part, module in vars(networks).items()
+        for name, tensor in module.state_dict().items()
+        if tensor.is_floating_point() and tensor.abs().max() > HALF_MAX
+    ]
+    if large:
+        message = f"{len(large)} tensors have weights above {HALF_MAX:.0f}, fp16's largest: {', '.join(large[:5])}"
+        raise ExportError(message, hint="export with --precision fp32")
+
+
+class FloatNorm(nn.Module):
+    """A norm that computes in float32 between half-precision neighbours."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm.float()
+
+    def forward(self, x: Tensor) -> Tensor:
+        normal: Tensor = self.norm(x.float())
+        return normal.to(x.dtype)
+
+
+def half_with_float_norms(module: Network) -> Network:
+    """The network in float16, changed in place, except for its norms."""
+    module.half()
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, (nn.LayerNorm, nn.GroupNorm)) and not isinstance(parent, FloatNorm):
+                setattr(parent, name, FloatNorm(child))
+    return module

@@ -1,0 +1,153 @@
+"""Torch modules -> ONNX graphs whose weights lie in one shared, content-addressed file.
+
+Knows nothing of checkpoints, stores and what the graphs compute.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import onnx
+import onnx_ir as ir
+import torch
+
+from clipskip.engines.manifest import Port
+from clipskip.errors import ExportError
+from clipskip.export.graphs import Graph
+
+OPSET = 23  # at 24 ONNX Runtime's causal Attention gave NaN on the CPU
+PAGE = 4096
+SMALLEST = 1024  # bytes; smaller weights stay in the graph
+_EXAMPLE = {"B": 2, "N": 3, "R": 2, "E": 3, "T": 154, "h": 32, "w": 48}  # no size may collapse inside the networks
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the exporter's warnings about itself from our caller, who can do nothing about them."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch._export")]
+    levels = [each.level for each in loggers]
+    try:
+        for each in loggers:
+            each.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for each, level in zip(loggers, levels, strict=True):
+            each.setLevel(level)
+
+
+def trace(graph: Graph, unit: int) -> ir.Model:
+    """The graph in ONNX, with the names of its ports; latent sizes are multiples of `unit`. ExportError."""
+    dims = {name: torch.export.Dim(name) for name in "BNRET"}
+    dims |= {name: unit * torch.export.Dim(f"{name}_") for name in "hw"}
+    try:
+        with quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                graph.module.eval(),
+                tuple(_example(port) for port in graph.inputs),
+                dynamic_shapes=tuple(_dynamic(port, dims) for port in graph.inputs),
+                input_names=[port.name for port in graph.inputs],
+                output_names=[port.name for port in graph.outputs],
+                opset_version=OPSET,
+                dynamo=True,
+                verbose=False,
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise ExportError(f"torch could not export {graph.role}: {error}") from error
+    model = cast(torch.onnx.ONNXProgram, program).model  # None is for the old exporter
+    _tidy(model)
+    for value, port in zip([*model.graph.inputs, *model.graph.outputs], [*graph.inputs, *graph.outputs], strict=True):
+        _settle(value, port)
+    return model
+
+
+def _size(size: int | str) -> int:
+    factor, _, name = str(size).rpartition("*")
+    return int(factor or 1) * _EXAMPLE.get(name, 0) or int(size)
+
+
+def _example(port: Port) -> torch.Tensor:
+    return torch.zeros([_size(size) for size in port.shape], dtype=getattr(torch, port.dtype))
+
+
+def _dynamic(port: Port, dims: dict[str, Any]) -> dict[int, Any]:
+    axes = {}
+    for axis, size in enumerate(port.shape):
+        factor, _, name = str(size).rpartition("*")
+        if name in dims:
+            axes[axis] = int(factor) * dims[name] if factor else dims[name]
+    return axes
+
+
+def _tidy(model: ir.Model) -> None:
+    """Drop source lines and inner shapes: they hold local paths and the exporter's own axis names."""
+    model.producer_name, model.producer_version, model.doc_string = "clipskip", "", None
+    model.metadata_props.clear()
+    for node in model.graph:
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.shape = None
+            value.metadata_props.clear()
+
+
+def _settle(value: ir.Value, port: Port) -> None:
+    """Give the value the port's axes, after checking that it is what the port says."""
+    if value.name != port.name or value.dtype is None or value.dtype.numpy() != port.dtype:
+        raise ExportError(f"the exporter gave {value.name} {value.dtype} where {port.name} {port.dtype} belongs")
+    value.shape = ir.Shape(port.shape)
+
+
+def cut(model: ir.Model, output: str, name: str) -> ir.Model:
+    """The part of the model that computes `output`, which is called `name` in it."""
+    graph = ir.convenience.extract(model.graph, inputs=list(model.graph.inputs), outputs=[output])
+    graph.outputs[0].name = name
+    weights = graph.initializers
+    ordered = {each: weights[each] for each in model.graph.initializers if each in weights}  # extract's order is random
+    weights.clear()
+    weights.update(ordered)
+    return ir.Model(graph, ir_version=model.ir_version, producer_name=model.producer_name)
+
+
+class Weights:
+    """The file that several graphs read their weights from, each different tensor once and on a page of its own."""
+
+    def __init__(self, file: BinaryIO, name: str) -> None:
+        self._file = file
+        self._name = name
+        self._places: dict[str, tuple[int, int]] = {}  # SHA-256 -> offset, length
+        self._digests: dict[int, tuple[str, ir.TensorProtocol]] = {}  # the tensor is kept so that its id stays its own
+
+    def save(self, model: ir.Model, path: Path) -> None:
+        """Write the graph to `path`, beside the weight file, and what is new of its weights to that file."""
+        inside = {name: value.const_value for name, value in model.graph.initializers.items()}
+        for name, value in model.graph.initializers.items():
+            if value.const_value is not None and value.const_value.nbytes >= SMALLEST:
+                value.const_value = self._outside(name, value.const_value)
+        self._file.flush()
+        ir.save(model, path)
+        for name, tensor in inside.items():  # other graphs are still to be cut from this one
+            model.graph.initializers[name].const_value = tensor
+        onnx.checker.check_model(path)
+
+    def _outside(self, name: str, tensor: ir.TensorProtocol) -> ir.ExternalTensor:
+        place, shape = self._place(tensor), ir.Shape(tensor.shape.numpy())
+        return ir.ExternalTensor(self._name, *place, tensor.dtype, shape=shape, name=name)
+
+    def _place(self, tensor: ir.TensorProtocol) -> tuple[int, int]:
+        if id(tensor) not in self._digests:
+            data = tensor.tobytes()
+            digest = hashlib.sha256(data).hexdigest()
+            self._digests[id(tensor)] = digest, tensor
+            if digest not in self._places:
+                self._file.seek(-self._file.tell() % PAGE, 1)
+                self._places[digest] = self._file.tell(), len(data)
+                self._file.write(data)
+        return self._places[self._digests[id(tensor)][0]]

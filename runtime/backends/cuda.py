@@ -1,0 +1,189 @@
+"""CUDA as this package needs it: memory, copies, streams, events and graphs, with every failure as one of our errors.
+
+A thin layer on cuda.bindings.runtime, whose calls return their status as a number: cuda.core raises one exception for
+everything, with the cause only in its text. Always the first visible device (CUDA_VISIBLE_DEVICES chooses it).
+Knows nothing of engines.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from clipskip.engines.gpu import Gpu, gpus
+from clipskip.errors import BackendUnavailable, ClipskipError, DeviceLost, DeviceOutOfMemory
+
+from . import Array
+
+Handle: TypeAlias = Any  # a stream, event or graph of the bindings
+ALIGNMENT = 256  # bytes; of every tensor that TensorRT is given
+
+# After one of these every later call fails as well: the context is gone, and with it all that was on the device.
+STICKY = (
+    "cudaErrorIllegalAddress", "cudaErrorLaunchTimeout", "cudaErrorLaunchFailure", "cudaErrorAssert",
+    "cudaErrorHardwareStackError", "cudaErrorIllegalInstruction", "cudaErrorMisalignedAddress",
+    "cudaErrorInvalidAddressSpace", "cudaErrorInvalidPc", "cudaErrorECCUncorrectable", "cudaErrorNvlinkUncorrectable",
+    "cudaErrorContained", "cudaErrorTensorMemoryLeak", "cudaErrorContextIsDestroyed", "cudaErrorExternalDevice",
+    "cudaErrorUnknown",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """Host memory that the device copies from and to while the host goes on: its address, and the bytes as an array."""
+
+    address: int
+    array: Array
+
+
+class Cuda:
+    """The device. `runtime` is cuda.bindings.runtime or its double. Thread-safe."""
+
+    def __init__(self, runtime: Any) -> None:
+        self._runtime = runtime
+        self._errors = runtime.cudaError_t
+        self._sticky = {getattr(self._errors, name) for name in STICKY}
+        self._process = os.getpid()
+        self._lost: str | None = None
+        self.gpu: Gpu = gpus(runtime)[0]
+
+    def check(self) -> None:
+        """Refuse work that cannot succeed: after a fork, and on a lost device."""
+        if os.getpid() != self._process:
+            raise BackendUnavailable(
+                "this process was forked after the GPU was opened, and CUDA does not survive that",
+                hint='open the pipeline after the fork, or use multiprocessing\'s "spawn"',
+            )
+        if self._lost:
+            raise DeviceLost(f"the GPU failed earlier ({self._lost})", hint="start the process again")
+
+    def probe(self) -> None:
+        """Raise what the last failed call of this thread, in whatever library, stands for."""
+        self._call(self._runtime.cudaGetLastError())
+
+    def allocate(self, size: int) -> int:
+        """The address of `size` bytes on the device. DeviceOutOfMemory."""
+        return int(self._call(self._runtime.cudaMalloc(size), size))
+
+    def free(self, address: int) -> None:
+        """Give device memory back; on a lost device there is nothing to give."""
+        self._runtime.cudaFree(address)
+
+    def pin(self, size: int) -> Pinned:
+        """`size` bytes of page-locked host memory."""
+        address = int(self._call(self._runtime.cudaMallocHost(size), size))
+        return Pinned(address, np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address)))
+
+    def unpin(self, memory: Pinned) -> None:
+        """Give page-locked memory back. Its array must not be used again."""
+        self._runtime.cudaFreeHost(memory.address)
+
+    def free_memory(self) -> int:
+        """Bytes that are free on the device now."""
+        free, _ = self._call(self._runtime.cudaMemGetInfo())
+        return int(free)
+
+    def upload(self, target: int, source: int, size: int, stream: Handle) -> None:
+        """Enqueue a copy from pinned memory to the device."""
+        self._copy(target, source, size, "cudaMemcpyHostToDevice", stream)
+
+    def download(self, target: int, source: int, size: int, stream: Handle) -> None:
+        """Enqueue a copy from the device to pinned memory."""
+        self._copy(target, source, size, "cudaMemcpyDeviceToHost", stream)
+
+    def move(self, target: int, source: int, size: int, stream: Handle) -> None:
+        """Enqueue a copy on the device."""
+        self._copy(target, source, size, "cudaMemcpyDeviceToDevice", stream)
+
+    def clear(self, target: int, size: int, stream: Handle) -> None:
+        """Enqueue zeros."""
+        self._call(self._runtime.cudaMemsetAsync(target, 0, size, stream))
+
+    def _copy(self, target: int, source: int, size: int, kind: str, stream: Handle) -> None:
+        direction = getattr(self._runtime.cudaMemcpyKind, kind)
+        self._call(self._runtime.cudaMemcpyAsync(target, source, size, direction, stream))
+
+    def stream(self) -> Handle:
+        """A stream that does not wait for the default one."""
+        return self._call(self._runtime.cudaStreamCreateWithFlags(self._runtime.cudaStreamNonBlocking))
+
+    def wait(self, stream: Handle) -> None:
+        """Wait until everything enqueued has run."""
+        self._call(self._runtime.cudaStreamSynchronize(stream))
+
+    def close_stream(self, stream: Handle) -> None:
+        """Wait for the stream, as far as it still goes, and free it."""
+        self._runtime.cudaStreamSynchronize(stream)
+        self._runtime.cudaStreamDestroy(stream)
+
+    def event(self) -> Handle:
+        """A mark to put into streams."""
+        return self._call(self._runtime.cudaEventCreateWithFlags(self._runtime.cudaEventDisableTiming))
+
+    def mark(self, event: Handle, stream: Handle) -> None:
+        """Put the mark behind everything enqueued so far."""
+        self._call(self._runtime.cudaEventRecord(event, stream))
+
+    def wait_for(self, event: Handle) -> None:
+        """Wait until the stream has come to the mark; costs nothing when it has."""
+        if self._runtime.cudaEventQuery(event)[0] != self._errors.cudaSuccess:
+            self._call(self._runtime.cudaEventSynchronize(event))
+
+    def close_event(self, event: Handle) -> None:
+        """Free the mark."""
+        self._runtime.cudaEventDestroy(event)
+
+    def capture(self, stream: Handle, enqueue: Callable[[], None]) -> Handle | None:
+        """What `enqueue` puts into the stream as a graph to launch, not run; None when CUDA cannot capture it.
+
+        Other threads may allocate meanwhile.
+        """
+        mode = self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        self._call(self._runtime.cudaStreamBeginCapture(stream, mode))
+        refused = False
+        try:
+            enqueue()
+        except BackendUnavailable:
+            refused = True
+        finally:
+            status, graph = self._runtime.cudaStreamEndCapture(stream)
+        if status != self._errors.cudaSuccess:
+            self._runtime.cudaGetLastError()  # take it off, or the next call reports it
+            return None
+        try:
+            return None if refused else self._call(self._runtime.cudaGraphInstantiate(graph, 0))
+        finally:
+            self._runtime.cudaGraphDestroy(graph)
+
+    def launch(self, graph: Handle, stream: Handle) -> None:
+        """Enqueue a captured graph."""
+        self._call(self._runtime.cudaGraphLaunch(graph, stream))
+
+    def close_graph(self, graph: Handle) -> None:
+        """Free a captured graph."""
+        self._runtime.cudaGraphExecDestroy(graph)
+
+    def _call(self, result: tuple[Any, ...], size: int = 0) -> Any:
+        """What a call of the bindings returned beside its status; a bad status becomes the error it stands for."""
+        status, *values = result
+        if status != self._errors.cudaSuccess:
+            raise self._error(status, size)
+        return values[0] if len(values) == 1 else tuple(values)
+
+    def _error(self, status: Any, size: int) -> ClipskipError:
+        name = self._errors(status).name
+        if status == self._errors.cudaErrorMemoryAllocation:
+            self._runtime.cudaGetLastError()  # not sticky: take it off, or the next launch reports it
+            wanted = f" for {size / 1e6:.1f} MB" if size else ""
+            return DeviceOutOfMemory(
+                f"out of GPU memory{wanted}", hint="smaller pictures, fewer at once, or fewer threads"
+            )
+        if status in self._sticky:
+            self._lost = name
+            return DeviceLost(f"the GPU failed ({name}); nothing on it can be trusted", hint="start the process again")
+        return BackendUnavailable(f"CUDA refused a call ({name})", hint="clipskip doctor shows driver and versions")

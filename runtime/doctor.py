@@ -1,0 +1,146 @@
+"""What this machine has and what each target still lacks: `clipskip doctor`.
+
+Knows nothing of stores or models. Opens nothing on a GPU; asks the driver, loads the packages, and reports.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from clipskip.engines import gpu
+from clipskip.engines.tensorrt_config import load_package
+
+from .backends.fit import default_capabilities
+from .backends.onnxruntime import OnnxRuntime
+from .errors import BackendUnavailable, ClipskipError
+
+PACKAGES = (
+    "clipskip", "numpy", "tokenizers", "pillow", "onnxruntime", "onnxruntime-gpu", "tensorrt-rtx", "tensorrt",
+    "cuda-bindings", "torch", "transformers", "diffusers", "onnx", "safetensors",
+)  # fmt: skip
+DRIVER = Path("/proc/driver/nvidia/version")
+
+
+def examine() -> dict[str, Any]:
+    """The findings, ready for JSON.
+
+    `targets` maps each target to what building and running its engines lacks here and how to mend it, None where
+    nothing is missing.
+    """
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "driver": _driver(),
+        "gpus": _gpus(),
+        "targets": {name: {verb: _lack(check) for verb, check in checks.items()} for name, checks in _CHECKS.items()},
+        "problems": _problems(),
+    }
+
+
+def text(facts: dict[str, Any]) -> str:
+    """The findings for people."""
+    versions = [f"  {name:<16} {version or '-'}" for name, version in facts["packages"].items()]
+    gpus = [f"  {each['name']}, {_describe(each)}" for each in facts["gpus"]] or ["  none that CUDA can use"]
+    targets = [line for name, checks in facts["targets"].items() for line in _target_lines(name, checks)]
+    problems = [f"problem: {each}" for each in facts["problems"]]
+    return "\n".join(
+        [
+            f"Python {facts['python']} on {facts['platform']}",
+            f"NVIDIA driver: {facts['driver'] or 'none'}",
+            "GPUs", *gpus,
+            "packages", *versions,
+            "targets", *targets,
+            *problems,
+        ]
+    )  # fmt: skip
+
+
+def _describe(each: dict[str, Any]) -> str:
+    return f"compute capability {each['compute_capability']}, {each['memory'] / 1e9:.1f} GB, CUDA {each['cuda']}"
+
+
+def _target_lines(name: str, checks: dict[str, Any]) -> list[str]:
+    lines = []
+    for verb, lack in checks.items():
+        lines.append(f"  {name:<18} {verb:<6} {'ready' if lack is None else lack['lacks']}")
+        if lack is not None and lack["fix"]:
+            lines.append(f"  {'':<18} {'':<6} fix: {lack['fix']}")
+    return lines
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _driver() -> str | None:
+    try:
+        return DRIVER.read_text().splitlines()[0]
+    except OSError:
+        return None
+
+
+def _gpus() -> list[dict[str, Any]]:
+    try:
+        return [vars(each) for each in gpu.gpus(gpu.cuda_runtime())]
+    except BackendUnavailable:
+        return []
+
+
+def _lack(check: Callable[[], None]) -> dict[str, str | None] | None:
+    try:
+        check()
+    except ClipskipError as error:
+        return {"lacks": error.message, "fix": error.hint}
+    return None
+
+
+def _cpu() -> None:
+    OnnxRuntime()
+
+
+def _ort_cuda() -> None:
+    OnnxRuntime(providers=["CUDAExecutionProvider"])
+    _first_gpu()
+
+
+def _first_gpu() -> gpu.Gpu:
+    return gpu.gpus(gpu.cuda_runtime())[0]
+
+
+def _tensorrt() -> None:
+    load_package("tensorrt")
+    _first_gpu()
+
+
+def _rtx_build() -> None:
+    load_package("tensorrt-rtx")
+
+
+def _rtx_run() -> None:
+    supported = default_capabilities(load_package("tensorrt-rtx"))
+    found = _first_gpu()
+    if found.compute_capability not in (*supported, "7.5"):
+        message = f"TensorRT-RTX has no code for {found.name} (compute capability {found.compute_capability})"
+        raise BackendUnavailable(message, hint="use --target tensorrt")
+
+
+_CHECKS: dict[str, dict[str, Callable[[], None]]] = {
+    "onnxruntime": {"run": _cpu},
+    "onnxruntime-cuda": {"run": _ort_cuda},
+    "tensorrt-rtx": {"build": _rtx_build, "run": _rtx_run},
+    "tensorrt": {"build": _tensorrt, "run": _tensorrt},
+}
+
+
+def _problems() -> list[str]:
+    if _version("onnxruntime") and _version("onnxruntime-gpu"):
+        return ["onnxruntime and onnxruntime-gpu are both installed and overwrite each other: uninstall both, then one"]
+    return []

@@ -1,0 +1,45 @@
+"""What is said of a machine's driver and GPUs."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from clipskip.backends.simulated_cuda import SimulatedCuda
+from clipskip.engines.gpu import gpus
+from clipskip.errors import BackendUnavailable
+
+
+def runtime(status: str, driver: int, count: int | None = None) -> Any:
+    """Just enough of cuda.bindings.runtime."""
+    errors = SimulatedCuda.cudaError_t
+    return SimpleNamespace(
+        cudaError_t=errors,
+        cudaGetDeviceCount=lambda: (errors[status], count),
+        cudaDriverGetVersion=lambda: (errors.cudaSuccess, driver),
+        cudaRuntimeGetVersion=lambda: (errors.cudaSuccess, 13050),
+    )
+
+
+@pytest.mark.parametrize(
+    ("double", "message"),
+    [
+        (runtime("cudaErrorInsufficientDriver", 0), "no NVIDIA driver"),
+        (runtime("cudaErrorInsufficientDriver", 12040), r"serves CUDA 12\.4, CUDA 13\.5 is needed"),
+        (runtime("cudaErrorNoDevice", 13050), "cudaErrorNoDevice"),
+        (runtime("cudaSuccess", 13050, 0), "no usable NVIDIA GPU"),
+    ],
+)
+def test_what_is_missing_is_named(double: Any, message: str) -> None:
+    with pytest.raises(BackendUnavailable, match=message) as caught:
+        gpus(double)
+    assert caught.value.exit_status == 5
+
+
+def test_a_gpu_is_described() -> None:
+    found = gpus(SimulatedCuda(capability=(8, 9), memory=10))
+    assert [(each.name, each.compute_capability, each.memory, each.cuda) for each in found] == [
+        ("simulated GPU", "8.9", 10, "13.5")
+    ]

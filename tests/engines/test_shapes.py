@@ -1,0 +1,61 @@
+"""Which shapes engines are built for."""
+
+from __future__ import annotations
+
+import pytest
+from tiny_graphs import FACTS
+
+from clipskip.engines.manifest import AxisRange, Port
+from clipskip.engines.shapes import BuildOptions, axes_of, axis_ranges, parse_sizes, profiles, sized
+from clipskip.errors import RequestError
+
+
+@pytest.mark.parametrize(
+    ("text", "edges"), [("512", (512, 512, 512)), ("256-768", (256, 768, 768)), ("256-512-768", (256, 512, 768))]
+)
+def test_sizes_are_written_as_one_two_or_three_numbers(text: str, edges: tuple[int, int, int]) -> None:
+    assert parse_sizes(text) == AxisRange(*edges)
+
+
+@pytest.mark.parametrize("text", ["", "-", "256-", "a", "1-2-3-4", "-5", "1e3", "٣", "512x512", "999999"])
+def test_other_sizes_are_refused(text: str) -> None:
+    with pytest.raises(RequestError, match="256-512-768"):
+        parse_sizes(text)
+
+
+def test_the_default_sizes_are_around_the_model_s_own() -> None:
+    assert axis_ranges(FACTS, BuildOptions())["h"] == AxisRange(4, 8, 12)  # 32, 64 and 96 pixels
+
+
+def test_a_batch_of_four_and_three_chunks_give_the_rows_of_network_and_text_engine() -> None:
+    ranges = axis_ranges(FACTS, BuildOptions(max_batch=4, max_chunks=3))
+    assert [ranges[name].maximum for name in "BNTR"] == [4, 8, 231, 24]
+
+
+def test_even_an_engine_for_one_image_takes_four_rows() -> None:
+    assert axis_ranges(FACTS, BuildOptions(max_batch=1, max_chunks=1))["N"].maximum == 4
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        BuildOptions(max_batch=0),
+        BuildOptions(max_chunks=0),
+        BuildOptions(sizes=AxisRange(0, 64, 96)),
+        BuildOptions(sizes=AxisRange(64, 32, 96)),
+        BuildOptions(sizes=AxisRange(32, 64, 80)),
+    ],
+)
+def test_shapes_that_the_model_cannot_do_are_refused(options: BuildOptions) -> None:
+    with pytest.raises(RequestError):
+        axis_ranges(FACTS, options)
+
+
+def test_a_profile_has_the_shapes_of_inputs_with_a_dynamic_axis_only() -> None:
+    ports = (Port("image", "uint8", ("B", "8*h", "8*w", 3)), Port("fixed", "float32", (2, 2)))
+    axes = axes_of(ports, axis_ranges(FACTS, BuildOptions(max_batch=2)))
+    assert profiles(ports, axes) == {"image": ((1, 32, 32, 3), (1, 64, 64, 3), (2, 96, 96, 3))}
+
+
+def test_a_dimension_may_be_a_multiple_of_an_axis() -> None:
+    assert sized(Port("image", "uint8", ("B", "8*h", 3)), {"B": 2, "h": 5}) == (2, 40, 3)

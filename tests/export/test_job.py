@@ -1,0 +1,150 @@
+"""An export makes what is missing, by content, and leaves the store alone when it fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from clipskip.engines.store import Store
+from clipskip.errors import NumericalError, RequestError
+from clipskip.export import cases, export
+
+UNET = "unet/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture
+def root(store: Store, tmp_path: Path) -> Path:
+    """A copy of the tiny model's store."""
+    return shutil.copytree(store.root, tmp_path / "store")
+
+
+def content(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def test_everything_is_published_with_its_parity_and_the_tokenizer(store: Store) -> None:
+    manifest = store.manifest()
+    roles = {artefact.role for artefact in manifest.artefacts}
+    assert roles == {"text-00", "text-01", "text-02", "text-03", "step", "decode", "encode"}
+    for artefact in manifest.artefacts:
+        assert artefact.parity.get("relative_l2", 0) <= 1e-5
+        assert artefact.parity.get("psnr_db", 99) >= 40
+        assert artefact.parity
+        assert artefact.provenance["torch"] == torch.__version__
+    assert sorted(path.name for path in store.verify_tokenizer().iterdir())[-1] == "vocab.json"
+
+
+def test_a_touched_or_copied_checkpoint_exports_nothing(checkpoint: Path, root: Path) -> None:
+    for path in checkpoint.rglob("*"):
+        os.utime(path, (1, 1))
+    before, lines = content(root), []
+    export(checkpoint, root, progress=lines.append)
+    assert lines[-1].endswith("up to date")
+    assert content(root) == before
+
+
+def test_an_export_with_nothing_to_do_does_not_even_import_torch(tiny: Path, root: Path) -> None:
+    code = (
+        "import sys, time; from clipskip.export import export; export(*sys.argv[1:]);"
+        "assert not {'torch', 'onnx', 'transformers', 'diffusers'} & set(sys.modules); print(time.process_time())"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tiny, root], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 2
+
+
+def test_a_changed_weight_is_a_reason_and_an_interrupt_leaves_the_store(
+    checkpoint: Path, root: Path, edit_weights: Callable[..., None]
+) -> None:
+    edit_weights(checkpoint / UNET, lambda weights: weights | {"conv_in.bias": weights["conv_in.bias"] + 1})
+    before, lines = content(root), []
+
+    def interrupt(line: str) -> None:
+        lines.append(line)
+        if line == "loading the networks":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export(checkpoint, root, progress=interrupt)
+    assert any("the checkpoint changed" in line and UNET in line for line in lines)
+    assert content(root) == before
+
+
+def test_another_library_version_or_precision_is_a_reason(
+    tiny: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reason(**options: str) -> str:
+        lines: list[str] = []
+
+        def stop(line: str) -> None:
+            lines.append(line)
+            if line == "loading the networks":
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            export(tiny, root, progress=stop, **options)
+        return " ".join(lines)
+
+    assert "not built yet" in reason(precision="fp16")
+    monkeypatch.setattr("clipskip.export.job.SCHEMA", "2")
+    assert "exporter: 1 -> 2" in reason()
+
+
+def test_a_graph_that_fails_its_gate_publishes_nothing(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = cases.text
+
+    def dishonest(encoder: torch.nn.Module, *rest: object) -> object:
+        encoder.encoder.layers[0].mlp.fc1.weight.data.mul_(1.02)
+        return honest(encoder, *rest)
+
+    monkeypatch.setattr(cases, "text", dishonest)
+    with pytest.raises(NumericalError, match="text-01 differs"):
+        export(tiny, tmp_path / "store")
+    assert not [path for path in (tmp_path / "store").iterdir() if not path.name.startswith(".lock")]
+
+
+def test_a_missing_depth_is_added_without_making_the_rest_again(tiny: Path, root: Path) -> None:
+    manifest = json.loads((root / "manifest.json").read_text())
+    manifest["artefacts"] = [each for each in manifest["artefacts"] if each["role"] not in ("text-01", "text-03")]
+    (root / "manifest.json").write_text(json.dumps(manifest))
+    before = Store(root).manifest()
+    after = export(tiny, root, skips=[1])
+    assert {each.role for each in after.artefacts} == {each.role for each in before.artefacts} | {"text-03"}
+    assert after.find("step", "onnx", "fp32") == before.find("step", "onnx", "fp32")
+    store = Store(root)
+    for artefact in after.artefacts:
+        store.verify(artefact)
+
+
+def test_another_recommended_clip_skip_changes_the_manifest_only(tiny: Path, root: Path) -> None:
+    before = Store(root).manifest().artefacts
+    after = export(tiny, root, recommended_clip_skip=2)
+    assert after.model.recommended_clip_skip == 2
+    assert after.artefacts == before
+
+
+@pytest.mark.parametrize("options", [{"precision": "int8"}, {"skips": [0]}, {"skips": [5]}, {"skips": []}])
+def test_what_the_model_does_not_have_is_refused_before_anything_is_read_twice(
+    tiny: Path, tmp_path: Path, options: dict[str, object]
+) -> None:
+    with pytest.raises(RequestError):
+        export(tiny, tmp_path / "store", **options)
+    assert not (tmp_path / "store").exists()
+
+
+def test_half_precision_passes_its_gates_and_shows_only_in_the_context(tiny: Path, tmp_path: Path) -> None:
+    manifest = export(tiny, tmp_path / "store", precision="fp16", skips=[2])
+    for artefact in manifest.artefacts:
+        types = {port.name: port.dtype for port in (*artefact.inputs, *artefact.outputs)}
+        assert [name for name, dtype in types.items() if dtype == "float16"] == ["context"] * ("context" in types)
+        if artefact.role != "decode":
+            assert artefact.parity["relative_l2"] <= 2 * artefact.parity["torch_fp16_relative_l2"]

@@ -1,0 +1,112 @@
+"""Every tensor is accounted for, whatever names the checkpoint's writer gave them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+
+from clipskip.errors import CheckpointError, ExportError, UnsupportedModelError
+from clipskip.export.checkpoint import open_checkpoint
+from clipskip.export.models import FloatNorm, check_halves, half_with_float_norms, load
+
+TEXT, UNET = "text_encoder/model.safetensors", "unet/diffusion_pytorch_model.safetensors"
+VAE = "vae/diffusion_pytorch_model.safetensors"
+EditWeights = Callable[..., None]
+
+
+def loaded(path: Path) -> dict[str, torch.Tensor]:
+    networks = load(open_checkpoint(path))
+    return {f"{part}.{name}": value for part, net in vars(networks).items() for name, value in net.state_dict().items()}
+
+
+def test_old_names_give_the_same_networks(tiny: Path, checkpoint: Path, edit_weights: EditWeights) -> None:
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+    def rename(name: str) -> str:
+        for new, before in old.items():
+            name = name.replace(f"attentions.0.{new}.", f"attentions.0.{before}.")
+        return name
+
+    edit_weights(checkpoint / VAE, lambda weights: {rename(name): value for name, value in weights.items()})
+    edit_weights(
+        checkpoint / TEXT,
+        lambda weights: (
+            {name.removeprefix("text_model."): value for name, value in weights.items()}
+            | {"embeddings.position_ids": torch.arange(77)[None]}
+        ),
+    )
+    expected, found = loaded(tiny), loaded(checkpoint)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_attention_stored_as_convolutions_is_the_same_attention(
+    tiny: Path, checkpoint: Path, edit_weights: EditWeights
+) -> None:
+    edit_weights(
+        checkpoint / VAE,
+        lambda weights: {
+            name: value[..., None, None] if "attentions" in name and value.ndim == 2 else value
+            for name, value in weights.items()
+        },
+    )
+    expected, found = loaded(tiny), loaded(checkpoint)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_half_precision_files_are_read_as_float32(checkpoint: Path, edit_weights: EditWeights) -> None:
+    edit_weights(checkpoint / UNET, lambda weights: {name: value.bfloat16() for name, value in weights.items()})
+    assert {value.dtype for value in loaded(checkpoint).values()} == {torch.float32}
+
+
+def test_missing_and_unexpected_tensors_are_counted_with_a_guess(checkpoint: Path, edit_weights: EditWeights) -> None:
+    edit_weights(checkpoint / UNET, lambda weights: {"lora_unet_x.lora_up.weight": torch.zeros(4, 4)})
+    with pytest.raises(CheckpointError, match=r"\d+ missing \(.*\), 1 unexpected .*looks like a LoRA"):
+        load(open_checkpoint(checkpoint))
+
+
+def test_a_wrong_shape_is_named_with_both_shapes(checkpoint: Path, edit_weights: EditWeights) -> None:
+    edit_weights(checkpoint / UNET, lambda weights: weights | {"conv_in.weight": torch.zeros(16, 5, 3, 3)})
+    with pytest.raises(CheckpointError, match=r"conv_in.weight has the shape \[16, 5, 3, 3\], .* \[16, 4, 3, 3\]"):
+        load(open_checkpoint(checkpoint))
+
+
+@pytest.mark.parametrize(("value", "message"), [(torch.nan, "1 NaN and 0 infinite"), (torch.inf, "0 NaN and 1 inf")])
+def test_weights_that_are_not_finite_are_refused(
+    checkpoint: Path, edit_weights: EditWeights, value: float, message: str
+) -> None:
+    def damage(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        weights["text_model.final_layer_norm.bias"][3] = value
+        return weights
+
+    edit_weights(checkpoint / TEXT, damage)
+    with pytest.raises(CheckpointError, match=f"final_layer_norm.bias has {message}"):
+        load(open_checkpoint(checkpoint))
+
+
+def test_quantised_weights_are_not_supported(checkpoint: Path, edit_weights: EditWeights) -> None:
+    edit_weights(
+        checkpoint / UNET, lambda weights: {name: value.to(torch.float8_e4m3fn) for name, value in weights.items()}
+    )
+    with pytest.raises(UnsupportedModelError, match="F8_E4M3"):
+        load(open_checkpoint(checkpoint))
+
+
+def test_weights_beyond_half_precision_are_refused_by_name(checkpoint: Path, edit_weights: EditWeights) -> None:
+    edit_weights(checkpoint / UNET, lambda weights: weights | {"conv_in.bias": torch.full((16,), 70000.0)})
+    networks = load(open_checkpoint(checkpoint))
+    with pytest.raises(ExportError, match=r"unet.conv_in.bias \(70000\)"):
+        check_halves(networks)
+
+
+def test_norms_stay_in_float32_in_a_half_precision_network(tiny: Path) -> None:
+    vae = half_with_float_norms(load(open_checkpoint(tiny)).vae)
+    assert isinstance(vae, AutoencoderKL)
+    norms = [each for each in vae.modules() if isinstance(each, FloatNorm)]
+    assert norms
+    assert all(each.norm.weight.dtype == torch.float32 for each in norms)
+    assert vae.decoder.conv_in.weight.dtype == torch.float16

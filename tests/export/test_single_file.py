@@ -1,0 +1,169 @@
+"""One-file SD 1.x models: the same weights under their old names give the same networks."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
+from safetensors.torch import load_file, save_file
+
+from clipskip.errors import CheckpointError, UnsupportedModelError
+from clipskip.export import names, parts, single_file
+from clipskip.export.checkpoint import open_checkpoint
+from clipskip.export.models import load
+
+SPELLINGS = {  # today's name -> the original one, where blocks are not numbered
+    "time_embedding.linear_1.": "time_embed.0.", "time_embedding.linear_2.": "time_embed.2.",
+    "conv_in.": "input_blocks.0.0.", "conv_norm_out.": "out.0.", "conv_out.": "out.2.",
+    "mid_block.resnets.0.": "middle_block.0.", "mid_block.attentions.0.": "middle_block.1.",
+    "mid_block.resnets.1.": "middle_block.2.",
+}  # fmt: skip
+RESNET = {
+    ".norm1.": ".in_layers.0.", ".conv1.": ".in_layers.2.", ".time_emb_proj.": ".emb_layers.1.",
+    ".norm2.": ".out_layers.0.", ".conv2.": ".out_layers.3.", ".conv_shortcut.": ".skip_connection.",
+}  # fmt: skip
+VAE = {
+    ".mid_block.resnets.0.": ".mid.block_1.", ".mid_block.resnets.1.": ".mid.block_2.",
+    ".mid_block.attentions.0.group_norm.": ".mid.attn_1.norm.",
+    ".mid_block.attentions.0.to_out.0.": ".mid.attn_1.proj_out.",
+    ".mid_block.attentions.0.to_": ".mid.attn_1.", ".conv_shortcut.": ".nin_shortcut.", ".conv_norm_out.": ".norm_out.",
+}  # fmt: skip
+
+
+def replaced(name: str, table: dict[str, str]) -> str:
+    for new, old in table.items():
+        name = name.replace(new, old)
+    return name
+
+
+def original_unet(name: str, layers: int, attended: set[int]) -> str:
+    """The name in the original file; `attended`: the up blocks that have attentions."""
+    if match := re.fullmatch(r"(down|up)_blocks\.(\d+)\.(\w+)\.(\d+)\.(.*)", name):
+        side, block, kind, layer, rest = match[1], int(match[2]), match[3], int(match[4]), match[5]
+        first = block * (layers + 1) + (side == "down")
+        if kind == "downsamplers":
+            return f"input_blocks.{first + layers}.0.op.{rest.removeprefix('conv.')}"
+        if kind == "upsamplers":
+            return f"output_blocks.{first + layers}.{2 if block in attended else 1}.{rest}"
+        place, blocks = int(kind == "attentions"), {"down": "input_blocks", "up": "output_blocks"}[side]
+        return f"{blocks}.{first + layer}.{place}.{rest if place else replaced(f'.{rest}', RESNET)[1:]}"
+    for new, old in SPELLINGS.items():
+        if name.startswith(new):
+            rest = name.removeprefix(new)
+            return old + (replaced(f".{rest}", RESNET)[1:] if "resnets" in new else rest)
+    return name
+
+
+def original_vae(name: str, blocks: int) -> str:
+    name = re.sub(r"\.(down|up)_blocks\.(\d+)\.resnets\.", r".\1.\2.block.", replaced(name, VAE))
+    name = re.sub(r"\.(down|up)_blocks\.(\d+)\.(down|up)samplers\.0\.", r".\1.\2.\3sample.", name)
+    return re.sub(r"(?<=decoder\.up\.)\d+", lambda match: str(blocks - 1 - int(match[0])), name)
+
+
+@pytest.fixture
+def one_file(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The tiny model as one file, and SD 1.x's configurations shrunk to its size."""
+    folders = {"TEXT": "text_encoder", "UNET": "unet", "VAE": "vae"}
+    for constant, folder in folders.items():
+        monkeypatch.setattr(single_file, constant, json.loads((tiny / folder / "config.json").read_text()))
+    tokenizer = {name: (tiny / "tokenizer" / name).read_bytes() for name in ("vocab.json", "merges.txt")}
+    monkeypatch.setattr(single_file, "clip_tokenizer", lambda: tokenizer)
+    text, unet, vae = (load_file(next((tiny / folder).glob("*.safetensors"))) for folder in folders.values())
+    weights = {f"cond_stage_model.transformer.{name}": value for name, value in text.items()}
+    weights |= {f"model.diffusion_model.{original_unet(name, 1, {1})}": value for name, value in unet.items()}
+    weights |= {f"first_stage_model.{original_vae(name, 4)}": value for name, value in vae.items()}
+    beside = {"cond_stage_model.logit_scale": torch.ones(1), "first_stage_model.loss.logvar": torch.ones(1)}
+    save_file(weights | beside | {"betas": torch.ones(1000)}, tmp_path / "my model.safetensors")
+    return tmp_path / "my model.safetensors"
+
+
+def test_a_model_in_one_file_is_the_model_in_a_folder(tiny: Path, one_file: Path) -> None:
+    source = open_checkpoint(one_file)
+    assert list(source.sources) == ["my model.safetensors"]
+    folder, file = load(open_checkpoint(tiny)), load(source)
+    for part, network in vars(folder).items():
+        found = getattr(file, part).state_dict()
+        assert found.keys() == network.state_dict().keys()
+        assert all(torch.equal(value, found[name]) for name, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", ["unet", "vae"])
+def test_the_names_of_a_full_sd_1_are_those_that_diffusers_converts_to(kind: str) -> None:
+    with torch.device("meta"):
+        network = (UNet2DConditionModel if kind == "unet" else AutoencoderKL).from_config(
+            dict(single_file.UNET if kind == "unet" else single_file.VAE)
+        )
+    expected = list(network.state_dict())
+    if kind == "unet":
+        file = {f"model.diffusion_model.{original_unet(name, 2, {1, 2, 3})}": name for name in expected}
+        converted = convert_ldm_unet_checkpoint(dict(file), dict(network.config))
+        modern = names.unet_from_file
+    else:
+        file = {f"first_stage_model.{original_vae(name, 4)}": name for name in expected}
+        tensors = {key: torch.zeros(1, 1, 1, 1) for key in file}
+        converted = {key: key for key in convert_ldm_vae_checkpoint(tensors, dict(network.config))}
+        modern = names.vae_from_file
+    assert converted == {name: name for name in expected}
+    assert {key: modern(key) for key in file} == file
+
+
+def test_the_packaged_tokenizer_is_clips() -> None:
+    tokenizer = single_file.clip_tokenizer()
+    parts.check_tokenizer(tokenizer, Path("clip"))
+    vocabulary = json.loads(tokenizer["vocab.json"])
+    assert len(vocabulary) == 49408
+    words = ("a</w>", "photo</w>", "of</w>", "cat</w>", "<|startoftext|>", "<|endoftext|>")
+    assert [vocabulary[word] for word in words] == [320, 1125, 539, 2368, 49406, 49407]
+
+
+@pytest.mark.parametrize(
+    ("added", "message"),
+    [
+        ({"conditioner.embedders.1.model.ln_final.weight": torch.ones(2)}, "is SDXL; SD 1.x is supported"),
+        ({"cond_stage_model.model.ln_final.weight": torch.ones(2)}, "is SD 2.x"),
+        ({"model.diffusion_model.input_blocks.0.0.weight": torch.ones(16, 9, 3, 3)}, "inpainting model"),
+        ({"ztsnr": torch.ones(1)}, "signal-to-noise"),
+    ],
+)
+def test_one_file_of_another_model_is_refused_by_name(
+    one_file: Path, added: dict[str, torch.Tensor], message: str
+) -> None:
+    save_file(load_file(one_file) | added, one_file)
+    with pytest.raises(UnsupportedModelError, match=message):
+        open_checkpoint(one_file)
+
+
+@pytest.mark.parametrize(
+    ("names_of", "message"),
+    [
+        (["lora_unet_x.lora_up.weight"], "is a LoRA; a whole SD 1.x model is supported"),
+        (["control_model.input_hint_block.0.weight"], "is a ControlNet"),
+        (["emb_params"], "is a textual inversion"),
+        (["blob"], "is of an unknown kind"),
+        (["encoder.down.0.block.0.conv1.weight", "decoder.up.0.block.0.conv1.weight"], "is a VAE in one file"),
+    ],
+)
+def test_a_file_that_is_no_whole_model_is_refused_by_name(tmp_path: Path, names_of: list[str], message: str) -> None:
+    save_file({name: torch.ones(2) for name in names_of}, tmp_path / "x.safetensors")
+    with pytest.raises(UnsupportedModelError, match=message):
+        open_checkpoint(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("prefix", "part"), [("first_stage_model.", "vae"), ("cond_stage_model.", "text_encoder"), ("model.", "unet")]
+)
+def test_a_pruned_file_is_told_what_it_lacks(one_file: Path, prefix: str, part: str) -> None:
+    save_file({name: value for name, value in load_file(one_file).items() if not name.startswith(prefix)}, one_file)
+    with pytest.raises(CheckpointError, match=f"has no {part} in it"):
+        open_checkpoint(one_file)
+
+
+def test_a_v_prediction_model_says_so_in_its_file(one_file: Path) -> None:
+    assert open_checkpoint(one_file).scheduler["prediction_type"] == "epsilon"
+    save_file(load_file(one_file) | {"v_pred": torch.ones(1)}, one_file)
+    assert open_checkpoint(one_file).scheduler["prediction_type"] == "v_prediction"

@@ -1,0 +1,74 @@
+"""The GPU that `make test-gpu` runs on, engines built for it, and the table that it ends with.
+
+With CLIPSKIP_TEST_GPU=simulated the doubles stand in, so that these tests themselves are tried where there is no GPU.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from clipskip.backends.fit import default_capabilities
+from clipskip.backends.tensorrt import TensorRT, tensorrt_backend
+from clipskip.engines import gpu
+from clipskip.engines.shapes import BuildOptions
+from clipskip.engines.store import Store
+from clipskip.engines.tensorrt import build
+from clipskip.engines.tensorrt_config import load_package
+from clipskip.errors import BackendUnavailable
+
+SIMULATED = os.environ.get("CLIPSKIP_TEST_GPU") == "simulated"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without a GPU: `pytest -m gpu` says so and ends with status 5; the whole suite skips these tests."""
+    mine = [item for item in items if item.get_closest_marker("gpu")]
+    if SIMULATED or not mine:
+        return
+    try:
+        gpu.gpus(gpu.cuda_runtime())
+    except BackendUnavailable as error:
+        if config.option.markexpr == "gpu":
+            pytest.exit(f"nothing to test on: {error}", returncode=BackendUnavailable.exit_status)
+        for item in mine:
+            item.add_marker(pytest.mark.skip(reason=error.message))
+
+
+@pytest.fixture(scope="session")
+def backend() -> TensorRT:
+    """TensorRT-RTX where it has code for the GPU, TensorRT otherwise."""
+    if SIMULATED:
+        from simulated_store import simulated
+
+        return simulated()[0]
+    found = gpu.gpus(gpu.cuda_runtime())[0]
+    rtx = found.compute_capability in default_capabilities(load_package("tensorrt-rtx"))
+    return tensorrt_backend("tensorrt-rtx" if rtx else "tensorrt")
+
+
+@pytest.fixture(scope="session")
+def engines(backend: TensorRT, sample_fp16_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with the sample model's graphs and its engines, built here and now."""
+    root = tmp_path_factory.mktemp("gpu") / "store"
+    shutil.copytree(sample_fp16_store, root)
+    if SIMULATED:
+        from simulated_store import publish_plans
+
+        publish_plans(Store(root))
+    else:
+        build(Store(root), target=backend.target, options=BuildOptions(), progress=print)
+    return root
+
+
+@pytest.fixture(scope="session")
+def rows(request: pytest.FixtureRequest) -> Iterator[list[str]]:
+    """Lines for the table; printed when all tests are done, whether output is captured or not."""
+    lines: list[str] = []
+    yield lines
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled():
+        print("", *lines, sep="\n")

@@ -1,0 +1,194 @@
+"""Whole pictures through our TensorRT and CUDA code, on the doubles, against the same graphs in ONNX Runtime."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from simulated_store import TARGET, publish_plans, simulated
+
+import clipskip
+from clipskip import Request
+from clipskip.backends.onnxruntime import OnnxRuntime
+from clipskip.backends.tensorrt import Settings
+from clipskip.engines.store import Store
+from clipskip.errors import DeviceLost, DeviceOutOfMemory, EngineCorrupt, NumericalError, RequestError
+from clipskip.pipeline import Pipeline, Result
+
+SMALL = {"width": 64, "height": 64, "steps": 3, "cfg": 5.0}
+DEPTHS = {0: 13, 5: 8, 11: 2, 12: 1}  # layers kept -> A1111's clip skip
+
+
+@pytest.fixture(scope="module")
+def store(sample_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample model's graphs, and plans that compute them; in fp32, which the double's processor is faster at."""
+    root = tmp_path_factory.mktemp("plans") / "store"
+    shutil.copytree(sample_store, root)
+    publish_plans(Store(root), precision="fp32")
+    return root
+
+
+@pytest.fixture(scope="module")
+def expected(store: Path) -> Iterator[Pipeline]:
+    """The pipeline on ONNX Runtime, with as many threads as the double uses."""
+    with clipskip.open(store, backend=OnnxRuntime(threads=1)) as pipe:
+        yield pipe
+
+
+def pixels(results: list[Result]) -> list[np.ndarray]:
+    return [np.asarray(image) for result in results for image in result.images]
+
+
+def same(one: list[Result], other: list[Result]) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(pixels(one), pixels(other), strict=True))
+
+
+@pytest.mark.parametrize("graphs", [True, False])
+@pytest.mark.parametrize("layers", DEPTHS)
+def test_a_picture_at_every_depth_is_onnx_runtime_s_bit_for_bit(
+    store: Path, expected: Pipeline, layers: int, graphs: bool
+) -> None:
+    request = Request(
+        prompt="a (large:1.2) red circle", negative_prompt="blue", clip_skip=DEPTHS[layers], seed=5, **SMALL
+    )
+    with clipskip.open(store, backend=simulated(settings=Settings(graphs=graphs))[0]) as pipe:
+        assert same(pipe.run([request]), expected.run([request]))
+
+
+def different(seed: int = 0) -> list[Request]:
+    """Three requests that share a batch and little else."""
+    size = {"width": 64, "height": 64}
+    return [
+        Request(prompt="a red circle", clip_skip=1, seed=seed, steps=3, cfg=7.0, **size),
+        Request(prompt="a blue square", clip_skip=2, seed=seed + 1, steps=5, sampler="Euler a", cfg=3.0, **size),
+        Request(prompt="[green:white:0.5] ring AND star", clip_skip=8, seed=seed + 2, steps=4, sampler="Heun", **size),
+    ]
+
+
+@pytest.mark.parametrize("graphs", [True, False])
+def test_a_batch_of_three_different_requests_is_onnx_runtime_s_bit_for_bit(
+    store: Path, expected: Pipeline, graphs: bool
+) -> None:
+    with clipskip.open(store, backend=simulated(settings=Settings(graphs=graphs))[0]) as pipe:
+        assert same(pipe.run(different()), expected.run(different()))
+
+
+def test_twenty_steps_cost_twenty_launches_and_copies_two_synchronisations_and_no_memory(store: Path) -> None:
+    backend, device = simulated()
+    twenty = {**SMALL, "steps": 20}
+    with clipskip.open(store, backend=backend) as pipe:
+        pipe.run([Request(prompt="a red circle", seed=1, **twenty)])  # opens, compiles, captures, encodes the prompt
+        device.trace.clear()
+        pipe.run([Request(prompt="a red circle", seed=2, **twenty)])
+        trace = list(device.trace)
+    assert Counter((call.name, call.direction) for call in trace) == {
+        ("copy", "HostToDevice"): 20 + 1,  # one a step, the first being the whole request; and the decoder's latents
+        ("launch", ""): 20,
+        ("run", ""): 1,  # the decoder
+        ("copy", "DeviceToHost"): 2,
+        ("synchronise", ""): 2,
+    }
+    steps = [call.size for call in trace if call.direction == "HostToDevice"][1:20]
+    assert max(steps) < 2048
+
+
+def test_the_second_request_at_a_depth_opens_and_allocates_nothing(store: Path) -> None:
+    backend, device = simulated()
+    with clipskip.open(store, backend=backend) as pipe:
+        pipe.run([Request(prompt="a red circle", negative_prompt="blue", clip_skip=2, seed=1, **SMALL)])
+        device.trace.clear()
+        pipe.run([Request(prompt="a blue ring", negative_prompt="red", clip_skip=2, seed=1, **SMALL)])
+        assert not [call for call in device.trace if call.name in ("malloc", "pin", "capture")]
+
+
+def test_thirteen_depths_within_a_budget_for_one_give_the_same_pictures(store: Path, expected: Pipeline) -> None:
+    requests = [
+        Request(prompt="a red circle", clip_skip=skip, seed=1, **{**SMALL, "steps": 1}) for skip in range(1, 14)
+    ]
+    backend, device = simulated()
+    with clipskip.open(store, backend=backend, text_engine_budget=1) as pipe:
+        assert same(pipe.run(requests), expected.run(requests))
+    assert not device.blocks, "closing the pipeline left memory on the device"
+    assert not device.pinned
+
+
+def test_eight_threads_with_mixed_depths_and_sizes_get_what_they_get_alone(store: Path, expected: Pipeline) -> None:
+    sizes = [(64, 64), (128, 64), (64, 128)]
+    requests = [
+        Request(prompt="a red circle", clip_skip=1 + i, seed=i, steps=2, width=sizes[i % 3][0], height=sizes[i % 3][1])
+        for i in range(8)
+    ]
+    alone = [expected.run([request]) for request in requests]
+    backend, _ = simulated()
+    with clipskip.open(store, backend=backend) as pipe, ThreadPoolExecutor(8) as threads:
+        together = list(threads.map(lambda request: pipe.run([request]), requests))
+    assert all(same(one, other) for one, other in zip(alone, together, strict=True))
+
+
+def test_nan_in_a_step_is_a_numerical_error_and_the_next_request_is_intact(store: Path, expected: Pipeline) -> None:
+    request = Request(prompt="a red circle", seed=1, **SMALL)
+    backend, device = simulated()
+    with clipskip.open(store, backend=backend) as pipe:
+        pipe.run([request])
+        device.faults.nan = 2
+        with pytest.raises(NumericalError):
+            pipe.run([request])
+        assert same(pipe.run([request]), expected.run([request]))
+
+
+@pytest.mark.parametrize("number", [1, 8])
+def test_out_of_memory_leaves_the_next_request_intact(store: Path, expected: Pipeline, number: int) -> None:
+    request = Request(prompt="a red circle", seed=1, **SMALL)
+    backend, device = simulated()
+    with clipskip.open(store, backend=backend) as pipe:
+        device.faults.allocation = number  # the first is the text engine's, the eighth the step engine's
+        with pytest.raises(DeviceOutOfMemory):
+            pipe.run([request])
+        assert same(pipe.run([request]), expected.run([request]))
+
+
+def test_a_lost_device_refuses_all_further_work(store: Path) -> None:
+    request = Request(prompt="a red circle", seed=1, **SMALL)
+    backend, device = simulated()
+    with clipskip.open(store, backend=backend) as pipe:
+        device.faults.sticky = 3
+        with pytest.raises(DeviceLost):
+            pipe.run([request])
+        with pytest.raises(DeviceLost, match="failed earlier"):
+            pipe.run([Request(prompt="another", seed=1, **SMALL)])
+
+
+def test_a_cancelled_request_gives_its_context_back(store: Path, expected: Pipeline) -> None:
+    request = Request(prompt="a red circle", seed=1, **SMALL)
+    backend, _ = simulated(settings=Settings(contexts=1, patience=0.1))
+    with clipskip.open(store, backend=backend) as pipe:
+        steps = pipe.steps(request)
+        next(steps)
+        steps.close()
+        assert same(pipe.run([request]), expected.run([request]))
+
+
+def test_a_size_outside_the_engines_is_refused_before_any_gpu_work(store: Path) -> None:
+    backend, device = simulated()
+    with clipskip.open(store, backend=backend) as pipe, pytest.raises(RequestError, match="--sizes"):
+        pipe.run([Request(prompt="a red circle", width=512, height=512, steps=1)])
+    assert not device.trace
+
+
+def test_a_flipped_bit_in_an_engine_is_refused_before_tensorrt_sees_it(store: Path, tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    shutil.copytree(store, root)
+    path = root / Store(root).find("step", TARGET, "fp32").files[0].path
+    data = bytearray(path.read_bytes())
+    data[-2] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(data)
+    backend, device = simulated()
+    with clipskip.open(root, backend=backend) as pipe, pytest.raises(EngineCorrupt, match="SHA-256"):
+        pipe.run([Request(prompt="a red circle", seed=1, **SMALL)])
+    assert not [call for call in device.trace if call.name == "launch"]

@@ -1,0 +1,461 @@
+"""The device loop on the doubles of TensorRT and CUDA: results, what it enqueues, and what it does when things fail."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from simulated_store import TARGET, publish_plans, simulated
+from tiny_graphs import WIDTH, publish_graphs
+
+from clipskip.backends import Array, Engine
+from clipskip.backends.onnxruntime import OnnxRuntime
+from clipskip.backends.simulated_cuda import SimulatedCuda
+from clipskip.backends.tensorrt import Settings, TensorRT
+from clipskip.engines.manifest import AxisRange
+from clipskip.engines.shapes import BuildOptions
+from clipskip.engines.store import Store
+from clipskip.errors import (
+    BackendUnavailable,
+    Busy,
+    DeviceLost,
+    DeviceOutOfMemory,
+    EngineCorrupt,
+    EngineIncompatible,
+    RequestError,
+)
+
+FEEDBACK = {"next_state": "state"}
+STEPS = 20
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Graphs and plans of every role."""
+    root = tmp_path_factory.mktemp("store")
+    return publish_plans(publish_graphs(root), BuildOptions(sizes=AxisRange(32, 64, 128)))
+
+
+def opened(store: Store, backend: TensorRT, role: str = "step") -> Engine:
+    artefact = store.find(role, TARGET, "fp16")
+    return backend.open(artefact, store.verify(artefact))
+
+
+def reference(store: Store, role: str = "step") -> Engine:
+    """The same graph through ONNX Runtime, with as many threads as the double uses."""
+    artefact = store.find(role, "onnx", "fp16")
+    return OnnxRuntime(threads=1).open(artefact, store.verify(artefact))
+
+
+def feeds(seed: int = 0, batch: int = 1, rows: int = 2, side: int = 8, chunks: int = 1) -> dict[str, Array]:
+    """Arbitrary inputs of the step engine."""
+    draw = np.random.default_rng(seed)
+
+    def normal(*shape: int) -> Array:
+        return draw.standard_normal(shape).astype(np.float32)
+
+    return {
+        "state": normal(batch, 6, 4, side, side),
+        "rows": np.arange(rows) % batch,
+        "c_in": normal(batch),
+        "timestep": normal(batch) * 100,
+        "context": normal(rows, 77 * chunks, WIDTH).astype(np.float16),
+        "mix": normal(batch, rows),
+        "mask": np.ones((batch, 1, side, side), np.float32),
+        "known": normal(batch, 4, side, side),
+        "pull": normal(batch, 2),
+        "noise": normal(batch, 4, side, side),
+        "update": normal(batch, 6, 8) / 8,
+    }
+
+
+def changes(seed: int, step: int, inputs: dict[str, Array]) -> dict[str, Array]:
+    """What a sampler rewrites for a step; noise every third time, and the context once."""
+    new = feeds(1000 * seed + step, *inputs["mix"].shape, inputs["state"].shape[-1], inputs["context"].shape[1] // 77)
+    names = ["c_in", "timestep", "update"] + ["noise"] * (step % 3 == 0) + ["context"] * (step == 7)
+    return {name: new[name] for name in names}
+
+
+def denoised(engine: Engine, inputs: dict[str, Array], seed: int = 0, steps: int = STEPS) -> Array:
+    """The state after some steps in a loop, the first of them with the inputs as they are."""
+    loop = engine.loop(inputs, FEEDBACK)
+    try:
+        for step in range(steps):
+            loop.run(changes(seed, step, inputs) if step else {})
+        return loop.read("state")
+    finally:
+        loop.close()
+
+
+@pytest.mark.parametrize("graphs", [True, False])
+@pytest.mark.parametrize(("batch", "rows", "side", "chunks"), [(1, 2, 8, 1), (3, 6, 8, 3), (4, 8, 16, 1)])
+def test_a_loop_computes_what_onnx_runtime_computes_bit_for_bit(
+    store: Store, graphs: bool, batch: int, rows: int, side: int, chunks: int
+) -> None:
+    backend, _ = simulated(settings=Settings(graphs=graphs))
+    inputs = feeds(1, batch, rows, side, chunks)
+    assert np.array_equal(denoised(opened(store, backend), inputs), denoised(reference(store), inputs))
+
+
+@pytest.mark.parametrize("role", ["text-00", "text-03", "decode", "encode"])
+def test_a_run_computes_what_onnx_runtime_computes_bit_for_bit(store: Store, role: str) -> None:
+    draw = np.random.default_rng(0)
+    inputs: dict[str, dict[str, Array]] = {
+        "text": {"tokens": draw.integers(0, 100, (3, 77)), "concepts": np.zeros((1, WIDTH), np.float32)},
+        "decode": {"latents": draw.standard_normal((2, 4, 8, 8)).astype(np.float32)},
+        "encode": {"image": draw.integers(0, 256, (1, 64, 64, 3)).astype(np.uint8)},
+    }
+    feed = inputs[role.partition("-")[0]]
+    found, expected = opened(store, simulated()[0], role).run(feed), reference(store, role).run(feed)
+    assert found.keys() == expected.keys()
+    assert all(np.array_equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_request_allocates_nothing_after_warm_up_and_enqueues_one_copy_and_one_launch_per_step(store: Store) -> None:
+    backend, device = simulated()
+    step, decode = opened(store, backend), opened(store, backend, "decode")
+    latents = {"latents": np.zeros((1, 4, 8, 8), np.float32)}
+    denoised(step, feeds(0))
+    decode.run(latents)
+    device.trace.clear()
+    denoised(step, feeds(5), seed=5)
+    decode.run(latents)
+    counted = Counter((call.name, call.direction) for call in device.trace)
+    assert counted == {
+        ("copy", "HostToDevice"): STEPS + 1,  # the first step's is the whole request; the last is the decoder's latents
+        ("launch", ""): STEPS,
+        ("run", ""): 1,  # the decoder
+        ("copy", "DeviceToHost"): 2,
+        ("synchronise", ""): 2,
+    }
+    uploads = [call.size for call in device.trace if (call.name, call.direction) == ("copy", "HostToDevice")]
+    assert max(uploads[1:7]) < 4096, "a step's copy is not small"
+
+
+def test_without_new_noise_a_step_copies_less_than_two_kilobytes(store: Store) -> None:
+    backend, device = simulated()
+    engine, inputs = opened(store, backend), feeds(0, batch=1, rows=2, side=16)
+    loop = engine.loop(inputs, FEEDBACK)
+    device.trace.clear()
+    loop.run({name: inputs[name] for name in ("c_in", "timestep", "update")})
+    assert [call.name for call in device.trace] == ["copy", "event", "launch"]
+    assert device.trace[0].size < 2048
+    loop.close()
+
+
+def test_an_inspection_between_steps_costs_one_synchronisation_and_changes_nothing(store: Store) -> None:
+    backend, device = simulated()
+    engine, inputs = opened(store, backend), feeds(2)
+    expected = denoised(engine, inputs)
+    loop = engine.loop(inputs, FEEDBACK)
+    device.trace.clear()
+    for step in range(STEPS):
+        loop.run(changes(0, step, inputs) if step else {})
+        loop.read("state")
+    assert np.array_equal(loop.read("state"), expected)
+    loop.close()
+    assert Counter(call.name for call in device.trace)["synchronise"] == STEPS + 1
+
+
+def test_hundreds_of_steps_without_waiting_keep_every_copy_intact(store: Store) -> None:
+    backend, device = simulated()
+    inputs = feeds(3)
+    found = denoised(opened(store, backend), inputs, steps=300)
+    assert np.array_equal(found, denoised(reference(store), inputs, steps=300))
+    assert any(call.name == "wait for event" for call in device.trace), "the ring of pinned memory was never full"
+
+
+def test_a_driver_that_cannot_capture_gives_the_same_result_without_a_graph(store: Store) -> None:
+    backend, device = simulated()
+    device.faults.capture = True
+    inputs = feeds(4)
+    assert np.array_equal(denoised(opened(store, backend), inputs), denoised(reference(store), inputs))
+    assert not any(call.name == "launch" for call in device.trace)
+
+
+def test_eight_threads_with_mixed_shapes_get_what_they_get_alone(store: Store) -> None:
+    backend, _ = simulated(settings=Settings(contexts=3))
+    engine = opened(store, backend)
+    jobs = [
+        (seed, feeds(seed, batch, 2 * batch, side)) for seed, (batch, side) in enumerate([(1, 8), (2, 8), (1, 16)] * 4)
+    ]
+    expected = [denoised(reference(store), inputs, seed, steps=5) for seed, inputs in jobs]
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda job: denoised(engine, job[1], job[0], steps=5), jobs))
+    assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_more_threads_than_contexts_wait_and_then_are_told_so(store: Store) -> None:
+    backend, _ = simulated(settings=Settings(contexts=1, patience=0.05))
+    engine = opened(store, backend)
+    loop = engine.loop(feeds(), FEEDBACK)
+    with pytest.raises(Busy, match="1 contexts"):
+        engine.loop(feeds(), FEEDBACK)
+    loop.close()
+    engine.loop(feeds(), FEEDBACK).close()
+
+
+def test_a_new_shape_takes_the_place_of_the_one_unused_for_longest(store: Store) -> None:
+    backend, device = simulated(settings=Settings(contexts=2))
+    engine = opened(store, backend)
+    for side in (8, 16, 12, 16):
+        denoised(engine, feeds(side=side), steps=1)
+    assert Counter(call.name for call in device.trace)["capture"] == 3, "16 was still there"
+    memory = device.memory - device.cudaMemGetInfo()[1]
+    engine.close()
+    assert device.cudaMemGetInfo()[1] == device.memory > memory
+
+
+@pytest.mark.parametrize("number", range(1, 6))
+def test_out_of_memory_in_one_request_leaks_nothing_and_leaves_the_next_one_intact(store: Store, number: int) -> None:
+    backend, device = simulated()
+    engine, inputs = opened(store, backend), feeds(6)
+    device.faults.allocation = number
+    with pytest.raises(DeviceOutOfMemory, match="GPU memory"):
+        denoised(engine, inputs)
+    assert not device.blocks
+    assert not device.pinned
+    assert np.array_equal(denoised(engine, inputs), denoised(reference(store), inputs))
+
+
+def test_out_of_memory_in_one_thread_leaves_a_loop_in_another_intact(store: Store) -> None:
+    backend, device = simulated()
+    engine, inputs = opened(store, backend), feeds(7)
+    loop = engine.loop(inputs, FEEDBACK)
+    loop.run({})
+    device.faults.allocation = 1
+    with pytest.raises(DeviceOutOfMemory):
+        engine.loop(feeds(side=16), FEEDBACK)
+    for step in range(1, STEPS):
+        loop.run(changes(0, step, inputs))
+    assert np.array_equal(loop.read("state"), denoised(reference(store), inputs))
+    loop.close()
+
+
+def test_a_shape_that_only_fits_without_the_last_one_s_memory_gets_it(store: Store) -> None:
+    backend, device = simulated(SimulatedCuda(memory=1_500_000))
+    engine, inputs = opened(store, backend), feeds(8, side=16)
+    denoised(engine, feeds(8))
+    assert np.array_equal(denoised(engine, inputs), denoised(reference(store), inputs))
+    assert len(device.blocks) == 3, "one context is left: its inputs, outputs and scratch memory"
+
+
+def test_after_a_sticky_error_everything_is_refused(store: Store) -> None:
+    backend, device = simulated()
+    step, decode = opened(store, backend), opened(store, backend, "decode")
+    loop = step.loop(feeds(), FEEDBACK)
+    device.faults.sticky = 1
+    loop.run({})
+    with pytest.raises(DeviceLost, match="cudaErrorIllegalAddress"):
+        loop.read("state")
+    loop.close()
+    with pytest.raises(DeviceLost, match="failed earlier"):
+        decode.run({"latents": np.zeros((1, 4, 8, 8), np.float32)})
+    with pytest.raises(DeviceLost):
+        step.loop(feeds(), FEEDBACK)
+    with pytest.raises(DeviceLost):
+        opened(store, backend, "encode")
+    step.close()
+
+
+def test_nan_from_the_device_arrives_as_nan(store: Store) -> None:
+    backend, device = simulated()
+    engine = opened(store, backend)
+    denoised(engine, feeds())
+    device.faults.nan = 3
+    assert np.isnan(denoised(engine, feeds())).any()
+    assert np.isfinite(denoised(engine, feeds())).all()
+
+
+def test_a_fork_is_refused_instead_of_crashing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend, _ = simulated()
+    engine = opened(store, backend)
+    monkeypatch.setattr("os.getpid", lambda: -1)
+    with pytest.raises(BackendUnavailable, match="forked"):
+        engine.loop(feeds(), FEEDBACK)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"side": 32}, "h = 32.*4 to 16"),
+        ({"batch": 5, "rows": 5}, "B = 5"),
+        ({"rows": 9}, "N = 9.*1 to 8"),
+        ({"chunks": 4}, "T = 308.*77 to 231"),
+    ],
+)
+def test_a_shape_outside_the_profile_is_refused_before_any_gpu_work(
+    store: Store, change: dict[str, int], message: str
+) -> None:
+    backend, device = simulated()
+    engine = opened(store, backend)
+    device.trace.clear()
+    with pytest.raises(RequestError, match=message) as caught:
+        engine.loop(feeds(**change), FEEDBACK)
+    assert "clipskip build" in str(caught.value)
+    assert not device.trace
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"noise": np.zeros((1, 4, 8, 8))}, "noise must be float32"),
+        ({"known": np.zeros((1, 4, 8, 16), np.float32)}, "axis w is 8 and 16"),
+        ({"pull": np.zeros((1, 3), np.float32)}, "pull has 3 where 2"),
+        ({"extra": np.zeros(1, np.float32)}, "extra"),
+    ],
+)
+def test_inputs_that_do_not_fit_together_are_refused(store: Store, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        opened(store, simulated()[0]).loop({**feeds(), **change}, FEEDBACK)
+
+
+def test_a_closed_engine_and_a_closed_loop_say_so(store: Store) -> None:
+    backend, device = simulated()
+    engine = opened(store, backend)
+    loop = engine.loop(feeds(), FEEDBACK)
+    engine.close()
+    engine.close()
+    loop.run({})  # what is in use goes on
+    loop.close()
+    loop.close()
+    with pytest.raises(RequestError, match="closed"):
+        loop.run({})
+    with pytest.raises(RequestError, match="closed"):
+        engine.loop(feeds(), FEEDBACK)
+    assert not device.blocks
+    assert not device.pinned
+
+
+def test_a_lane_that_an_error_went_through_is_not_used_again(store: Store) -> None:
+    backend, device = simulated()
+    loop = opened(store, backend).loop(feeds(), FEEDBACK)
+    with pytest.raises(ValueError, match=r"noise: float32\[1, 4, 16, 16\]"):
+        loop.run({"noise": feeds(side=16)["noise"]})
+    assert not device.blocks
+    with pytest.raises(RequestError, match="closed"):
+        loop.read("state")
+
+
+def test_fifty_requests_hold_no_more_memory_than_one(store: Store) -> None:
+    backend, device = simulated()
+    engine = opened(store, backend)
+    denoised(engine, feeds(), steps=2)
+    held = sum(block.size for block in (*device.blocks.values(), *device.pinned.values()))
+    for seed in range(50):
+        denoised(engine, feeds(seed), steps=2)
+    assert sum(block.size for block in (*device.blocks.values(), *device.pinned.values())) == held
+
+
+def test_a_flipped_bit_is_refused_before_tensorrt_sees_it(store: Store, tmp_path: Path) -> None:
+    mine = publish_plans(publish_graphs(tmp_path))
+    artefact = mine.find("step", TARGET, "fp16")
+    path = tmp_path / artefact.files[0].path
+    data = bytearray(path.read_bytes())
+    data[10] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(data)
+    with pytest.raises(EngineCorrupt, match="SHA-256"):
+        mine.verify(artefact)
+
+
+@pytest.fixture
+def artefact_with(store: Store, tmp_path: Path) -> Any:
+    """Open the step engine with another provenance or other bytes."""
+    from dataclasses import replace
+
+    found = store.find("step", TARGET, "fp16")
+
+    def open_with(backend: TensorRT, data: bytes | None = None, **provenance: str) -> Engine:
+        path = tmp_path / "step.engine"
+        path.write_bytes((store.root / found.files[0].path).read_bytes() if data is None else data)
+        named = {name.replace("_", " "): value for name, value in provenance.items()}
+        return backend.open(replace(found, provenance={**found.provenance, **named}), path)
+
+    return open_with
+
+
+def test_an_engine_of_another_version_is_refused_by_name(artefact_with: Any) -> None:
+    with pytest.raises(EngineIncompatible, match=r"built with tensorrt_rtx 1\.6\.0, installed is tensorrt_rtx 1\.7"):
+        artefact_with(simulated()[0], package="tensorrt_rtx 1.6.0")
+
+
+def test_an_engine_of_another_architecture_is_refused_by_name(artefact_with: Any) -> None:
+    with pytest.raises(EngineIncompatible, match=r"capability 8\.6; simulated GPU has 8\.9"):
+        artefact_with(simulated()[0], compute_capability="8.6")
+    with pytest.raises(EngineIncompatible, match=r"has 9\.0.*\n.*--target tensorrt"):
+        artefact_with(simulated(SimulatedCuda(capability=(9, 0)))[0])
+
+
+def test_an_engine_tuned_on_another_gpu_is_a_warning_or_an_error(artefact_with: Any) -> None:
+    with pytest.warns(RuntimeWarning, match="tuned on some RTX"):
+        artefact_with(simulated()[0], device="some RTX")
+    with pytest.raises(EngineIncompatible, match="tuned on"):
+        artefact_with(simulated(settings=Settings(strict_device=True))[0], device="some RTX")
+
+
+@pytest.mark.parametrize("data", [b"", b"not a plan"])
+def test_bytes_that_tensorrt_cannot_load_come_back_with_its_words(artefact_with: Any, data: bytes) -> None:
+    with pytest.raises(EngineIncompatible, match="magicTag"):
+        artefact_with(simulated()[0], data=data)
+
+
+def test_an_engine_larger_than_the_free_memory_is_refused_before_it_is_loaded(artefact_with: Any) -> None:
+    with pytest.raises(DeviceOutOfMemory, match="more than is free"):
+        artefact_with(simulated(SimulatedCuda(memory=100))[0])
+
+
+def test_an_engine_with_other_inputs_than_the_manifest_s_is_refused(store: Store, artefact_with: Any) -> None:
+    other = (store.root / store.find("decode", TARGET, "fp16").files[0].path).read_bytes()
+    with pytest.raises(EngineIncompatible, match="is no step: it has latents"):
+        artefact_with(simulated()[0], data=other)
+
+
+def test_engines_are_never_allowed_code_of_their_own(store: Store) -> None:
+    backend, _ = simulated()
+    opened(store, backend)
+    assert [runtime.engine_host_code_allowed for runtime in backend._trt.runtimes] == [False]
+
+
+def test_the_jit_cache_is_kept_beside_the_engine_and_thrown_away_when_it_is_damaged(
+    artefact_with: Any, tmp_path: Path
+) -> None:
+    cache = tmp_path / "step.engine.8.9.cache"
+    cache.write_bytes(b"\xff garbage")
+    engine = artefact_with(simulated()[0])
+    assert not cache.exists()
+    denoised(engine, feeds(), steps=1)
+    kept = cache.read_bytes()
+    denoised(artefact_with(simulated()[0]), feeds(), steps=1)
+    assert cache.read_bytes() == kept
+    assert [path.name for path in tmp_path.iterdir() if "cache" in path.name] == [cache.name]
+
+
+def test_a_store_that_cannot_be_written_to_works_without_a_jit_cache(artefact_with: Any, tmp_path: Path) -> None:
+    (tmp_path / "step.engine.8.9.cache").mkdir()  # stands in the way even where root may write anything
+    denoised(artefact_with(simulated()[0]), feeds(), steps=1)
+
+
+def test_no_context_is_entered_twice_at_once(store: Store) -> None:
+    backend, device = simulated(settings=Settings(contexts=2))
+    device.faults.seconds = 0.002
+    engine = opened(store, backend)
+    failures: list[BaseException] = []
+
+    def work(seed: int) -> None:
+        try:
+            denoised(engine, feeds(seed), seed, steps=4)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures, "the double fails the device when a context is entered twice"

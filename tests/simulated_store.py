@@ -1,0 +1,39 @@
+"""Engines for the doubles of TensorRT and CUDA, published into a store as the real builder publishes real ones."""
+
+from __future__ import annotations
+
+from clipskip.backends.cuda import Cuda
+from clipskip.backends.simulated_cuda import SimulatedCuda
+from clipskip.backends.simulated_tensorrt import VERSION, SimulatedTensorRT, plan
+from clipskip.backends.tensorrt import Settings, TensorRT
+from clipskip.engines import publish
+from clipskip.engines.manifest import Artefact
+from clipskip.engines.shapes import BuildOptions, axes_of, axis_ranges, profiles
+from clipskip.engines.store import Store
+
+TARGET = "tensorrt-rtx"
+
+
+def publish_plans(store: Store, options: BuildOptions | None = None, precision: str = "fp16") -> Store:
+    """Plans that compute the store's graphs of one precision, as artefacts of TensorRT-RTX."""
+    ranges = axis_ranges(store.manifest().model, options or BuildOptions())
+    graphs = [each for each in store.manifest().artefacts if (each.target, each.precision) == ("onnx", precision)]
+    wanted = {
+        (each.role, TARGET, precision): {"model": each.model, "graph": each.key, "axes": repr(ranges)}
+        for each in graphs
+    }
+    with publish.build(store.root, TARGET, wanted, progress=lambda line: None) as draft:
+        for graph in graphs if draft is not None else ():
+            axes = axes_of(graph.inputs, ranges)
+            shapes = {name: (low, high) for name, (low, _, high) in profiles(graph.inputs, axes).items()}
+            (draft.folder / f"{graph.role}.engine").write_bytes(plan(store.verify(graph).resolve(), shapes))
+            provenance = {"package": f"tensorrt_rtx {VERSION}", "compute capability": "default", "device": "any"}
+            artefact = Artefact(graph.role, TARGET, precision, graph.inputs, graph.outputs, axes, {}, provenance)
+            draft.add(artefact, [f"{graph.role}.engine"])
+    return Store(store.root)
+
+
+def simulated(cuda: SimulatedCuda | None = None, settings: Settings | None = None) -> tuple[TensorRT, SimulatedCuda]:
+    """Our TensorRT backend on the doubles, and the device for its trace and faults."""
+    device = cuda or SimulatedCuda()
+    return TensorRT(SimulatedTensorRT(device), Cuda(device), TARGET, settings), device
