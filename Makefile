@@ -4,7 +4,7 @@ MODEL     ?= export/sample
 TARGET    ?= onnxruntime
 PRECISION ?= $(if $(filter tensorrt%,$(TARGET)),fp16,fp32)
 SKIPS     ?= all
-OUT       ?= build/$(notdir $(patsubst %/,%,$(MODEL)))
+OUT       ?= build/$(basename $(notdir $(patsubst %/,%,$(MODEL))))
 PYTHON    ?= python3
 
 VENV     := .venv
@@ -17,7 +17,7 @@ CLIPSKIP := $(BIN)/clipskip
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo
-	@echo "  MODEL=$(MODEL)        a checkpoint: a diffusers folder of a Stable Diffusion 1.x model"
+	@echo "  MODEL=$(MODEL)        a Stable Diffusion 1.x model: a diffusers folder, or one .safetensors"
 	@echo "  OUT=$(OUT)             the engine store that is made from it"
 	@echo "  TARGET=$(TARGET)        onnxruntime, tensorrt-rtx or tensorrt"
 	@echo "  PRECISION=$(PRECISION)            fp32 or fp16 (TensorRT needs fp16)"
@@ -35,7 +35,7 @@ demo: setup ## checkpoint -> engines -> pictures, on the CPU
 	$(BIN)/python -m clipskip.bench.demo build/sample --out build/demo
 
 test: setup ## the whole test suite, on the CPU
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 test-gpu: setup ## build for the NVIDIA GPU that is here and compare everything with the CPU
 	$(BIN)/python -m pytest -m gpu tests/gpu

@@ -1,4 +1,4 @@
-"""`make demo`, after the export: one picture and a sheet of prompts by clip skip, made by exported engines without torch.
+"""`make demo`, after the export: a picture, and a sheet of prompts by clip skip, made by engines without torch.
 
 Run as `python -m clipskip.bench.demo STORE --out FOLDER`.
 """
@@ -16,12 +16,12 @@ from clipskip import sheet, terminal
 PICTURE = "a large red circle on a green background"
 PROMPTS = (
     PICTURE,
-    "a small blue star to the left of a large yellow square on a white background",
+    "a small red square on a blue background",
     "a large purple ring on a striped yellow background",
-    "a large orange cross above a small green circle on a black background",
+    "a large green triangle on a white background",
 )
 SKIPS = (1, 2, 3, 5, 8, 12, 13)
-STEPS = 12
+LOCKED = clipskip.Request(prompt=PICTURE, seed=2, cfg=3, steps=12)
 
 
 def main() -> None:
@@ -38,9 +38,10 @@ def main() -> None:
         count = len(PROMPTS) * len(SKIPS)
         print(f"{count} pictures by clip skip: {time.perf_counter() - told:.1f} s -> {args.out / 'clip-skip.png'}")
     assert "torch" not in sys.modules, "the runtime must not load torch"
+    line = f"/render /clipskip:2 /seed:2 /guidance:3 {PROMPTS[1]}"
     print(
         f"no torch was loaded. Next: look at the pictures, then try\n"
-        f'  .venv/bin/clipskip generate {args.store} "/render /clipskip:2 /seed:1 {PROMPTS[1]}" --out {args.out}\n'
+        f'  .venv/bin/clipskip generate {args.store} "{line}" --out {args.out}\n'
         f"  .venv/bin/clipskip inspect {args.store}\n"
         f"  make export MODEL=path/to/your/checkpoint"
     )
@@ -49,14 +50,13 @@ def main() -> None:
 def picture(pipe: clipskip.Pipeline, out: Path) -> None:
     """The picture on top of the README."""
     out.mkdir(parents=True, exist_ok=True)
-    pipe(PICTURE, clip_skip=1, seed=1).save(out / "picture.png")
+    pipe(LOCKED, steps=20).save(out / "picture.png")
 
 
 def skip_sheet(pipe: clipskip.Pipeline, out: Path) -> None:
     """Several prompts at several depths, everything else locked."""
     x, y = sheet.Axis("clip_skip", SKIPS), sheet.Axis("prompt", PROMPTS)
-    base = clipskip.Request(prompt="", seed=1, steps=STEPS)
-    results = terminal.steps(pipe.steps(*sheet.requests(base, x, y)))
+    results = terminal.steps(pipe.steps(*sheet.requests(LOCKED, x, y)))
     sheet.draw(results, x, y).save(out / "clip-skip.png")
 
 

@@ -25,6 +25,7 @@ PULSE = 5.0  # seconds without a word after which a build says that it is alive
 LAST_WORDS = 2000  # bytes of a child's stderr that an error shows
 
 Progress = Callable[[str], None]
+Lines = queue.Queue[str | None]
 _SMALLER = "build for smaller shapes: lower --max-batch, --max-chunks or --sizes"
 _ERRORS: dict[str, tuple[type[ClipskipError], str]] = {
     "parse": (ExportError, "export the graphs again; if it stays, this package cannot take this graph"),
@@ -45,34 +46,44 @@ class Outcome:
 
 def compile_in_child(role: str, job: Job, progress: Progress) -> Outcome:
     """Run the job. ExportError, DeviceOutOfMemory or BackendUnavailable carry TensorRT's own lines."""
-    with tempfile.TemporaryFile() as stderr, _child(job, stderr) as child:
-        last = _follow(child, role, progress)
-        status = child.wait()
+    with tempfile.TemporaryFile() as stderr:
+        with _child(job, stderr) as (child, lines):
+            last = _follow(lines, role, progress)
+            status = child.wait()
         if last.get("event") == "built" and status == 0:
             return Outcome(tuple(last["decomposed"]), last["peak_bytes"])
         raise _failed(role, last, status, _tail(stderr))
 
 
 @contextmanager
-def _child(job: Job, stderr: IO[bytes]) -> Iterator[subprocess.Popen[str]]:
+def _child(job: Job, stderr: IO[bytes]) -> Iterator[tuple[subprocess.Popen[str], Lines]]:
+    """The child at work, and its lines as they come, None after the last."""
+    lines: Lines = queue.Queue()
     with subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True) as child:
         assert child.stdin is not None
-        with suppress(BrokenPipeError), child.stdin as stream:  # one that is dead already tells so by its status
-            stream.write(json.dumps(asdict(job)))
+        reader = Thread(target=_read, args=(child.stdout, lines))
+        reader.start()
         try:
-            yield child
+            with suppress(BrokenPipeError), child.stdin as stream:  # one that is dead already tells so by its status
+                stream.write(json.dumps(asdict(job)))
+            yield child, lines
         finally:
             child.kill()  # it has ended, or nobody waits for it any more
+            reader.join()
 
 
-def _follow(child: subprocess.Popen[str], role: str, progress: Progress) -> dict[str, Any]:
+def _read(stream: IO[str], lines: Lines) -> None:
+    for line in stream:
+        lines.put(line)
+    lines.put(None)
+
+
+def _follow(lines: Lines, role: str, progress: Progress) -> dict[str, Any]:
     """The child's last event; whenever `PULSE` seconds have gone by, a line that says how far it is."""
-    lines: queue.Queue[str | None] = queue.Queue()
-    Thread(target=_read, args=(child.stdout, lines), daemon=True).start()
     began = spoke = time.monotonic()
     phase, event = "starting", {}
     while (line := _next(lines, PULSE)) is not None:
-        if line:
+        if line.endswith("\n"):  # the last line of one that was killed may be cut
             event = json.loads(line)
         if event.get("event") == "progress":
             phase = f"{event['phase']} {event['step']}/{event['steps']}"
@@ -83,13 +94,7 @@ def _follow(child: subprocess.Popen[str], role: str, progress: Progress) -> dict
     return event
 
 
-def _read(stream: IO[str], lines: queue.Queue[str | None]) -> None:
-    for line in stream:
-        lines.put(line)
-    lines.put(None)
-
-
-def _next(lines: queue.Queue[str | None], seconds: float) -> str | None:
+def _next(lines: Lines, seconds: float) -> str | None:
     try:
         return lines.get(timeout=seconds)
     except queue.Empty:

@@ -30,7 +30,7 @@ _EXAMPLE = {"B": 2, "N": 3, "R": 2, "E": 3, "T": 154, "h": 32, "w": 48}  # no si
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep the exporter's warnings about itself from our caller, who can do nothing about them."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch._export")]
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch._export", "torch.__trace")]
     levels = [each.level for each in loggers]
     try:
         for each in loggers:

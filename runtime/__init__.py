@@ -44,11 +44,11 @@ def open(
 ) -> Pipeline:
     """Open the engine store in the folder `path`.
 
-    `backend` is "onnxruntime" (the CPU), "tensorrt", "tensorrt-rtx", or a backend object with settings of its own, such
-    as `OnnxRuntime(providers=["CUDAExecutionProvider"])` of `clipskip.backends.onnxruntime`. `embeddings` are textual
-    inversions (.safetensors), or folders of them, for use by name in prompts. `text_engine_budget` bounds the bytes of
-    the text engines that stay open. `max_batch` bounds the images that share one call of the network (default: what the
-    engines and the device take); it changes no picture.
+    `backend` is "onnxruntime" (the CPU), "onnxruntime-cuda", "tensorrt", "tensorrt-rtx", or a backend object with
+    settings of its own, such as `OnnxRuntime(providers=[...])` of `clipskip.backends.onnxruntime`. `embeddings` are
+    textual inversions (.safetensors), or folders of them, for use by name in prompts. `text_engine_budget` bounds the
+    bytes of the text engines that stay open. `max_batch` bounds the images that share one call of the network (default:
+    what the engines and the device take); it changes no picture.
 
     Raises EngineMissing, ManifestError, EngineCorrupt or EngineIncompatible for the store, and BackendUnavailable.
     Engines are verified and opened when a request first needs them.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 import traceback
@@ -29,26 +30,36 @@ class Terminated(BaseException):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status (the table is in the README)."""
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _terminate)
-    args = build_parser().parse_args(arguments)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, _terminate)
+    args = _parsed(arguments)
     try:
         outcome = args.run(args)
     except ClipskipError as error:
         return _report(error, as_json=args.json)
     except KeyboardInterrupt:
-        print("\ninterrupted; nothing half-made was kept", file=sys.stderr)
+        say("\ninterrupted; nothing half-made was kept")
         return INTERRUPTED
     except Terminated:
+        say("\nterminated; nothing half-made was kept")
         return TERMINATED
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 0
     except Exception:
         traceback.print_exc()
         print("\nThis is a bug in clipskip: please report it with the lines above.", file=sys.stderr)
         return 1
-    print(json.dumps(outcome.data) if args.json else outcome.text)
+    _answer(json.dumps(outcome.data) if args.json else outcome.text)
     return int(outcome.status)
+
+
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments. argparse takes an optional PROMPT only beside STORE; here it may also come last."""
+    parser = build_parser()
+    args, rest = parser.parse_known_args(arguments)
+    if len(rest) == 1 and not rest[0].startswith("-") and getattr(args, "prompt", "") is None:
+        args.prompt, rest = rest[0], []
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return args
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -62,6 +73,14 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _answer(text: str) -> None:
+    """The result on stdout. A reader that has gone away does not undo the work."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
+
+
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
     raise Terminated
 
@@ -70,7 +89,7 @@ def _report(error: ClipskipError, *, as_json: bool) -> int:
     say(f"clipskip: {error}")
     if as_json:
         fields: dict[str, Any] = {name: getattr(error, name) for name in ("code", "message", "field", "path", "hint")}
-        print(json.dumps({"error": fields}))
+        _answer(json.dumps({"error": fields}))
     return error.exit_status
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def add_export(verbs: Verbs) -> argparse.ArgumentParser:
     verb = verbs.add_parser("export", help="checkpoint -> graphs", description="Export a checkpoint into a store.")
-    verb.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a diffusers folder of a SD 1.x model")
+    verb.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a diffusers folder, or one file")
     verb.add_argument("--out", type=Path, required=True, metavar="STORE", help="the folder of the engine store")
     verb.add_argument("--precision", choices=("fp32", "fp16"), default="fp32", help="fp32 for the CPU, fp16 for GPUs")
     verb.add_argument("--skips", default="all", help='clip skips to export, such as "1,2" or "1-4" (default: all)')
@@ -28,19 +28,18 @@ def add_export(verbs: Verbs) -> argparse.ArgumentParser:
 
 def export(args: argparse.Namespace) -> Outcome:
     """Trace, cut, gate and publish the graphs of a checkpoint."""
+    settings = {
+        "precision": args.precision,
+        "skips": _skips(args.skips),
+        "recommended_clip_skip": scalars.whole("recommended_clip_skip", scalars.parse(args.recommended_clip_skip)),
+    }
     try:
         from clipskip.export import export as run
+
+        with terminal.stages() as say:
+            manifest = run(args.checkpoint, args.out, progress=say, **settings)
     except ImportError as error:
         raise BackendUnavailable(f"exporting needs {error.name}", hint="pip install 'clipskip[export]'") from error
-    with terminal.stages() as say:
-        manifest = run(
-            args.checkpoint,
-            args.out,
-            precision=args.precision,
-            skips=_skips(args.skips),
-            recommended_clip_skip=scalars.whole("recommended_clip_skip", scalars.parse(args.recommended_clip_skip)),
-            progress=say,
-        )
     return Outcome({"store": str(args.out), "model": manifest.model.name}, f"{args.out}: {manifest.model.name}")
 
 
@@ -170,10 +169,12 @@ def add_bench(verbs: Verbs) -> argparse.ArgumentParser:
 
 def bench(args: argparse.Namespace) -> Outcome:
     """Medians of repeated runs per stage."""
-    from clipskip.bench import latency
+    from clipskip.bench import latency, measure
+    from clipskip.engines.store import Store
 
+    Store(args.store).manifest()  # a missing store is said here, not by the processes that are measured
     facts = latency.measure(args.store, args.target)
-    return Outcome(facts, latency.text(facts))
+    return Outcome(facts, measure.table(facts["stages"]))
 
 
 VERBS = (add_export, add_build, add_inspect, add_verify, add_gc, add_doctor, add_bench)

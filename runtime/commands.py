@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import clipskip
 
@@ -18,7 +18,9 @@ from .request import Request
 from .target import Target
 
 if TYPE_CHECKING:
-    from .pipeline import Pipeline
+    from .pipeline import Pipeline, Result
+
+TOGETHER = 16  # requests that are planned and saved at once: a failure later loses none of them
 
 # option -> field of Request, and its help. Values stay text here: they are read and checked as every front end does.
 OPTIONS = {
@@ -78,69 +80,87 @@ def _add_common(verb: argparse.ArgumentParser) -> None:
 
 
 def generate(args: argparse.Namespace) -> Outcome:
-    """Make the pictures of every prompt, and write each with its request in the metadata."""
-    requests = list(_requests(args))
+    """Make the pictures of every prompt, some at a time, and write each with its request in the metadata."""
+    requests = _requests(args)
     target = Target(args.out, args.overwrite, sum(request.batch for request in requests))
+    rows: list[dict[str, Any]] = []
+    warnings: dict[str, None] = {}
     with _opened(args) as pipe:
-        results = terminal.steps(pipe.steps(*requests))
-    rows = []
-    for result in results:
-        for index, seed in enumerate(result.seeds):
-            path = target.path(seed)
-            result.save(path, index)
-            rows.append({"file": str(path), "request": asdict(result.alone(index)), "engines": result.engines})
-    warnings = list(dict.fromkeys(warning for result in results for warning in result.warnings))
+        for start in range(0, len(requests), TOGETHER):
+            for result in terminal.steps(pipe.steps(*requests[start : start + TOGETHER])):
+                rows += _saved(result, target)
+                warnings.update(dict.fromkeys(result.warnings))
     terminal.note(warnings)
-    data = {"pictures": rows, "timings": results[0].timings, "warnings": warnings}
-    return Outcome(data, "\n".join(str(row["file"]) for row in rows))
+    return Outcome({"pictures": rows, "warnings": list(warnings)}, "\n".join(row["file"] for row in rows))
+
+
+def _saved(result: Result, target: Target) -> Iterator[dict[str, Any]]:
+    for index, seed in enumerate(result.seeds):
+        path = target.path(seed)
+        result.save(path, index)
+        request = asdict(result.alone(index))
+        yield {"file": str(path), "request": request, "engines": result.engines, "timings": result.timings}
 
 
 def grid(args: argparse.Namespace) -> Outcome:
     """Draw one labelled sheet of a request varied along one or two axes."""
     from . import metadata, sheet
 
-    base = next(_requests(args))
+    base = _requests(args)[0]
     x = sheet.parse_axis(args.x)
     y = sheet.parse_axis(args.y) if args.y else sheet.Axis("prompt", (base.prompt,))
+    if args.y and x.field == y.field:
+        raise RequestError(f"both axes vary {x.field}", field="axis")
     cells = sheet.requests(base, x, y)
     path = Target(args.out, args.overwrite, 1).path(0)
     with _opened(args) as pipe:
         results = terminal.steps(pipe.steps(*cells))
     first = results[0]
     metadata.save(sheet.draw(results, x, y), path, first.request, first.model, first.engines)
-    warnings = list(dict.fromkeys(warning for result in results for warning in result.warnings))
+    warnings = dict.fromkeys(warning for result in results for warning in result.warnings)
     terminal.note(warnings)
     data = {"file": str(path), "cells": [asdict(each.request) for each in results], "timings": first.timings}
-    return Outcome({**data, "warnings": warnings}, str(path))
+    return Outcome({**data, "warnings": list(warnings)}, str(path))
 
 
 def _opened(args: argparse.Namespace) -> Pipeline:
     return clipskip.open(args.store, backend=args.target, embeddings=args.embeddings)
 
 
-def _requests(args: argparse.Namespace) -> Iterator[Request]:
-    """The requests that the arguments ask for. What a /render line says goes before the options."""
+def _requests(args: argparse.Namespace) -> list[Request]:
+    """The requests that the arguments ask for, at least one. What a /render line says goes before the options."""
     from . import metadata, render
 
-    image = getattr(args, "image", None)
-    lines = getattr(args, "lines", None)
+    image, lines = getattr(args, "image", None), getattr(args, "lines", None)
     if sum(source is not None for source in (args.prompt, image, lines)) != 1:
         raise RequestError("give one of: a PROMPT (or - for stdin), --from IMAGE, --lines FILE", field="prompt")
     given = {name: value for name, _ in OPTIONS.values() if (value := getattr(args, name)) is not None}
     if image is not None:
-        yield Request.from_text(given, metadata.read_request(image))
-        return
-    found = _read_lines(lines) if lines is not None else sys.stdin if args.prompt == "-" else [args.prompt]
-    for line in found:
-        if line.strip() or found == [args.prompt]:
-            yield Request.from_text({**given, **render.fields(line.rstrip("\n"))})
+        return [Request.from_text(given, metadata.read_request(image))]
+    if lines is None and args.prompt != "-":
+        return [Request.from_text({**given, **render.fields(args.prompt)})]
+    found = [_from_line(i, line, given) for i, line in enumerate(_lines(lines).split("\n"), 1) if line.strip()]
+    if not found:
+        raise RequestError("there is no prompt: every line is empty", field="prompt")
+    return found
 
 
-def _read_lines(path: Path) -> list[str]:
+def _from_line(number: int, line: str, given: dict[str, str]) -> Request:
+    from . import render
+
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        return Request.from_text({**given, **render.fields(line.rstrip("\r"))})
+    except RequestError as error:
+        raise RequestError(f"line {number}: {error.message}", field=error.field, hint=error.hint) from error
+
+
+def _lines(path: Path | None) -> str:
+    """The text of a file, or of stdin."""
+    name = "standard input" if path is None else str(path)
+    try:
+        return (sys.stdin.buffer.read() if path is None else path.read_bytes()).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}", path=path) from error
+        raise CheckpointError(f"cannot read {name}: {error}", path=path) from error
 
 
 VERBS = (add_generate, add_grid)

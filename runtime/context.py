@@ -148,8 +148,8 @@ class TextStage:
             keys = list(group)
             contexts = self._encode(layers, np.array([tokens for _, tokens in keys], dtype=np.int64))
             for key, context in zip(keys, contexts, strict=True):
-                encoded[key] = context
-                self._encoded.put(key, context, context.nbytes)
+                encoded[key] = alone = context.copy()  # a view would keep its whole batch alive
+                self._encoded.put(key, alone, alone.nbytes)
         return encoded
 
 

@@ -127,13 +127,6 @@ class StorageError(ClipskipError):
     exit_status = 7
 
 
-class Cancelled(ClipskipError):
-    """The caller asked to stop."""
-
-    code = "cancelled"
-    exit_status = 130
-
-
 class Busy(ClipskipError):
     """Every context is in use and none came free in time."""
 

@@ -24,10 +24,10 @@ class Limits:
     pixels: int
     rows: int
     chunks: int
-    build_command: str
+    build_command: str | None  # None: the graphs are exported without a choice of shapes
 
     @classmethod
-    def of(cls, step: Artefact, batch_pixels: int, max_batch: int | None, build_command: str) -> Limits:
+    def of(cls, step: Artefact, batch_pixels: int, max_batch: int | None, build_command: str | None) -> Limits:
         """The limits of a step artefact, its backend, and the caller's wish for at most `max_batch` images at once."""
         axes = {name: step.axes.get(name, UNBOUNDED) for name in ("h", "w", "B", "N", "T")}
         return cls(
@@ -46,7 +46,7 @@ class Limits:
             low, high = axis.minimum * PIXELS_PER_LATENT, axis.maximum * PIXELS_PER_LATENT
             if not low <= pixels <= high:
                 message = f"{field} {pixels} is outside {low}..{high}, which the engines were built for"
-                raise RequestError(message, field=field, hint=f"{self.build_command} --sizes ...")
+                raise RequestError(message, field=field, hint=self._rebuild("--sizes ..."))
 
     def check_text(self, parts: int, chunks: int) -> None:
         """Refuse a prompt of more parts (AND, and the negative) or more chunks than the engines take."""
@@ -54,11 +54,14 @@ class Limits:
             raise RequestError(
                 f"the prompt has {parts} parts with its negative; the engines take {self.rows}",
                 field="prompt",
-                hint=f"{self.build_command} --max-batch {-(-parts // 2)}",
+                hint=self._rebuild(f"--max-batch {-(-parts // 2)}"),
             )
         if chunks > self.chunks:
             raise RequestError(
                 f"the prompt needs {chunks} chunks of 75 tokens; the engines take {self.chunks}",
                 field="prompt",
-                hint=f"shorten it, or {self.build_command} --max-chunks {chunks}",
+                hint=self._rebuild(f"--max-chunks {chunks}") or "shorten it",
             )
+
+    def _rebuild(self, option: str) -> str | None:
+        return None if self.build_command is None else f"{self.build_command} {option}"

@@ -19,6 +19,10 @@ class _Entry(Generic[V]):
     users: int = 0
 
 
+class Closed(Exception):
+    """A lease from a cache that was closed."""
+
+
 class Lru(Generic[V]):
     """Keeps the values used last, up to `budget` bytes; what is leased or newest stays even when it is larger.
 
@@ -30,11 +34,14 @@ class Lru(Generic[V]):
         self._dispose = dispose
         self._entries: OrderedDict[Hashable, _Entry[V]] = OrderedDict()
         self._lock = threading.RLock()
+        self._closed = False
 
     @contextmanager
     def lease(self, key: Hashable, make: Callable[[], tuple[V, int]]) -> Iterator[V]:
         """The value under `key`; when it is not there, `make()` gives it and its size, once for all threads."""
         with self._lock:
+            if self._closed:
+                raise Closed
             if key not in self._entries:
                 self._entries[key] = _Entry(*make())
             entry = self._entries[key]
@@ -47,6 +54,7 @@ class Lru(Generic[V]):
             with self._lock:
                 entry.users -= 1
                 self._evict()
+                self._dispose_if_closed()
 
     def get(self, key: Hashable) -> V | None:
         """The value under `key` if it is there."""
@@ -63,16 +71,20 @@ class Lru(Generic[V]):
             self._entries.move_to_end(key)
             self._evict()
 
-    def clear(self) -> None:
-        """Dispose of everything that nobody leases."""
+    def close(self) -> None:
+        """Dispose of everything, of what is leased when it is given back; further leases raise Closed."""
         with self._lock:
-            for key in [key for key, entry in self._entries.items() if not entry.users]:
-                self._dispose(self._entries.pop(key).value)
+            self._closed = True
+            self._dispose_if_closed()
 
     def keys(self) -> list[Hashable]:
         """What is held, the least recently used first."""
         with self._lock:
             return list(self._entries)
+
+    def _dispose_if_closed(self) -> None:
+        for key in [key for key, entry in self._entries.items() if self._closed and not entry.users]:
+            self._dispose(self._entries.pop(key).value)
 
     def _evict(self) -> None:
         excess = sum(entry.size for entry in self._entries.values()) - self._budget

@@ -19,11 +19,10 @@ import PIL.Image
 from PIL.PngImagePlugin import PngInfo
 
 from clipskip.engines import strict
-from clipskip.engines.files import storage_error
 from clipskip.engines.manifest import ModelFacts
 
 from . import infotext, inputs
-from .errors import CheckpointError, ManifestError, RequestError
+from .errors import CheckpointError, ManifestError, RequestError, StorageError
 from .request import Request
 
 SCHEMA = 1
@@ -62,6 +61,8 @@ def pnginfo(request: Request, model: ModelFacts, engines: Mapping[str, str]) -> 
 
 def save(image: PIL.Image.Image, path: Path, request: Request, model: ModelFacts, engines: Mapping[str, str]) -> None:
     """Write a PNG with its texts; what was at `path` is replaced in one step. StorageError if that fails."""
+    if path.exists() and not path.is_file():
+        raise StorageError(f"{path} is there and is no file", path=path)
     encoded = BytesIO()
     image.save(encoded, "PNG", pnginfo=pnginfo(request, model, engines))
     draft = path.with_name(f".clipskip-{secrets.token_hex(8)}.tmp")
@@ -69,7 +70,7 @@ def save(image: PIL.Image.Image, path: Path, request: Request, model: ModelFacts
         draft.write_bytes(encoded.getbuffer())
         os.replace(draft, path)
     except OSError as error:
-        raise storage_error(error, path) from error
+        raise StorageError(f"cannot write {path}: {error.strerror}", path=path) from error
     finally:
         with suppress(OSError):
             draft.unlink()

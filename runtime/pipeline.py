@@ -25,7 +25,7 @@ from .backends import Array, Backend
 from .context import Conditioning, TextStage
 from .denoise import Image, Snapshot, denoise
 from .embeddings import Concepts
-from .errors import EngineIncompatible, NumericalError
+from .errors import EngineIncompatible, NumericalError, RequestError
 from .limits import PIXELS_PER_LATENT, Limits
 from .noise import image_seeds, initial
 from .plan import Job, batches
@@ -94,7 +94,7 @@ class Pipeline:
         self._concepts = concepts
         self._residents = Residents(store, backend, concepts.vectors, text_engine_budget)
         step = self._residents.artefact("step")
-        command = build_command(store.root, step.target, step.precision)
+        command = None if step.target == "onnx" else build_command(store.root, step.target, step.precision)
         self._limits = Limits.of(step, backend.batch_pixels, max_batch, command)
         tokenizer = Tokenizer.open(store.verify_tokenizer())
         if tokenizer.vocabulary != facts.vocabulary:
@@ -112,6 +112,8 @@ class Pipeline:
 
     def run(self, requests: Sequence[Request | str]) -> list[Result]:
         """The results of several requests, which share calls of the network wherever size and length allow."""
+        if isinstance(requests, (str, Request)):
+            raise RequestError("run() takes a list of requests; call the pipeline itself for one", field="requests")
         *_, last = self.steps(*requests)
         return list(last.results)
 

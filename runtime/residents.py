@@ -11,8 +11,8 @@ from clipskip.engines.manifest import Artefact
 from clipskip.engines.store import Store
 
 from .backends import Array, Backend, Engine
-from .errors import EngineMissing, RequestError
-from .lru import Lru
+from .errors import RequestError
+from .lru import Closed, Lru
 
 
 class Residents:
@@ -24,45 +24,41 @@ class Residents:
         self._backend = backend
         self._text: Lru[Engine] = Lru(text_engine_budget, dispose=lambda engine: engine.close())
         self._others: Lru[Engine] = Lru(2**62, dispose=lambda engine: engine.close())
-        self._closed = False
+        self._precision = self._chosen()
 
     def artefact(self, role: str) -> Artefact:
-        """The artefact that a role would be opened from, in the backend's preferred precision or else another one.
-
-        Raises EngineMissing with the command that builds it.
-        """
-        target, preferred = self._backend.target, self._backend.precision
-        other = "fp16" if preferred == "fp32" else "fp32"
-        try:
-            return self._store.find(role, target, preferred)
-        except EngineMissing:
-            found = self._store.manifest().find(role, target, other)
-            if found is None:
-                raise
-            return found
+        """The artefact that a role is opened from. EngineMissing with the command that builds it."""
+        return self._store.find(role, self._backend.target, self._precision)
 
     @contextmanager
     def use(self, role: str) -> Iterator[Engine]:
         """The engine of a role, opened if need be, and kept open while it is in use."""
-        if self._closed:
-            raise RequestError("this pipeline is closed", hint="open it again with clipskip.open(...)")
         cache = self._text if role.startswith("text-") else self._others
-        with cache.lease(role, lambda: self._open(role)) as engine:
-            yield engine
+        try:
+            with cache.lease(role, lambda: self._open(role)) as engine:
+                yield engine
+        except Closed as error:
+            raise RequestError("this pipeline is closed", hint="open it again with clipskip.open(...)") from error
 
     def encode(self, layers: int, tokens: Array) -> Array:
         """The contexts [R,77,D] of token rows [R,77] from the text engine that keeps `layers` layers."""
         with self.use(text_role(layers)) as engine:
-            limit = self.artefact(engine.artefact.role).axes.get("R")
+            limit = engine.artefact.axes.get("R")
             size = limit.maximum if limit else len(tokens)
             feeds = [{"tokens": tokens[i : i + size], "concepts": self._concepts} for i in range(0, len(tokens), size)]
             return np.concatenate([engine.run(each)["context"] for each in feeds])
 
     def close(self) -> None:
-        """Close every engine that is not in use; those in use end with their last user."""
-        self._closed = True
-        self._text.clear()
-        self._others.clear()
+        """Close every engine; those in use end with their last user, and none is opened any more."""
+        self._text.close()
+        self._others.close()
+
+    def _chosen(self) -> str:
+        """The backend's preferred precision, or the other one where only that has a step engine."""
+        preferred, manifest = self._backend.precision, self._store.manifest()
+        other = "fp16" if preferred == "fp32" else "fp32"
+        here = [each for each in (preferred, other) if manifest.find("step", self._backend.target, each)]
+        return here[0] if here else preferred
 
     def _open(self, role: str) -> tuple[Engine, int]:
         artefact = self.artefact(role)

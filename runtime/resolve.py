@@ -47,11 +47,6 @@ class Resolved:
     notes: tuple[str, ...]
 
     @property
-    def guided(self) -> bool:
-        """Whether the negative prompt takes part; at cfg <= 1 the network runs once per image."""
-        return self.request.cfg > 1
-
-    @property
     def calls(self) -> int:
         """Network calls that prompt schedules are made for (A1111 counts calls, not steps)."""
         return self.request.steps * self.sampler.calls_per_step
@@ -112,7 +107,7 @@ def resolve(asked: Request, model: ModelFacts) -> Resolved:
 
 
 def _notes(asked: Request) -> Iterable[str]:
-    if asked.cfg <= 1 and asked.negative_prompt:
+    if asked.cfg <= 1 and asked.negative_prompt and len(prompt.composition(asked.prompt, asked.compat)) == 1:
         yield f"the negative prompt is not used at cfg {asked.cfg:g}: guidance needs a cfg above 1"
 
 
@@ -202,7 +197,9 @@ def _size(asked: Request, model: ModelFacts) -> tuple[int, int]:
 
 
 def _check_size(field: str, value: int, step: int) -> None:
-    if value < step or value % step or value > MAX_PIXELS // step:
-        below = min(max(step, value // step * step), MAX_PIXELS // step)
-        near = f"{below}" if value <= step or below * step >= MAX_PIXELS else f"{below} or {below + step}"
+    if value > MAX_PIXELS // step:
+        raise RequestError(f"{field} must be at most {MAX_PIXELS // step} pixels, not {value}", field=field)
+    if value < step or value % step:
+        below = max(step, value // step * step)
+        near = f"{below}" if value <= step else f"{below} or {below + step}"
         raise RequestError(f"{field} must be a multiple of {step} pixels, not {value}; nearest: {near}", field=field)

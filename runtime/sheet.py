@@ -12,17 +12,17 @@ import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
 
+from . import scalars
 from .errors import RequestError
 
 if TYPE_CHECKING:
-    from .pipeline import Pipeline, Result
+    from .pipeline import Result
 from .request import Request, unknown_field
 from .resolve import random_seed
 
 GAP = 4
 MAX_CELLS = 400
-_RANGE = re.compile(r"(\d{1,6})-(\d{1,6})(?:\(\+(\d{1,6})\))?")
-_NUMBER = re.compile(r"-?\d{1,20}(\.\d{1,20})?")
+_RANGE = re.compile(r"(\d{1,6})-(\d{1,6})(?:\(\+(\d{1,6})\))?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,10 @@ def parse_axis(text: str) -> Axis:
         raise RequestError(f"an axis is written FIELD=VALUES, as in clip_skip=1-13; not {text!r}", field="axis")
     if name not in types:
         raise unknown_field(name)
-    items = next(csv.reader([values], skipinitialspace=True))
+    try:
+        items = next(csv.reader([values], skipinitialspace=True))
+    except (csv.Error, StopIteration) as error:
+        raise RequestError(f"the values of the axis {name} are no list ({error})", field="axis") from error
     numeric = "str" not in types[name]
     return Axis(name, tuple(value for item in items for value in (_numbers(item) if numeric else [item])))
 
@@ -58,8 +61,9 @@ def _numbers(item: str) -> Sequence[int | float]:
         low, high, step = int(spread[1]), int(spread[2]), int(spread[3] or 1)
         if low <= high and step > 0 and (high - low) // step < MAX_CELLS:
             return range(low, high + 1, step)
-    if _NUMBER.fullmatch(item.strip()):
-        return [float(item) if "." in item else int(item)]
+    number = scalars.parse(item.strip())
+    if not isinstance(number, str):
+        return [number]
     raise RequestError(f"{item!r} is neither a number nor a range such as 1-13 or 10-30(+5)", field="axis")
 
 
@@ -67,9 +71,9 @@ def requests(base: Request, x: Axis, y: Axis) -> list[Request]:
     """One request per cell, row by row. A random seed is drawn once, so that only the axes differ."""
     if len(x.values) * len(y.values) > MAX_CELLS:
         raise RequestError(f"a sheet has at most {MAX_CELLS} cells", field="axis")
-    if base.seed in (None, -1):
-        base = replace(base, seed=random_seed())
-    return [replace(base, **{x.field: i, y.field: j}) for j in y.values for i in x.values]
+    drawn: dict[str, Any] = {name: random_seed() for name in ("seed", "subseed") if getattr(base, name) in (None, -1)}
+    base = replace(base, **drawn)
+    return [replace(base, **{y.field: j, x.field: i}) for j in y.values for i in x.values]
 
 
 def draw(results: Sequence[Result], x: Axis, y: Axis) -> PIL.Image.Image:
@@ -105,9 +109,3 @@ def wrap(text: str, width: int, font: Any) -> str:
         else:
             lines.append(word)
     return "\n".join(line for line in lines if line)
-
-
-def grid(pipe: Pipeline, base: Request, x: Axis, y: Axis) -> tuple[PIL.Image.Image, list[Result]]:
-    """The sheet of `base` varied along two axes, and the result of each cell, row by row."""
-    results = pipe.run(requests(base, x, y))
-    return draw(results, x, y), results

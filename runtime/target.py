@@ -8,6 +8,7 @@ from pathlib import Path
 
 from .errors import RequestError, StorageError
 
+OTHER_FORMATS = (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 _NUMBERED = re.compile(r"(\d{5,})-\d+\.png")
 
 
@@ -15,6 +16,8 @@ class Target:
     """Names for `count` pictures: `out` itself where it ends in .png, otherwise "00001-SEED.png", ... in the folder."""
 
     def __init__(self, out: Path, overwrite: bool, count: int) -> None:
+        if out.suffix.lower() in OTHER_FORMATS:
+            raise RequestError(f"pictures are written as .png, not {out.suffix}", field="out")
         self._file = out if out.suffix.lower() == ".png" and not out.is_dir() else None
         self._folder = out.parent if self._file else out
         if self._file and count > 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,9 +19,15 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
+def _show(text: str) -> None:
+    with suppress(BrokenPipeError):  # nobody looks on: no reason to stop the work
+        sys.stderr.write(text)
+        sys.stderr.flush()
+
+
 def say(text: str) -> None:
     """One line on stderr."""
-    print(printable(text), file=sys.stderr, flush=True)
+    _show(printable(text) + "\n")
 
 
 def note(messages: Iterable[str]) -> None:
@@ -45,8 +51,7 @@ def steps(progress: Iterable[Progress]) -> Any:
         now = time.monotonic()
         if drawn or now - shown > INTERVAL:
             shown = now
-            end = "\r" if drawn else "\n"
-            print(f"{each.call}/{each.calls} calls, {now - start:.1f} s", end=end, file=sys.stderr, flush=True)
+            _show(f"{each.call}/{each.calls} calls, {now - start:.1f} s" + ("\r" if drawn else "\n"))
     if drawn:
-        print(file=sys.stderr)
+        _show("\n")
     return each.results

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from clipskip.engines.manifest import Artefact
-from clipskip.errors import BackendUnavailable, EngineIncompatible
+from clipskip.errors import BackendUnavailable, DeviceOutOfMemory, EngineIncompatible
 
 from . import Array
 
@@ -78,11 +78,13 @@ class OnnxRuntime:
 
     @contextmanager
     def translated(self, path: Path | None = None) -> Iterator[None]:
-        """ONNX Runtime's own errors as ours; its types are not exported by name, but all live in one module."""
+        """ONNX Runtime's own errors as ours: its types all live in one module, but for the bindings' RuntimeError."""
         try:
             yield
+        except MemoryError as error:
+            raise DeviceOutOfMemory("there is not enough memory for this request", hint="ask for less") from error
         except Exception as error:
-            if type(error).__module__.partition(".")[0] != "onnxruntime":
+            if type(error) is not RuntimeError and type(error).__module__.partition(".")[0] != "onnxruntime":
                 raise
             raise EngineIncompatible(
                 f"ONNX Runtime {self._ort.__version__} could not use the graph: {error}", path=path
@@ -129,22 +131,23 @@ class OnnxRuntimeLoop:
         self._backend = backend
         self._session = session
         self._feedback = dict(feedback)
-        self._binding = session.io_binding()
-        self._inputs = {name: backend.buffer(array) for name, array in feeds.items()}
-        self._outputs = {name: backend.buffer(feeds[source]) for name, source in feedback.items()}
-        for name, value in self._inputs.items():
-            self._binding.bind_ortvalue_input(name, value)
+        with backend.translated():
+            self._binding = session.io_binding()
+            self._inputs = {name: backend.buffer(array) for name, array in feeds.items()}
+            self._outputs = {name: backend.buffer(feeds[source]) for name, source in feedback.items()}
+            for name, value in self._inputs.items():
+                self._binding.bind_ortvalue_input(name, value)
 
     def run(self, feeds: Mapping[str, Array]) -> None:
-        for name, array in feeds.items():
-            self._inputs[name].update_inplace(np.ascontiguousarray(array))
-        for name, value in self._outputs.items():
-            self._binding.bind_ortvalue_output(name, value)
         with self._backend.translated():
+            for name, array in feeds.items():
+                self._inputs[name].update_inplace(np.ascontiguousarray(array))
+            for name, value in self._outputs.items():
+                self._binding.bind_ortvalue_output(name, value)
             self._session.run_with_iobinding(self._binding)
-        for name, source in self._feedback.items():
-            self._inputs[source], self._outputs[name] = self._outputs[name], self._inputs[source]
-            self._binding.bind_ortvalue_input(source, self._inputs[source])
+            for name, source in self._feedback.items():
+                self._inputs[source], self._outputs[name] = self._outputs[name], self._inputs[source]
+                self._binding.bind_ortvalue_input(source, self._inputs[source])
 
     def read(self, name: str) -> Array:
         return np.array(self._inputs[name].numpy())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -37,7 +38,7 @@ def _text() -> CLIPTextModel:
 
 def _unet() -> UNet2DConditionModel:
     return UNet2DConditionModel(
-        sample_size=8, block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=4, cross_attention_dim=WIDTH,
+        sample_size=8, block_out_channels=(16, 16), layers_per_block=0, norm_num_groups=4, cross_attention_dim=WIDTH,
         attention_head_dim=2, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
     )  # fmt: skip
@@ -45,7 +46,7 @@ def _unet() -> UNet2DConditionModel:
 
 def _vae() -> AutoencoderKL:
     return AutoencoderKL(
-        block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=2, latent_channels=4,
+        block_out_channels=(8, 8, 8, 8), layers_per_block=0, norm_num_groups=2, latent_channels=4,
         down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
     )  # fmt: skip
 
@@ -84,8 +85,9 @@ def checkpoint(tiny: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def store(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """All graphs of the tiny model in fp32. Not to be changed."""
-    root = tmp_path_factory.mktemp("stores") / "tiny"
+    """All graphs of the tiny model in fp32. Not to be changed. Parallel workers share it: the first one exports."""
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "tiny-store"
     export(tiny, root)
     return Store(root)
 

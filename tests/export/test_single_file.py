@@ -75,7 +75,7 @@ def one_file(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     monkeypatch.setattr(single_file, "clip_tokenizer", lambda: tokenizer)
     text, unet, vae = (load_file(next((tiny / folder).glob("*.safetensors"))) for folder in folders.values())
     weights = {f"cond_stage_model.transformer.{name}": value for name, value in text.items()}
-    weights |= {f"model.diffusion_model.{original_unet(name, 1, {1})}": value for name, value in unet.items()}
+    weights |= {f"model.diffusion_model.{original_unet(name, 0, {1})}": value for name, value in unet.items()}
     weights |= {f"first_stage_model.{original_vae(name, 4)}": value for name, value in vae.items()}
     beside = {"cond_stage_model.logit_scale": torch.ones(1), "first_stage_model.loss.logvar": torch.ones(1)}
     save_file(weights | beside | {"betas": torch.ones(1000)}, tmp_path / "my model.safetensors")

@@ -20,7 +20,7 @@ def wanted(**size):
 def test_a_size_that_was_not_built_is_refused_with_the_range_and_the_command(field, size):
     with pytest.raises(RequestError, match=f"{field} {size} is outside 256") as caught:
         LIMITS.check_size(wanted(**{field: size}))
-    assert caught.value.hint.startswith("clipskip build S --sizes")
+    assert caught.value.hint == "clipskip build S --sizes ..."
 
 
 def test_an_engine_without_ranges_takes_any_size():

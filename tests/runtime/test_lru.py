@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from clipskip.lru import Lru
+from clipskip.lru import Closed, Lru
 
 
 def test_what_was_not_used_longest_goes_first():
@@ -31,10 +31,16 @@ def test_a_leased_value_is_not_disposed_of_until_it_is_given_back():
         cache.put("b", "b", 10)
         cache.put("c", "c", 10)
         assert dropped == ["b"]
-        cache.clear()
-        assert "a" not in dropped
-    cache.put("d", "d", 10)
+        cache.close()
+        assert dropped == ["b", "c"]
     assert dropped == ["b", "c", "a"]
+
+
+def test_a_closed_cache_makes_nothing_new():
+    cache = Lru(10)
+    cache.close()
+    with pytest.raises(Closed), cache.lease("a", lambda: ("a", 1)):
+        pass
 
 
 def test_a_value_is_made_once_for_all_threads():

@@ -1,0 +1,117 @@
+"""Real exports that are killed, that meet each other, and that run out of disk: the store stays valid.
+
+A server imports torch once and forks a child for each export, so that twenty of them take a minute.
+"""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from clipskip.engines.report import verify
+from clipskip.engines.store import Store
+from clipskip.export import export
+
+SERVER = """
+import os, resource, sys
+import torch
+from clipskip.errors import ClipskipError
+from clipskip.export import build, export
+torch.set_num_threads(1)
+for line in sys.stdin:
+    checkpoint, out, precision, limit = line.split()
+    child = os.fork()
+    if child == 0:
+        if limit != "-":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
+        try:
+            export(checkpoint, out, precision=precision)
+        except ClipskipError as error:
+            print(error, file=sys.stderr, flush=True)
+            os._exit(error.exit_status)
+        os._exit(0)
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+class Server:
+    """Starts exports in children of a process that has torch; one at a time."""
+
+    def __init__(self, checkpoint, log):
+        self._checkpoint = checkpoint
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        self._process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", SERVER],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment,
+        )  # fmt: skip
+
+    def start(self, out, precision="fp32", limit="-"):
+        self._process.stdin.write(f"{self._checkpoint} {out} {precision} {limit}\n")
+        self._process.stdin.flush()
+        return int(self._process.stdout.readline())
+
+    def status(self):
+        return int(self._process.stdout.readline())
+
+    def close(self):
+        with self._process:
+            self._process.stdin.close()
+
+
+@pytest.fixture
+def servers(tiny, tmp_path):
+    with open(tmp_path / "log", "w+") as log:
+        made = [Server(tiny, log), Server(tiny, log)]
+        yield made
+        for server in made:
+            server.close()
+
+
+def sound(root):
+    return [problem for _, problem in verify(root) if problem] == []
+
+
+def test_an_export_killed_at_twenty_random_moments_leaves_the_store_valid(servers, tiny, tmp_path):
+    root = tmp_path / "store"
+    export(tiny, root)
+    server, before = servers[0], Store(root).manifest()
+    began = time.monotonic()
+    server.start(tmp_path / "measured", "fp16")
+    assert server.status() == 0
+    duration = time.monotonic() - began
+    moments = random.Random(7)
+    for _ in range(20):
+        child = server.start(root, "fp16")
+        time.sleep(moments.uniform(0, duration))
+        os.kill(child, signal.SIGKILL)
+        if server.status() == 0:
+            break  # it was faster this time
+        assert Store(root).manifest() == before
+        assert sound(root)
+    server.start(root, "fp16")
+    assert server.status() == 0
+    assert sound(root)
+    assert not list(root.glob(".tmp-*"))
+    assert len(Store(root).manifest().artefacts) == 2 * len(before.artefacts)
+
+
+def test_of_two_exports_at_once_one_works_and_the_other_waits_and_finds_it_done(servers, tmp_path):
+    root = tmp_path / "store"
+    for server in servers:
+        server.start(root)
+    assert [server.status() for server in servers] == [0, 0]
+    assert sound(root)
+    assert len([each for each in root.iterdir() if each.is_dir()]) == 1
+
+
+def test_a_disk_that_fills_up_is_said_with_its_exit_status_and_leaves_nothing(servers, tmp_path):
+    root = tmp_path / "store"
+    servers[0].start(root, limit="65536")
+    assert servers[0].status() == 7
+    assert not [each for each in root.iterdir() if each.is_dir()]
+    assert "free" in (tmp_path / "log").read_text()
