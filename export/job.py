@@ -5,6 +5,7 @@ Everything slow to import is imported when it is needed: an export that has noth
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +18,7 @@ from clipskip.errors import EngineMissing, ManifestError, RequestError
 from clipskip.export import family
 from clipskip.export.checkpoint import open_checkpoint
 
-SCHEMA = "1"  # of the exporter: to be raised when the same checkpoint would give other graphs
+GRAPH_WRITERS = ("graphs.py", "models.py", "onnxfile.py")  # what decides which graphs a checkpoint gives
 TARGET = "onnx"
 PRECISIONS = ("fp32", "fp16")
 _LIBRARIES = ("torch", "transformers", "diffusers", "onnx", "onnx-ir", "onnxscript")
@@ -54,6 +55,12 @@ def export(
     return read_manifest(Path(out))
 
 
+def _exporter() -> str:
+    """A hash of our own source, so that a store made by another version of it is stale without anybody's doing."""
+    sources = b"".join(Path(__file__).with_name(name).read_bytes() for name in GRAPH_WRITERS)
+    return hashlib.sha256(sources).hexdigest()[:16]
+
+
 def _depths(skips: Sequence[int] | None, facts: ModelFacts) -> list[int]:
     """How many layers each text graph keeps."""
     if skips is None:
@@ -68,7 +75,7 @@ def _wanted(facts: ModelFacts, precision: str, depths: Iterable[int], root: Path
 
     The text graphs share a weight file, so one that is missing brings back those that the store has.
     """
-    ingredients = {"model": facts.model_sha256, "precision": precision, "exporter": SCHEMA}
+    ingredients = {"model": facts.model_sha256, "precision": precision, "exporter": _exporter()}
     ingredients |= {library: version(library) for library in _LIBRARIES}
     roles = [f"text-{depth:02}" for depth in depths] + ["step", "decode", "encode"]
     wanted = {(role, TARGET, precision): ingredients for role in roles}

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-CLIP_MERGES = Path(__file__).parent / "runtime" / "data" / "clip_merges.txt.gz"
+CLIP_MERGES = Path(__file__).parents[1] / "export" / "clip_merges.txt.gz"
 PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]  # bytes that stand for themselves
 
 
