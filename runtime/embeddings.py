@@ -16,6 +16,7 @@ import numpy.typing as npt
 from . import tensorfile
 from .errors import CheckpointError, UnsupportedModelError
 from .tensorfile import Tensor
+from .tokenizer import Tokenizer
 
 Location = str | os.PathLike[str]
 Floats = npt.NDArray[np.float32]
@@ -38,6 +39,17 @@ class Concepts:
     vectors: Floats
     spans: Mapping[str, range] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+
+def check_names(concepts: Concepts, tokenizer: Tokenizer) -> None:
+    """Refuse names that no prompt can call, and ordinary words, which prompts would call without meaning to."""
+    for name in concepts.spans:
+        ids = tokenizer.ids(name)
+        if len(ids) < 2:
+            what = "is a word of the vocabulary: prompts could not use the word any more" if ids else "has no letters"
+            raise CheckpointError(
+                f"the name of the embedding {name!r} {what}", field="embeddings", hint="rename the file"
+            )
 
 
 def load(locations: Location | Sequence[Location], width: int) -> Concepts:

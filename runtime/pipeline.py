@@ -24,7 +24,7 @@ from . import metadata
 from .backends import Array, Backend
 from .context import Conditioning, TextStage
 from .denoise import Image, Snapshot, denoise
-from .embeddings import Concepts
+from .embeddings import Concepts, check_names
 from .errors import EngineIncompatible, NumericalError, RequestError
 from .limits import PIXELS_PER_LATENT, Limits
 from .noise import image_seeds, initial
@@ -100,6 +100,7 @@ class Pipeline:
         if tokenizer.vocabulary != facts.vocabulary:
             message = f"the tokenizer has {tokenizer.vocabulary} tokens, the text engines {facts.vocabulary}"
             raise EngineIncompatible(message, path=store.root, hint=export_command(store.root))
+        check_names(concepts, tokenizer)
         self._text = TextStage(tokenizer, concepts, self._residents.encode, self._limits)
 
     def __call__(self, prompt: str | Request, **fields: Any) -> Result:

@@ -16,10 +16,25 @@ from .errors import ManifestError, RequestError
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One picture, or `batch` pictures that differ only in their seed.
+    """One picture, or `batch` pictures that differ only in their seed. Conventions are AUTOMATIC1111's (1.10).
 
-    `None` means: the model's own value (its default size, its recommended clip skip) or, for the seed, a random one.
-    Conventions and names are AUTOMATIC1111's unless said otherwise.
+    prompt, negative_prompt: up to 64 KiB each, in the grammar of `clipskip.prompt`; the negative without AND.
+    clip_skip: 1 (all layers) to layers + 1 (embeddings only); None is the model's recommended value. A fraction counts
+        as the whole number below it. clip_skip_diffusers is the same counted from 0; never both.
+    negative_clip_skip: a depth for the negative prompt alone; None is the prompt's.
+    seed: 0..2^64-1; None and -1 draw one. Image i of a batch has seed + i and noise of its own.
+    subseed, subseed_strength: how far (0..1) the first noise lies on the way to another seed's; then a batch counts
+        the subseed instead.
+    steps: 1..1000. cfg: the guidance scale, 0..100; at 1 and below the network runs once per image, and the negative
+        prompt is not used (unless AND needs it).
+    sampler, schedule: names of `samplers.SAMPLERS` and `schedules.SCHEDULES` without regard to case, spaces and
+        punctuation; "automatic" is the sampler's own schedule, and "DPM++ 2M Karras" names both.
+    width, height: pixels, multiples of 64 that the engines were built for; None is the model's own size.
+    batch: 1..100. rng: "cpu" (PyTorch's generator) or "nv" (CUDA's).
+    emphasis: "Original", "No norm", "Ignore" or "None". comma_backtrack: 0..74 tokens.
+    compat: "a1111" reads an ending `: weight` without AND too, as A1111 does.
+
+    Types are checked by `check_types`, ranges when the request meets a model (`resolve`): RequestError names the field.
     """
 
     prompt: str

@@ -10,9 +10,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from clipskip.embeddings import Concepts, load
+from clipskip.embeddings import Concepts, check_names, load
 from clipskip.errors import CheckpointError, UnsafeFileError, UnsupportedModelError
 from clipskip.prompt import NO_CONCEPTS, Names
+from clipskip.tokenizer import Tokenizer
 
 WIDTH = 8
 
@@ -145,3 +146,12 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 def test_concepts_are_what_a_prompt_takes_names_from() -> None:
     names: Names = Concepts(np.zeros((1, WIDTH), np.float32), {"x": range(1)})
     assert names.spans == {"x": range(1)}
+
+
+@pytest.mark.parametrize(("name", "message"), [("a", "word of the vocabulary"), (" ", "no letters")])
+def test_a_name_that_prompts_use_for_something_else_is_refused(
+    sample_checkpoint: Path, name: str, message: str
+) -> None:
+    concepts = Concepts(np.zeros((1, 64), np.float32), {name: range(1)})
+    with pytest.raises(CheckpointError, match=message):
+        check_names(concepts, Tokenizer.open(sample_checkpoint / "tokenizer"))
