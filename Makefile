@@ -4,7 +4,7 @@ MODEL     ?= export/sample
 TARGET    ?= onnxruntime
 PRECISION ?= $(if $(filter tensorrt%,$(TARGET)),fp16,fp32)
 SKIPS     ?= all
-OUT       ?= build/$(basename $(notdir $(patsubst %/,%,$(MODEL))))
+OUT       ?= build/$(patsubst %.safetensors,%,$(notdir $(patsubst %/,%,$(MODEL))))
 PYTHON    ?= python3
 
 VENV     := .venv
