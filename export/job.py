@@ -6,6 +6,7 @@ Everything slow to import is imported when it is needed: an export that has noth
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -16,11 +17,11 @@ from clipskip.engines.manifest import Identity, Manifest, ModelFacts
 from clipskip.engines.store import read_manifest
 from clipskip.errors import EngineMissing, ManifestError, RequestError
 from clipskip.export import family
-from clipskip.export.checkpoint import open_checkpoint
+from clipskip.export.checkpoint import Checkpoint, open_checkpoint
 
 GRAPH_WRITERS = ("graphs.py", "models.py", "onnxfile.py")  # what decides which graphs a checkpoint gives
 TARGET = "onnx"
-PRECISIONS = ("fp32", "fp16")
+PRECISIONS = {"fp32": 4, "fp16": 2}  # bytes of a weight
 _LIBRARIES = ("torch", "transformers", "diffusers", "onnx", "onnx-ir", "onnxscript")
 
 
@@ -46,13 +47,19 @@ def export(
     source = open_checkpoint(Path(checkpoint))
     facts = family.facts(source, recommended_clip_skip)
     wanted = _wanted(facts, precision, _depths(skips, facts), Path(out))
-    needs = 3 * sum(part.weights.stat().st_size for part in (source.text, source.unet, source.vae))
+    needs = _size(source) * PRECISIONS[precision]
     with publish.build(out, f"{TARGET}-{precision}", wanted, progress=progress, model=facts, needs=needs) as draft:
         if draft is not None:
             from clipskip.export import build
 
             build.build(draft, source, facts, progress)
     return read_manifest(Path(out))
+
+
+def _size(source: Checkpoint) -> int:
+    """The number of weights."""
+    parts = (source.text, source.unet, source.vae)
+    return sum(math.prod(tensor.shape) for part in parts for tensor in part.tensors.values())
 
 
 def _exporter() -> str:

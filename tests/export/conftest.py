@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -85,9 +84,12 @@ def checkpoint(tiny: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def store(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """All graphs of the tiny model in fp32. Not to be changed. Parallel workers share it: the first one exports."""
-    base = tmp_path_factory.getbasetemp()
-    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "tiny-store"
+    """All graphs of the tiny model in fp32. Not to be changed.
+
+    Each parallel worker has its own: diffusers writes configurations in an order that differs between processes, so the
+    workers' models are not the same, and one would rebuild what another reads.
+    """
+    root = tmp_path_factory.mktemp("stores") / "tiny"
     export(tiny, root)
     return Store(root)
 
