@@ -31,6 +31,7 @@ FIRST_PICTURE = "import sys, clipskip; clipskip.open(sys.argv[1], backend=sys.ar
 def measure(path: str | Path, target: str = "onnxruntime", *, steps: int = 20, rounds: int = 5) -> dict[str, Any]:
     """All stages of one guided picture at the model's default size; figures are medians of `rounds`, at least 5."""
     store, backend, rounds = Store(path), backend_named(target), max(5, rounds)
+    model = store.manifest().model.name  # a missing store is said here, not by the processes that are measured
     stages = {
         **_starting(path, target, rounds),
         **_engines(store, backend, rounds),
@@ -38,7 +39,7 @@ def measure(path: str | Path, target: str = "onnxruntime", *, steps: int = 20, r
     }
     return {
         "bench": "latency",
-        "model": store.manifest().model.name,
+        "model": model,
         "version": clipskip.__version__,
         "steps": steps,
         "cores": len(os.sched_getaffinity(0)),
@@ -101,7 +102,7 @@ class Timed:
 
     def __init__(self, inner: Backend) -> None:
         self.name, self.target, self.precision = inner.name, inner.target, inner.precision
-        self.batch_pixels = inner.batch_pixels
+        self.batch_pixels, self.few_shapes = inner.batch_pixels, inner.few_shapes
         self.seconds = 0.0
         self._inner = inner
 

@@ -1,4 +1,4 @@
-"""Which shapes an engine is built for: the ranges of the dynamic axes, and from them the profile of every input.
+"""Shapes: the sizes that all parts agree on, the ranges that an engine is built for, and from them its profiles.
 
 Knows nothing of TensorRT.
 """
@@ -13,6 +13,7 @@ from clipskip.errors import RequestError
 
 LATENT = 8  # pixels per latent
 TOKENS = 77  # per chunk
+SLOTS = 6  # K of the step graph: the point that the network looks at, and what samplers remember
 CONCEPT_ROWS = 1024  # of textual inversions in one request
 LEAST_ROWS = 4  # so that even an engine for one image takes a prompt of three parts
 

@@ -14,7 +14,8 @@ import onnx_ir as ir
 
 from clipskip.engines.manifest import Artefact, ModelFacts, Port
 from clipskip.engines.publish import Draft
-from clipskip.export import cases, family, gates, graphs, models, onnxfile
+from clipskip.engines.shapes import LATENT
+from clipskip.export import cases, gates, graphs, models, onnxfile
 from clipskip.export.gates import Case
 from clipskip.export.graphs import Graph
 from clipskip.export.models import Networks
@@ -55,7 +56,7 @@ class _Work:
         """Trace one part, then write and measure the graphs that it falls into."""
         self.say(f"tracing {part}")
         graph = self._graph(part)
-        model = onnxfile.trace(graph, self.facts.size_step // family.LATENT)
+        model = onnxfile.trace(graph, self.facts.size_step // LATENT)
         self.say(f"measuring {part}")
         trials = self._cases(part)
         name = f"{part}.bin"

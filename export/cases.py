@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from clipskip.engines.manifest import ModelFacts
-from clipskip.export.family import LATENT, TOKENS
+from clipskip.engines.shapes import LATENT, SLOTS, TOKENS
 from clipskip.export.gates import Array, Case
-from clipskip.export.graphs import SLOTS, Decode, Encode, Step
+from clipskip.export.graphs import Decode, Encode, Step
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel

@@ -12,12 +12,11 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from clipskip.engines.manifest import ModelFacts
+from clipskip.engines.shapes import LATENT, TOKENS
 from clipskip.errors import CheckpointError, RequestError, UnsupportedModelError
 from clipskip.export.parts import Checkpoint
 
 Config = Mapping[str, Any]
-TOKENS = 77  # of a chunk
-LATENT = 8  # pixels
 
 
 def check_supported(checkpoint: Checkpoint) -> None:

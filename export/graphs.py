@@ -12,13 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from clipskip.engines.manifest import AxisRange, ModelFacts, Port
-from clipskip.export.family import LATENT, TOKENS
+from clipskip.engines.shapes import LATENT, SLOTS, TOKENS
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel
-
-SLOTS = 6  # K: the point that the network looks at, and what samplers remember
 
 
 @dataclass(frozen=True)

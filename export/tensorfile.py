@@ -21,7 +21,7 @@ def read_header(path: Path) -> Mapping[str, Tensor]:
         with path.open("rb") as file:
             return tensorfile.read_header(file, size).tensors
     except CheckpointError as error:
-        raise type(error)(f"{path}: {error.message}", path=path, hint=error.hint) from error
+        raise error.about(path) from error
 
 
 def check_readable(path: Path) -> os.stat_result:

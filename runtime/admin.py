@@ -31,7 +31,7 @@ def export(args: argparse.Namespace) -> Outcome:
     settings = {
         "precision": args.precision,
         "skips": _skips(args.skips),
-        "recommended_clip_skip": scalars.whole("recommended_clip_skip", scalars.parse(args.recommended_clip_skip)),
+        "recommended_clip_skip": _whole("recommended_clip_skip", args.recommended_clip_skip),
     }
     try:
         from clipskip.export import export as run
@@ -45,6 +45,10 @@ def export(args: argparse.Namespace) -> Outcome:
 
 def _skips(text: str) -> list[int] | None:
     return None if text == "all" else scalars.ranges("skips", text)
+
+
+def _whole(field: str, text: str) -> int:
+    return scalars.whole(field, scalars.parse(text))
 
 
 def add_inspect(verbs: Verbs) -> argparse.ArgumentParser:
@@ -131,11 +135,11 @@ def _build_tensorrt(store: Store, args: argparse.Namespace) -> Outcome:
     skips = _skips(args.skips)
     options = shapes.BuildOptions(
         sizes=shapes.parse_sizes(args.sizes) if args.sizes else None,
-        max_batch=scalars.whole("max_batch", scalars.parse(args.max_batch)),
-        max_chunks=scalars.whole("max_chunks", scalars.parse(args.max_chunks)),
+        max_batch=_whole("max_batch", args.max_batch),
+        max_chunks=_whole("max_chunks", args.max_chunks),
         layers=None if skips is None else clip_skip.depths(skips, store.manifest().model.layers),
         compute_capabilities=tuple(args.compute_capability),
-        workspace=scalars.whole("workspace", scalars.parse(args.workspace)) << 20 if args.workspace else None,
+        workspace=_whole("workspace", args.workspace) << 20 if args.workspace else None,
     )
     with terminal.stages() as say:
         built = tensorrt.build(store, target=args.target, options=options, progress=say)
@@ -170,9 +174,7 @@ def add_bench(verbs: Verbs) -> argparse.ArgumentParser:
 def bench(args: argparse.Namespace) -> Outcome:
     """Medians of repeated runs per stage."""
     from clipskip.bench import latency, measure
-    from clipskip.engines.store import Store
 
-    Store(args.store).manifest()  # a missing store is said here, not by the processes that are measured
     facts = latency.measure(args.store, args.target)
     return Outcome(facts, measure.table(facts["stages"]))
 

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from clipskip.engines.shapes import SLOTS
+
 from .backends import Array, Engine, Loop
 from .context import Conditioning
 from .noise import Noise
-from .samplers import SLOTS, Row
+from .samplers import Row
 
 Feeds = dict[str, Array]
 

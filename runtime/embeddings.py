@@ -110,7 +110,7 @@ def _vectors(path: Path, width: int) -> Floats:
         return _checked(_only(tensorfile.read(path)), width)
     except CheckpointError as error:
         if error.path is None:
-            raise type(error)(f"{path}: {error.message}", path=path, hint=error.hint) from error
+            raise error.about(path) from error
         raise
 
 

@@ -24,6 +24,10 @@ class ClipskipError(Exception):
         self.field = field
         self.hint = hint
 
+    def about(self, path: str | Path) -> ClipskipError:
+        """The same error with the file that it is about in front."""
+        return type(self)(f"{path}: {self.message}", path=path, field=self.field, hint=self.hint)
+
     def __str__(self) -> str:
         return self.message if self.hint is None else f"{self.message}\n  hint: {self.hint}"
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from clipskip.engines.manifest import Artefact, AxisRange
+from clipskip.engines.shapes import LATENT, TOKENS
 
 from .errors import RequestError
 from .resolve import Resolved
 
 UNBOUNDED = AxisRange(1, 1, 2**31 - 1)
-PIXELS_PER_LATENT = 8
-TOKENS_PER_CHUNK = 77
 
 
 @dataclass(frozen=True)
@@ -36,14 +35,14 @@ class Limits:
             batch=min(max_batch or axes["B"].maximum, axes["B"].maximum),
             pixels=batch_pixels,
             rows=axes["N"].maximum,
-            chunks=axes["T"].maximum // TOKENS_PER_CHUNK,
+            chunks=axes["T"].maximum // TOKENS,
             build_command=build_command,
         )
 
     def check_size(self, wanted: Resolved) -> None:
         """Refuse a size that the engines were not built for, naming what they take."""
         for field, pixels, axis in (("height", wanted.height, self.height), ("width", wanted.width, self.width)):
-            low, high = axis.minimum * PIXELS_PER_LATENT, axis.maximum * PIXELS_PER_LATENT
+            low, high = axis.minimum * LATENT, axis.maximum * LATENT
             if not low <= pixels <= high:
                 message = f"{field} {pixels} is outside {low}..{high}, which the engines were built for"
                 raise RequestError(message, field=field, hint=self._rebuild("--sizes ..."))

@@ -19,6 +19,7 @@ import PIL.Image
 from PIL.PngImagePlugin import PngInfo
 
 from clipskip.engines import strict
+from clipskip.engines.files import storage_error
 from clipskip.engines.manifest import ModelFacts
 
 from . import infotext, inputs
@@ -70,7 +71,7 @@ def save(image: PIL.Image.Image, path: Path, request: Request, model: ModelFacts
         draft.write_bytes(encoded.getbuffer())
         os.replace(draft, path)
     except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror}", path=path) from error
+        raise storage_error(OSError(error.errno, error.strerror), path) from error  # not about the draft's name
     finally:
         with suppress(OSError):
             draft.unlink()

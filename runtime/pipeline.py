@@ -18,6 +18,7 @@ import numpy as np
 import PIL.Image
 
 from clipskip.engines.manifest import ModelFacts
+from clipskip.engines.shapes import LATENT
 from clipskip.engines.store import Store, build_command, export_command
 
 from . import metadata
@@ -26,7 +27,7 @@ from .context import Conditioning, TextStage
 from .denoise import Image, Snapshot, denoise
 from .embeddings import Concepts, check_names
 from .errors import EngineIncompatible, NumericalError, RequestError
-from .limits import PIXELS_PER_LATENT, Limits
+from .limits import Limits
 from .noise import image_seeds, initial
 from .plan import Job, batches
 from .request import Request, unknown_field
@@ -164,7 +165,7 @@ class Pipeline:
         """The images of one request: they share everything but their noise."""
         levels = sigmas(wanted.schedule, wanted.request.steps, self._noise_model)
         rows = table(wanted.sampler, levels, self._noise_model)
-        shape = LATENT_CHANNELS, wanted.height // PIXELS_PER_LATENT, wanted.width // PIXELS_PER_LATENT
+        shape = LATENT_CHANNELS, wanted.height // LATENT, wanted.width // LATENT
         for seed, subseed in wanted.seeds:
             start, noise = initial(seed, shape, wanted.request.rng, subseed, wanted.request.subseed_strength)
             yield Image(rows, conditioning, start * np.float32(levels[0]), noise)

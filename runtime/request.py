@@ -135,7 +135,12 @@ def _inherited(base: Request, given: Mapping[str, object]) -> dict[str, object]:
 
 
 def _typed(name: str, value: str) -> object:
-    return value if _CHECKS.get(name, _text) is _text else scalars.parse(value)
+    return value if takes_text(name) else scalars.parse(value)
+
+
+def takes_text(name: str) -> bool:
+    """Whether a field holds text; the others hold numbers. An unknown field counts as text, to be refused by name."""
+    return _CHECKS.get(name, _text) is _text
 
 
 def _text(name: str, value: object) -> str:

@@ -15,7 +15,7 @@ from clipskip.engines.manifest import ModelFacts
 
 from . import clip_skip, emphasis, prompt, request, scalars
 from .errors import RequestError
-from .noise import LARGEST_SEED, image_seeds
+from .noise import LARGEST_SEED, SOURCES, image_seeds
 from .request import Request
 from .samplers import SAMPLERS, Sampler
 from .schedules import SCHEDULES
@@ -24,7 +24,6 @@ MAX_STEPS = 1000
 MAX_CFG = 100.0
 MAX_BATCH = 100
 MAX_PIXELS = 2048 * 2048
-RNGS = ("cpu", "nv")
 NETWORK_KINDS = ("lora", "lyco", "hypernet")
 
 # Names that other programs use for the same things, after `_key`.
@@ -58,14 +57,7 @@ def resolve(asked: Request, model: ModelFacts) -> Resolved:
     Raises RequestError, naming the field, the value, the valid range and the closest valid choice.
     """
     asked = request.check_types(asked)
-    prompt.check_text(asked.prompt, "prompt")
-    prompt.check_text(asked.negative_prompt, "negative_prompt")
-    _check_networks(asked.prompt)
-    _check_range("steps", asked.steps, 1, min(MAX_STEPS, model.train_steps))
-    _check_range("cfg", asked.cfg, 0, MAX_CFG)
-    _check_range("batch", asked.batch, 1, MAX_BATCH)
-    _check_range("comma_backtrack", asked.comma_backtrack, 0, 74)
-    _check_range("subseed_strength", asked.subseed_strength, 0, 1)
+    _check_values(asked, model)
     depth = clip_skip.resolve(
         asked.clip_skip,
         asked.clip_skip_diffusers,
@@ -89,7 +81,7 @@ def resolve(asked: Request, model: ModelFacts) -> Resolved:
         schedule=schedule,
         width=width,
         height=height,
-        rng=_choice("rng", asked.rng, RNGS),
+        rng=_choice("rng", asked.rng, SOURCES),
         emphasis=_choice("emphasis", asked.emphasis, emphasis.MODES),
         compat=None if asked.compat is None else _choice("compat", asked.compat, ("a1111",)),
     )
@@ -104,6 +96,17 @@ def resolve(asked: Request, model: ModelFacts) -> Resolved:
         height=height,
         notes=(*depth.notes, *_notes(asked)),
     )
+
+
+def _check_values(asked: Request, model: ModelFacts) -> None:
+    prompt.check_text(asked.prompt, "prompt")
+    prompt.check_text(asked.negative_prompt, "negative_prompt")
+    _check_networks(asked.prompt)
+    _check_range("steps", asked.steps, 1, min(MAX_STEPS, model.train_steps))
+    _check_range("cfg", asked.cfg, 0, MAX_CFG)
+    _check_range("batch", asked.batch, 1, MAX_BATCH)
+    _check_range("comma_backtrack", asked.comma_backtrack, 0, 74)
+    _check_range("subseed_strength", asked.subseed_strength, 0, 1)
 
 
 def _notes(asked: Request) -> Iterable[str]:

@@ -17,9 +17,10 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
+from clipskip.engines.shapes import SLOTS
+
 from .schedules import NoiseModel, Sigmas
 
-SLOTS = 6
 Vector = npt.NDArray[np.float64]  # coefficients over the slots, the network's output and the noise
 Stage = tuple[float, Sequence[Vector]]  # the noise level the network is asked at, and the new content of the slots
 Denoised = Callable[[float], Vector]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import PIL.Image
@@ -14,11 +14,11 @@ import PIL.ImageFont
 
 from . import scalars
 from .errors import RequestError
+from .request import DEFAULTS, Request, takes_text, unknown_field
+from .resolve import random_seed
 
 if TYPE_CHECKING:
     from .pipeline import Result
-from .request import Request, unknown_field
-from .resolve import random_seed
 
 GAP = 4
 MAX_CELLS = 400
@@ -43,17 +43,15 @@ def parse_axis(text: str) -> Axis:
     """
     name, equals, values = text.partition("=")
     name = name.strip()
-    types = {each.name: str(each.type) for each in fields(Request)}
     if not equals or not values.strip():
         raise RequestError(f"an axis is written FIELD=VALUES, as in clip_skip=1-13; not {text!r}", field="axis")
-    if name not in types:
+    if name not in DEFAULTS:
         raise unknown_field(name)
     try:
         items = next(csv.reader([values], skipinitialspace=True))
     except (csv.Error, StopIteration) as error:
         raise RequestError(f"the values of the axis {name} are no list ({error})", field="axis") from error
-    numeric = "str" not in types[name]
-    return Axis(name, tuple(value for item in items for value in (_numbers(item) if numeric else [item])))
+    return Axis(name, tuple(value for item in items for value in ([item] if takes_text(name) else _numbers(item))))
 
 
 def _numbers(item: str) -> Sequence[int | float]:

@@ -48,7 +48,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     try:
         return parse(data)
     except CheckpointError as error:
-        raise type(error)(f"{os.fspath(path)}: {error.message}", path=os.fspath(path), hint=error.hint) from error
+        raise error.about(os.fspath(path)) from error
 
 
 def parse(data: bytes) -> dict[str, Tensor]:

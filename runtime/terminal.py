@@ -31,8 +31,8 @@ def say(text: str) -> None:
 
 
 def note(messages: Iterable[str]) -> None:
-    """Remarks on a result, each one once."""
-    for message in dict.fromkeys(messages):
+    """Remarks on a result."""
+    for message in messages:
         say(f"note: {message}")
 
 

@@ -7,28 +7,21 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
+import facts
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipskip.engines.manifest import ModelFacts
 from clipskip.errors import CheckpointError, RequestError
 from clipskip.infotext import read, write
 from clipskip.request import Request
 
-MODEL = ModelFacts(
-    name="sample",
-    family="sd1",
-    layers=12,
+MODEL = replace(
+    facts.MODEL,
     width=768,
     vocabulary=49408,
-    prediction="epsilon",
-    beta_start=0.00085,
-    beta_end=0.012,
-    train_steps=1000,
     scaling_factor=0.18215,
     default_size=512,
-    size_step=64,
     recommended_clip_skip=2,
     model_sha256="b" * 64,
     sources={"model.safetensors": "0123456789abcdef" * 4},

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from clipskip.samplers import SAMPLERS, SLOTS, table
+from clipskip.engines.shapes import SLOTS
+from clipskip.samplers import SAMPLERS, table
 from clipskip.schedules import NoiseModel, sigmas
 
 MODEL = NoiseModel()

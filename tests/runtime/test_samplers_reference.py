@@ -7,6 +7,7 @@ import pytest
 from reference_solvers import SCHEDULES, SOLVERS, Array, Diffusion
 
 from clipskip import samplers, schedules
+from clipskip.engines.shapes import SLOTS
 
 PREDICTIONS = ["epsilon", "v_prediction"]
 STEPS = [1, 2, 3, 20, 200]
@@ -22,7 +23,7 @@ def network(x: Array, timestep: float) -> Array:
 
 def run_table(rows: list[samplers.Row], x: Array, noises: Array) -> Array:
     """What the step engine does, in float64."""
-    state = np.zeros((samplers.SLOTS, *x.shape))
+    state = np.zeros((SLOTS, *x.shape))
     state[0] = x
     for row, noise in zip(rows, noises, strict=False):
         output = network(state[0] * row.c_in, row.timestep)
