@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 import time
 from dataclasses import replace
@@ -114,8 +113,9 @@ def _builds(trt: Any, kind: tuple[Any, int, bool], job: Job, hooks: tuple[Any, A
 
 
 def peak_bytes() -> int:
-    """The most memory this process has held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """The most memory that this program has held. (getrusage would count what the parent held when it forked.)"""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 
 def _publish(path: Path, data: Any) -> None:

@@ -57,6 +57,12 @@ def decode_job(tmp_path: Path, text: str = DECODE, **changes: Any) -> Job:
     return Job(TARGET, str(save(text, tmp_path / "decode.onnx")), str(tmp_path / "decode.engine"), **fields)
 
 
+def test_a_child_counts_its_own_peak_memory_and_not_what_its_parent_held(tmp_path: Path) -> None:
+    held = b"x" * (1 << 30)
+    peak = compile_in_child("decode", decode_job(tmp_path), lambda line: None).peak_bytes
+    assert 50e6 < peak < len(held)
+
+
 def test_every_engine_is_published_and_verified(root: Path) -> None:
     store = Store(root)
     for role in ROLES:
