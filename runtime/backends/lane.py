@@ -103,7 +103,7 @@ class Lane:
         landed = views(self._landing.array, self._task.artefact.outputs, self._task.shapes, self._at)
         return {name: np.array(array) for name, array in landed.items()}
 
-    def state(self, name: str) -> Array:
+    def read(self, name: str) -> Array:
         """An input as feedback has left it, on the host; waits for the device."""
         self._cuda.check()
         port = next(port for port in self._task.artefact.inputs if port.name == name)

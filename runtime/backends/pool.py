@@ -24,10 +24,15 @@ T = TypeVar("T", bound=Closable)
 
 
 class Pool(Generic[T]):
-    """At most `limit` things at once, in use or idle; `patience` is how many seconds a thread waits for one."""
+    """At most `limit` things at once, in use or idle; `patience` is how many seconds a thread waits for one.
 
-    def __init__(self, limit: int, patience: float) -> None:
+    `relieve` is asked when the device has no memory for a new one: it gives up what it can, and says whether that was
+    anything. By default that is what is idle here.
+    """
+
+    def __init__(self, limit: int, patience: float, relieve: Callable[[], bool] | None = None) -> None:
         self._limit, self._patience = limit, patience
+        self._relieve = relieve or self.give_up_idle
         self._idle: OrderedDict[T, Hashable] = OrderedDict()  # the least recently used first
         self._used = 0
         self._closed = False
@@ -36,7 +41,7 @@ class Pool(Generic[T]):
     def take(self, key: Hashable, make: Callable[[], T]) -> T:
         """A thing for `key`: an idle one, or a new one in the place of the idle one used least recently.
 
-        Busy when all are in use for too long. Where the device has no memory for a new one, what is idle is given up.
+        Busy when all are in use for too long.
         """
         found = self._reserve(key)
         if found is not None:
@@ -53,11 +58,16 @@ class Pool(Generic[T]):
         try:
             return make()
         except DeviceOutOfMemory:
-            with self._changed:
-                if not self._idle:
-                    raise
-                self._close_idle(0)
+            if not self._relieve():
+                raise
         return make()
+
+    def give_up_idle(self) -> bool:
+        """Close what is idle, to make room; whether there was anything."""
+        with self._changed:
+            found = bool(self._idle)
+            self._close_idle(0)
+            return found
 
     def give(self, key: Hashable, thing: T) -> None:
         """Take a thing back, to be used again."""

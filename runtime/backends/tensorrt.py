@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Hashable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 
@@ -20,13 +20,14 @@ from clipskip.engines.gpu import cuda_runtime
 from clipskip.engines.manifest import Artefact
 from clipskip.engines.store import build_command
 from clipskip.engines.tensorrt_config import PACKAGES, load_package
-from clipskip.errors import DeviceOutOfMemory, EngineIncompatible, RequestError
+from clipskip.errors import DeviceOutOfMemory, EngineIncompatible
 
 from . import Array
 from .contexts import KINDS, Contexts
 from .cuda import Cuda
 from .fit import check_device, check_version, default_capabilities
 from .lane import Lane, Task
+from .leased import Lease, LeasedLoop
 from .pool import Pool
 from .signature import bind, shapes
 
@@ -51,6 +52,7 @@ class TensorRT:
 
     precision = "fp16"
     batch_pixels = 2**62  # what an engine takes at once is in its profile
+    few_shapes = True
 
     def __init__(self, trt: Any, cuda: Cuda, target: str, settings: Settings | None = None) -> None:
         self.name = self.target = target
@@ -60,6 +62,8 @@ class TensorRT:
         self._said: deque[str] = deque(maxlen=SAID)
         self._logger = _logger(trt, self._said)
         self._runtime = trt.Runtime(self._logger)
+        self._pools: WeakSet[Pool[Lane]] = WeakSet()
+        self._lock = threading.Lock()
 
     def open(self, artefact: Artefact, path: Path) -> TensorRTEngine:
         """Open the engine. EngineIncompatible for another version, GPU or signature; DeviceOutOfMemory."""
@@ -67,7 +71,7 @@ class TensorRT:
         command = build_command(path.parent.parent, artefact.target, artefact.precision)
         self._check_fit(artefact, command)
         plan = path.read_bytes()
-        if len(plan) > self.cuda.free_memory():
+        if len(plan) > self.cuda.free_memory() and not (self.relieve() and len(plan) <= self.cuda.free_memory()):
             raise DeviceOutOfMemory(f"{artefact.role} needs {len(plan) / 1e9:.1f} GB of GPU memory, more than is free")
         engine = self._runtime.deserialize_cuda_engine(plan)
         if engine is None:
@@ -81,6 +85,20 @@ class TensorRT:
         """Library versions and device."""
         gpu = self.cuda.gpu
         return {"backend": self.name, PACKAGES[self.name]: self._trt.__version__, "gpu": gpu.name, "cuda": gpu.cuda}
+
+    def pool(self) -> Pool[Lane]:
+        """For the lanes of one engine. Idle lanes of any engine make room where one lacks memory."""
+        made: Pool[Lane] = Pool(self.settings.contexts, self.settings.patience, self.relieve)
+        with self._lock:
+            self._pools.add(made)
+        return made
+
+    def relieve(self) -> bool:
+        """Give up the device memory of all idle lanes; whether there were any."""
+        with self._lock:
+            pools = list(self._pools)
+        given_up = [pool.give_up_idle() for pool in pools]
+        return any(given_up)
 
     def complaints(self) -> str:
         """The last that TensorRT said."""
@@ -130,34 +148,34 @@ class TensorRTEngine:
         self.nbytes = artefact.files[0].size
         self._backend, self._contexts, self._command = backend, contexts, command
         self._making = threading.Lock()
-        self._pool: Pool[Lane] = Pool(backend.settings.contexts, backend.settings.patience)
+        self._pool = backend.pool()
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """All outputs by name. RequestError, before any GPU work, for shapes that the engine was not built for."""
-        lease = self._lease(feeds, {})
+        lease = self._lane(feeds, {})
         with lease.guarded() as lane:
             lane.run(feeds)
             outputs = lane.outputs()
         lease.release()
         return outputs
 
-    def loop(self, feeds: Mapping[str, Array], feedback: Mapping[str, str]) -> TensorRTLoop:
+    def loop(self, feeds: Mapping[str, Array], feedback: Mapping[str, str]) -> LeasedLoop[Lane]:
         """Lease a lane until the loop is closed. RequestError as for `run`."""
-        lease = self._lease(feeds, feedback)
+        lease = self._lane(feeds, feedback)
         with lease.guarded() as lane:
             lane.load(feeds)
-        return TensorRTLoop(lease)
+        return LeasedLoop(lease)
 
     def close(self) -> None:
         """Free what is idle now, and what is in use when it comes back."""
         self._pool.close()
 
-    def _lease(self, feeds: Mapping[str, Array], feedback: Mapping[str, str]) -> _Lease:
+    def _lane(self, feeds: Mapping[str, Array], feedback: Mapping[str, str]) -> Lease[Lane]:
         self._backend.cuda.check()
         sizes = bind(self.artefact, feeds, self._command)
         task = Task(self.artefact, shapes(self.artefact, sizes), feedback)
         key = tuple(task.shapes.items()), tuple(feedback.items())
-        return _Lease(self, self._pool, key, self._pool.take(key, lambda: self._make(task)))
+        return Lease(self, self._pool, key, lambda: self._make(task))
 
     def _make(self, task: Task) -> Lane:
         with self._making:
@@ -176,51 +194,3 @@ class TensorRTEngine:
             lane.close()
             raise
         return lane
-
-
-class _Lease:
-    """A lane in use by one caller; it goes back to the pool once, or is closed where an error went through it."""
-
-    def __init__(self, engine: TensorRTEngine, pool: Pool[Lane], key: Hashable, lane: Lane) -> None:
-        self._engine = engine  # contexts must not outlive it
-        self._pool, self._key = pool, key
-        self._lane: Lane | None = lane
-
-    @contextmanager
-    def guarded(self) -> Iterator[Lane]:
-        """The lane, for work that may fail."""
-        if self._lane is None:
-            raise RequestError("this loop is closed")
-        try:
-            yield self._lane
-        except BaseException:
-            lane, self._lane = self._lane, None
-            self._pool.discard(lane)
-            raise
-
-    def release(self) -> None:
-        """Give the lane back. May be called twice."""
-        if self._lane is not None:
-            lane, self._lane = self._lane, None
-            self._pool.give(self._key, lane)
-
-
-class TensorRTLoop:
-    """A lane leased for many runs; the state stays on the device from the first to the last."""
-
-    def __init__(self, lease: _Lease) -> None:
-        self._lease = lease
-
-    def run(self, feeds: Mapping[str, Array]) -> None:
-        """Enqueue one copy of the changed inputs and one run, without waiting for the device."""
-        with self._lease.guarded() as lane:
-            lane.run(feeds)
-
-    def read(self, name: str) -> Array:
-        """A host copy of the input that feedback rewrites; waits for the device."""
-        with self._lease.guarded() as lane:
-            return lane.state(name)
-
-    def close(self) -> None:
-        """Give the lane back. May be called twice."""
-        self._lease.release()
