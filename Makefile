@@ -12,10 +12,10 @@ BIN      := $(VENV)/bin
 CLIPSKIP := $(BIN)/clipskip
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-gpu check format export engines verify bench clean
+.PHONY: help setup demo test test-gpu test-gpu-onnxruntime check format export engines verify bench clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-21s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "  MODEL=$(MODEL)        a Stable Diffusion 1.x model: a diffusers folder, or one .safetensors"
 	@echo "  OUT=$(OUT)             the engine store that is made from it"
@@ -39,6 +39,16 @@ test: setup ## the whole test suite, on the CPU
 
 test-gpu: setup ## build for the NVIDIA GPU that is here and compare everything with the CPU
 	$(BIN)/python -m pytest -m gpu tests/gpu
+
+test-gpu-onnxruntime: .venv-gpu/installed ## the same for ONNX Runtime on CUDA; installs its GPU build (3 GB) in .venv-gpu
+	.venv-gpu/bin/python -m pytest -m gpu tests/gpu -k onnxruntime
+
+.venv-gpu/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-gpu
+	.venv-gpu/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	.venv-gpu/bin/python -m pip uninstall --quiet --yes onnxruntime
+	.venv-gpu/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[gpu]'
+	touch $@
 
 check: setup ## ruff and mypy --strict
 	$(BIN)/ruff check .

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,14 @@ from clipskip.engines.tensorrt_config import load_package
 
 from .backends.fit import default_capabilities
 from .backends.onnxruntime import OnnxRuntime
+from .backends.providers import BY_TARGET, Provider
 from .errors import BackendUnavailable, ClipskipError
 
 PACKAGES = (
-    "clipskip", "numpy", "tokenizers", "pillow", "onnxruntime", "onnxruntime-gpu", "tensorrt-rtx", "tensorrt",
-    "cuda-bindings", "torch", "transformers", "diffusers", "onnx", "safetensors",
+    "clipskip", "numpy", "tokenizers", "pillow", "onnxruntime", "onnxruntime-gpu", "onnxruntime-ep-nv-tensorrt-rtx",
+    "tensorrt-rtx", "tensorrt", "cuda-bindings", "torch", "transformers", "diffusers", "onnx", "safetensors",
 )  # fmt: skip
+WIDTH = max(map(len, PACKAGES))
 DRIVER = Path("/proc/driver/nvidia/version")
 
 
@@ -44,7 +47,7 @@ def examine() -> dict[str, Any]:
 
 def text(facts: dict[str, Any]) -> str:
     """The findings for people."""
-    versions = [f"  {name:<16} {version or '-'}" for name, version in facts["packages"].items()]
+    versions = [f"  {name:<{WIDTH}} {version or '-'}" for name, version in facts["packages"].items()]
     gpus = [f"  {each['name']}, {_describe(each)}" for each in facts["gpus"]] or ["  none that CUDA can use"]
     targets = [line for name, checks in facts["targets"].items() for line in _target_lines(name, checks)]
     problems = [f"problem: {each}" for each in facts["problems"]]
@@ -67,9 +70,9 @@ def _describe(each: dict[str, Any]) -> str:
 def _target_lines(name: str, checks: dict[str, Any]) -> list[str]:
     lines = []
     for verb, lack in checks.items():
-        lines.append(f"  {name:<18} {verb:<6} {'ready' if lack is None else lack['lacks']}")
+        lines.append(f"  {name:<{WIDTH}} {verb:<6} {'ready' if lack is None else lack['lacks']}")
         if lack is not None and lack["fix"]:
-            lines.append(f"  {'':<18} {'':<6} fix: {lack['fix']}")
+            lines.append(f"  {'':<{WIDTH}} {'':<6} fix: {lack['fix']}")
     return lines
 
 
@@ -102,13 +105,8 @@ def _lack(check: Callable[[], None]) -> dict[str, str | None] | None:
     return None
 
 
-def _cpu() -> None:
-    OnnxRuntime()
-
-
-def _ort_cuda() -> None:
-    OnnxRuntime(providers=["CUDAExecutionProvider"])
-    _first_gpu()
+def _onnxruntime(provider: Provider) -> None:
+    OnnxRuntime(providers=[provider.name]).check()
 
 
 def _first_gpu() -> gpu.Gpu:
@@ -133,8 +131,7 @@ def _rtx_run() -> None:
 
 
 _CHECKS: dict[str, dict[str, Callable[[], None]]] = {
-    "onnxruntime": {"run": _cpu},
-    "onnxruntime-cuda": {"run": _ort_cuda},
+    **{target: {"run": partial(_onnxruntime, provider)} for target, provider in BY_TARGET.items()},
     "tensorrt-rtx": {"build": _rtx_build, "run": _rtx_run},
     "tensorrt": {"build": _tensorrt, "run": _tensorrt},
 }

@@ -45,8 +45,11 @@ class Residents:
         with self.use(text_role(layers)) as engine:
             limit = engine.artefact.axes.get("R")
             size = limit.maximum if limit else len(tokens)
-            feeds = [{"tokens": tokens[i : i + size], "concepts": self._concepts} for i in range(0, len(tokens), size)]
-            return np.concatenate([engine.run(each)["context"] for each in feeds])
+            return np.concatenate([self._encode(engine, tokens[i : i + size]) for i in range(0, len(tokens), size)])
+
+    def _encode(self, engine: Engine, tokens: Array) -> Array:
+        rows = _round_up(tokens, engine.artefact) if self._backend.few_shapes else tokens
+        return engine.run({"tokens": rows, "concepts": self._concepts})["context"][: len(tokens)]
 
     def close(self) -> None:
         """Close every engine; those in use end with their last user, and none is opened any more."""
@@ -71,6 +74,14 @@ class Residents:
             )
         engine = self._backend.open(artefact, self._store.verify(artefact))
         return engine, engine.nbytes
+
+
+def _round_up(tokens: Array, artefact: Artefact) -> Array:
+    """Token rows with the last one repeated, until they are a power of two or as many as the engine takes."""
+    limit = artefact.axes.get("R")
+    power = 1 << max(1, (len(tokens) - 1).bit_length())
+    size = min(power, limit.maximum) if limit else power
+    return np.pad(tokens, ((0, size - len(tokens)), (0, 0)), mode="edge")
 
 
 def text_role(layers: int) -> str:

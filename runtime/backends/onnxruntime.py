@@ -1,157 +1,142 @@
-"""ONNX Runtime: the CPU by default, other devices by provider. The only module that names the onnxruntime package."""
+"""ONNX Runtime: the CPU by default, other devices by provider. Opens graphs; `onnxruntime_session` runs them."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from clipskip.engines.manifest import Artefact
-from clipskip.errors import BackendUnavailable, DeviceOutOfMemory, EngineIncompatible
+from clipskip.errors import BackendUnavailable, EngineIncompatible
 
-from . import Array
+from . import Array, Loop
+from .leased import Lease, LeasedLoop
+from .onnxruntime_session import OnnxRuntimeLoop, Session, translated
+from .pool import Pool
+from .providers import CPU, devices, load, named, options
 
-CPU = "CPUExecutionProvider"
 CPU_PIXELS = 512 * 512  # attention needs 1 GB for one guided picture of this size, and batches bring no speed
 GPU_PIXELS = 4 * 512 * 512
 SESSION_BYTES = 16 * 2**20  # what a session of mapped weights takes for itself
+CAPTURED_LOOPS = 4  # of one engine, in use or idle: a captured graph keeps its buffers
+PATIENCE = 60.0  # seconds that a thread waits for one of them
+ONE_NODE = (  # y = -x
+    b'\x08\n:4\n\r\n\x01x\x12\x01y"\x03Neg:\x00\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
+    b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\x11"
+)
 
 
 class OnnxRuntime:
     """Runs exported graphs as they are. `providers` are ONNX Runtime's names, the preferred one first.
 
-    `threads` is the number of threads of one engine (default: as many as this process may use cores).
+    `threads` is the number of threads of one engine (default: as many as this process may use cores). `graphs`: replay
+    the denoising step as a CUDA graph, where the provider can. `settings`: ONNX Runtime's own options for the first
+    provider, over those of `providers.py`.
     """
 
-    name = "onnxruntime"
     target = "onnx"
 
-    def __init__(self, providers: Sequence[str] = (CPU,), threads: int | None = None) -> None:
+    def __init__(
+        self,
+        providers: Sequence[str] = (CPU,),
+        threads: int | None = None,
+        graphs: bool = True,
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
+        provider = named(providers[0])
         try:
             import onnxruntime
         except ImportError as error:
-            raise BackendUnavailable(
-                "ONNX Runtime is not installed", hint="pip install 'clipskip[cpu]', or 'clipskip[gpu]' for CUDA"
-            ) from error
-        self._ort = onnxruntime
-        self.providers = tuple(providers)
+            raise BackendUnavailable("ONNX Runtime is not installed", hint=named(CPU).install) from error
+        load(onnxruntime, provider)
+        self._ort, self._provider, self._settings = onnxruntime, provider, dict(settings or {})
+        self.providers = tuple(dict.fromkeys((*providers, *provider.below)))
+        self.name = provider.target
         self.threads = threads or len(os.sched_getaffinity(0))
-        self.precision = "fp32" if self.providers[0] == CPU else "fp16"
-        self.batch_pixels = CPU_PIXELS if self.device == "cpu" else GPU_PIXELS
-        missing = [name for name in self.providers if name not in onnxruntime.get_available_providers()]
-        if missing:
-            there = ", ".join(onnxruntime.get_available_providers())
-            raise BackendUnavailable(
-                f"this ONNX Runtime has no {', '.join(missing)}, only {there}",
-                hint="pip install 'clipskip[gpu]' in place of 'clipskip[cpu]'; the two cannot be installed together",
-            )
+        self.graphs = graphs and provider.graphs is not None
+        self.precision = "fp32" if provider.name == CPU else "fp16"
+        self.few_shapes = bool(provider.caches)  # those that compile
+        self.batch_pixels = CPU_PIXELS if provider.device[0] == "cpu" else GPU_PIXELS
 
     def open(self, artefact: Artefact, path: Path) -> OnnxRuntimeEngine:
-        with self.translated(path):
-            session = self._ort.InferenceSession(
-                str(path), self._options(artefact.role), providers=list(self.providers)
-            )
-        if session.get_providers()[0] != self.providers[0]:
-            raise BackendUnavailable(
-                f"{self.providers[0]} could not be used for {path.name}: ONNX Runtime fell back to "
-                f"{session.get_providers()[0]}",
-                path=path,
-                hint="clipskip doctor says what is missing",
-            )
-        return OnnxRuntimeEngine(self, artefact, session)
+        """Open the graph. EngineIncompatible; BackendUnavailable where the provider cannot be used after all."""
+        if self.graphs and artefact.role == "step":  # the one that runs in loops
+            with suppress(EngineIncompatible):  # ONNX Runtime refuses where a provider leaves computing to the CPU
+                return OnnxRuntimeEngine(artefact, self._session(artefact, path, capturing=True))
+        return OnnxRuntimeEngine(artefact, self._session(artefact, path, capturing=False))
 
     def describe(self) -> dict[str, str]:
+        """Library version and device."""
         return {"backend": self.name, "onnxruntime": self._ort.__version__, "provider": self.providers[0]}
 
-    @property
-    def device(self) -> str:
-        """Where ONNX Runtime keeps the buffers of a loop."""
-        return "cpu" if self.providers[0] in (CPU, "OpenVINOExecutionProvider") else "cuda"
+    def _session(self, artefact: Artefact, path: Path, capturing: bool) -> Session:
+        given = options(self._provider, path, artefact.precision == "fp16", capturing) | self._settings
+        with translated(lambda said: EngineIncompatible(f"ONNX Runtime cannot open {path.name}: {said}", path=path)):
+            session = self._opened(str(path), self._session_options(artefact.role), given)
+        return Session(self._ort, session, self._provider, capturing)
 
-    def buffer(self, array: Array) -> Any:
-        """A copy of the array on the device."""
-        return self._ort.OrtValue.ortvalue_from_numpy(np.array(array, order="C"), self.device, 0)
+    def check(self) -> None:
+        """BackendUnavailable where the provider cannot even open a graph of one node: `clipskip doctor` asks."""
+        with translated(lambda said: BackendUnavailable(f"{self.providers[0]}: {said}", hint=self._provider.needs)):
+            self._opened(ONE_NODE, self._session_options(""), {})
 
-    @contextmanager
-    def translated(self, path: Path | None = None) -> Iterator[None]:
-        """ONNX Runtime's own errors as ours: its types all live in one module, but for the bindings' RuntimeError."""
-        try:
-            yield
-        except MemoryError as error:
-            raise DeviceOutOfMemory("there is not enough memory for this request", hint="ask for less") from error
-        except Exception as error:
-            if type(error) is not RuntimeError and type(error).__module__.partition(".")[0] != "onnxruntime":
-                raise
-            raise EngineIncompatible(
-                f"ONNX Runtime {self._ort.__version__} could not use the graph: {error}", path=path
-            ) from error
+    def _opened(self, graph: str | bytes, session_options: Any, given: Mapping[str, str]) -> Any:
+        """A session without ONNX Runtime's own fall-back to the CPU, which can come in the middle of a run."""
+        arguments: dict[str, Any] = {"enable_fallback": 0}
+        if self._provider.name in self._ort.get_available_providers():
+            arguments["providers"] = [(self.providers[0], dict(given)), *self.providers[1:]]
+        else:
+            found = list(devices(self._ort, self._provider))
+            session_options.add_provider_for_devices(found[:1], dict(given))
+        session = self._ort.InferenceSession(graph, session_options, **arguments)
+        if (used := session.get_providers()[0]) != self.providers[0]:
+            message = f"{self.providers[0]} could not be used: ONNX Runtime fell back to {used}"
+            raise BackendUnavailable(message, hint=self._provider.needs)
+        return session
 
-    def _options(self, role: str) -> Any:
-        options = self._ort.SessionOptions()
-        options.intra_op_num_threads = self.threads
-        options.log_severity_level = 3
+    def _session_options(self, role: str) -> Any:
+        made = self._ort.SessionOptions()
+        made.intra_op_num_threads = self.threads
+        made.log_severity_level = 3
         if role.startswith("text-"):
             # All depths read the same weights: without prepacking they stay mapped from one file, and a further depth
             # costs megabytes instead of a copy (measured in LOG.md).
-            options.add_session_config_entry("session.disable_prepacking", "1")
-        return options
+            made.add_session_config_entry("session.disable_prepacking", "1")
+        return made
 
 
 class OnnxRuntimeEngine:
-    """One session; ONNX Runtime allows concurrent runs."""
+    """One session. Loops that are replayed as CUDA graphs are lent and used again; others are made anew each time."""
 
-    def __init__(self, backend: OnnxRuntime, artefact: Artefact, session: Any) -> None:
+    def __init__(self, artefact: Artefact, session: Session) -> None:
         self.artefact = artefact
         self.nbytes = artefact.files[0].size + SESSION_BYTES  # the weights stay mapped from one file
-        self._backend = backend
-        self._session = session
+        self._session: Session | None = session
+        self._pool: Pool[OnnxRuntimeLoop] = Pool(CAPTURED_LOOPS, PATIENCE)
+        self._numbers = count(1)  # of captured graphs; ONNX Runtime keeps 0 for itself
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        names = [port.name for port in self.artefact.outputs]
-        with self._backend.translated():
-            return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
+        assert self._session is not None
+        return self._session.run([port.name for port in self.artefact.outputs], feeds)
 
-    def loop(self, feeds: Mapping[str, Array], feedback: Mapping[str, str]) -> OnnxRuntimeLoop:
-        return OnnxRuntimeLoop(self._backend, self._session, feeds, feedback)
+    def loop(self, feeds: Mapping[str, Array], feedback: Mapping[str, str]) -> Loop:
+        session = self._session
+        assert session is not None
+        if not session.capturing:
+            return OnnxRuntimeLoop(session, feeds, feedback)
+
+        def make() -> OnnxRuntimeLoop:
+            return OnnxRuntimeLoop(session, feeds, feedback, (next(self._numbers), next(self._numbers)))
+
+        shapes = tuple((name, array.shape) for name, array in feeds.items())
+        lease = Lease(self, self._pool, (shapes, tuple(feedback.items())), make)
+        with lease.guarded() as bound:
+            bound.load(feeds)
+        return LeasedLoop(lease)
 
     def close(self) -> None:
+        self._pool.close()
         self._session = None
-
-
-class OnnxRuntimeLoop:
-    """Inputs bound once on the device; an output and the input that it feeds swap buffers after each run."""
-
-    def __init__(
-        self, backend: OnnxRuntime, session: Any, feeds: Mapping[str, Array], feedback: Mapping[str, str]
-    ) -> None:
-        self._backend = backend
-        self._session = session
-        self._feedback = dict(feedback)
-        with backend.translated():
-            self._binding = session.io_binding()
-            self._inputs = {name: backend.buffer(array) for name, array in feeds.items()}
-            self._outputs = {name: backend.buffer(feeds[source]) for name, source in feedback.items()}
-            for name, value in self._inputs.items():
-                self._binding.bind_ortvalue_input(name, value)
-
-    def run(self, feeds: Mapping[str, Array]) -> None:
-        with self._backend.translated():
-            for name, array in feeds.items():
-                self._inputs[name].update_inplace(np.ascontiguousarray(array))
-            for name, value in self._outputs.items():
-                self._binding.bind_ortvalue_output(name, value)
-            self._session.run_with_iobinding(self._binding)
-            for name, source in self._feedback.items():
-                self._inputs[source], self._outputs[name] = self._outputs[name], self._inputs[source]
-                self._binding.bind_ortvalue_input(source, self._inputs[source])
-
-    def read(self, name: str) -> Array:
-        return np.array(self._inputs[name].numpy())
-
-    def close(self) -> None:
-        self._binding = self._session = None
-        self._inputs, self._outputs = {}, {}

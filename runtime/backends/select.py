@@ -5,20 +5,17 @@ from __future__ import annotations
 from clipskip.errors import RequestError
 
 from . import Backend
+from .providers import BY_TARGET
 
-NAMES = ("onnxruntime", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx")
+NAMES = (*BY_TARGET, "tensorrt", "tensorrt-rtx")
 
 
 def backend_named(name: str) -> Backend:
     """The backend called `name`, with its default settings. Raises BackendUnavailable when it cannot be used here."""
-    if name == "onnxruntime":
+    if name in BY_TARGET:
         from .onnxruntime import OnnxRuntime
 
-        return OnnxRuntime()
-    if name == "onnxruntime-cuda":
-        from .onnxruntime import OnnxRuntime
-
-        return OnnxRuntime(providers=["CUDAExecutionProvider"])
+        return OnnxRuntime(providers=[BY_TARGET[name].name])
     if name in ("tensorrt", "tensorrt-rtx"):
         from .tensorrt import tensorrt_backend
 

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from clipskip.backends import Backend
 from clipskip.backends.fit import default_capabilities
-from clipskip.backends.tensorrt import TensorRT, tensorrt_backend
+from clipskip.backends.select import backend_named
+from clipskip.backends.tensorrt import tensorrt_backend
 from clipskip.engines import gpu
 from clipskip.engines.shapes import BuildOptions
 from clipskip.engines.store import Store
@@ -38,9 +41,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason=error.message))
 
 
-@pytest.fixture(scope="session")
-def backend() -> TensorRT:
-    """TensorRT-RTX where it has code for the GPU, TensorRT otherwise."""
+@pytest.fixture(scope="session", params=["tensorrt", "onnxruntime"])
+def backend(request: pytest.FixtureRequest) -> Backend:
+    """TensorRT-RTX where it has code for the GPU, TensorRT otherwise; and ONNX Runtime, where it is the GPU's build."""
+    return {"tensorrt": _tensorrt, "onnxruntime": _onnxruntime}[request.param]()
+
+
+def _tensorrt() -> Backend:
     if SIMULATED:
         from simulated_store import simulated
 
@@ -50,11 +57,25 @@ def backend() -> TensorRT:
     return tensorrt_backend("tensorrt-rtx" if rtx else "tensorrt")
 
 
+def _onnxruntime() -> Backend:
+    with pytest.MonkeyPatch.context() as patch:
+        if SIMULATED:
+            from simulated_onnxruntime import SimulatedOnnxRuntime
+
+            patch.setitem(sys.modules, "onnxruntime", SimulatedOnnxRuntime())
+        try:
+            return backend_named("onnxruntime-cuda")
+        except BackendUnavailable as error:
+            pytest.skip(f"{error.message}: make test-gpu-onnxruntime installs one that has it")
+
+
 @pytest.fixture(scope="session")
-def engines(backend: TensorRT, sample_fp16_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with the sample model's graphs and its engines, built here and now."""
+def engines(backend: Backend, sample_fp16_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with the sample model's graphs and, where the backend needs them, its engines, built here and now."""
     root = tmp_path_factory.mktemp("gpu") / "store"
     shutil.copytree(sample_fp16_store, root)
+    if backend.target == "onnx":
+        return root
     if SIMULATED:
         from simulated_store import publish_plans
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from clipskip import doctor
+from clipskip.backends.select import NAMES
 from clipskip.backends.simulated_cuda import SimulatedCuda
 from clipskip.engines import gpu
 from clipskip.errors import BackendUnavailable
@@ -16,7 +17,7 @@ from clipskip.errors import BackendUnavailable
 def test_the_findings_are_json_and_every_target_is_ready_or_says_what_to_do() -> None:
     facts = doctor.examine()
     assert json.loads(json.dumps(facts)) == facts
-    assert set(facts["targets"]) == {"onnxruntime", "onnxruntime-cuda", "tensorrt-rtx", "tensorrt"}
+    assert set(facts["targets"]) == set(NAMES)
     for checks in facts["targets"].values():
         assert all(lack is None or (lack["lacks"] and lack["fix"]) for lack in checks.values())
 

@@ -1,0 +1,136 @@
+"""ONNX Runtime's execution providers as this package uses them: where buffers lie, which options, how each is loaded.
+
+Knows nothing of sessions, graphs or artefacts.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import redirect_stdout, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from clipskip.errors import BackendUnavailable
+
+CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+TENSORRT = "TensorrtExecutionProvider"
+TENSORRT_RTX = "NvTensorRTRTXExecutionProvider"
+NVIDIA = 0x10DE  # in PCI's list of vendors
+GPU_PACKAGE = "pip install 'clipskip[gpu]' in place of 'clipskip[cpu]'; the two cannot be installed together"
+
+
+@dataclass(frozen=True)
+class Provider:
+    """One of ONNX Runtime's providers.
+
+    `target`: what the command line calls it; `device`: by which arguments an OrtValue is put where it computes;
+    `options`, and `half` for fp16 graphs: what it is told; `caches`: the options that name a folder for what it
+    compiles; `graphs`: the option that lets it capture CUDA graphs, and `graph_number`: which one a run is; `below`:
+    who computes what it cannot, before the CPU; `plugin`: the package that brings it, if ONNX Runtime does not;
+    `libraries`: the package that, when it is imported, loads the libraries it needs beside CUDA's; `needs`: in words.
+    """
+
+    name: str
+    target: str
+    device: tuple[Any, ...] = ("cpu", 0)
+    options: Mapping[str, str] = field(default_factory=dict)
+    half: Mapping[str, str] = field(default_factory=dict)
+    caches: tuple[str, ...] = ()
+    graphs: str | None = None
+    graph_number: str = "gpu_graph_id"
+    below: tuple[str, ...] = ()
+    plugin: str | None = None
+    libraries: str | None = None
+    needs: str = "it needs an NVIDIA driver, CUDA 13 and cuDNN 9: pip install 'clipskip[gpu]' brings the last two"
+    install: str = GPU_PACKAGE
+
+
+_PROVIDERS = (
+    Provider(CPU, "onnxruntime", install="pip install 'clipskip[cpu]', or 'clipskip[gpu]' for CUDA"),
+    Provider(CUDA, "onnxruntime-cuda", ("cuda", 0), graphs="enable_cuda_graph"),
+    Provider(
+        TENSORRT,
+        "onnxruntime-tensorrt",
+        ("cuda", 0),
+        options={"trt_engine_cache_enable": "1", "trt_timing_cache_enable": "1"},
+        half={"trt_fp16_enable": "1"},
+        caches=("trt_engine_cache_path", "trt_timing_cache_path"),
+        graphs="trt_cuda_graph_enable",
+        below=(CUDA,),
+        libraries="tensorrt",
+        needs="beside what onnxruntime-cuda needs, TensorRT 10: pip install 'tensorrt-cu13<11'",
+    ),
+    Provider(
+        TENSORRT_RTX,
+        "onnxruntime-tensorrt-rtx",
+        ("gpu", 0, NVIDIA),
+        caches=("nv_runtime_cache_path",),
+        graphs="enable_cuda_graph",
+        graph_number="cuda_graph_annotation_id",
+        plugin="onnxruntime_ep_nv_tensorrt_rtx",
+        needs="it needs an NVIDIA RTX GPU of compute capability 8.0 or newer, and its driver",
+        install="pip install onnxruntime-ep-nv-tensorrt-rtx",
+    ),
+)
+BY_TARGET = {each.target: each for each in _PROVIDERS}
+
+
+def named(name: str) -> Provider:
+    """The provider that ONNX Runtime calls `name`; one that is not known here keeps its buffers on the CPU."""
+    return next((each for each in _PROVIDERS if each.name == name), Provider(name, "onnxruntime"))
+
+
+def load(ort: Any, provider: Provider) -> None:
+    """Make the provider known to `ort` (the package onnxruntime). BackendUnavailable where that cannot be."""
+    there = ort.get_available_providers()
+    if provider.plugin and provider.name not in there:
+        _register(ort, provider, provider.plugin)
+    elif provider.name not in there:
+        message = f"this ONNX Runtime has no {provider.name}, only {', '.join(there)}"
+        raise BackendUnavailable(message, hint=provider.install)
+    elif provider.device[0] != "cpu":
+        with redirect_stdout(sys.stderr):  # it prints what it does not find
+            ort.preload_dlls()  # CUDA's libraries, from the packages that the extra `gpu` brings
+        with suppress(ImportError, OSError):  # then they are where the system looks for them, or the session tells
+            if provider.libraries:
+                importlib.import_module(provider.libraries)
+
+
+def _register(ort: Any, provider: Provider, plugin: str) -> None:
+    if any(devices(ort, provider)):
+        return
+    try:
+        ort.register_execution_provider_library(provider.name, importlib.import_module(plugin).get_library_path())
+    except ImportError as error:
+        raise BackendUnavailable(f"the package {plugin} is not installed", hint=provider.install) from error
+    except Exception as error:  # its exceptions have no common type of their own
+        raise BackendUnavailable(f"{provider.name} cannot be loaded: {error}", hint=provider.needs) from error
+    if not any(devices(ort, provider)):
+        raise BackendUnavailable(f"{provider.name} finds no GPU that it can use", hint=provider.needs)
+
+
+def devices(ort: Any, provider: Provider) -> Iterator[Any]:
+    """The devices that a provider from a plugin offers."""
+    return (each for each in ort.get_ep_devices() if each.ep_name == provider.name)
+
+
+def options(provider: Provider, graph: Path, half: bool, capturing: bool) -> dict[str, str]:
+    """What the provider is told when it opens the graph at `graph`.
+
+    What it compiles is kept in a folder beside the graph; in a store that cannot be written to, nowhere.
+    """
+    told = {**provider.options, **(provider.half if half else {})}
+    if provider.caches:
+        folder = graph.with_name(f"{graph.name}.{provider.target}.cache")
+        try:
+            folder.mkdir(exist_ok=True)
+            told |= dict.fromkeys(provider.caches, str(folder))
+        except OSError:
+            told = {name: value for name, value in told.items() if "cache" not in name}
+    if capturing and provider.graphs:
+        told[provider.graphs] = "1"
+    return told

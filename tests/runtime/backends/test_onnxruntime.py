@@ -1,0 +1,234 @@
+"""ONNX Runtime on other devices than the CPU: on a double with a GPU, beside the real package on the CPU."""
+
+from __future__ import annotations
+
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import simulated_onnxruntime as double
+from onnxruntime.capi.onnxruntime_pybind11_state import OrtEpDevice
+from simulated_onnxruntime import SimulatedOnnxRuntime
+from step_feeds import FEEDBACK, denoised, feeds
+from tiny_graphs import publish_graphs
+
+from clipskip.backends import Engine
+from clipskip.backends.onnxruntime import ONE_NODE, OnnxRuntime
+from clipskip.backends.providers import BY_TARGET, CUDA, TENSORRT, TENSORRT_RTX, options
+from clipskip.backends.select import backend_named
+from clipskip.engines.store import Store
+from clipskip.errors import BackendUnavailable, EngineIncompatible, RequestError
+
+PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return publish_graphs(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture
+def ort(monkeypatch: pytest.MonkeyPatch) -> SimulatedOnnxRuntime:
+    """The double in place of the package, from here to the end of the test."""
+    made = SimulatedOnnxRuntime()
+    monkeypatch.setitem(sys.modules, "onnxruntime", made)
+    monkeypatch.setitem(sys.modules, PLUGIN, SimpleNamespace(get_library_path=lambda: "plugin.so"))
+    return made
+
+
+def opened(store: Store, backend: OnnxRuntime, role: str = "step") -> Engine:
+    artefact = store.find(role, "onnx", "fp16")
+    return backend.open(artefact, store.verify(artefact))
+
+
+@pytest.fixture(scope="module")
+def expected(store: Store) -> np.ndarray:
+    """What the real package computes on the CPU."""
+    return denoised(opened(store, OnnxRuntime(threads=1)), feeds(1))
+
+
+@pytest.mark.parametrize("target", ["onnxruntime-cuda", "onnxruntime-tensorrt", "onnxruntime-tensorrt-rtx"])
+def test_a_loop_is_captured_twice_replayed_for_the_rest_and_gives_what_the_cpu_gives(
+    ort: SimulatedOnnxRuntime, store: Store, expected: np.ndarray, target: str
+) -> None:
+    backend = backend_named(target)
+    assert (backend.name, backend.target, backend.precision) == (target, "onnx", "fp16")
+    engine = opened(store, backend)
+    assert np.array_equal(denoised(engine, feeds(1)), expected)
+    session = ort.sessions[-1]
+    assert (len(session.graphs), session.replays) == (2, 18), "one for each order of the two buffers"
+    assert np.array_equal(denoised(engine, feeds(1)), expected)
+    assert (len(session.graphs), session.replays) == (2, 38), "the second request captures nothing"
+
+
+def test_other_engines_are_not_captured_for_they_run_once_a_request(ort: SimulatedOnnxRuntime, store: Store) -> None:
+    engine = opened(store, OnnxRuntime([CUDA]), "decode")
+    assert engine.run({"latents": np.zeros((1, 4, 8, 8), np.float32)})["finite"].all()
+    assert not ort.sessions[-1].capturing
+
+
+def test_a_captured_session_also_runs_once(ort: SimulatedOnnxRuntime, store: Store) -> None:
+    engine = opened(store, OnnxRuntime([CUDA]))
+    assert ort.sessions[-1].capturing
+    found = engine.run(feeds(2))["next_state"]
+    assert np.array_equal(found, opened(store, OnnxRuntime([CUDA], graphs=False)).run(feeds(2))["next_state"])
+
+
+@pytest.mark.parametrize("how", ["asked not to", "refused"])
+def test_without_graphs_the_result_is_the_same(
+    ort: SimulatedOnnxRuntime, store: Store, expected: np.ndarray, how: str
+) -> None:
+    ort.refuses_capture = how == "refused"
+    engine = opened(store, OnnxRuntime([CUDA], graphs=how == "refused"))
+    assert np.array_equal(denoised(engine, feeds(1)), expected)
+    assert not ort.sessions[-1].graphs
+
+
+def test_a_shape_too_many_releases_the_graphs_of_the_one_unused_for_longest(
+    ort: SimulatedOnnxRuntime, store: Store
+) -> None:
+    engine = opened(store, OnnxRuntime([CUDA]))
+    for side in (4, 8, 12, 16, 20):
+        denoised(engine, feeds(side=side), steps=3)
+    session = ort.sessions[-1]
+    assert sorted(session.graphs) == [3, 4, 5, 6, 7, 8, 9, 10]
+    engine.close()
+    assert not session.graphs
+
+
+def test_eight_threads_run_one_after_another_and_get_what_they_get_alone(
+    ort: SimulatedOnnxRuntime, store: Store
+) -> None:
+    engine, jobs = opened(store, OnnxRuntime([CUDA])), list(range(8))
+    alone = [denoised(engine, feeds(seed, side=8 + 8 * (seed % 2)), seed, steps=4) for seed in jobs]
+    with ThreadPoolExecutor(8) as threads:
+        together = list(
+            threads.map(lambda seed: denoised(engine, feeds(seed, side=8 + 8 * (seed % 2)), seed, steps=4), jobs)
+        )
+    assert all(np.array_equal(a, b) for a, b in zip(alone, together, strict=True))
+
+
+def test_a_fall_back_to_the_cpu_is_refused(ort: SimulatedOnnxRuntime, store: Store) -> None:
+    ort.falls_back = True
+    with pytest.raises(BackendUnavailable, match="fell back to CPUExecutionProvider") as caught:
+        opened(store, OnnxRuntime([CUDA]))
+    assert caught.value.exit_status == 5
+
+
+def test_a_failure_while_it_runs_is_one_of_the_device_and_the_next_request_is_intact(
+    ort: SimulatedOnnxRuntime, store: Store, expected: np.ndarray
+) -> None:
+    engine = opened(store, OnnxRuntime([CUDA]))
+    ort.sessions[-1].fails = True
+    with pytest.raises(BackendUnavailable, match="out of device memory, or whatever"):
+        denoised(engine, feeds(1))
+    with pytest.raises(BackendUnavailable):
+        engine.run(feeds(1))
+    ort.sessions[-1].fails = False
+    assert np.array_equal(denoised(engine, feeds(1)), expected)
+
+
+def test_a_closed_engine_says_so_and_a_loop_in_use_goes_on(ort: SimulatedOnnxRuntime, store: Store) -> None:
+    engine = opened(store, OnnxRuntime([CUDA]))
+    loop = engine.loop(feeds(), FEEDBACK)
+    engine.close()
+    engine.close()
+    loop.run({})
+    loop.close()
+    loop.close()
+    with pytest.raises(RequestError, match="closed"):
+        loop.run({})
+
+
+def test_what_tensorrt_compiles_is_kept_beside_the_graph(ort: SimulatedOnnxRuntime, store: Store) -> None:
+    opened(store, OnnxRuntime([TENSORRT]))
+    told = ort.sessions[-1].told
+    folder = Path(told["trt_engine_cache_path"])
+    assert folder.is_dir()
+    assert folder.parent == store.root / Path(store.find("step", "onnx", "fp16").files[0].path).parent
+    assert told["trt_timing_cache_path"] == str(folder)
+    assert (told["trt_engine_cache_enable"], told["trt_fp16_enable"], told["trt_cuda_graph_enable"]) == ("1",) * 3
+    assert ort.sessions[-1].names == [TENSORRT, CUDA], "CUDA computes what TensorRT cannot"
+
+
+def test_a_store_that_cannot_be_written_to_has_no_cache(tmp_path: Path) -> None:
+    (tmp_path / "step.onnx.onnxruntime-tensorrt.cache").write_text("stands in the way even where root may write")
+    told = options(BY_TARGET["onnxruntime-tensorrt"], tmp_path / "step.onnx", half=False, capturing=False)
+    assert told == {}
+
+
+def test_one_s_own_settings_come_last(ort: SimulatedOnnxRuntime, store: Store) -> None:
+    opened(store, OnnxRuntime([CUDA], settings={"gpu_mem_limit": "1000", "enable_cuda_graph": "0"}))
+    assert ort.sessions[-1].told == {"gpu_mem_limit": "1000", "enable_cuda_graph": "0"}
+
+
+def test_loading_cuda_s_libraries_prints_nothing_on_stdout(
+    ort: SimulatedOnnxRuntime, capsys: pytest.CaptureFixture[str]
+) -> None:
+    OnnxRuntime([CUDA])
+    assert ort.preloaded == 1
+    assert capsys.readouterr().out == ""
+
+
+def test_a_plugin_is_registered_once_in_a_process(ort: SimulatedOnnxRuntime) -> None:
+    OnnxRuntime([TENSORRT_RTX])
+    OnnxRuntime([TENSORRT_RTX])
+    assert ort.plugins == {TENSORRT_RTX: "plugin.so"}
+
+
+@pytest.mark.parametrize(
+    ("module", "devices", "message"),
+    [
+        (None, True, f"{PLUGIN} is not installed"),
+        (SimpleNamespace(get_library_path=lambda: "missing"), True, "cannot be loaded: missing"),
+        (SimpleNamespace(get_library_path=lambda: "plugin.so"), False, "finds no GPU"),
+    ],
+)
+def test_a_plugin_that_cannot_be_used_says_why(
+    ort: SimulatedOnnxRuntime, monkeypatch: pytest.MonkeyPatch, module: Any, devices: bool, message: str
+) -> None:
+    monkeypatch.setitem(sys.modules, PLUGIN, module)
+    ort.plugin_has_devices = devices
+    with pytest.raises(BackendUnavailable, match=message) as caught:
+        OnnxRuntime([TENSORRT_RTX])
+    assert caught.value.exit_status == 5
+    assert caught.value.hint
+
+
+def test_a_graph_that_cannot_be_opened_is_incompatible(tmp_path: Path, store: Store) -> None:
+    (tmp_path / "step.onnx").write_bytes(b"no graph")
+    with pytest.raises(EngineIncompatible, match=r"cannot open step\.onnx"):
+        OnnxRuntime().open(store.find("step", "onnx", "fp16"), tmp_path / "step.onnx")
+
+
+def test_the_double_offers_nothing_that_the_package_does_not_have() -> None:
+    module = {name for name in vars(SimulatedOnnxRuntime) if not name.startswith("_")} | {"OrtValue"}
+    assert module <= set(dir(onnxruntime))
+    for mine, real in (
+        (double.SimulatedSession, onnxruntime.InferenceSession),
+        (double.SimulatedBinding, onnxruntime.IOBinding),
+        (double.SimulatedValue, onnxruntime.OrtValue),
+    ):
+        offered = {name for name in vars(mine) if not name.startswith("_")} - {"addresses"}
+        assert offered <= set(dir(real)), mine.__name__
+    assert hasattr(OrtEpDevice, "ep_name")
+    assert hasattr(onnxruntime.SessionOptions, "add_provider_for_devices")
+
+
+def test_a_check_opens_a_graph_of_one_node(ort: SimulatedOnnxRuntime) -> None:
+    OnnxRuntime([CUDA]).check()
+    ort.falls_back = True
+    with pytest.raises(BackendUnavailable, match="fell back to CPUExecutionProvider") as caught:
+        OnnxRuntime([TENSORRT]).check()
+    assert "tensorrt" in str(caught.value.hint)
+
+
+def test_the_check_s_graph_is_one_that_onnx_runtime_computes() -> None:
+    OnnxRuntime().check()
+    session = onnxruntime.InferenceSession(ONE_NODE, providers=["CPUExecutionProvider"])
+    assert session.run(None, {"x": np.ones(1, np.float32)})[0] == [-1]
