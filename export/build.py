@@ -5,12 +5,14 @@ Knows nothing of what is stale and how a draft is published.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
+from typing import Any
 
 import onnx_ir as ir
+from torch import nn
 
 from clipskip.engines.manifest import Artefact, ModelFacts, Port
 from clipskip.engines.publish import Draft
@@ -18,10 +20,11 @@ from clipskip.engines.shapes import LATENT
 from clipskip.export import cases, gates, graphs, models, onnxfile
 from clipskip.export.gates import Case
 from clipskip.export.graphs import Graph
-from clipskip.export.models import Networks
 from clipskip.export.parts import Checkpoint
 
 Say = Callable[[str], None]
+Trials = Mapping[str, list[Case]]
+Maker = Callable[[Any], Graph]
 _USED = ("torch", "transformers", "diffusers", "onnx", "onnx-ir", "onnxscript", "onnxruntime")
 
 
@@ -35,10 +38,22 @@ def build(draft: Draft, source: Checkpoint, facts: ModelFacts, say: Say) -> None
     for name, content in source.tokenizer.items():
         (draft.folder / name).write_bytes(content)
     draft.tokenizer(list(source.tokenizer))
-    work = _Work(draft, networks, facts, source.vocabulary, precision, say)
-    for part in ("text", "step", "decode", "encode"):
-        if roles := sorted(role for role, _, _ in draft.wanted if role.partition("-")[0] == part):
-            work.make(part, roles)
+    work = _Work(draft, facts, precision, say)
+    about: dict[str, Any] = {"facts": facts, "precision": precision}
+    depths = cases.text(networks.text, facts, source.vocabulary, work.half)
+    texts = {f"text-{depth:02}": each for depth, each in enumerate(depths)}
+    context = depths[-1][-1].exact["context"]
+    work.make(networks.text, {"text": partial(graphs.text_graph, **about)}, lambda: texts)
+    work.make(
+        networks.unet,
+        {"step": partial(graphs.step_graph, **about)},
+        lambda: {"step": cases.step(networks.unet, context, facts, work.half)},
+    )
+    work.make(
+        networks.vae,
+        {"decode": graphs.decode_graph, "encode": graphs.encode_graph},
+        lambda: {"decode": cases.decode(networks.vae), "encode": cases.encode(networks.vae, work.half)},
+    )
 
 
 @dataclass(frozen=True)
@@ -46,20 +61,40 @@ class _Work:
     """What every graph of one build has in common."""
 
     draft: Draft
-    networks: Networks
     facts: ModelFacts
-    vocabulary: Mapping[str, int]
     precision: str
     say: Say
 
-    def make(self, part: str, roles: Sequence[str]) -> None:
+    @property
+    def half(self) -> bool:
+        return self.precision == "fp16"
+
+    def make(self, network: nn.Module, makers: Mapping[str, Maker], ask: Callable[[], Trials]) -> None:
+        """The parts that are made from one network, as far as the draft wants them.
+
+        `ask` gives what torch makes of each part's cases. It leaves the network in the precision of the graphs; nobody
+        copies a network, for two of them do not fit into the memory of a small machine.
+        """
+        wanted = {part: self._roles(part) for part in makers}
+        if not any(wanted.values()):
+            return
+        self.say(f"asking torch for {' and '.join(makers)}")
+        trials = ask()
+        if self.half:
+            models.keep_norms_in_float(network)
+        for part, roles in wanted.items():
+            if roles:
+                self._part(makers[part](network), roles, trials)
+
+    def _roles(self, part: str) -> list[str]:
+        return sorted(role for role, _, _ in self.draft.wanted if role.partition("-")[0] == part)
+
+    def _part(self, graph: Graph, roles: Sequence[str], trials: Trials) -> None:
         """Trace one part, then write and measure the graphs that it falls into."""
-        self.say(f"tracing {part}")
-        graph = self._graph(part)
+        self.say(f"tracing {graph.role}")
         model = onnxfile.trace(graph, self.facts.size_step // LATENT)
-        self.say(f"measuring {part}")
-        trials = self._cases(part)
-        name = f"{part}.bin"
+        self.say(f"measuring {graph.role}")
+        name = f"{graph.role}.bin"
         with (self.draft.folder / name).open("wb") as file:
             weights = onnxfile.Weights(file, name)
             for role, piece, outputs in _pieces(graph, model, roles):
@@ -67,26 +102,6 @@ class _Work:
                 weights.save(piece, path)
                 parity = gates.measure(role, path, trials[role])
                 self.draft.add(self._artefact(role, replace(graph, outputs=outputs), parity), [path.name, name])
-
-    def _graph(self, part: str) -> Graph:
-        if part == "text":
-            return graphs.text_graph(self._network(self.networks.text), self.facts, self.precision)
-        if part == "step":
-            return graphs.step_graph(self._network(self.networks.unet), self.facts, self.precision)
-        vae = self._network(self.networks.vae)
-        return graphs.decode_graph(vae) if part == "decode" else graphs.encode_graph(vae)
-
-    def _network(self, module: models.Network) -> models.Network:
-        return models.half_with_float_norms(copy.deepcopy(module)) if self.precision == "fp16" else module
-
-    def _cases(self, part: str) -> dict[str, list[Case]]:
-        half = self.precision == "fp16"
-        if part in ("decode", "encode"):
-            return {part: getattr(cases, part)(self.networks.vae, half)}
-        depths = cases.text(self.networks.text, self.facts, self.vocabulary, half)
-        if part == "text":
-            return {f"text-{depth:02}": each for depth, each in enumerate(depths)}
-        return {"step": cases.step(self.networks.unet, depths[-1][-1].exact["context"], self.facts, half)}
 
     def _artefact(self, role: str, graph: Graph, parity: dict[str, float]) -> Artefact:
         return Artefact(

@@ -1,13 +1,13 @@
 """Inputs for the gates and what torch makes of them: few and small, for an SD 1.5 U-Net is slow on two cores.
 
 The empty prompt and a full one, timesteps 999 and 1, one image and two, two sizes, one chunk and two.
+With `half`, torch's own float16 is asked too, and the network is left in it: a copy of a U-Net would be gigabytes.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel
 
-Network = TypeVar("Network", bound=nn.Module)
 Outputs = Mapping[str, Array]
 
 
@@ -37,7 +36,7 @@ def text(encoder: CLIPTextModel, facts: ModelFacts, vocabulary: Mapping[str, int
     feeds = [{"tokens": np.array(rows), "concepts": concepts} for rows in ([empty], [full, empty])]
     exact = [_depths(encoder, **each) for each in feeds]
     none: list[Outputs] = [{}] * (facts.layers + 1)
-    halves = [_depths(_half(encoder), **each) if half else none for each in feeds]
+    halves = [_depths(encoder.half(), **each) if half else none for each in feeds]
     by_case = [
         [Case(feed, *outputs) for outputs in zip(*depths, strict=True)]
         for feed, *depths in zip(feeds, exact, halves, strict=True)
@@ -59,7 +58,7 @@ def _depths(encoder: CLIPTextModel, tokens: Array, concepts: Array) -> list[Outp
 def step(unet: UNet2DConditionModel, context: Array, facts: ModelFacts, half: bool) -> list[Case]:
     """One image at timestep 999; two images at 1 and 999 with other shapes, the second of them masked."""
     unit = facts.size_step // LATENT
-    return _cases(Step(unet), Step(_half(unet)) if half else None, ["next_state"], [
+    return _cases(Step(unet), half, ["next_state"], [
         _step_feeds(context, [999.0], np.ones((1, 1, unit, unit)), half),
         _step_feeds(
             np.concatenate([context[[0, 1, 1]]] * 2, axis=1), [1.0, 999.0],
@@ -86,13 +85,13 @@ def _step_feeds(context: Array, timesteps: list[float], mask: Array, half: bool)
     return {name: value.astype(types.get(name, np.float32)) for name, value in feeds.items()}
 
 
-def decode(vae: AutoencoderKL, half: bool) -> list[Case]:
-    """Two sizes; and two latents of which one is broken."""
+def decode(vae: AutoencoderKL) -> list[Case]:
+    """Two sizes; and two latents of which one is broken. Pictures are judged by the float32 ones alone."""
     rng = np.random.default_rng(2)
     shapes = (1, 4, 8, 8), (2, 4, 8, 16), (2, 4, 8, 8)
     feeds = [{"latents": rng.standard_normal(shape).astype(np.float32)} for shape in shapes]
     feeds[-1]["latents"][1, 0, 0, 0] = np.nan
-    return _cases(Decode(vae), None, ["image", "finite"], feeds)
+    return _cases(Decode(vae), False, ["image", "finite"], feeds)
 
 
 def encode(vae: AutoencoderKL, half: bool) -> list[Case]:
@@ -100,11 +99,14 @@ def encode(vae: AutoencoderKL, half: bool) -> list[Case]:
     rng = np.random.default_rng(3)
     shapes = (1, 64, 64, 3), (2, 64, 128, 3)
     feeds = [{"image": rng.integers(0, 256, shape, dtype=np.uint8)} for shape in shapes]
-    return _cases(Encode(vae), Encode(_half(vae)) if half else None, ["mean", "std"], feeds)
+    return _cases(Encode(vae), half, ["mean", "std"], feeds)
 
 
-def _cases(exact: nn.Module, half: nn.Module | None, names: list[str], feeds: Sequence[Outputs]) -> list[Case]:
-    return [Case(each, _run(exact, names, each, widen=True), _run(half, names, each) if half else {}) for each in feeds]
+def _cases(module: nn.Module, half: bool, names: list[str], feeds: Sequence[Outputs]) -> list[Case]:
+    exact = [_run(module, names, each, widen=True) for each in feeds]
+    none: list[Outputs] = [{}] * len(feeds)
+    halves = [_run(module.half(), names, each) for each in feeds] if half else none
+    return [Case(*each) for each in zip(feeds, exact, halves, strict=True)]
 
 
 def _run(module: nn.Module, names: list[str], feeds: Outputs, widen: bool = False) -> dict[str, Array]:
@@ -115,8 +117,3 @@ def _run(module: nn.Module, names: list[str], feeds: Outputs, widen: bool = Fals
         outputs = module(*inputs)
     outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
     return {name: each.numpy() for name, each in zip(names, outputs, strict=True)}
-
-
-def _half(module: Network) -> Network:
-    """Torch's own float16, by which a half-precision graph is judged."""
-    return copy.deepcopy(module).half()

@@ -19,7 +19,8 @@ from clipskip.errors import EngineMissing, ManifestError, RequestError
 from clipskip.export import family
 from clipskip.export.checkpoint import Checkpoint, open_checkpoint
 
-GRAPH_WRITERS = ("graphs.py", "models.py", "onnxfile.py")  # what decides which graphs a checkpoint gives
+# What decides which graphs a checkpoint gives.
+GRAPH_WRITERS = ("build.py", "family.py", "graphs.py", "models.py", "names.py", "onnxfile.py", "single_file.py")
 TARGET = "onnx"
 PRECISIONS = {"fp32": 4, "fp16": 2}  # bytes of a weight
 _LIBRARIES = ("torch", "transformers", "diffusers", "onnx", "onnx-ir", "onnxscript")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -19,7 +19,6 @@ from clipskip.errors import CheckpointError, ExportError, UnsupportedModelError
 from clipskip.export.names import describe_keys
 from clipskip.export.parts import Checkpoint, Part
 
-Network = TypeVar("Network", bound=nn.Module)
 HALF_MAX = 65504.0
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 
@@ -127,11 +126,9 @@ class FloatNorm(nn.Module):
         return normal.to(x.dtype)
 
 
-def half_with_float_norms(module: Network) -> Network:
-    """The network in float16, changed in place, except for its norms."""
-    module.half()
+def keep_norms_in_float(module: nn.Module) -> None:
+    """Let the norms of a network in float16 compute in float32, in place."""
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, (nn.LayerNorm, nn.GroupNorm)) and not isinstance(parent, FloatNorm):
                 setattr(parent, name, FloatNorm(child))
-    return module

@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL
 
 from clipskip.errors import CheckpointError, ExportError, UnsupportedModelError
 from clipskip.export.checkpoint import open_checkpoint
-from clipskip.export.models import FloatNorm, check_halves, half_with_float_norms, load
+from clipskip.export.models import FloatNorm, check_halves, keep_norms_in_float, load
 
 TEXT, UNET = "text_encoder/model.safetensors", "unet/diffusion_pytorch_model.safetensors"
 VAE = "vae/diffusion_pytorch_model.safetensors"
@@ -104,7 +104,8 @@ def test_weights_beyond_half_precision_are_refused_by_name(checkpoint: Path, edi
 
 
 def test_norms_stay_in_float32_in_a_half_precision_network(tiny: Path) -> None:
-    vae = half_with_float_norms(load(open_checkpoint(tiny)).vae)
+    vae = load(open_checkpoint(tiny)).vae.half()
+    keep_norms_in_float(vae)
     assert isinstance(vae, AutoencoderKL)
     norms = [each for each in vae.modules() if isinstance(each, FloatNorm)]
     assert norms
