@@ -19,7 +19,7 @@ from clipskip.engines.manifest import Artefact, AxisRange, FileRecord, key_of
 from clipskip.engines.shapes import BuildOptions, axes_of, axis_ranges, profiles
 from clipskip.engines.store import Store
 from clipskip.engines.tensorrt_child import Outcome, Progress, compile_in_child
-from clipskip.engines.tensorrt_config import PACKAGES, Job, load_package
+from clipskip.engines.tensorrt_config import PACKAGES, Job, load_builder
 from clipskip.errors import RequestError
 
 PRECISION = "fp16"
@@ -77,7 +77,7 @@ def roles(store: Store, layers: Sequence[int] | None) -> list[str]:
 
 def toolchain(root: Path, target: str, options: BuildOptions) -> Toolchain:
     """What `target` is built with here. BackendUnavailable where package or GPU is missing."""
-    version = str(load_package(target).__version__)
+    version = str(load_builder(target).__version__)
     if target == "tensorrt-rtx":
         return Toolchain(target, version)
     if options.compute_capabilities:

@@ -82,9 +82,7 @@ def decompose(trt: Any, network: Any, job: Job) -> list[str]:
 
 
 def attentions(trt: Any, network: Any) -> list[Any]:
-    """The network's attention layers as their own class; packages before this class existed decompose by themselves."""
-    if not hasattr(trt, "IAttentionInputLayer"):
-        return []
+    """The network's attention layers as their own class."""
     layers = [network.get_layer(i) for i in range(network.num_layers)]
     found = [layer for layer in layers if layer.type == trt.LayerType.ATTENTION_INPUT]
     for layer in found:

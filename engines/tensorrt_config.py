@@ -28,6 +28,15 @@ def load_package(target: str) -> Any:
         raise BackendUnavailable(f"the package {PACKAGES[target]} cannot be loaded ({error})", hint=hint) from error
 
 
+def load_builder(target: str) -> Any:
+    """The target's package, if it can build from our graphs: TensorRT knows ONNX's Attention from 10.14 on."""
+    trt = load_package(target)
+    if not hasattr(trt, "IAttentionInputLayer"):
+        message = f"{PACKAGES[target]} {trt.__version__} cannot read the graphs: it does not know attention"
+        raise BackendUnavailable(message, hint=f'pip install --upgrade "clipskip[{target}]": 10.14 or newer is needed')
+    return trt
+
+
 @dataclass(frozen=True)
 class Job:
     """What one child builds. `profiles`: minimum, optimum and maximum shape of each input with a dynamic axis."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from clipskip.engines import gpu
-from clipskip.engines.tensorrt_config import load_package
+from clipskip.engines.tensorrt_config import load_builder, load_package
 
 from .backends.fit import default_capabilities
 from .backends.onnxruntime import OnnxRuntime
@@ -113,13 +113,18 @@ def _first_gpu() -> gpu.Gpu:
     return gpu.gpus(gpu.cuda_runtime())[0]
 
 
-def _tensorrt() -> None:
+def _tensorrt_build() -> None:
+    load_builder("tensorrt")
+    _first_gpu()
+
+
+def _tensorrt_run() -> None:
     load_package("tensorrt")
     _first_gpu()
 
 
 def _rtx_build() -> None:
-    load_package("tensorrt-rtx")
+    load_builder("tensorrt-rtx")
 
 
 def _rtx_run() -> None:
@@ -133,7 +138,7 @@ def _rtx_run() -> None:
 _CHECKS: dict[str, dict[str, Callable[[], None]]] = {
     **{target: {"run": partial(_onnxruntime, provider)} for target, provider in BY_TARGET.items()},
     "tensorrt-rtx": {"build": _rtx_build, "run": _rtx_run},
-    "tensorrt": {"build": _tensorrt, "run": _tensorrt},
+    "tensorrt": {"build": _tensorrt_build, "run": _tensorrt_run},
 }
 
 

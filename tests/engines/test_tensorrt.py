@@ -278,7 +278,7 @@ def test_tensorrt_without_a_gpu_is_refused_before_any_work(tmp_path: Path, monke
     def no_gpu(runtime: Any) -> Any:
         raise BackendUnavailable("no NVIDIA driver on this machine")
 
-    monkeypatch.setattr("clipskip.engines.tensorrt.load_package", lambda target: trt)
+    monkeypatch.setattr("clipskip.engines.tensorrt.load_builder", lambda target: trt)
     monkeypatch.setattr(gpu, "gpus", no_gpu)
     with pytest.raises(BackendUnavailable, match="no NVIDIA driver"):
         build(publish_graphs(tmp_path), target="tensorrt", options=BuildOptions(), progress=print)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ from clipskip.engines.store import Store
 from clipskip.engines.tensorrt import build
 from clipskip.engines.tensorrt_child import Outcome
 from clipskip.engines.tensorrt_config import Job
+from clipskip.errors import BackendUnavailable
 
 CARD = Gpu("RTX 4090", "8.9", 24 << 30, "abc", "13.0")
 
@@ -32,7 +34,7 @@ class Workshop:
         self.card, self.version = CARD, "11.4.0"
         self.busy = self.together = 0
         self.lock = threading.Lock()
-        monkeypatch.setattr(tensorrt, "load_package", lambda target: SimpleNamespace(__version__=self.version))
+        monkeypatch.setattr(tensorrt, "load_builder", lambda target: SimpleNamespace(__version__=self.version))
         monkeypatch.setattr(tensorrt, "compile_in_child", self.compile)
         monkeypatch.setattr(gpu, "cuda_runtime", lambda: None)
         monkeypatch.setattr(gpu, "gpus", lambda runtime: [self.card])
@@ -111,3 +113,13 @@ def test_two_builds_on_one_gpu_wait_for_each_other(workshop: Workshop, tmp_path:
     with ThreadPoolExecutor(2) as threads:
         assert [len(each) for each in threads.map(workshop.rebuilt, roots)] == [5, 5]
     assert workshop.together == 1
+
+
+def test_a_tensorrt_that_does_not_know_attention_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """10.13 and older: neither its Python package nor its ONNX parser has it."""
+    monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__="10.13.3"))
+    with pytest.raises(BackendUnavailable, match=r"tensorrt 10\.13\.3 cannot read the graphs") as caught:
+        build(publish_graphs(tmp_path), target="tensorrt", options=BuildOptions(), progress=lambda line: None)
+    assert "10.14" in str(caught.value.hint)
