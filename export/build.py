@@ -12,6 +12,7 @@ from importlib.metadata import version
 from typing import Any
 
 import onnx_ir as ir
+import onnxruntime
 from torch import nn
 
 from clipskip.engines.manifest import Artefact, ModelFacts, Port
@@ -25,7 +26,7 @@ from clipskip.export.parts import Checkpoint
 Say = Callable[[str], None]
 Trials = Mapping[str, list[Case]]
 Maker = Callable[[Any], Graph]
-_USED = ("torch", "transformers", "diffusers", "onnx", "onnx-ir", "onnxscript", "onnxruntime")
+_USED = ("torch", "transformers", "diffusers", "onnx", "onnx-ir", "onnxscript")
 
 
 def build(draft: Draft, source: Checkpoint, facts: ModelFacts, say: Say) -> None:
@@ -107,7 +108,7 @@ class _Work:
         return Artefact(
             role, "onnx", self.precision, graph.inputs, graph.outputs,
             axes=graphs.axes(graph.inputs + graph.outputs, self.facts), parity=parity,
-            provenance={name: version(name) for name in _USED},
+            provenance={name: version(name) for name in _USED} | {"onnxruntime": onnxruntime.__version__},
         )  # fmt: skip
 
 
