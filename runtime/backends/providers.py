@@ -81,7 +81,8 @@ BY_TARGET = {each.target: each for each in _PROVIDERS}
 
 def named(name: str) -> Provider:
     """The provider that ONNX Runtime calls `name`; one that is not known here keeps its buffers on the CPU."""
-    return next((each for each in _PROVIDERS if each.name == name), Provider(name, "onnxruntime"))
+    other = Provider(name, "onnxruntime", install="install the build of ONNX Runtime that brings it")
+    return next((each for each in _PROVIDERS if each.name == name), other)
 
 
 def load(ort: Any, provider: Provider) -> None:

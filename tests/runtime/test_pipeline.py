@@ -150,5 +150,6 @@ def test_numbers_that_are_not_finite_are_an_error_and_never_a_black_picture(samp
 
 def test_a_backend_that_is_not_there_says_what_to_install():
     with pytest.raises(clipskip.ClipskipError) as caught:
-        OnnxRuntime(providers=["TensorrtExecutionProvider"])
-    assert (caught.value.exit_status, "pip install" in caught.value.hint) == (5, True)
+        OnnxRuntime(providers=["OpenVINOExecutionProvider"])
+    assert caught.value.exit_status == 5
+    assert caught.value.hint == "install the build of ONNX Runtime that brings it"
