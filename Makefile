@@ -40,7 +40,7 @@ test: setup ## the whole test suite, on the CPU
 test-gpu: setup ## build for the NVIDIA GPU that is here and compare everything with the CPU
 	$(BIN)/python -m pytest -m gpu tests/gpu
 
-test-gpu-onnxruntime: .venv-gpu/installed ## the same for ONNX Runtime on CUDA; installs its GPU build (3 GB) in .venv-gpu
+test-gpu-onnxruntime: .venv-gpu/installed ## the same for ONNX Runtime on CUDA; installs its GPU build in .venv-gpu (4 GB)
 	.venv-gpu/bin/python -m pytest -m gpu tests/gpu -k onnxruntime
 
 .venv-gpu/installed: pyproject.toml constraints.txt

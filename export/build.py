@@ -41,6 +41,7 @@ def build(draft: Draft, source: Checkpoint, facts: ModelFacts, say: Say) -> None
     draft.tokenizer(list(source.tokenizer))
     work = _Work(draft, facts, precision, say)
     about: dict[str, Any] = {"facts": facts, "precision": precision}
+    say("asking torch for the contexts")
     depths = cases.text(networks.text, facts, source.vocabulary, work.half)
     texts = {f"text-{depth:02}": each for depth, each in enumerate(depths)}
     context = depths[-1][-1].exact["context"]
@@ -53,6 +54,7 @@ def build(draft: Draft, source: Checkpoint, facts: ModelFacts, say: Say) -> None
     work.make(
         networks.vae,
         {"decode": graphs.decode_graph, "encode": graphs.encode_graph},
+        # In this order: the second leaves the autoencoder in the precision of the graphs.
         lambda: {"decode": cases.decode(networks.vae), "encode": cases.encode(networks.vae, work.half)},
     )
 
@@ -79,7 +81,6 @@ class _Work:
         wanted = {part: self._roles(part) for part in makers}
         if not any(wanted.values()):
             return
-        self.say(f"asking torch for {' and '.join(makers)}")
         trials = ask()
         if self.half:
             models.keep_norms_in_float(network)

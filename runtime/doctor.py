@@ -1,6 +1,6 @@
 """What this machine has and what each target still lacks: `clipskip doctor`.
 
-Knows nothing of stores or models. Opens nothing on a GPU; asks the driver, loads the packages, and reports.
+Knows nothing of stores or models. Asks the driver, loads the packages, and has ONNX Runtime open one node.
 """
 
 from __future__ import annotations

@@ -16,9 +16,6 @@ from onnxruntime.capi.onnxruntime_pybind11_state import Fail, RunOptions, Sessio
 
 from clipskip.backends.providers import CPU, CUDA, TENSORRT
 
-GRAPH_OPTIONS = ("enable_cuda_graph", "trt_cuda_graph_enable")
-GRAPH_NUMBERS = ("gpu_graph_id", "cuda_graph_annotation_id")
-
 
 class SimulatedOnnxRuntime:
     """Stands for the module onnxruntime. `sessions` are those opened so far; the other attributes are faults."""
@@ -76,7 +73,8 @@ class SimulatedValue:
     def data_ptr(self) -> int:
         return int(self.memory.ctypes.data)
 
-    def update_inplace(self, array: np.ndarray) -> None:
+    def update_inplace(self, data: np.ndarray | SimulatedValue) -> None:
+        array = data.memory if isinstance(data, SimulatedValue) else data
         assert (array.shape, array.dtype) == (self.memory.shape, self.memory.dtype)
         self.memory[...] = array
 
@@ -108,12 +106,15 @@ class SimulatedSession:
         pairs = [each if isinstance(each, tuple) else (each, {}) for each in providers] or [options.plugin]
         self.names = [name for name, _ in pairs]
         self.told: Mapping[str, str] = pairs[0][1]
-        self.capturing = any(self.told.get(name) == "1" for name in GRAPH_OPTIONS)
+        self.capturing = self.names[0] == CUDA and self.told.get("enable_cuda_graph") == "1"
+        for name, value in self.told.items():
+            if name.startswith("trt_") and name.endswith("_enable") and value not in ("True", "False"):
+                raise RuntimeError(f"[ERROR] [TensorRT] {name} {value}")  # as 1.31.1 does
         if self.capturing and ort.refuses_capture:
             raise Fail("not all compute graph nodes have been partitioned to the provider")
         if ort.falls_back:
             self.names = [CPU]
-        self.graphs: dict[int, dict[str, int]] = {}
+        self.graphs: dict[tuple[int, int], dict[str, int]] = {}  # by thread and number, as ONNX Runtime keeps them
         self.replays = 0
         self.fails = False
         self._busy = threading.Lock()
@@ -134,21 +135,21 @@ class SimulatedSession:
         number = self._number(options)
         if number is not None and number >= 0:
             assert number > 0, "ONNX Runtime keeps 0 for itself"
-            self.replays += number in self.graphs
-            assert self.graphs.setdefault(number, binding.addresses()) == binding.addresses()
+            key = threading.get_ident(), number
+            self.replays += key in self.graphs
+            assert self.graphs.setdefault(key, binding.addresses()) == binding.addresses()
         feeds = {name: value.memory for name, value in binding.inputs.items()}
         for value, result in zip(binding.outputs.values(), self._compute(list(binding.outputs), feeds), strict=True):
             value.memory[...] = result
 
     def release_captured_graph(self, number: int) -> None:
-        del self.graphs[number]
+        del self.graphs[threading.get_ident(), number]
 
     def _number(self, options: Any) -> int | None:
         if not self.capturing:
             assert options is None
             return None
-        found = [text for name in GRAPH_NUMBERS if (text := entry(options, name)) is not None]
-        return int(found[0])
+        return int(options.get_run_config_entry("gpu_graph_id"))
 
     def _compute(self, names: Sequence[str], feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         assert self._busy.acquire(blocking=not self.capturing), "two runs at once"
@@ -158,11 +159,3 @@ class SimulatedSession:
             return self._inner.run(list(names), dict(feeds))
         finally:
             self._busy.release()
-
-
-def entry(options: Any, name: str) -> str | None:
-    """An entry of RunOptions, if it has one of this name."""
-    try:
-        return str(options.get_run_config_entry(name))
-    except RuntimeError:
-        return None

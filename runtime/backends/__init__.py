@@ -52,7 +52,7 @@ class Backend(Protocol):
     target: str  # the target whose artefacts it opens: "onnx" for ONNX Runtime
     precision: str  # the precision it prefers: "fp32" on the CPU, "fp16" on NVIDIA GPUs
     batch_pixels: int  # images share one call of the network up to so many pixels in all
-    few_shapes: bool  # whether a shape that was not seen before costs much: kernels are compiled, a graph is captured
+    few_shapes: bool  # whether a text engine compiles kernels for every number of rows
 
     def open(self, artefact: Artefact, path: Path) -> Engine:
         """Open the artefact whose verified main file is at `path`."""

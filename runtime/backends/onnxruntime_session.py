@@ -6,9 +6,10 @@ Knows nothing of artefacts and of how a session is opened.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from threading import RLock
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from functools import cache
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from clipskip.errors import BackendUnavailable, ClipskipError, DeviceOutOfMemory
 from . import Array
 from .providers import Provider
 
+T = TypeVar("T")
 NO_GRAPH = -1  # ONNX Runtime's number for a run that is neither captured nor replayed
 
 
@@ -38,24 +40,39 @@ def _failed(said: str) -> ClipskipError:
     return BackendUnavailable(f"ONNX Runtime failed while it ran a graph: {said}", hint=hint)
 
 
-class Session:
-    """An InferenceSession. With `capturing` it serves one thread at a time, as ONNX Runtime asks then."""
+@cache
+def _worker() -> ThreadPoolExecutor:
+    """The one thread of a process that runs sessions where CUDA graphs are captured.
 
-    def __init__(self, ort: Any, session: Any, provider: Provider, capturing: bool) -> None:
+    ONNX Runtime keeps captured graphs by thread, and a capture is spoilt by whatever else allocates on the device.
+    """
+    return ThreadPoolExecutor(1, thread_name_prefix="onnxruntime-cuda")
+
+
+def serially(exclusive: bool, work: Callable[[], T]) -> T:
+    """Do work here and now, or, where it is exclusive, in the one thread that does such work."""
+    return _worker().submit(work).result() if exclusive else work()
+
+
+class Session:
+    """An InferenceSession. `exclusive`: its runs wait for each other and for those of all exclusive sessions.
+
+    `capturing`: it was opened so that runs can be captured as CUDA graphs.
+    """
+
+    def __init__(self, ort: Any, session: Any, provider: Provider, exclusive: bool, capturing: bool) -> None:
         self.capturing = capturing
-        self._ort, self._session, self._provider = ort, session, provider
-        self._turn: AbstractContextManager[Any] = RLock() if capturing else nullcontext()
+        self._ort, self._session, self._provider, self._exclusive = ort, session, provider, exclusive
 
     def run(self, names: Sequence[str], feeds: Mapping[str, Array]) -> dict[str, Array]:
         """The outputs called `names`, on the host."""
-        with self.running():
-            return dict(zip(names, self._session.run(names, dict(feeds), self._options(NO_GRAPH)), strict=True))
+        results = self.call(lambda: self._session.run(names, dict(feeds), self._options(NO_GRAPH)))
+        return dict(zip(names, results, strict=True))
 
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """Wait for our turn, where turns are taken; errors come out as ours."""
-        with self._turn, translated(_failed):
-            yield
+    def call(self, work: Callable[[], T]) -> T:
+        """Do work with this session where such work is done; errors come out as ours."""
+        with translated(_failed):
+            return serially(self._exclusive, work)
 
     def binding(self) -> Any:
         """An IOBinding."""
@@ -67,8 +84,7 @@ class Session:
 
     def release(self, graph: int) -> None:
         """Forget a captured graph."""
-        with self.running():
-            self._session.release_captured_graph(graph)
+        self._session.release_captured_graph(graph)
 
     def buffer(self, array: Array) -> Any:
         """A copy of the array on the device."""
@@ -78,60 +94,58 @@ class Session:
         if not self.capturing:
             return None
         made = self._ort.RunOptions()
-        made.add_run_config_entry(self._provider.graph_number, str(graph))
+        made.add_run_config_entry("gpu_graph_id", str(graph))
         return made
 
 
 class OnnxRuntimeLoop:
-    """Inputs bound once on the device; an output and the input that it feeds swap buffers after each run.
+    """All inputs and outputs bound once on the device, for many runs; with a number, replayed as a CUDA graph.
 
-    So there are two sets of addresses, and two `graphs` to capture: one for every even run, one for every odd run.
+    After a run an output is copied to the input that it feeds: were the two to swap places, no graph would fit.
     """
 
     def __init__(
-        self,
-        session: Session,
-        feeds: Mapping[str, Array],
-        feedback: Mapping[str, str],
-        graphs: tuple[int, int] = (NO_GRAPH, NO_GRAPH),
+        self, session: Session, feeds: Mapping[str, Array], feedback: Mapping[str, str], graph: int = NO_GRAPH
     ) -> None:
-        self._session, self._feedback, self._graphs, self._odd = session, dict(feedback), graphs, 0
-        self._captured: set[int] = set()
-        with session.running():
-            self._binding = session.binding()
-            self._inputs = {name: session.buffer(array) for name, array in feeds.items()}
-            self._outputs = {name: session.buffer(feeds[source]) for name, source in feedback.items()}
-            for name, value in self._inputs.items():
-                self._binding.bind_ortvalue_input(name, value)
+        self._session, self._feedback, self._graph, self._captured = session, dict(feedback), graph, False
+        session.call(lambda: self._bind(feeds))
+
+    def _bind(self, feeds: Mapping[str, Array]) -> None:
+        self._binding = self._session.binding()
+        self._inputs = {name: self._session.buffer(array) for name, array in feeds.items()}
+        self._outputs = {name: self._session.buffer(feeds[source]) for name, source in self._feedback.items()}
+        for name, value in self._inputs.items():
+            self._binding.bind_ortvalue_input(name, value)
+        for name, value in self._outputs.items():
+            self._binding.bind_ortvalue_output(name, value)
 
     def load(self, feeds: Mapping[str, Array]) -> None:
         """New values for some inputs."""
-        with self._session.running():
-            for name, array in feeds.items():
-                self._inputs[name].update_inplace(np.ascontiguousarray(array))
+        self._session.call(lambda: self._send(feeds))
 
     def run(self, feeds: Mapping[str, Array]) -> None:
         """Rewrite the named inputs and run once."""
-        self.load(feeds)
-        with self._session.running():
-            for name, value in self._outputs.items():
-                self._binding.bind_ortvalue_output(name, value)
-            self._captured.add(self._graphs[self._odd])
-            self._session.execute(self._binding, self._graphs[self._odd])
-        for name, source in self._feedback.items():
-            self._inputs[source], self._outputs[name] = self._outputs[name], self._inputs[source]
-            self._binding.bind_ortvalue_input(source, self._inputs[source])
-        self._odd = 1 - self._odd
+        self._session.call(lambda: self._step(feeds))
 
     def read(self, name: str) -> Array:
         """A host copy of an input as the last run left it."""
-        with self._session.running():
-            return np.array(self._inputs[name].numpy())
+        return self._session.call(lambda: np.array(self._inputs[name].numpy()))
 
     def close(self) -> None:
         """Give the buffers back. May be called twice."""
-        for graph in self._captured - {NO_GRAPH}:
-            self._session.release(graph)
-        self._captured.clear()
-        self._binding = None
+        if self._captured:
+            with suppress(ClipskipError):  # after a failure of the device there is nothing to forget
+                self._session.call(lambda: self._session.release(self._graph))
+        self._captured, self._binding = False, None
         self._inputs, self._outputs = {}, {}
+
+    def _send(self, feeds: Mapping[str, Array]) -> None:
+        for name, array in feeds.items():
+            self._inputs[name].update_inplace(np.ascontiguousarray(array))
+
+    def _step(self, feeds: Mapping[str, Array]) -> None:
+        self._send(feeds)
+        self._session.execute(self._binding, self._graph)
+        self._captured = self._graph != NO_GRAPH
+        for name, source in self._feedback.items():
+            self._inputs[source].update_inplace(self._outputs[name])

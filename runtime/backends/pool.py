@@ -81,8 +81,8 @@ class Pool(Generic[T]):
         """Take a thing back that something went wrong with."""
         with self._changed:
             self._used -= 1
-            thing.close()
             self._changed.notify()
+        thing.close()
 
     def close(self) -> None:
         """Close what is idle, and the rest when it comes back. May be called twice."""

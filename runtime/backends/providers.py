@@ -6,6 +6,7 @@ Knows nothing of sessions, graphs or artefacts.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import redirect_stdout, suppress
@@ -29,8 +30,8 @@ class Provider:
 
     `target`: what the command line calls it; `device`: by which arguments an OrtValue is put where it computes;
     `options`, and `half` for fp16 graphs: what it is told; `caches`: the options that name a folder for what it
-    compiles; `graphs`: the option that lets it capture CUDA graphs, and `graph_number`: which one a run is; `below`:
-    who computes what it cannot, before the CPU; `plugin`: the package that brings it, if ONNX Runtime does not;
+    compiles; `graphs`: the option that lets it capture CUDA graphs, by number; `below`: who computes what it cannot,
+    before the CPU; `plugin`: the package that brings it, if ONNX Runtime does not;
     `libraries`: the package that, when it is imported, loads the libraries it needs beside CUDA's; `needs`: in words.
     """
 
@@ -41,7 +42,6 @@ class Provider:
     half: Mapping[str, str] = field(default_factory=dict)
     caches: tuple[str, ...] = ()
     graphs: str | None = None
-    graph_number: str = "gpu_graph_id"
     below: tuple[str, ...] = ()
     plugin: str | None = None
     libraries: str | None = None
@@ -56,10 +56,9 @@ _PROVIDERS = (
         TENSORRT,
         "onnxruntime-tensorrt",
         ("cuda", 0),
-        options={"trt_engine_cache_enable": "1", "trt_timing_cache_enable": "1"},
-        half={"trt_fp16_enable": "1"},
+        options={"trt_engine_cache_enable": "True", "trt_timing_cache_enable": "True"},  # it does not know "1"
+        half={"trt_fp16_enable": "True"},
         caches=("trt_engine_cache_path", "trt_timing_cache_path"),
-        graphs="trt_cuda_graph_enable",
         below=(CUDA,),
         libraries="tensorrt",
         needs="beside what onnxruntime-cuda needs, TensorRT 10: pip install 'tensorrt-cu13<11'",
@@ -69,8 +68,6 @@ _PROVIDERS = (
         "onnxruntime-tensorrt-rtx",
         ("gpu", 0, NVIDIA),
         caches=("nv_runtime_cache_path",),
-        graphs="enable_cuda_graph",
-        graph_number="cuda_graph_annotation_id",
         plugin="onnxruntime_ep_nv_tensorrt_rtx",
         needs="it needs an NVIDIA RTX GPU of compute capability 8.0 or newer, and its driver",
         install="pip install onnxruntime-ep-nv-tensorrt-rtx",
@@ -129,6 +126,8 @@ def options(provider: Provider, graph: Path, half: bool, capturing: bool) -> dic
         folder = graph.with_name(f"{graph.name}.{provider.target}.cache")
         try:
             folder.mkdir(exist_ok=True)
+            if not os.access(folder, os.W_OK):
+                raise PermissionError(folder)
             told |= dict.fromkeys(provider.caches, str(folder))
         except OSError:
             told = {name: value for name, value in told.items() if "cache" not in name}

@@ -53,17 +53,21 @@ def expected(store: Store) -> np.ndarray:
 
 
 @pytest.mark.parametrize("target", ["onnxruntime-cuda", "onnxruntime-tensorrt", "onnxruntime-tensorrt-rtx"])
-def test_a_loop_is_captured_twice_replayed_for_the_rest_and_gives_what_the_cpu_gives(
+def test_a_loop_gives_what_the_cpu_gives(
     ort: SimulatedOnnxRuntime, store: Store, expected: np.ndarray, target: str
 ) -> None:
     backend = backend_named(target)
     assert (backend.name, backend.target, backend.precision) == (target, "onnx", "fp16")
-    engine = opened(store, backend)
-    assert np.array_equal(denoised(engine, feeds(1)), expected)
-    session = ort.sessions[-1]
-    assert (len(session.graphs), session.replays) == (2, 18), "one for each order of the two buffers"
-    assert np.array_equal(denoised(engine, feeds(1)), expected)
-    assert (len(session.graphs), session.replays) == (2, 38), "the second request captures nothing"
+    assert np.array_equal(denoised(opened(store, backend), feeds(1)), expected)
+
+
+def test_on_cuda_a_loop_is_captured_once_and_replayed_for_this_request_and_the_next(
+    ort: SimulatedOnnxRuntime, store: Store, expected: np.ndarray
+) -> None:
+    engine = opened(store, OnnxRuntime([CUDA]))
+    for replays in (19, 39):
+        assert np.array_equal(denoised(engine, feeds(1)), expected)
+        assert (len(ort.sessions[-1].graphs), ort.sessions[-1].replays) == (1, replays)
 
 
 def test_other_engines_are_not_captured_for_they_run_once_a_request(ort: SimulatedOnnxRuntime, store: Store) -> None:
@@ -96,9 +100,20 @@ def test_a_shape_too_many_releases_the_graphs_of_the_one_unused_for_longest(
     for side in (4, 8, 12, 16, 20):
         denoised(engine, feeds(side=side), steps=3)
     session = ort.sessions[-1]
-    assert sorted(session.graphs) == [3, 4, 5, 6, 7, 8, 9, 10]
+    assert [number for _, number in session.graphs] == [2, 3, 4, 5]
     engine.close()
     assert not session.graphs
+
+
+def test_a_picture_more_than_there_are_graphs_for_is_made_without_one(
+    ort: SimulatedOnnxRuntime, store: Store, expected: np.ndarray
+) -> None:
+    engine = opened(store, OnnxRuntime([CUDA]))
+    held = [engine.loop(feeds(), FEEDBACK) for _ in range(4)]
+    assert np.array_equal(denoised(engine, feeds(1)), expected)
+    assert not ort.sessions[-1].graphs
+    for loop in held:
+        loop.close()
 
 
 def test_eight_threads_run_one_after_another_and_get_what_they_get_alone(
@@ -152,7 +167,7 @@ def test_what_tensorrt_compiles_is_kept_beside_the_graph(ort: SimulatedOnnxRunti
     assert folder.is_dir()
     assert folder.parent == store.root / Path(store.find("step", "onnx", "fp16").files[0].path).parent
     assert told["trt_timing_cache_path"] == str(folder)
-    assert (told["trt_engine_cache_enable"], told["trt_fp16_enable"], told["trt_cuda_graph_enable"]) == ("1",) * 3
+    assert (told["trt_engine_cache_enable"], told["trt_fp16_enable"]) == ("True", "True")
     assert ort.sessions[-1].names == [TENSORRT, CUDA], "CUDA computes what TensorRT cannot"
 
 
@@ -165,6 +180,22 @@ def test_a_store_that_cannot_be_written_to_has_no_cache(tmp_path: Path) -> None:
 def test_one_s_own_settings_come_last(ort: SimulatedOnnxRuntime, store: Store) -> None:
     opened(store, OnnxRuntime([CUDA], settings={"gpu_mem_limit": "1000", "enable_cuda_graph": "0"}))
     assert ort.sessions[-1].told == {"gpu_mem_limit": "1000", "enable_cuda_graph": "0"}
+    with pytest.raises(RequestError, match="takes no provider beside it"):
+        OnnxRuntime([TENSORRT_RTX, CUDA])
+
+
+def test_on_a_gpu_every_depth_counts_with_its_weights(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = store.find("text-03", "onnx", "fp16").files
+    on_cpu = opened(store, OnnxRuntime(), "text-03")
+    monkeypatch.setitem(sys.modules, "onnxruntime", SimulatedOnnxRuntime())
+    on_gpu = opened(store, OnnxRuntime([CUDA]), "text-03")
+    assert on_gpu.nbytes - on_cpu.nbytes == sum(each.size for each in files[1:]) > 0
+
+
+def test_where_no_graph_can_be_opened_the_provider_is_to_blame(ort: SimulatedOnnxRuntime, store: Store) -> None:
+    with pytest.raises(BackendUnavailable, match=r"\[TensorRT\]") as caught:
+        opened(store, OnnxRuntime([TENSORRT], settings={"trt_int8_enable": "1"}))
+    assert caught.value.hint
 
 
 def test_loading_cuda_s_libraries_prints_nothing_on_stdout(
