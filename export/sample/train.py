@@ -1,4 +1,7 @@
-"""Makes the sample checkpoint: `python export/sample/train.py --out DIR`. Run again, it goes on where it stopped."""
+"""Makes the sample checkpoint: `python export/sample/train.py --out DIR`. Run again, it goes on where it stopped.
+
+With `--start FOLDER` it takes a finished checkpoint and trains its U-Net further, all else frozen.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ import torch.distributed as dist
 from diffusers import AutoencoderKL
 from latents import encoded, scaling_factor, train_decoder
 from networks import new_vae, save_pipeline
+from sampling import load
 from text_phase import Reader, train_text, understanding
 from torch import nn
 from torch.multiprocessing.spawn import start_processes
@@ -37,6 +41,7 @@ class Recipe:
     fine: Stage
     polish: Stage
     decoder: Plan
+    further: Stage
 
 
 # What made the checkpoint in this folder.
@@ -49,6 +54,7 @@ RECIPE = Recipe(
     fine=Stage(Plan("fine", 1450, 1.2e-3, cosine, 0.45, 0.998), 40, 1, 77, True),
     polish=Stage(Plan("polish", 220, 7.2e-4, cosine, 0.2, 0.99, warm_up=20), 40, 1, 77, True),
     decoder=Plan("decoder", 500, 1e-3, linear, 0.4, 0.995),
+    further=Stage(Plan("further", 3200, 1e-3, cosine, 0.3, 0.998), 40, 1, 77, False),
 )
 
 
@@ -57,10 +63,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint, in diffusers' layout")
     parser.add_argument("--work", type=Path, help="folder for what can be resumed (default: OUT/work)")
+    parser.add_argument("--start", type=Path, help="a finished checkpoint whose U-Net is to be trained further")
     options = parser.parse_args()
     work = options.work or options.out / "work"
     work.mkdir(parents=True, exist_ok=True)
-    make(RECIPE, options.out, work)
+    if options.start:
+        go_on(RECIPE, options.start, options.out, work)
+    else:
+        make(RECIPE, options.out, work)
 
 
 def make(recipe: Recipe, out: Path, work: Path) -> None:
@@ -70,13 +80,24 @@ def make(recipe: Recipe, out: Path, work: Path) -> None:
     shutil.copytree(work / "tokenizer", out / "tokenizer", dirs_exist_ok=True)
     if not ((work / VAE_FILE).exists() and (work / READER_FILE).exists()):
         _run(_first_phases, recipe, work)
-    (work / MEETING).unlink(missing_ok=True)
-    _run(_last_phases, recipe, work, out)
+    _run_together(_last_phases, recipe, work, out)
+
+
+def go_on(recipe: Recipe, start: Path, out: Path, work: Path) -> None:
+    """Train the U-Net of a finished checkpoint further, and write the whole as a new one."""
+    shutil.copytree(start / "tokenizer", out / "tokenizer", dirs_exist_ok=True)
+    _run_together(_further_phase, recipe, work, start, out)
 
 
 def _run(phase: Callable[..., None], *arguments: object) -> None:
     """Run a function in two processes of one thread each: on a busy machine faster than one process of two."""
     start_processes(phase, arguments, nprocs=PROCESSES, start_method="spawn")
+
+
+def _run_together(phase: Callable[..., None], recipe: Recipe, work: Path, *folders: Path) -> None:
+    """Run a phase whose processes average their gradients."""
+    (work / MEETING).unlink(missing_ok=True)
+    _run(phase, recipe, work, *folders)
 
 
 def _first_phases(number: int, recipe: Recipe, work: Path) -> None:
@@ -93,12 +114,17 @@ def _first_phases(number: int, recipe: Recipe, work: Path) -> None:
         write_torch(reader.state_dict(), work / READER_FILE)
 
 
-def _last_phases(number: int, recipe: Recipe, work: Path, out: Path) -> None:
-    """Both processes train the U-Net, then the decoder, with averaged gradients; the first one writes the folder."""
+def _meet(number: int, recipe: Recipe, work: Path) -> None:
+    """Join the other process: from here on gradients are averaged."""
     torch.set_num_threads(1)
     meeting = (work / MEETING).resolve().as_uri()
     dist.init_process_group("gloo", init_method=meeting, rank=number, world_size=PROCESSES)
     torch.manual_seed(recipe.seed)
+
+
+def _last_phases(number: int, recipe: Recipe, work: Path, out: Path) -> None:
+    """Both processes train the U-Net, then the decoder, with averaged gradients; the first one writes the folder."""
+    _meet(number, recipe, work)
     words = Words(work / "tokenizer")
     vae, generator = _load_vae(work), Generator(_load_reader(work, words))
     data = encoded(vae, recipe.seed, recipe.pictures, work)
@@ -108,6 +134,20 @@ def _last_phases(number: int, recipe: Recipe, work: Path, out: Path) -> None:
     _save(parts, out)
     train_decoder(recipe.decoder, vae, data, work)
     _save(parts, out)
+    dist.destroy_process_group()
+
+
+def _further_phase(number: int, recipe: Recipe, work: Path, start: Path, out: Path) -> None:
+    """Both processes train the U-Net on the finished text encoder and autoencoder; the first one writes the folder."""
+    _meet(number, recipe, work)
+    finished = load(start)
+    reader = Reader(finished.words.end + 1)
+    reader.text.load_state_dict(finished.text.state_dict())
+    generator = Generator(reader)
+    generator.unet.load_state_dict(finished.unet.state_dict())
+    data = encoded(finished.vae, recipe.seed, recipe.pictures, work)
+    train_unet(recipe.further, generator, data, finished.words, work)
+    _save({"unet": generator.unet, "text_encoder": reader.text, "vae": finished.vae}, out)
     dist.destroy_process_group()
 
 
