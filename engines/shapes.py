@@ -49,8 +49,9 @@ def parse_sizes(text: str) -> AxisRange:
 
 def axis_ranges(model: ModelFacts, options: BuildOptions) -> dict[str, AxisRange]:
     """The range of every dynamic axis of design.md's four graphs. RequestError for sizes that the model cannot do."""
-    if options.max_batch < 1 or options.max_chunks < 1:
-        raise RequestError("max_batch and max_chunks must be at least 1", field="max_batch")
+    for field, value in (("max_batch", options.max_batch), ("max_chunks", options.max_chunks)):
+        if value < 1:
+            raise RequestError(f"{field} must be at least 1, not {value}", field=field)
     rows = max(2 * options.max_batch, LEAST_ROWS)
     latent = _latent(_sizes(model, options.sizes), model.size_step)
     return {

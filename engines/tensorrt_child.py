@@ -18,7 +18,7 @@ from threading import Thread
 from typing import IO, Any
 
 from clipskip.engines.tensorrt_config import Job
-from clipskip.errors import BackendUnavailable, ClipskipError, DeviceOutOfMemory, ExportError
+from clipskip.errors import BackendUnavailable, ClipskipError, DeviceOutOfMemory, ExportError, RequestError
 
 COMMAND = (sys.executable, "-m", "clipskip.engines.tensorrt_compile")
 PULSE = 5.0  # seconds without a word after which a build says that it is alive
@@ -32,7 +32,7 @@ _ERRORS: dict[str, tuple[type[ClipskipError], str]] = {
     "build": (ExportError, _SMALLER),
     "memory": (DeviceOutOfMemory, _SMALLER),
     "package": (BackendUnavailable, "run clipskip doctor"),
-    "option": (ExportError, "choose another option"),
+    "option": (RequestError, "choose another"),
 }
 
 
@@ -45,7 +45,7 @@ class Outcome:
 
 
 def compile_in_child(role: str, job: Job, progress: Progress) -> Outcome:
-    """Run the job. ExportError, DeviceOutOfMemory or BackendUnavailable carry TensorRT's own lines."""
+    """Run the job. ExportError, DeviceOutOfMemory, BackendUnavailable or RequestError carry TensorRT's own lines."""
     with tempfile.TemporaryFile() as stderr:
         with _child(job, stderr) as (child, lines):
             last = _follow(lines, role, progress)

@@ -106,7 +106,7 @@ def test_only_the_wanted_depths_are_built(tmp_path: Path) -> None:
 def test_compute_capabilities_are_recorded_and_an_unknown_one_is_refused_by_name(tmp_path: Path) -> None:
     job = decode_job(tmp_path, compute_capabilities=("8.6", "8.9"))
     compile_in_child("decode", job, lambda line: None)
-    with pytest.raises(ExportError, match=r"compute capability 9\.9.*SM80"):
+    with pytest.raises(RequestError, match=r"compute capability 9\.9.*SM80"):
         compile_in_child("decode", decode_job(tmp_path, compute_capabilities=("9.9",)), lambda line: None)
 
 
