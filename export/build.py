@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from typing import Any
 
@@ -41,15 +41,22 @@ def build(draft: Draft, source: Checkpoint, facts: ModelFacts, say: Say) -> None
     draft.tokenizer(list(source.tokenizer))
     work = _Work(draft, facts, precision, say)
     about: dict[str, Any] = {"facts": facts, "precision": precision}
-    say("asking torch for the contexts")
-    depths = cases.text(networks.text, facts, source.vocabulary, work.half)
-    texts = {f"text-{depth:02}": each for depth, each in enumerate(depths)}
-    context = depths[-1][-1].exact["context"]
-    work.make(networks.text, {"text": partial(graphs.text_graph, **about)}, lambda: texts)
+
+    @cache
+    def depths() -> list[list[Case]]:
+        """Wanted for the text graphs and, as the context, for the step; while the encoder is as it was loaded."""
+        say("asking torch for the contexts")
+        return cases.text(networks.text, facts, source.vocabulary, work.half)
+
+    work.make(
+        networks.text,
+        {"text": partial(graphs.text_graph, **about)},
+        lambda: {f"text-{depth:02}": each for depth, each in enumerate(depths())},
+    )
     work.make(
         networks.unet,
         {"step": partial(graphs.step_graph, **about)},
-        lambda: {"step": cases.step(networks.unet, context, facts, work.half)},
+        lambda: {"step": cases.step(networks.unet, depths()[-1][-1].exact["context"], facts, work.half)},
     )
     work.make(
         networks.vae,

@@ -116,6 +116,7 @@ class SimulatedSession:
             self.names = [CPU]
         self.graphs: dict[tuple[int, int], dict[str, int]] = {}  # by thread and number, as ONNX Runtime keeps them
         self.replays = 0
+        self.opened_in = threading.get_ident()
         self.fails = False
         self._busy = threading.Lock()
         options.intra_op_num_threads = 1

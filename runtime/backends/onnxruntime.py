@@ -76,14 +76,14 @@ class OnnxRuntime:
 
     def check(self) -> None:
         """BackendUnavailable where the provider cannot even open a graph of one node: `clipskip doctor` asks."""
-        told = {**self._provider.options, **self._provider.half, **self._settings}
+        told = options(self._provider, None, half=True, capturing=False) | self._settings
         with translated(lambda said: BackendUnavailable(f"{self.providers[0]}: {said}", hint=self._provider.needs)):
             self._opened(ONE_NODE, self._session_options(""), told)
 
     def _engine(self, artefact: Artefact, path: Path, capturing: bool) -> OnnxRuntimeEngine:
         told = options(self._provider, path, artefact.precision == "fp16", capturing) | self._settings
         with translated(lambda said: self._not_opened(path, said)):
-            opened = serially(self.graphs, lambda: self._opened(str(path), self._session_options(artefact.role), told))
+            opened = self._opened(str(path), self._session_options(artefact.role), told)
         session = Session(self._ort, opened, self._provider, exclusive=self.graphs, capturing=capturing)
         files = artefact.files if self._on_device else artefact.files[:1]  # the weights stay mapped from one file
         return OnnxRuntimeEngine(artefact, session, SESSION_BYTES + sum(each.size for each in files))
@@ -104,7 +104,7 @@ class OnnxRuntime:
         else:
             found = list(devices(self._ort, self._provider))
             session_options.add_provider_for_devices(found[:1], dict(given))
-        session = self._ort.InferenceSession(graph, session_options, **arguments)
+        session = serially(self.graphs, lambda: self._ort.InferenceSession(graph, session_options, **arguments))
         if (used := session.get_providers()[0]) != self.providers[0]:
             message = f"{self.providers[0]} could not be used: ONNX Runtime fell back to {used}"
             raise BackendUnavailable(message, hint=self._provider.needs)

@@ -116,21 +116,24 @@ def devices(ort: Any, provider: Provider) -> Iterator[Any]:
     return (each for each in ort.get_ep_devices() if each.ep_name == provider.name)
 
 
-def options(provider: Provider, graph: Path, half: bool, capturing: bool) -> dict[str, str]:
-    """What the provider is told when it opens the graph at `graph`.
+def options(provider: Provider, graph: Path | None, half: bool, capturing: bool) -> dict[str, str]:
+    """What the provider is told when it opens the graph at `graph`, or (None) one that is in no file.
 
-    What it compiles is kept in a folder beside the graph; in a store that cannot be written to, nowhere.
+    What it compiles is kept in a folder beside the graph; where that cannot be, nowhere.
     """
     told = {**provider.options, **(provider.half if half else {})}
-    if provider.caches:
-        folder = graph.with_name(f"{graph.name}.{provider.target}.cache")
-        try:
-            folder.mkdir(exist_ok=True)
-            if not os.access(folder, os.W_OK):
-                raise PermissionError(folder)
-            told |= dict.fromkeys(provider.caches, str(folder))
-        except OSError:
-            told = {name: value for name, value in told.items() if "cache" not in name}
+    folder = _cache_folder(provider, graph) if provider.caches and graph else None
+    if folder:
+        told |= dict.fromkeys(provider.caches, str(folder))
+    else:
+        told = {name: value for name, value in told.items() if "cache" not in name}
     if capturing and provider.graphs:
         told[provider.graphs] = "1"
     return told
+
+
+def _cache_folder(provider: Provider, graph: Path) -> Path | None:
+    folder = graph.with_name(f"{graph.name}.{provider.target}.cache")
+    with suppress(OSError):
+        folder.mkdir(exist_ok=True)
+    return folder if folder.is_dir() and os.access(folder, os.W_OK) else None

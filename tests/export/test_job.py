@@ -127,6 +127,26 @@ def test_a_missing_depth_is_added_without_making_the_rest_again(tiny: Path, root
         store.verify(artefact)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_missing_network_is_added_and_torch_is_asked_for_no_more_than_it_takes(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    asked: list[str] = []
+    for part in ("text", "step", "decode", "encode"):
+        honest = getattr(cases, part)
+        monkeypatch.setattr(cases, part, lambda *rest, part=part, honest=honest: asked.append(part) or honest(*rest))
+    store = tmp_path / "store"
+    export(tiny, store, precision=precision)
+    assert asked == ["text", "step", "decode", "encode"]
+    for role, needed in (("step", ["text", "step"]), ("decode", ["decode", "encode"])):
+        manifest = json.loads((store / "manifest.json").read_text())
+        manifest["artefacts"] = [each for each in manifest["artefacts"] if each["role"] != role]
+        (store / "manifest.json").write_text(json.dumps(manifest))
+        asked.clear()
+        assert export(tiny, store, precision=precision).find(role, "onnx", precision) is not None
+        assert asked == needed
+
+
 def test_another_recommended_clip_skip_changes_the_manifest_only(tiny: Path, root: Path) -> None:
     before = Store(root).manifest().artefacts
     after = export(tiny, root, recommended_clip_skip=2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -263,3 +264,18 @@ def test_the_check_s_graph_is_one_that_onnx_runtime_computes() -> None:
     OnnxRuntime().check()
     session = onnxruntime.InferenceSession(ONE_NODE, providers=["CPUExecutionProvider"])
     assert session.run(None, {"x": np.ones(1, np.float32)})[0] == [-1]
+
+
+def test_a_check_leaves_no_cache_anywhere(ort: SimulatedOnnxRuntime) -> None:
+    OnnxRuntime([TENSORRT]).check()
+    assert not [name for name in ort.sessions[-1].told if "cache" in name], "without a folder it would be this one"
+
+
+def test_where_graphs_are_captured_every_session_is_opened_in_the_thread_that_runs_them(
+    ort: SimulatedOnnxRuntime, store: Store
+) -> None:
+    opened(store, OnnxRuntime([CUDA]))
+    opened(store, OnnxRuntime([CUDA]), "decode")
+    OnnxRuntime([CUDA]).check()
+    assert len({session.opened_in for session in ort.sessions}) == 1
+    assert ort.sessions[-1].opened_in != threading.get_ident()
