@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import os
 from dataclasses import dataclass
 from typing import Any
 
-from clipskip.errors import BackendUnavailable
+from clipskip.engines.errors import BackendUnavailable
 
 INSTALL = 'pip install "clipskip[tensorrt-rtx]"'
 
@@ -25,6 +26,15 @@ class Gpu:
     def identity(self) -> str:
         """What timings and engines tuned on this device are good for."""
         return f"{self.name}, compute capability {self.compute_capability}, CUDA {self.cuda.partition('.')[0]}"
+
+
+def onnxruntime() -> Any:
+    """The module onnxruntime, kept from reporting to its maker: it asks this variable once, when it is imported.
+
+    ImportError where it is not installed.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    return importlib.import_module("onnxruntime")
 
 
 def cuda_runtime() -> Any:

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from clipskip.engines.errors import StorageError
 from clipskip.engines.files import storage_error
-from clipskip.errors import StorageError
 
 try:
     import fcntl

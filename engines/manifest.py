@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Annotated
 
 from clipskip.engines import strict
-from clipskip.errors import ManifestError
+from clipskip.engines.errors import ManifestError
 
 SCHEMA = 1
 Identity = tuple[str, str, str]  # role, target, precision: a store has one artefact of each

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from clipskip.engines import files, locks, manifest, stale
+from clipskip.engines.errors import EngineIncompatible, EngineMissing, ExportError, ManifestError, StorageError
 from clipskip.engines.files import readable_size
 from clipskip.engines.locks import Progress
 from clipskip.engines.manifest import (
@@ -30,7 +31,6 @@ from clipskip.engines.manifest import (
 )
 from clipskip.engines.stale import Wanted
 from clipskip.engines.store import MANIFEST, read_manifest
-from clipskip.errors import EngineIncompatible, EngineMissing, ExportError, ManifestError, StorageError
 
 _LOCK_LIMIT = 60.0  # seconds; the store's own lock is only ever held for a few file operations
 _TEMPORARY = re.compile(r"\.tmp-[a-z0-9._-]+-[0-9a-f]{8}")

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from clipskip.engines import publish
+from clipskip.engines.errors import StorageError, StoreError
 from clipskip.engines.files import readable_size
 from clipskip.engines.manifest import Artefact, FileRecord
 from clipskip.engines.store import Store
-from clipskip.errors import StorageError, StoreError
 
 
 def inspect(root: str | Path) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from clipskip.engines.errors import RequestError
 from clipskip.engines.manifest import AxisRange, ModelFacts, Port
-from clipskip.errors import RequestError
 
 LATENT = 8  # pixels per latent
 TOKENS = 77  # per chunk

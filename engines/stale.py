@@ -9,9 +9,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from clipskip.engines.errors import EngineMissing, ManifestError
 from clipskip.engines.manifest import FileRecord, Identity, Manifest, ModelFacts, NewerManifestError
 from clipskip.engines.store import problem_of, read_manifest
-from clipskip.errors import EngineMissing, ManifestError
 
 Wanted = Mapping[Identity, Mapping[str, str]]  # artefact -> its ingredients
 _SHA256 = re.compile(r"[0-9a-f]{64}")

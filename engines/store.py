@@ -14,9 +14,9 @@ from shlex import quote
 from threading import Lock
 
 from clipskip.engines import files, locks, manifest
+from clipskip.engines.errors import EngineCorrupt, EngineIncompatible, EngineMissing, ManifestError
 from clipskip.engines.manifest import Artefact, FileRecord, Manifest
 from clipskip.engines.strict import LARGEST
-from clipskip.errors import EngineCorrupt, EngineIncompatible, EngineMissing, ManifestError
 
 MANIFEST = "manifest.json"
 _verified: dict[tuple[int, ...], str] = {}  # state of a file -> its SHA-256, for the life of the process

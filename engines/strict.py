@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import is_dataclass
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from clipskip.errors import ManifestError
+from clipskip.engines.errors import ManifestError
 
 T = TypeVar("T")
 LARGEST = 1 << 20

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from clipskip.engines import strict
-from clipskip.errors import CheckpointError, ManifestError, UnsafeFileError, UnsupportedModelError
+from clipskip.engines.errors import CheckpointError, ManifestError, UnsafeFileError, UnsupportedModelError
 
 LONGEST_HEADER = 100_000_000  # bytes, safetensors' own limit
 

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clipskip.engines import gpu, publish
+from clipskip.engines.errors import RequestError
 from clipskip.engines.locks import locked
 from clipskip.engines.manifest import Artefact, AxisRange, FileRecord, key_of
 from clipskip.engines.shapes import BuildOptions, axes_of, axis_ranges, profiles
 from clipskip.engines.store import Store
 from clipskip.engines.tensorrt_child import Outcome, Progress, compile_in_child
 from clipskip.engines.tensorrt_config import PACKAGES, Job, load_builder
-from clipskip.errors import RequestError
 
 PRECISION = "fp16"
 NETWORKS = ("step", "decode", "encode")

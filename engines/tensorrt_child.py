@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass
 from threading import Thread
 from typing import IO, Any
 
+from clipskip.engines.errors import BackendUnavailable, ClipskipError, DeviceOutOfMemory, ExportError, RequestError
 from clipskip.engines.tensorrt_config import Job
-from clipskip.errors import BackendUnavailable, ClipskipError, DeviceOutOfMemory, ExportError, RequestError
 
 COMMAND = (sys.executable, "-m", "clipskip.engines.tensorrt_compile")
 PULSE = 5.0  # seconds without a word after which a build says that it is alive

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from clipskip.engines.errors import BackendUnavailable
 from clipskip.engines.tensorrt_config import (
     BuildError,
     Job,
@@ -26,7 +27,6 @@ from clipskip.engines.tensorrt_config import (
     monitor,
     out_of_memory,
 )
-from clipskip.errors import BackendUnavailable
 
 
 def build(trt: Any, job: Job, report: Report) -> dict[str, Any]:

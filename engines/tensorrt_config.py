@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from clipskip.errors import BackendUnavailable
+from clipskip.engines.errors import BackendUnavailable
 
 PACKAGES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}  # by target
 Shape = tuple[int, ...]

@@ -12,9 +12,9 @@ from importlib.metadata import version
 from typing import Any
 
 import onnx_ir as ir
-import onnxruntime
 from torch import nn
 
+from clipskip.engines import gpu
 from clipskip.engines.manifest import Artefact, ModelFacts, Port
 from clipskip.engines.publish import Draft
 from clipskip.engines.shapes import LATENT
@@ -116,7 +116,7 @@ class _Work:
         return Artefact(
             role, "onnx", self.precision, graph.inputs, graph.outputs,
             axes=graphs.axes(graph.inputs + graph.outputs, self.facts), parity=parity,
-            provenance={name: version(name) for name in _USED} | {"onnxruntime": onnxruntime.__version__},
+            provenance={name: version(name) for name in _USED} | {"onnxruntime": gpu.onnxruntime().__version__},
         )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from clipskip.errors import CheckpointError
+from clipskip.engines.errors import CheckpointError
 from clipskip.export.folder import open_folder
 from clipskip.export.parts import Checkpoint
 from clipskip.export.single_file import open_file

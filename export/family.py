@@ -11,9 +11,9 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from clipskip.engines.errors import CheckpointError, RequestError, UnsupportedModelError
 from clipskip.engines.manifest import ModelFacts
 from clipskip.engines.shapes import LATENT, TOKENS
-from clipskip.errors import CheckpointError, RequestError, UnsupportedModelError
 from clipskip.export.parts import Checkpoint
 
 Config = Mapping[str, Any]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from clipskip.errors import CheckpointError, UnsafeFileError
+from clipskip.engines.errors import CheckpointError, UnsafeFileError
 from clipskip.export import names, parts, tensorfile
 from clipskip.export.parts import Checkpoint, Part
 

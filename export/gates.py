@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from clipskip.errors import ExportError, NumericalError
+from clipskip.engines import gpu
+from clipskip.engines.errors import ExportError, NumericalError
 
 Array = npt.NDArray[Any]
 FP32_RELATIVE, FP32_ABSOLUTE = 1e-5, 1e-4
@@ -41,8 +42,7 @@ def measure(role: str, path: Path, cases: Sequence[Case]) -> dict[str, float]:
 
 
 def _runner(path: Path) -> Callable[[Mapping[str, Array]], dict[str, Array]]:
-    import onnxruntime
-
+    onnxruntime = gpu.onnxruntime()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.add_session_config_entry("session.disable_prepacking", "1")  # a second copy of the weights, for two runs

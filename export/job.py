@@ -13,9 +13,9 @@ from pathlib import Path
 
 from clipskip import clip_skip
 from clipskip.engines import publish, stale
+from clipskip.engines.errors import EngineMissing, ManifestError, RequestError
 from clipskip.engines.manifest import Identity, Manifest, ModelFacts
 from clipskip.engines.store import read_manifest
-from clipskip.errors import EngineMissing, ManifestError, RequestError
 from clipskip.export import family
 from clipskip.export.checkpoint import Checkpoint, open_checkpoint
 

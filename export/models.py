@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from clipskip.errors import CheckpointError, ExportError, UnsupportedModelError
+from clipskip.engines.errors import CheckpointError, ExportError, UnsupportedModelError
 from clipskip.export.names import describe_keys
 from clipskip.export.parts import Checkpoint, Part
 

@@ -17,8 +17,8 @@ import onnx
 import onnx_ir as ir
 import torch
 
+from clipskip.engines.errors import ExportError
 from clipskip.engines.manifest import Port
-from clipskip.errors import ExportError
 from clipskip.export.graphs import Graph
 
 OPSET = 23  # at 24 ONNX Runtime's causal Attention gave NaN on the CPU

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from clipskip.engines import files
+from clipskip.engines.errors import CheckpointError, ExportError
 from clipskip.engines.tensorfile import Entry
-from clipskip.errors import CheckpointError, ExportError
 
 State = tuple[int, int, int, int]
 

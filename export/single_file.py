@@ -13,8 +13,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from clipskip.engines.errors import CheckpointError, UnsupportedModelError
 from clipskip.engines.tensorfile import Entry
-from clipskip.errors import CheckpointError, UnsupportedModelError
 from clipskip.export import names, parts, tensorfile
 from clipskip.export.parts import Checkpoint, Part
 

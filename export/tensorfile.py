@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from clipskip.engines import tensorfile
+from clipskip.engines.errors import CheckpointError
 from clipskip.engines.tensorfile import Entry as Tensor
-from clipskip.errors import CheckpointError
 
 __all__ = ["Tensor", "check_readable", "read_header"]
 

@@ -9,6 +9,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from clipskip.engines import gpu
 from clipskip.engines.manifest import Artefact
 from clipskip.errors import BackendUnavailable, Busy, ClipskipError, EngineIncompatible, RequestError
 
@@ -47,13 +48,13 @@ class OnnxRuntime:
     ) -> None:
         provider = named(providers[0])
         try:
-            import onnxruntime
+            ort = gpu.onnxruntime()
         except ImportError as error:
             raise BackendUnavailable("ONNX Runtime is not installed", hint=named(CPU).install) from error
         if provider.plugin and len(providers) > 1:
             raise RequestError(f"{provider.name} takes no provider beside it", field="providers")
-        load(onnxruntime, provider)
-        self._ort, self._provider, self._settings = onnxruntime, provider, dict(settings or {})
+        load(ort, provider)
+        self._ort, self._provider, self._settings = ort, provider, dict(settings or {})
         self.providers = tuple(dict.fromkeys((*providers, *provider.below)))
         self.name = provider.target
         self.threads = threads or len(os.sched_getaffinity(0))

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from doubles.cuda import SimulatedCuda
 
-from clipskip.backends.simulated_cuda import SimulatedCuda
 from clipskip.engines.gpu import gpus
 from clipskip.errors import BackendUnavailable
 

@@ -49,7 +49,7 @@ def backend(request: pytest.FixtureRequest) -> Backend:
 
 def _tensorrt() -> Backend:
     if SIMULATED:
-        from simulated_store import simulated
+        from doubles.store import simulated
 
         return simulated()[0]
     found = gpu.gpus(gpu.cuda_runtime())[0]
@@ -60,7 +60,7 @@ def _tensorrt() -> Backend:
 def _onnxruntime() -> Backend:
     with pytest.MonkeyPatch.context() as patch:
         if SIMULATED:
-            from simulated_onnxruntime import SimulatedOnnxRuntime
+            from doubles.onnxruntime import SimulatedOnnxRuntime
 
             patch.setitem(sys.modules, "onnxruntime", SimulatedOnnxRuntime())
         try:
@@ -77,7 +77,7 @@ def engines(backend: Backend, sample_fp16_store: Path, tmp_path_factory: pytest.
     if backend.target == "onnx":
         return root
     if SIMULATED:
-        from simulated_store import publish_plans
+        from doubles.store import publish_plans
 
         publish_plans(Store(root))
     else:

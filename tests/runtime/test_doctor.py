@@ -6,10 +6,10 @@ import json
 from typing import Any
 
 import pytest
+from doubles.cuda import SimulatedCuda
 
 from clipskip import doctor
 from clipskip.backends.select import NAMES
-from clipskip.backends.simulated_cuda import SimulatedCuda
 from clipskip.engines import gpu
 from clipskip.errors import BackendUnavailable
 

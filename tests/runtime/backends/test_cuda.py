@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from doubles.cuda import SimulatedCuda
 
 from clipskip.backends.cuda import STICKY, Cuda
-from clipskip.backends.simulated_cuda import SimulatedCuda
 from clipskip.errors import BackendUnavailable, ClipskipError, DeviceLost, DeviceOutOfMemory
 
 ERRORS = SimulatedCuda.cudaError_t

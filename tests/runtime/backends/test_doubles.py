@@ -10,11 +10,13 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from doubles import cuda as simulated_cuda
+from doubles import tensorrt as simulated_tensorrt
+from doubles.cuda import SimulatedCuda
+from doubles.device import SimulatedDevice
+from doubles.tensorrt import SimulatedTensorRT
 
-from clipskip.backends import cuda, simulated_cuda, simulated_tensorrt
-from clipskip.backends.simulated_cuda import SimulatedCuda
-from clipskip.backends.simulated_device import SimulatedDevice
-from clipskip.backends.simulated_tensorrt import SimulatedTensorRT
+from clipskip.backends import cuda
 
 runtime = pytest.importorskip("cuda.bindings.runtime")
 trt = pytest.importorskip("tensorrt_rtx")

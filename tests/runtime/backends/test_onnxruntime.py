@@ -9,12 +9,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import doubles.onnxruntime as double
 import numpy as np
 import onnxruntime
 import pytest
-import simulated_onnxruntime as double
+from doubles.onnxruntime import SimulatedOnnxRuntime
 from onnxruntime.capi.onnxruntime_pybind11_state import OrtEpDevice
-from simulated_onnxruntime import SimulatedOnnxRuntime
 from step_feeds import FEEDBACK, denoised, feeds
 from tiny_graphs import publish_graphs
 

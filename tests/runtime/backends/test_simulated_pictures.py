@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from simulated_onnxruntime import SimulatedOnnxRuntime
-from simulated_store import TARGET, publish_plans, simulated
+from doubles.onnxruntime import SimulatedOnnxRuntime
+from doubles.store import TARGET, publish_plans, simulated
 
 import clipskip
 from clipskip import Request

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from simulated_store import TARGET, publish_plans, simulated
+from doubles.cuda import SimulatedCuda
+from doubles.store import TARGET, publish_plans, simulated
 from step_feeds import FEEDBACK, STEPS, changes, denoised, feeds
 from tiny_graphs import WIDTH, publish_graphs
 
 from clipskip.backends import Array, Engine
 from clipskip.backends.onnxruntime import OnnxRuntime
-from clipskip.backends.simulated_cuda import SimulatedCuda
 from clipskip.backends.tensorrt import Settings, TensorRT
 from clipskip.engines.manifest import AxisRange
 from clipskip.engines.shapes import BuildOptions

@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from . import Array
-from .simulated_cuda import SimulatedCuda
+from clipskip.backends import Array
+
+from .cuda import SimulatedCuda
 
 VERSION = "1.7.1.116"  # of the package that this is a double of
 SCRATCH = 1 << 20

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
-from . import Array
+from clipskip.backends import Array
 
 Work = Callable[[], None]
 DEVICE_BASE = 1 << 52  # no address of this process

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from . import Array
-from .simulated_device import DEVICE_BASE, GIGABYTE, POISON, Event, SimulatedDevice, Stream, Work
+from clipskip.backends import Array
+
+from .device import DEVICE_BASE, GIGABYTE, POISON, Event, SimulatedDevice, Stream, Work
 
 
 class SimulatedCuda(SimulatedDevice):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from clipskip.backends.cuda import Cuda
-from clipskip.backends.simulated_cuda import SimulatedCuda
-from clipskip.backends.simulated_tensorrt import VERSION, SimulatedTensorRT, plan
 from clipskip.backends.tensorrt import Settings, TensorRT
 from clipskip.engines import publish
 from clipskip.engines.manifest import Artefact
 from clipskip.engines.shapes import BuildOptions, axes_of, axis_ranges, profiles
 from clipskip.engines.store import Store
+from doubles.cuda import SimulatedCuda
+from doubles.tensorrt import VERSION, SimulatedTensorRT, plan
 
 TARGET = "tensorrt-rtx"
 

@@ -1,0 +1,1 @@
+"""Doubles of libraries and devices that this machine may lack."""
