@@ -38,31 +38,35 @@ def open(
     path: str | os.PathLike[str],
     *,
     backend: Backend | str = "onnxruntime",
+    device: int = 0,
     embeddings: Sequence[str | os.PathLike[str]] | str | os.PathLike[str] = (),
     text_engine_budget: int = 2 * 2**30,
     max_batch: int | None = None,
+    share_lengths: bool = False,
+    warm: Sequence[tuple[int, int, int]] = (),
 ) -> Pipeline:
     """Open the engine store in the folder `path`.
 
     `backend` is "onnxruntime" (the CPU), "onnxruntime-cuda", "tensorrt", "tensorrt-rtx", or a backend object with
-    settings of its own, such as `OnnxRuntime(providers=[...])` of `clipskip.backends.onnxruntime`. `embeddings` are
-    textual inversions (.safetensors), or folders of them, for use by name in prompts. `text_engine_budget` bounds the
-    bytes of the text engines that stay open. `max_batch` bounds the images that share one call of the network (default:
-    what the engines and the device take); it changes no picture.
+    settings of its own, such as `OnnxRuntime(providers=[...])` of `clipskip.backends.onnxruntime`; `device` is the
+    number of the GPU for a backend given by name. `embeddings` are textual inversions (.safetensors), or folders of
+    them, for use by name in prompts. `text_engine_budget` bounds the bytes of the text engines that stay open.
+    `max_batch` bounds the images that share one call of the network (default: what the engines and the device take); it
+    changes no picture. `share_lengths` lets prompts of different length share calls: pictures are then within 1/255 of
+    those made alone, and results say so. `warm`: sizes as (width, height, images) for which everything is opened,
+    compiled and captured now, so that the first request finds it done.
 
     Raises EngineMissing, ManifestError, EngineCorrupt or EngineIncompatible for the store, and BackendUnavailable.
     Engines are verified and opened when a request first needs them.
     """
     from clipskip.engines.store import Store
 
-    from . import embeddings as inversions
-    from .backends.select import backend_named
-    from .pipeline import Pipeline
+    from .backends import backend_named
+    from .pipeline import Pipeline, Settings
 
-    store = Store(Path(path))
-    concepts = inversions.load(embeddings, store.manifest().model.width)
-    chosen = backend_named(backend) if isinstance(backend, str) else backend
-    return Pipeline(store, chosen, concepts=concepts, text_engine_budget=text_engine_budget, max_batch=max_batch)
+    settings = Settings(text_engine_budget, max_batch, share_lengths, tuple(warm))
+    chosen = backend_named(backend, device) if isinstance(backend, str) else backend
+    return Pipeline(Store(Path(path)), chosen, embeddings, settings)
 
 
 def __getattr__(name: str) -> object:

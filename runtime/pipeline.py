@@ -1,7 +1,7 @@
 """One opened model: requests in, pictures out. Joins the parts and owns no arithmetic.
 
-The way of a request: `resolve` (every default, every refusal) -> `TextStage` (contexts) -> `table` (the sampler's rows)
--> `denoise` (the step engine) -> `_pictures` (the decode engine) -> `Result`.
+The way of a request: `resolve` (every default, every refusal) -> `TextEncoder` (rows of the U-Net) -> `table` (the
+sampler's rows) -> `Driver` (the step engine) -> `_picture` (the decode engine) -> `Result`.
 """
 
 from __future__ import annotations
@@ -10,34 +10,44 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL.Image
 
-from clipskip.engines.manifest import ModelFacts
+from clipskip.engines.manifest import ModelFacts, Role
 from clipskip.engines.shapes import LATENT
 from clipskip.engines.store import Store, build_command, export_command
 
 from . import metadata
 from .backends import Array, Backend
-from .context import Conditioning, TextStage
-from .denoise import Image, Snapshot, denoise
-from .embeddings import Concepts, check_names
+from .batch import Image
+from .conditioning import NetworkRow, TextEncoder
+from .driver import Driver
+from .engine_cache import EngineCache
 from .errors import EngineIncompatible, NumericalError, RequestError
-from .limits import Limits
+from .inversions import Locations, load
 from .noise import image_seeds, initial
-from .plan import Job, batches
 from .request import Request, unknown_field
-from .residents import Residents, text_role
-from .resolve import Resolved, resolve
+from .resolve import Limits, Resolved, resolve
 from .samplers import table
 from .schedules import NoiseModel, sigmas
 from .tokenizer import Tokenizer
 
 LATENT_CHANNELS = 4
+NOT_MASKED = {"mask": 1.0, "known": 0.0, "pull": 0.0}  # inpainting's inputs where the whole picture is made
+SHARED_LENGTHS = "shared calls of the network with longer prompts (share_lengths): within 1/255 of the picture alone"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a pipeline works; `clipskip.open` has what each means."""
+
+    text_engine_budget: int = 2 * 2**30
+    max_batch: int | None = None
+    share_lengths: bool = False
+    warm: Sequence[tuple[int, int, int]] = ()
 
 
 @dataclass(frozen=True)
@@ -71,9 +81,9 @@ class Result:
 
 @dataclass(frozen=True)
 class Progress:
-    """`call` of `calls` calls of the network are done. The last Progress carries one result per request.
+    """`call` of `calls` model evaluations, counted per image, are done. The last Progress has one result per request.
 
-    `preview()` decodes what the images of the current batch look like now, noise included.
+    `preview()` decodes what the images look like now, noise included.
     """
 
     call: int
@@ -83,26 +93,32 @@ class Progress:
 
 
 class Pipeline:
-    """One model, opened. Threads may share it. Close it, or use it in a `with` statement."""
+    """One model, opened. Threads may share it, and share calls of the network. Close it, or use `with`."""
 
-    def __init__(
-        self, store: Store, backend: Backend, *, concepts: Concepts, text_engine_budget: int, max_batch: int | None
-    ) -> None:
-        self.model = store.manifest().model
+    def __init__(self, store: Store, backend: Backend, inversions: Locations, settings: Settings) -> None:
+        self.model = facts = store.manifest().model
         self.backend = backend
-        facts = self.model
-        self._noise_model = NoiseModel(facts.beta_start, facts.beta_end, facts.train_steps, facts.prediction)
-        self._concepts = concepts
-        self._residents = Residents(store, backend, concepts.vectors, text_engine_budget)
-        step = self._residents.artefact("step")
-        command = None if step.target == "onnx" else build_command(store.root, step.target, step.precision)
-        self._limits = Limits.of(step, backend.batch_pixels, max_batch, command)
-        tokenizer = Tokenizer.open(store.verify_tokenizer())
-        if tokenizer.vocabulary != facts.vocabulary:
-            message = f"the tokenizer has {tokenizer.vocabulary} tokens, the text engines {facts.vocabulary}"
+        self._engines = EngineCache(store, backend, settings.text_engine_budget)
+        self._tokenizer = Tokenizer.open(store.verify_tokenizer())
+        if self._tokenizer.vocabulary != facts.vocabulary:
+            message = f"the tokenizer has {self._tokenizer.vocabulary} tokens, the text engines {facts.vocabulary}"
             raise EngineIncompatible(message, path=store.root, hint=export_command(store.root))
-        check_names(concepts, tokenizer)
-        self._text = TextStage(tokenizer, concepts, self._residents.encode, self._limits)
+        self._inversions = load(inversions, facts.width, self._tokenizer)
+        self._noise_model = NoiseModel(facts.beta_start, facts.beta_end, facts.train_steps, facts.prediction)
+        step = self._engines.artefact(Role("step"))
+        command = None if step.target == "onnx" else build_command(store.root, step.target, step.precision)
+        self._limits = Limits.of(step, backend.batch_pixels, settings.max_batch, command)
+        compiles = backend.compiles_per_shape
+        self._text = TextEncoder(self._engines, self._inversions.vectors, round_up=compiles)
+        self._driver = Driver(
+            self._engines,
+            self._limits,
+            loops=backend.loops,
+            exact_rows=not compiles,
+            share_lengths=settings.share_lengths,
+        )
+        for width, height, images in settings.warm:
+            self("", negative_prompt="warm", width=width, height=height, batch=images, steps=1, seed=0)
 
     def __call__(self, prompt: str | Request, **fields: Any) -> Result:
         """Make the pictures of one request, given as a Request or as a prompt and any fields of Request.
@@ -120,26 +136,30 @@ class Pipeline:
         return list(last.results)
 
     def steps(self, *requests: Request | str) -> Iterator[Progress]:
-        """As `run`, yielding after every call of the network; to cancel, stop iterating."""
+        """As `run`, yielding whenever the network was called; to cancel, stop iterating."""
         clock = _Clock()
-        wanted = [resolve(as_request(each), self.model) for each in requests]
-        jobs = self._jobs(wanted)
+        resolved = [self._resolved(request) for request in requests]
+        groups = [self._images(*each) for each in zip(resolved, self._text.rows(resolved), strict=True)]
+        images = [image for group in groups for image in group]
         clock.lap("text")
-        together = batches(jobs, self._limits)
-        done, calls = 0, sum(max(len(job.image.table) for job in batch) for batch in together)
-        latents: list[Array] = [np.empty(0)] * len(jobs)
-        for batch in together:
-            for snapshot in self._denoise(batch, latents):
-                done += 1
-                yield Progress(done, calls, partial(self._preview, snapshot))
+        total, done = sum(len(image.table) for image in images), 0
+        self._driver.add(images)
+        try:
+            while done < total:
+                self._driver.advance(images, done)
+                done = sum(image.call for image in images)
+                yield Progress(done, total, partial(self._previews, images, done))
+        finally:
+            self._driver.remove(images)
         clock.lap("denoise")
-        pictures = iter([self._picture(each, "the finished latents") for each in latents])
+        pictures = [[self._picture(image.latents, "the finished latents") for image in group] for group in groups]
         clock.lap("decode")
-        yield Progress(done, calls, list, tuple(self._result(each, pictures, clock) for each in wanted))
+        results = tuple(self._result(*each, clock) for each in zip(resolved, groups, pictures, strict=True))
+        yield Progress(done, total, list, results)
 
     def close(self) -> None:
         """Close the engines. May be called twice; a closed pipeline refuses further requests."""
-        self._residents.close()
+        self._engines.close()
 
     def __enter__(self) -> Pipeline:
         return self
@@ -147,59 +167,52 @@ class Pipeline:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _jobs(self, wanted: Sequence[Resolved]) -> list[Job]:
-        """One job per image. Whatever can be refused is refused here, before the first call of the network."""
-        for each in wanted:
-            self._limits.check_size(each)
-            for layers in {each.layers, each.negative_layers}:
-                self._residents.artefact(text_role(layers))
-        conditionings = self._text.condition(wanted)
-        images = [
-            (each, image)
-            for each, conditioning in zip(wanted, conditionings, strict=True)
-            for image in self._images(each, conditioning)
-        ]
-        return [Job(index, each, image) for index, (each, image) in enumerate(images)]
+    def _resolved(self, request: Request | str) -> Resolved:
+        """The request without open questions. Whatever can be refused is refused here, before any engine runs."""
+        resolved = resolve(as_request(request), self.model, self._limits, self._tokenizer, self._inversions)
+        for text in resolved.texts:
+            self._engines.artefact(Role("text", text.layers))
+        return resolved
 
-    def _images(self, wanted: Resolved, conditioning: Conditioning) -> Iterator[Image]:
+    def _images(self, resolved: Resolved, rows: Sequence[NetworkRow]) -> list[Image]:
         """The images of one request: they share everything but their noise."""
-        levels = sigmas(wanted.schedule, wanted.request.steps, self._noise_model)
-        rows = table(wanted.sampler, levels, self._noise_model)
-        shape = LATENT_CHANNELS, wanted.height // LATENT, wanted.width // LATENT
-        for seed, subseed in wanted.seeds:
-            start, noise = initial(seed, shape, wanted.request.rng, subseed, wanted.request.subseed_strength)
-            yield Image(rows, conditioning, start * np.float32(levels[0]), noise)
+        request = resolved.request
+        levels = sigmas(resolved.schedule, request.steps, self._noise_model)
+        rows_of_table = table(resolved.sampler, levels, self._noise_model)
+        shape = LATENT_CHANNELS, resolved.height // LATENT, resolved.width // LATENT
+        images = []
+        for seed, subseed in resolved.seeds:
+            start, noise = initial(seed, shape, request.rng, subseed, request.subseed_strength)
+            latents = start * np.float32(levels[0])
+            images.append(Image(rows_of_table, rows, latents, noise, resolved.chunks, NOT_MASKED))
+        return images
 
-    def _denoise(self, batch: Sequence[Job], latents: list[Array]) -> Iterator[Snapshot]:
-        """Run one batch and put the finished latents where its jobs want them."""
-        with self._residents.use("step") as engine:
-            for snapshot in denoise(engine, [job.image for job in batch]):
-                yield snapshot
-            for job, finished in zip(batch, snapshot.latents(), strict=True):
-                latents[job.index] = finished
-
-    def _preview(self, snapshot: Snapshot) -> list[PIL.Image.Image]:
-        return [self._picture(each, f"the latents after call {snapshot.call}") for each in snapshot.latents()]
+    def _previews(self, images: Sequence[Image], done: int) -> list[PIL.Image.Image]:
+        return [self._picture(each, f"the latents after call {done}") for each in self._driver.latents(images)]
 
     def _picture(self, latents: Array, what: str) -> PIL.Image.Image:
         """Decode [4,h,w] latents. NaN and infinity are an error, never a black picture."""
         if not np.isfinite(latents).all():
             raise NumericalError(f"{what} are not finite", hint="try a lower cfg, or engines at fp32")
-        with self._residents.use("decode") as engine:
+        with self._engines.use(Role("decode")) as engine:
             outputs = engine.run({"latents": latents[None]})
         if not outputs["finite"][0]:
             raise NumericalError(f"the decoder's output for {what} is not finite", hint="try engines at fp32")
         return PIL.Image.fromarray(outputs["image"][0])
 
-    def _result(self, wanted: Resolved, pictures: Iterator[PIL.Image.Image], clock: _Clock) -> Result:
-        roles = ("step", "decode", *{text_role(wanted.layers), text_role(wanted.negative_layers)})
+    def _result(
+        self, resolved: Resolved, images: Sequence[Image], pictures: Sequence[PIL.Image.Image], clock: _Clock
+    ) -> Result:
+        texts = {Role("text", layers) for layers in (resolved.layers, resolved.negative_layers)}
+        roles = sorted({str(role): role for role in (Role("step"), Role("decode"), *texts)}.items())
+        stretched = [SHARED_LENGTHS] if any(image.stretched for image in images) else []
         return Result(
-            images=tuple(islice(pictures, len(wanted.seeds))),
-            seeds=tuple(seed for seed, _ in wanted.seeds),
-            request=wanted.request,
-            warnings=(*wanted.notes, *self._concepts.notes),
+            images=tuple(pictures),
+            seeds=tuple(seed for seed, _ in resolved.seeds),
+            request=resolved.request,
+            warnings=(*resolved.notes, *self._inversions.notes, *stretched),
             timings=clock.seconds,
-            engines={role: self._residents.artefact(role).key for role in sorted(roles)},
+            engines={name: self._engines.artefact(role).key for name, role in roles},
             model=self.model,
         )
 

@@ -8,6 +8,7 @@ import pytest
 
 import clipskip
 from clipskip.backends.onnxruntime import OnnxRuntime
+from clipskip.engines.manifest import Role
 from clipskip.engines.store import Store
 from clipskip.errors import EngineCorrupt, EngineMissing, NumericalError, RequestError
 
@@ -47,6 +48,12 @@ def test_every_image_of_a_batch_can_be_made_again_alone(pipe):
     np.testing.assert_array_equal(np.asarray(again.images[0]), np.asarray(result.images[2]))
 
 
+def test_progress_of_several_images_counts_the_evaluations_of_each(pipe):
+    seen = list(pipe.steps(clipskip.Request(prompt="a ring", batch=2, **FAST), clipskip.Request(prompt="b", **FAST)))
+    assert [(each.call, each.calls) for each in seen] == [(3, 9), (6, 9), (9, 9), (9, 9)]
+    assert [len(result.images) for result in seen[-1].results] == [2, 1]
+
+
 def test_a_list_of_no_requests_gives_no_results(pipe):
     assert pipe.run([]) == []
 
@@ -69,7 +76,7 @@ def test_one_wrong_request_of_several_stops_all_before_any_engine_runs(pipe, mon
     def fail(*_):
         raise AssertionError("an engine was used")
 
-    monkeypatch.setattr(pipe._residents, "use", fail)
+    monkeypatch.setattr(pipe._engines, "use", fail)
     good, bad = (clipskip.Request(prompt=f"new words {steps}", **{**FAST, "steps": steps}) for steps in (3, 0))
     with pytest.raises(RequestError, match="steps must be"):
         pipe.run([good, bad])
@@ -89,7 +96,7 @@ def test_a_depth_that_was_not_built_names_the_command_that_builds_it(sample_stor
 
 def test_a_truncated_engine_is_refused_when_it_is_first_needed(sample_store, tmp_path):
     store = shutil.copytree(sample_store, tmp_path / "store")
-    victim = store / Store(store).find("decode", "onnx", "fp32").files[0].path
+    victim = store / Store(store).find(Role("decode"), "onnx", "fp32").files[0].path
     victim.write_bytes(victim.read_bytes()[:-1])
     with clipskip.open(store) as pipe, pytest.raises(EngineCorrupt, match=r"decode\.onnx has \d+ bytes instead of"):
         pipe("a ring", **FAST)
@@ -97,9 +104,9 @@ def test_a_truncated_engine_is_refused_when_it_is_first_needed(sample_store, tmp
 
 def test_text_engines_are_opened_when_needed_and_kept_within_the_budget(sample_store):
     with clipskip.open(sample_store, text_engine_budget=40 * 2**20) as pipe:  # two of them
-        pipe.run([clipskip.Request(prompt="a", clip_skip=skip, **FAST) for skip in (1, 2, 3, 4)])
-        assert len(pipe._residents._text.keys()) == 2
-        assert pipe._residents._others.keys() == ["step", "decode"]
+        for skip in (1, 2, 3, 4):
+            pipe("a", clip_skip=skip, **FAST)
+        assert sorted(map(str, pipe._engines.roles())) == ["decode", "step", "text-09", "text-10"]
 
 
 def test_a_closed_pipeline_refuses_to_work_and_may_be_closed_again(sample_store):
@@ -119,14 +126,14 @@ class Broken(OnnxRuntime):
 
     def open(self, artefact, path):
         engine = super().open(artefact, path)
-        if artefact.role != self.role:
+        if str(artefact.role) != self.role:
             return engine
         run, loop = engine.run, engine.loop
 
         def broken_loop(feeds, feedback):
             made = loop(feeds, feedback)
             read = made.read
-            made.read = lambda name: np.full_like(read(name), self.value)
+            made.read = lambda name, slot=None: np.full_like(read(name, slot), self.value)
             return made
 
         engine.run = lambda feeds: {**run(feeds), self.output: np.full_like(run(feeds)[self.output], self.value)}

@@ -1,0 +1,228 @@
+"""An open batch: images of one size join, move on by one call of the network at a time, and leave when they are done.
+
+What is stacked is what the step engine's signature lists: an input whose first axis is B gets one value per image, one
+whose first axis is N one value per row of the U-Net. Only the engine's own feedback (`state`) and the layout of the
+batch (`rows`, `mix`) are known by name. Knows nothing of prompts, pictures and threads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from clipskip.engines.manifest import Dim
+from clipskip.engines.shapes import SLOTS, TOKENS, sized
+
+from .backends import Array, Engine, Loop
+from .conditioning import NetworkRow
+from .errors import EngineIncompatible
+from .noise import Noise
+from .samplers import Row
+
+STATE, OUTPUT = "state", "next_state"
+LAYOUT = (STATE, "rows", "mix")  # inputs that the batch itself fills in
+
+
+@dataclass(eq=False)
+class Image:
+    """One picture in the making.
+
+    `table`: its sampler's rows; `rows`: its rows of the U-Net, whose contexts are repeated to `chunks` chunks;
+    `latents` [4,h,w]: first those it starts from, in the end the finished ones; `inputs`: what else the step engine is
+    fed for it, by name. `call` calls are done. `stretched`: it shared a call with longer contexts than its own.
+    """
+
+    table: Sequence[Row]
+    rows: Sequence[NetworkRow]
+    latents: Array
+    noise: Noise
+    chunks: int = 1
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    call: int = 0
+    stretched: bool = False
+
+    @property
+    def done(self) -> bool:
+        return self.call == len(self.table)
+
+    @property
+    def names(self) -> set[str]:
+        """All inputs of the step engine that this image has values for."""
+        rows = {name for row in self.rows for variant in row.variants for name in variant}
+        return {"timestep", "c_in", "update", "noise", *self.inputs, *rows}
+
+    def feeds(self) -> dict[str, Any]:
+        """The image's values for the next call; noise only for calls that use it."""
+        row = self.table[self.call]
+        feeds = {"timestep": row.timestep, "c_in": row.c_in, "update": row.update, **self.inputs}
+        return {**feeds, "noise": self.noise.normal(self.latents.shape)} if row.noisy else feeds
+
+    def first_state(self) -> Array:
+        """[K,4,h,w]: what the sampler remembers before the first call."""
+        state = np.zeros((SLOTS, *self.latents.shape), dtype=np.float32)
+        state[0] = self.latents
+        return state
+
+    def unit(self, latents: Array) -> Array:
+        """Latents as they are after `call` calls, at unit variance."""
+        sigma = 0.0 if self.done else self.table[self.call].sigma
+        return np.asarray(latents * np.float32(1 / math.sqrt(sigma**2 + 1)))
+
+
+def bucket(count: int, most: int) -> int:
+    """The smallest power of two that holds `count`, but at most `most`."""
+    return min(1 << (count - 1).bit_length(), most)
+
+
+class Batch:
+    """Slots for images and for rows of the U-Net, all of one latent size and `chunks` chunks, on one loop of `engine`.
+
+    The number of slots is a power of two. `exact_rows`: there are as many rows as are in use; otherwise their number is
+    a power of two as well, so that few shapes are ever compiled. An image keeps its slot and its rows while the shape
+    stays; where another shape is needed, the loop is bound anew.
+    """
+
+    def __init__(self, engine: Engine, image: Image, *, exact_rows: bool) -> None:
+        self.size, self.chunks = image.latents.shape, image.chunks
+        self._engine, self._exact_rows = engine, exact_rows
+        self._slots: list[Image | None] = []
+        self._rows: list[tuple[Image, NetworkRow] | None] = []
+        self._joining: list[Image] = []
+        self._loop: Loop | None = None
+        self._arrays: dict[str, Array] = {}  # what the loop was fed last, state apart
+        self._written: dict[tuple[str, int], object] = {}  # the value that stands at each place of it
+        self._changed: set[str] = set()  # inputs that the loop has not been told of
+        ports = [port for port in engine.artefact.inputs if port.name not in LAYOUT]
+        self._per_image = {port.name for port in ports if port.shape[0] == Dim("B")}
+        self._per_row = {port.name for port in ports if port.shape[0] == Dim("N")}
+        self._repeated = {port.name: port.shape.index(Dim("T")) - 1 for port in ports if Dim("T") in port.shape}
+
+    @property
+    def images(self) -> list[Image]:
+        """Those in a slot, then those that join with the next step."""
+        return [*(image for image in self._slots if image is not None), *self._joining]
+
+    def add(self, image: Image) -> None:
+        """Let an image of the batch's size take part from the next step on. EngineIncompatible."""
+        if odd := image.names ^ self._per_image ^ self._per_row:
+            names = ", ".join(sorted(odd))
+            raise EngineIncompatible(f"the step engine's inputs are not those of the request: {names}", field="step")
+        image.stretched = image.chunks != self.chunks
+        self._joining.append(image)
+
+    def step(self) -> list[Image]:
+        """Run the network once for all images; those that are done leave, with their finished latents."""
+        self._fit()
+        for slot, image in enumerate(self._slots):
+            for name, value in {} if image is None else image.feeds().items():
+                self._put(name, slot, value)
+        for place, member in enumerate(self._rows):
+            for name, value in {} if member is None else member[1].feeds(member[0].call).items():
+                self._put(name, place, value)
+        if self._loop is None:
+            self._loop = self._engine.loop(self._arrays, {OUTPUT: STATE})
+            self._changed = set()
+        self._loop.run({name: self._arrays[name] for name in self._changed})
+        self._changed = set()
+        for image in self.images:
+            image.call += 1
+        return self._finished()
+
+    def remove(self, image: Image) -> None:
+        """Give up an image; the others go on."""
+        if image in self._joining:
+            self._joining.remove(image)
+        else:
+            self._leave(image)
+
+    def latents(self, image: Image) -> Array:
+        """An image as it is now, at unit variance; waits for the device."""
+        if image in self._joining or self._loop is None:
+            return image.unit(image.latents)
+        return image.unit(self._loop.read(STATE, self._slots.index(image))[0])
+
+    def close(self) -> None:
+        """Give the loop back. May be called twice."""
+        if self._loop is not None:
+            self._loop.close()
+            self._loop = None
+
+    def _fit(self) -> None:
+        """Give the joining images free places; where these are too few or too many, prepare a loop of another shape."""
+        axes, images = self._engine.artefact.axes, self.images
+        slots, rows = (axes[axis].maximum if axis in axes else 2**31 for axis in ("B", "N"))
+        count = sum(len(image.rows) for image in images)
+        shape = bucket(len(images), slots), count if self._exact_rows else bucket(count, rows)
+        if self._loop is None or shape != (len(self._slots), len(self._rows)):
+            self._rebind(images, *shape)
+        elif self._joining:
+            for image in self._joining:
+                self._loop.write(STATE, self._place(image), image.first_state())
+            self._lay_out()
+        self._joining = []
+
+    def _rebind(self, images: Sequence[Image], slots: int, rows: int) -> None:
+        """Everything for a loop of this shape with these images in it; their state goes through the host."""
+        states = [] if self._loop is None else self._loop.read(STATE)
+        kept = {image: states[slot] for slot, image in enumerate(self._slots) if image is not None}
+        self.close()
+        sizes = {"B": slots, "N": rows, "T": TOKENS * self.chunks, "h": self.size[1], "w": self.size[2]}
+        ports = self._engine.artefact.inputs
+        self._arrays = {port.name: np.zeros(sized(port, sizes), port.dtype) for port in ports}
+        self._slots, self._rows, self._written = [None] * slots, [None] * rows, {}
+        for image in images:
+            self._arrays[STATE][self._place(image)] = kept[image] if image in kept else image.first_state()
+        self._lay_out()
+
+    def _place(self, image: Image) -> int:
+        """The slot that is now the image's; its rows have places as well."""
+        slot = self._slots.index(None)
+        self._slots[slot] = image
+        for row in image.rows:
+            self._rows[self._rows.index(None)] = image, row
+        return slot
+
+    def _lay_out(self) -> None:
+        """Which row looks at which slot, with what weight. A row of nobody's looks at an image that is there."""
+        somebody = next((slot for slot, image in enumerate(self._slots) if image is not None), 0)
+        self._arrays["rows"][:], self._arrays["mix"][:] = somebody, 0
+        for place, member in enumerate(self._rows):
+            if member is not None:
+                slot = self._slots.index(member[0])
+                self._arrays["rows"][place], self._arrays["mix"][slot, place] = slot, member[1].weight
+        self._changed |= {"rows", "mix"}
+
+    def _put(self, name: str, place: int, value: Any) -> None:
+        """Note a value for one slot or row, unless it stands there already."""
+        if self._written.get((name, place)) is value:
+            return
+        self._written[name, place] = value
+        array = self._arrays[name]
+        if name in self._repeated:
+            axis = self._repeated[name]
+            value = np.concatenate([value] * (array.shape[axis + 1] // value.shape[axis]), axis)
+        array[place] = value
+        self._changed.add(name)
+
+    def _finished(self) -> list[Image]:
+        """The images that are done, out of their slots; one is read by itself, several at once."""
+        finished = [image for image in self.images if image.done]
+        assert self._loop is not None
+        states = self._loop.read(STATE) if len(finished) > 1 else None
+        for image in finished:
+            slot = self._slots.index(image)
+            image.latents = (self._loop.read(STATE, slot) if states is None else states[slot])[0]
+            self._leave(image)
+        return finished
+
+    def _leave(self, image: Image) -> None:
+        """Free the image's places; an empty slot remembers nothing."""
+        slot = self._slots.index(image)
+        self._slots[slot] = None
+        self._rows = [None if member is not None and member[0] is image else member for member in self._rows]
+        self._put("update", slot, 0.0)
+        self._lay_out()

@@ -1,0 +1,146 @@
+"""From parsed texts to what the rows of the U-Net's batch are fed, by the names of the step engine's inputs.
+
+Encodes every distinct chunk once at its depth and applies emphasis. Knows nothing of prompts' syntax and of samplers.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter, OrderedDict
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
+from threading import Lock
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from clipskip.engines.manifest import Role
+
+from .backends import Array, Engine
+from .emphasis import emphasise
+from .engine_cache import EngineCache
+from .errors import RequestError
+from .prompt import Text
+from .resolve import Resolved
+
+BUDGET = 64 * 2**20  # bytes of each cache
+V = TypeVar("V")
+
+
+@dataclass(frozen=True)
+class NetworkRow:
+    """One row of the U-Net's batch over the calls of a request: its weight in the guidance mix, and what it is fed.
+
+    `variants` are the inputs by name, of the schedule's distinct texts; `which[i]` of them holds up to and including
+    call `ends[i]`. An input with an axis T (`context` [77 * chunks, D]) is repeated along it where the call is longer.
+    """
+
+    weight: float
+    ends: tuple[int, ...]
+    which: tuple[int, ...]
+    variants: tuple[Mapping[str, Array], ...]
+
+    def feeds(self, call: int) -> Mapping[str, Array]:
+        """The inputs at a call, counted from 0 (A1111 compares the call with the last step: one call late)."""
+        return self.variants[self.which[min(bisect_left(self.ends, call), len(self.ends) - 1)]]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for variant in self.variants for array in variant.values())
+
+
+class TextEncoder:
+    """Encodes with the text engines of `engines`; remembers chunks encoded at a depth, and whole rows.
+
+    `concepts` [E,D] are the vectors of textual inversions. `round_up`: give engines few different numbers of rows, for
+    each is compiled.
+    """
+
+    def __init__(self, engines: EngineCache, concepts: Array, round_up: bool) -> None:
+        self._engines, self._concepts, self._round_up = engines, concepts, round_up
+        self._chunks: _Recent[Array] = _Recent(BUDGET)  # (layers, tokens) -> context [77,D]
+        self._rows: _Recent[NetworkRow] = _Recent(BUDGET)
+
+    def rows(self, requests: Sequence[Resolved]) -> list[tuple[NetworkRow, ...]]:
+        """The rows of every request, one for each of its texts; all that is new at a depth is encoded at once."""
+        keys = [[(text, each.request.emphasis) for text in each.texts] for each in requests]
+        rows = {key: row for key in {k for each in keys for k in each} if (row := self._rows.get(key)) is not None}
+        fresh = {key: None for each in keys for key in each if key not in rows}
+        contexts = self._encode(text for text, _ in fresh)
+        for text, emphasis in fresh:
+            rows[text, emphasis] = row = _network_row(text, contexts, emphasis)
+            self._rows.put((text, emphasis), row, row.nbytes)
+        return [tuple(rows[key] for key in each) for each in keys]
+
+    def _encode(self, texts: Iterable[Text]) -> dict[tuple[int, tuple[int, ...]], Array]:
+        """The context of every chunk of the texts at its depth; what is not remembered in one call per depth."""
+        keys = {(text.layers, chunk.tokens) for text in texts for variant in text.variants for chunk in variant}
+        contexts = {key: known for key in keys if (known := self._chunks.get(key)) is not None}
+        for layers, group in groupby(sorted(keys - contexts.keys()), key=itemgetter(0)):
+            new = list(group)
+            tokens = np.array([chunk for _, chunk in new], dtype=np.int64)
+            with self._engines.use(Role("text", layers)) as engine:
+                encoded = self._run(engine, tokens)
+            for key, context in zip(new, encoded, strict=True):
+                contexts[key] = alone = context.copy()  # a view would keep its whole batch alive
+                self._chunks.put(key, alone, alone.nbytes)
+        return contexts
+
+    def _run(self, engine: Engine, tokens: Array) -> Array:
+        """The contexts [R,77,D] of token rows [R,77], as many at once as the engine takes."""
+        axes = engine.artefact.axes
+        if "E" in axes and len(self._concepts) > axes["E"].maximum:
+            raise RequestError(
+                f"the embeddings have {len(self._concepts)} vectors; the engines take {axes['E'].maximum}",
+                field="embeddings",
+                hint="open fewer of them",
+            )
+        most = axes["R"].maximum if "R" in axes else 2**31
+        contexts = []
+        for start in range(0, len(tokens), most):
+            rows = tokens[start : start + most]
+            power_of_two = 1 << max(1, (len(rows) - 1).bit_length())
+            size = min(power_of_two, most) if self._round_up else len(rows)
+            padded = np.pad(rows, ((0, size - len(rows)), (0, 0)), mode="edge")
+            contexts.append(engine.run({"tokens": padded, "concepts": self._concepts})["context"][: len(rows)])
+        return np.concatenate(contexts)
+
+
+def _network_row(text: Text, encoded: Mapping[tuple[int, tuple[int, ...]], Array], emphasis: str) -> NetworkRow:
+    """Apply emphasis to the encoded variants of a text; each counts as often as its schedule names it."""
+    counts = Counter(text.variants)
+    distinct = list(counts)
+    contexts = np.stack([[encoded[text.layers, chunk.tokens] for chunk in variant] for variant in distinct])
+    weights = np.array([[chunk.weights for chunk in variant] for variant in distinct], dtype=np.float32)
+    for position in range(contexts.shape[1]):
+        contexts[:, position] = emphasise(contexts[:, position], weights[:, position], emphasis, list(counts.values()))
+    flat = contexts.reshape(len(distinct), -1, contexts.shape[-1])
+    which = tuple(map(distinct.index, text.variants))
+    return NetworkRow(text.weight, text.ends, which, tuple({"context": context} for context in flat))
+
+
+class _Recent(Generic[V]):
+    """Values by key; those used least recently go when there are more than `budget` bytes. Thread-safe."""
+
+    def __init__(self, budget: int) -> None:
+        self._budget, self._size = budget, 0
+        self._values: OrderedDict[Hashable, tuple[V, int]] = OrderedDict()
+        self._lock = Lock()
+
+    def get(self, key: Hashable) -> V | None:
+        with self._lock:
+            if key not in self._values:
+                return None
+            self._values.move_to_end(key)
+            return self._values[key][0]
+
+    def put(self, key: Hashable, value: V, size: int) -> None:
+        with self._lock:
+            if key in self._values:
+                return
+            self._values[key] = value, size
+            self._size += size
+            while self._size > self._budget and len(self._values) > 1:
+                self._size -= self._values.popitem(last=False)[1][1]

@@ -1,0 +1,88 @@
+"""The opened engines of one model: each is verified and opened when it is first used. Knows nothing of what they compute."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from clipskip.engines.manifest import Artefact, Identity, Role
+from clipskip.engines.store import Store
+
+from .backends import Backend, Engine
+from .errors import RequestError
+
+
+@dataclass
+class _Entry:
+    engine: Engine
+    users: int = 0
+
+
+class EngineCache:
+    """Text engines come and go within `text_budget` bytes, the one used last is always kept; other engines stay open.
+
+    Thread-safe. An engine is opened once for all threads, and never closed while somebody uses it.
+    """
+
+    def __init__(self, store: Store, backend: Backend, text_budget: int) -> None:
+        self._store, self._backend, self._text_budget = store, backend, text_budget
+        self._entries: OrderedDict[Role, _Entry] = OrderedDict()  # the least recently used first
+        self._lock = threading.RLock()
+        self._closed = False
+        self._precision = self._available_precision()
+
+    def artefact(self, role: Role) -> Artefact:
+        """The artefact that a role is opened from. EngineMissing with the command that builds it."""
+        return self._store.find(role, self._backend.target, self._precision)
+
+    @contextmanager
+    def use(self, role: Role) -> Iterator[Engine]:
+        """The engine of a role, opened if need be, and kept open while it is in use."""
+        with self._lock:
+            if self._closed:
+                raise RequestError("this pipeline is closed", hint="open it again with clipskip.open(...)")
+            if role not in self._entries:
+                artefact = self.artefact(role)
+                self._entries[role] = _Entry(self._backend.open(artefact, self._store.verify(artefact)))
+            entry = self._entries[role]
+            entry.users += 1
+            self._entries.move_to_end(role)
+            self._evict()
+        try:
+            yield entry.engine
+        finally:
+            with self._lock:
+                entry.users -= 1
+                self._evict()
+
+    def roles(self) -> list[Role]:
+        """What is open, the least recently used first."""
+        with self._lock:
+            return list(self._entries)
+
+    def close(self) -> None:
+        """Close every engine, those in use when their last user is done; none is opened any more."""
+        with self._lock:
+            self._closed = True
+            self._evict()
+
+    def _evict(self) -> None:
+        """Close what nobody uses: everything once the cache is closed, before that text engines beyond the budget."""
+        texts = [role for role in self._entries if role.part == "text"]
+        excess = sum(self._entries[role].engine.nbytes for role in texts) - self._text_budget
+        for role in list(self._entries) if self._closed else texts[:-1]:
+            if (self._closed or excess > 0) and not self._entries[role].users:
+                engine = self._entries.pop(role).engine
+                excess -= engine.nbytes
+                engine.close()
+
+    def _available_precision(self) -> str:
+        """The backend's preferred precision, or the other one where only that has a step engine."""
+        preferred, target = self._backend.precision, self._backend.target
+        for precision in (preferred, "fp16" if preferred == "fp32" else "fp32"):
+            if self._store.manifest().find(Identity(Role("step"), target, precision)):
+                return precision
+        return preferred

@@ -1,0 +1,129 @@
+"""Opened engines: kept while they are used and, for texts, within a budget; opened once for all threads."""
+
+import threading
+from types import SimpleNamespace
+
+import pytest
+
+from clipskip.engine_cache import EngineCache
+from clipskip.engines.manifest import Role
+from clipskip.errors import RequestError
+
+STEP, DECODE = Role("step"), Role("decode")
+
+
+def text(layers):
+    return Role("text", layers)
+
+
+class Library:
+    """A backend and a store in one, whose engines have ten bytes each; `closed` are the roles of those closed."""
+
+    target, precision = "onnx", "fp32"
+
+    def __init__(self):
+        self.opened, self.closed, self.fail = [], [], None
+
+    def find(self, role, target, precision):
+        return role
+
+    def manifest(self):
+        return SimpleNamespace(find=lambda identity: True)
+
+    def verify(self, role):
+        return "path"
+
+    def open(self, role, path):
+        if self.fail:
+            raise self.fail
+        self.opened.append(role)
+        return SimpleNamespace(role=role, nbytes=10, close=lambda: self.closed.append(role))
+
+
+def cache_of(library, budget=30):
+    return EngineCache(library, library, budget)
+
+
+def use(cache, *roles):
+    for role in roles:
+        with cache.use(role) as engine:
+            assert engine.role == role
+
+
+def test_the_text_engine_unused_for_longest_goes_first():
+    library = Library()
+    cache = cache_of(library)
+    use(cache, text(1), text(2), text(3), text(1), text(4))
+    assert library.closed == [text(2)]
+    assert cache.roles() == [text(3), text(1), text(4)]
+
+
+def test_using_an_open_engine_keeps_it_from_being_the_next_to_go():
+    library = Library()
+    cache = cache_of(library, budget=20)
+    use(cache, text(1), text(2), text(1), text(3))
+    assert library.closed == [text(2)]
+
+
+def test_step_and_decode_stay_open_whatever_the_budget():
+    library = Library()
+    cache = cache_of(library, budget=1)
+    use(cache, STEP, DECODE, text(1), text(2))
+    assert cache.roles() == [STEP, DECODE, text(2)]
+
+
+def test_the_text_engine_used_last_stays_even_when_it_is_larger_than_the_budget():
+    cache = cache_of(Library(), budget=1)
+    use(cache, text(1))
+    assert cache.roles() == [text(1)]
+
+
+def test_an_engine_in_use_is_not_closed_until_its_user_is_done():
+    library = Library()
+    cache = cache_of(library, budget=10)
+    with cache.use(text(1)):
+        use(cache, text(2), text(3))
+        assert library.closed == [text(2)]
+        cache.close()
+        assert library.closed == [text(2), text(3)]
+    assert library.closed == [text(2), text(3), text(1)]
+
+
+def test_a_closed_cache_opens_nothing_and_may_be_closed_again():
+    cache = cache_of(Library())
+    cache.close()
+    cache.close()
+    with pytest.raises(RequestError, match="closed"), cache.use(STEP):
+        pass
+
+
+def test_an_engine_is_opened_once_for_all_threads():
+    library, start = Library(), threading.Barrier(8)
+    cache = cache_of(library)
+
+    def work():
+        start.wait()
+        use(cache, STEP)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert library.opened == [STEP]
+
+
+def test_a_failed_opening_leaves_nothing_behind():
+    library = Library()
+    cache = cache_of(library)
+    library.fail = OSError("no")
+    with pytest.raises(OSError, match="no"), cache.use(STEP):
+        pass
+    assert cache.roles() == []
+
+
+def test_the_other_precision_is_taken_where_only_that_is_there():
+    library = Library()
+    library.manifest = lambda: SimpleNamespace(find=lambda identity: identity.precision == "fp16")
+    library.find = lambda role, target, precision: precision
+    assert cache_of(library).artefact(STEP) == "fp16"
