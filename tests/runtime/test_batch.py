@@ -8,6 +8,7 @@ from clipskip.batch import Batch
 from clipskip.engines.manifest import Port
 from clipskip.errors import EngineIncompatible
 
+
 @pytest.mark.parametrize("exact_rows", [True, False])
 def test_images_that_start_together_do_not_depend_on_each_other(exact_rows):
     together = finished(FakeStep(), *[image(**each) for each in SETTINGS], exact_rows=exact_rows)

@@ -1,4 +1,4 @@
-"""What is encoded, how often, and what the U-Net's rows are fed. The numbers are checked in test_conditioning_reference."""
+"""What is encoded, how often, and what the U-Net's rows are fed. Numbers: see test_conditioning_reference."""
 
 from contextlib import contextmanager
 

@@ -68,7 +68,10 @@ def test_images_share_a_batch_only_when_size_and_length_agree():
     images = [image(seed=1), image(seed=2, rows=long, chunks=2), sized(8, 16), image(seed=3)]
     images.append(image(seed=4, rows=long, chunks=2))
     run(driver(engines), *images)
-    sizes = [(loop.feeds["state"].shape[0], loop.feeds["state"].shape[4], loop.feeds["context"].shape[1]) for loop in engines.step.loops]
+    sizes = [
+        (loop.feeds["state"].shape[0], loop.feeds["state"].shape[4], loop.feeds["context"].shape[1])
+        for loop in engines.step.loops
+    ]
     assert sizes == [(2, 8, 77), (2, 8, 154), (1, 16, 77)]
 
 
