@@ -116,7 +116,7 @@ class Driver:
             self._failures.pop(image, None)
 
     def _step(self) -> None:
-        """Let images join, then run the network for the batch whose turn it is. What goes wrong is its images' error."""
+        """Let images join, then run the network for the batch whose turn it is; its failure is its images'."""
         self._admit()
         if not self._batches:
             return

@@ -1,4 +1,4 @@
-"""The opened engines of one model: each is verified and opened when it is first used. Knows nothing of what they compute."""
+"""The opened engines of one model, each verified and opened when first used. Knows nothing of what they compute."""
 
 from __future__ import annotations
 
