@@ -61,12 +61,15 @@ def open(
     """
     from clipskip.engines.store import Store
 
+    from . import inversions
     from .backends import backend_named
     from .pipeline import Pipeline, Settings
 
+    store = Store(Path(path))
+    learnt = inversions.load(embeddings, store.manifest().model.width)
     settings = Settings(text_engine_budget, max_batch, share_lengths, tuple(warm))
     chosen = backend_named(backend, device) if isinstance(backend, str) else backend
-    return Pipeline(Store(Path(path)), chosen, embeddings, settings)
+    return Pipeline(store, chosen, learnt, settings)
 
 
 def __getattr__(name: str) -> object:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import clip_skip, scalars, terminal
+from . import fields, terminal
 from .errors import BackendUnavailable, EngineCorrupt
 from .outcome import Outcome, Verbs
 
@@ -44,11 +44,11 @@ def export(args: argparse.Namespace) -> Outcome:
 
 
 def _skips(text: str) -> list[int] | None:
-    return None if text == "all" else scalars.ranges("skips", text)
+    return None if text == "all" else fields.ranges("skips", text)
 
 
 def _whole(field: str, text: str) -> int:
-    return scalars.whole(field, scalars.parse(text))
+    return fields.whole(field, fields.parse(text))
 
 
 def add_inspect(verbs: Verbs) -> argparse.ArgumentParser:
@@ -137,7 +137,7 @@ def _build_tensorrt(store: Store, args: argparse.Namespace) -> Outcome:
         sizes=shapes.parse_sizes(args.sizes) if args.sizes else None,
         max_batch=_whole("max_batch", args.max_batch),
         max_chunks=_whole("max_chunks", args.max_chunks),
-        layers=None if skips is None else clip_skip.depths(skips, store.manifest().model.layers),
+        layers=None if skips is None else fields.kept_layers(skips, store.manifest().model.layers),
         compute_capabilities=tuple(args.compute_capability),
         workspace=_whole("workspace", args.workspace) << 20 if args.workspace else None,
     )

@@ -22,7 +22,7 @@ from .backends import Array, Engine
 from .emphasis import emphasise
 from .engine_cache import EngineCache
 from .errors import RequestError
-from .prompt import Text
+from .prompt.parts import Text
 from .resolve import Resolved
 
 BUDGET = 64 * 2**20  # bytes of each cache

@@ -27,7 +27,7 @@ from .conditioning import NetworkRow, TextEncoder
 from .driver import Driver
 from .engine_cache import EngineCache
 from .errors import EngineIncompatible, NumericalError, RequestError
-from .inversions import Locations, load
+from .inversions import Inversions, check_names
 from .noise import image_seeds, initial
 from .request import Request, unknown_field
 from .resolve import Limits, Resolved, resolve
@@ -95,7 +95,7 @@ class Progress:
 class Pipeline:
     """One model, opened. Threads may share it, and share calls of the network. Close it, or use `with`."""
 
-    def __init__(self, store: Store, backend: Backend, inversions: Locations, settings: Settings) -> None:
+    def __init__(self, store: Store, backend: Backend, inversions: Inversions, settings: Settings) -> None:
         self.model = facts = store.manifest().model
         self.backend = backend
         self._engines = EngineCache(store, backend, settings.text_engine_budget)
@@ -103,7 +103,8 @@ class Pipeline:
         if self._tokenizer.vocabulary != facts.vocabulary:
             message = f"the tokenizer has {self._tokenizer.vocabulary} tokens, the text engines {facts.vocabulary}"
             raise EngineIncompatible(message, path=store.root, hint=export_command(store.root))
-        self._inversions = load(inversions, facts.width, self._tokenizer)
+        check_names(inversions, self._tokenizer)
+        self._inversions = inversions
         self._noise_model = NoiseModel(facts.beta_start, facts.beta_end, facts.train_steps, facts.prediction)
         step = self._engines.artefact(Role("step"))
         command = None if step.target == "onnx" else build_command(store.root, step.target, step.precision)
