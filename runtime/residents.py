@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from clipskip.engines.manifest import Artefact
+from clipskip.engines.manifest import STEP, Artefact, Identity, Role
 from clipskip.engines.store import Store
 
 from .backends import Array, Backend, Engine
@@ -28,7 +28,7 @@ class Residents:
 
     def artefact(self, role: str) -> Artefact:
         """The artefact that a role is opened from. EngineMissing with the command that builds it."""
-        return self._store.find(role, self._backend.target, self._precision)
+        return self._store.find(Role.parse(role), self._backend.target, self._precision)
 
     @contextmanager
     def use(self, role: str) -> Iterator[Engine]:
@@ -60,7 +60,7 @@ class Residents:
         """The backend's preferred precision, or the other one where only that has a step engine."""
         preferred, manifest = self._backend.precision, self._store.manifest()
         other = "fp16" if preferred == "fp32" else "fp32"
-        here = [each for each in (preferred, other) if manifest.find("step", self._backend.target, each)]
+        here = [each for each in (preferred, other) if manifest.find(Identity(STEP, self._backend.target, each))]
         return here[0] if here else preferred
 
     def _open(self, role: str) -> tuple[Engine, int]:
