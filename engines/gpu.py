@@ -13,6 +13,17 @@ INSTALL = 'pip install "clipskip[tensorrt-rtx]"'
 
 
 @dataclass(frozen=True)
+class Device:
+    """Where something runs: Device("cpu"), or Device("cuda", 1), the second GPU that CUDA lets this process see."""
+
+    kind: str = "cpu"
+    index: int = 0
+
+    def __str__(self) -> str:
+        return self.kind if self.kind == "cpu" else f"{self.kind}:{self.index}"
+
+
+@dataclass(frozen=True)
 class Gpu:
     """One device, as CUDA describes it."""
 
@@ -70,10 +81,14 @@ def check_driver(runtime: Any) -> int:
 
 def gpus(runtime: Any) -> list[Gpu]:
     """All devices, in CUDA's order. BackendUnavailable where there is none."""
-    return [_describe(runtime, index) for index in range(check_driver(runtime))]
+    return [describe(runtime, index) for index in range(check_driver(runtime))]
 
 
-def _describe(runtime: Any, index: int) -> Gpu:
+def describe(runtime: Any, index: int) -> Gpu:
+    """One device. BackendUnavailable where there is none with this number."""
+    if index not in range(count := check_driver(runtime)):
+        there = "only GPU 0 is" if count == 1 else f"GPUs 0 to {count - 1} are"
+        raise BackendUnavailable(f"there is no GPU {index}: {there} here", hint="clipskip doctor lists them")
     status, facts = runtime.cudaGetDeviceProperties(index)
     if status != runtime.cudaError_t.cudaSuccess:
         raise BackendUnavailable(f"GPU {index} does not answer ({runtime.cudaError_t(status).name})")

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Annotated
+from dataclasses import dataclass, field
+from typing import Annotated, Any, NamedTuple
 
 from clipskip.engines import strict
 from clipskip.engines.errors import ManifestError
 
-SCHEMA = 1
-Identity = tuple[str, str, str]  # role, target, precision: a store has one artefact of each
+SCHEMA = 2
 
 Name = Annotated[str, r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}"]
 Sha256 = Annotated[str, r"[0-9a-f]{64}"]
@@ -48,13 +48,70 @@ class ModelFacts:
     sources: Mapping[str, Sha256]  # file -> SHA-256
 
 
+@dataclass(frozen=True, order=True)
+class Role:
+    """What a network is for: Role("step"), or Role("text", 11), the text encoder cut to 11 layers ("text-11")."""
+
+    part: str
+    layers: int | None = None
+
+    def __str__(self) -> str:
+        return self.part if self.layers is None else f"{self.part}-{self.layers:02}"
+
+    @classmethod
+    def parse(cls, text: str) -> Role:
+        """The role that `text` names. ValueError."""
+        found = re.fullmatch(r"(text)-(\d\d)|(step|decode|encode)", text, re.ASCII)
+        if found is None:
+            raise ValueError(text)
+        return cls(found[3]) if found[3] else cls(found[1], int(found[2]))
+
+
+STEP, DECODE, ENCODE = Role("step"), Role("decode"), Role("encode")
+
+
+@dataclass(frozen=True)
+class Dim:
+    """A dynamic axis ("h") or, on outputs, a multiple of one ("8*h")."""
+
+    axis: str
+    factor: int = 1
+
+    def __str__(self) -> str:
+        return self.axis if self.factor == 1 else f"{self.factor}*{self.axis}"
+
+    @classmethod
+    def parse(cls, text: str) -> Dim:
+        """The dimension that `text` names. ValueError."""
+        found = re.fullmatch(r"(?:(\d{1,3})\*)?([A-Za-z][A-Za-z0-9_]{0,39})", text, re.ASCII)
+        if found is None:
+            raise ValueError(text)
+        return cls(found[2], int(found[1] or 1))
+
+    def size(self, sizes: Mapping[str, int]) -> int:
+        """The number that it stands for where the axes have these sizes."""
+        return self.factor * sizes[self.axis]
+
+
+class Identity(NamedTuple):
+    """A store has one artefact of each. `variant` tells apart what is made of one graph for one target ("")."""
+
+    role: Role
+    target: str
+    precision: str
+    variant: str = ""
+
+    def __str__(self) -> str:
+        return " ".join(map(str, self if self.variant else self[:3]))
+
+
 @dataclass(frozen=True)
 class Port:
-    """One input or output. A string in `shape` is a dynamic axis ("B", "h") or, on outputs, a multiple ("8*h")."""
+    """One input or output; a Dim in `shape` is as large as the caller makes it."""
 
     name: Name
     dtype: Annotated[str, "int64|int32|float32|float16|uint8|bool"]  # numpy's name
-    shape: tuple[Count | Annotated[str, r"(\d{1,3}\*)?[A-Za-z][A-Za-z0-9_]{0,39}"], ...]
+    shape: tuple[Count | Dim, ...]
 
 
 @dataclass(frozen=True)
@@ -84,7 +141,7 @@ class Artefact:
     empty: publish.Draft fills them in.
     """
 
-    role: Annotated[str, r"text-\d\d|step|decode|encode"]
+    role: Role
     target: Annotated[str, r"[a-z][a-z0-9-]{0,39}"]  # "onnx", "tensorrt", "tensorrt-rtx"
     precision: Annotated[str, "fp32|fp16"]
     inputs: tuple[Port, ...]
@@ -95,16 +152,17 @@ class Artefact:
     notes: tuple[str, ...] = ()
     ingredients: Mapping[str, str] = field(default_factory=dict)
     files: tuple[FileRecord, ...] = ()
+    variant: Annotated[str, r"[a-z0-9-]{0,40}"] = ""
 
     @property
     def identity(self) -> Identity:
-        """Role, target and precision."""
-        return self.role, self.target, self.precision
+        """What it is found by."""
+        return Identity(self.role, self.target, self.precision, self.variant)
 
     @property
     def key(self) -> str:
         """SHA-256 over the ingredients and what was made of them: the artefact's name in results and reports."""
-        return key_of({"artefact": " ".join(self.identity), **self.ingredients})
+        return key_of({"artefact": str(self.identity), **self.ingredients})
 
     @property
     def model(self) -> str:
@@ -121,9 +179,9 @@ class Manifest:
     artefacts: tuple[Artefact, ...]
     tokenizer: tuple[FileRecord, ...]
 
-    def find(self, role: str, target: str, precision: str) -> Artefact | None:
+    def find(self, identity: Identity) -> Artefact | None:
         """The one artefact with this identity."""
-        return next((each for each in self.artefacts if each.identity == (role, target, precision)), None)
+        return next((artefact for artefact in self.artefacts if artefact.identity == identity), None)
 
     def folders(self) -> set[str]:
         """Names of the folders that this manifest refers to."""
@@ -138,7 +196,7 @@ def key_of(ingredients: Mapping[str, str]) -> str:
 
 def dumps(manifest: Manifest) -> str:
     """The manifest as JSON that `loads` accepts; a manifest that it would refuse is a ManifestError here already."""
-    text = json.dumps(asdict(manifest), indent=1) + "\n"
+    text = json.dumps(strict.encode(manifest), indent=1) + "\n"
     loads(text.encode())
     return text
 
@@ -147,12 +205,14 @@ def loads(data: bytes) -> Manifest:
     """The manifest in `data`; ManifestError names the first field that does not fit."""
     tree = strict.parse(data)
     _check_schema(tree)
+    if tree["schema"] == 1:
+        _add_variants(tree)
     manifest = strict.decode(Manifest, tree, "manifest")
     for artefact in manifest.artefacts:
         _check_artefact(artefact)
     for identity, count in Counter(each.identity for each in manifest.artefacts).items():
         if count > 1:
-            raise ManifestError(f"{' '.join(identity)} is there {count} times", field="manifest.artefacts")
+            raise ManifestError(f"{identity} is there {count} times", field="manifest.artefacts")
     if len({record.path.partition("/")[0] for record in manifest.tokenizer}) > 1:
         raise ManifestError("the tokenizer's files are in several folders", field="manifest.tokenizer")
     return manifest
@@ -167,17 +227,24 @@ def _check_schema(tree: object) -> None:
             f"made by a newer clipskip (schema {found}, this one reads {SCHEMA})",
             field="manifest.schema", hint="upgrade clipskip",
         )  # fmt: skip
-    if found < SCHEMA:
-        raise ManifestError(f"made by an older clipskip (schema {found})", field="manifest.schema")
+
+
+def _add_variants(tree: dict[str, Any]) -> None:
+    """Schema 1 had no variants; what it lacks otherwise is noticed by the decoder."""
+    artefacts = tree.get("artefacts")
+    for artefact in artefacts if isinstance(artefacts, list) else ():
+        if isinstance(artefact, dict):
+            artefact.setdefault("variant", "")
+    tree["schema"] = SCHEMA
 
 
 def validate(artefact: Artefact) -> None:
     """Raise the ManifestError now that reading it back would raise."""
-    _check_artefact(strict.decode(Artefact, json.loads(json.dumps(asdict(artefact))), "artefact"))
+    _check_artefact(strict.decode(Artefact, json.loads(json.dumps(strict.encode(artefact))), "artefact"))
 
 
 def _check_artefact(artefact: Artefact) -> None:
-    where = "manifest.artefacts." + " ".join(artefact.identity)
+    where = f"manifest.artefacts.{artefact.identity}"
     if not artefact.files:
         raise ManifestError(f"{where}: has no files", field=f"{where}.files")
     if "model" not in artefact.ingredients:

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from clipskip.engines import publish
+from clipskip.engines import publish, strict
 from clipskip.engines.errors import StorageError, StoreError
 from clipskip.engines.files import readable_size
 from clipskip.engines.manifest import Artefact, FileRecord
@@ -30,7 +30,9 @@ def inspect(root: str | Path) -> dict[str, Any]:
         "store": str(store.root),
         "schema": content.schema,
         "model": asdict(content.model),
-        "artefacts": [_artefact(each) for each in content.artefacts],
+        "artefacts": [
+            {**strict.encode(each), "key": each.key, "size": _size(each.files)} for each in content.artefacts
+        ],
         "tokenizer": [record.path for record in content.tokenizer],
         "size": _size(records),
         "unreferenced": publish.gc(store.root, dry_run=True),
@@ -41,7 +43,7 @@ def inspect(root: str | Path) -> dict[str, Any]:
 def verify(root: str | Path) -> list[tuple[str, str | None]]:
     """Every artefact and the tokenizer, each with what is wrong with it or None. All bytes are read."""
     store = Store(root)
-    artefacts = [(" ".join(each.identity), _problem(store, each)) for each in store.manifest().artefacts]
+    artefacts = [(str(each.identity), _problem(store, each)) for each in store.manifest().artefacts]
     return [*artefacts, ("tokenizer", _problem(store, None))]
 
 
@@ -71,10 +73,6 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )
-
-
-def _artefact(artefact: Artefact) -> dict[str, Any]:
-    return {**asdict(artefact), "key": artefact.key, "size": _size(artefact.files)}
 
 
 def _row(artefact: dict[str, Any]) -> tuple[str, ...]:

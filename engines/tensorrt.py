@@ -16,14 +16,14 @@ from pathlib import Path
 from clipskip.engines import gpu, publish
 from clipskip.engines.errors import RequestError
 from clipskip.engines.locks import locked
-from clipskip.engines.manifest import Artefact, AxisRange, FileRecord, key_of
+from clipskip.engines.manifest import DECODE, ENCODE, STEP, Artefact, AxisRange, FileRecord, Identity, Role, key_of
 from clipskip.engines.shapes import BuildOptions, axes_of, axis_ranges, profiles
 from clipskip.engines.store import Store
 from clipskip.engines.tensorrt_child import Outcome, Progress, compile_in_child
 from clipskip.engines.tensorrt_config import PACKAGES, Job, load_builder
 
 PRECISION = "fp16"
-NETWORKS = ("step", "decode", "encode")
+NETWORKS = (STEP, DECODE, ENCODE)
 OWN_HEADS = (40, 64, 80, 160)  # Stable Diffusion 1.5's head sizes in the U-Net and the text encoder
 SCHEMA = "1"  # of the way this builder works
 
@@ -65,14 +65,14 @@ def build(store: Store, *, target: str, options: BuildOptions, progress: Progres
         ]
 
 
-def roles(store: Store, layers: Sequence[int] | None) -> list[str]:
+def roles(store: Store, layers: Sequence[int] | None) -> list[Role]:
     """The roles to build: the text engines for `layers` (None: those that were exported at fp16) and the networks."""
     if layers is not None:
-        return [*(f"text-{each:02}" for each in sorted(set(layers))), *NETWORKS]
+        return [*(Role("text", each) for each in sorted(set(layers))), *NETWORKS]
     exported = [
         each.role for each in store.manifest().artefacts if (each.target, each.precision) == ("onnx", PRECISION)
     ]
-    return [*sorted(role for role in exported if role.startswith("text-")), *NETWORKS]
+    return [*sorted(role for role in exported if role.part == "text"), *NETWORKS]
 
 
 def toolchain(root: Path, target: str, options: BuildOptions) -> Toolchain:
@@ -106,8 +106,8 @@ class _Recipe:
     axes: Mapping[str, AxisRange]
 
     @property
-    def identity(self) -> tuple[str, str, str]:
-        return self.graph.role, self.tools.target, PRECISION
+    def identity(self) -> Identity:
+        return Identity(self.graph.role, self.tools.target, PRECISION)
 
     def ingredients(self) -> dict[str, str]:
         """Everything that may change the bytes of the engine."""
@@ -143,7 +143,7 @@ class _Recipe:
         provenance = {name: ingredients[name] for name in ("package", "compute capability", "device")}
         notes = tuple(f"decomposed attention: {line}" for line in outcome.decomposed)
         graph = self.graph
-        return Artefact(*self.identity, graph.inputs, graph.outputs, self.axes, {}, provenance, notes)
+        return Artefact(*self.identity[:3], graph.inputs, graph.outputs, self.axes, {}, provenance, notes)
 
 
 def content_key(files: Sequence[FileRecord]) -> str:
@@ -153,7 +153,7 @@ def content_key(files: Sequence[FileRecord]) -> str:
 
 def _build(store: Store, recipe: _Recipe, progress: Progress) -> Built:
     """Build one engine, unless an intact one with the same ingredients is there."""
-    role, target, _ = recipe.identity
+    role, target = str(recipe.graph.role), recipe.tools.target
     wanted = {recipe.identity: recipe.ingredients()}
     needs = sum(each.size for each in recipe.graph.files)  # an engine is about as large as the weights that it is from
     with publish.build(store.root, f"{target}-{role}", wanted, progress=progress, needs=needs) as draft:

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from clipskip.engines.manifest import AxisRange, ModelFacts, Port
+from clipskip.engines.manifest import AxisRange, Dim, ModelFacts, Port
 from clipskip.engines.shapes import LATENT, SLOTS, TOKENS
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel
+
+B, N, R, T, E, H, W = map(Dim, "BNRTEhw")  # images, rows of the U-Net, rows of text, tokens, concepts, latent size
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,9 @@ class Step(nn.Module):
         seen = (point * c_in[:, None, None, None])[rows].to(context.dtype)
         out = self.unet(seen, timestep[rows], context, return_dict=False)[0].float()
         # Summed over the first axis, row by row: a matrix product would round differently for every size of batch.
-        out = (mix.T[:, :, None, None, None] * out[:, None]).sum(dim=0)
+        # A row of weight 0 is another image's: were it multiplied, its NaN would be everybody's.
+        weights = mix.T[:, :, None, None, None]
+        out = torch.where(weights == 0, 0.0, weights * out[:, None]).sum(dim=0)
         kept = pull[:, 0, None, None, None] * point + pull[:, 1, None, None, None] * known
         out = mask * out + (1 - mask) * kept
         memory = torch.cat([state, out[:, None], noise[:, None]], dim=1)
@@ -102,38 +106,38 @@ class Encode(nn.Module):
 def text_graph(encoder: CLIPTextModel, facts: ModelFacts, precision: str) -> Graph:
     """All depths in one graph; `onnxfile.cut` makes one graph of each."""
     outputs = tuple(
-        Port(f"context-{depth:02}", _name(precision), ("R", TOKENS, facts.width)) for depth in range(facts.layers + 1)
+        Port(f"context-{depth:02}", _name(precision), (R, TOKENS, facts.width)) for depth in range(facts.layers + 1)
     )
-    tokens, concepts = Port("tokens", "int64", ("R", TOKENS)), Port("concepts", "float32", ("E", facts.width))
+    tokens, concepts = Port("tokens", "int64", (R, TOKENS)), Port("concepts", "float32", (E, facts.width))
     return Graph("text", Text(encoder), (tokens, concepts), outputs)
 
 
 def step_graph(unet: UNet2DConditionModel, facts: ModelFacts, precision: str) -> Graph:
     """The signature is section 3 of the design, letter for letter."""
-    latent = (4, "h", "w")
+    latent = (4, H, W)
     inputs = (
-        Port("state", "float32", ("B", SLOTS, *latent)),
-        Port("rows", "int64", ("N",)),
-        Port("c_in", "float32", ("B",)),
-        Port("timestep", "float32", ("B",)),
-        Port("context", _name(precision), ("N", "T", facts.width)),
-        Port("mix", "float32", ("B", "N")),
-        Port("mask", "float32", ("B", 1, "h", "w")),
-        Port("known", "float32", ("B", *latent)),
-        Port("pull", "float32", ("B", 2)),
-        Port("noise", "float32", ("B", *latent)),
-        Port("update", "float32", ("B", SLOTS, SLOTS + 2)),
+        Port("state", "float32", (B, SLOTS, *latent)),
+        Port("rows", "int64", (N,)),
+        Port("c_in", "float32", (B,)),
+        Port("timestep", "float32", (B,)),
+        Port("context", _name(precision), (N, T, facts.width)),
+        Port("mix", "float32", (B, N)),
+        Port("mask", "float32", (B, 1, H, W)),
+        Port("known", "float32", (B, *latent)),
+        Port("pull", "float32", (B, 2)),
+        Port("noise", "float32", (B, *latent)),
+        Port("update", "float32", (B, SLOTS, SLOTS + 2)),
     )
-    return Graph("step", Step(unet), inputs, (Port("next_state", "float32", ("B", SLOTS, *latent)),))
+    return Graph("step", Step(unet), inputs, (Port("next_state", "float32", (B, SLOTS, *latent)),))
 
 
-_LATENTS = ("B", 4, "h", "w")
-_PICTURE = Port("image", "uint8", ("B", f"{LATENT}*h", f"{LATENT}*w", 3))
+_LATENTS = (B, 4, H, W)
+_PICTURE = Port("image", "uint8", (B, Dim("h", LATENT), Dim("w", LATENT), 3))
 
 
 def decode_graph(vae: AutoencoderKL) -> Graph:
     """Latents to pictures."""
-    finite = Port("finite", "bool", ("B",))
+    finite = Port("finite", "bool", (B,))
     return Graph("decode", Decode(vae), (Port("latents", "float32", _LATENTS),), (_PICTURE, finite))
 
 
@@ -155,5 +159,5 @@ def axes(ports: tuple[Port, ...], facts: ModelFacts) -> dict[str, AxisRange]:
         "B": AxisRange(1, 1, 64), "N": AxisRange(1, 2, 256), "R": AxisRange(1, 2, 1024), "E": AxisRange(1, 1, 65536),
         "T": AxisRange(TOKENS, TOKENS, 64 * TOKENS), "h": side, "w": side,
     }  # fmt: skip
-    used = {str(size).rpartition("*")[2] for port in ports for size in port.shape}
+    used = {size.axis for port in ports for size in port.shape if isinstance(size, Dim)}
     return {name: limit for name, limit in limits.items() if name in used}

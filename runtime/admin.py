@@ -123,7 +123,7 @@ def build(args: argparse.Namespace) -> Outcome:
 
     store = Store(args.store)
     if args.target == "onnxruntime":
-        roles = [each.role for each in store.manifest().artefacts if each.target == "onnx"]
+        roles = [str(each.role) for each in store.manifest().artefacts if each.target == "onnx"]
         text = f"ONNX Runtime runs the {len(roles)} exported graphs as they are: nothing to build"
         return Outcome({"store": str(args.store), "engines": roles}, text)
     return _build_tensorrt(store, args)

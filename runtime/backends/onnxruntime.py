@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from clipskip.engines import gpu
-from clipskip.engines.manifest import Artefact
+from clipskip.engines.manifest import STEP, Artefact, Role
 from clipskip.errors import BackendUnavailable, Busy, ClipskipError, EngineIncompatible, RequestError
 
 from . import Array, Loop
@@ -66,7 +66,7 @@ class OnnxRuntime:
 
     def open(self, artefact: Artefact, path: Path) -> OnnxRuntimeEngine:
         """Open the graph. EngineIncompatible; BackendUnavailable where the provider cannot be used after all."""
-        if self.graphs and artefact.role == "step":  # the one that runs in loops
+        if self.graphs and artefact.role == STEP:  # the one that runs in loops
             with suppress(EngineIncompatible):  # ONNX Runtime refuses to capture what it leaves to the CPU in part
                 return self._engine(artefact, path, capturing=True)
         return self._engine(artefact, path, capturing=False)
@@ -79,7 +79,7 @@ class OnnxRuntime:
         """BackendUnavailable where the provider cannot even open a graph of one node: `clipskip doctor` asks."""
         told = options(self._provider, None, half=True, capturing=False) | self._settings
         with translated(lambda said: BackendUnavailable(f"{self.providers[0]}: {said}", hint=self._provider.needs)):
-            self._opened(ONE_NODE, self._session_options(""), told)
+            self._opened(ONE_NODE, self._session_options(None), told)
 
     def _engine(self, artefact: Artefact, path: Path, capturing: bool) -> OnnxRuntimeEngine:
         told = options(self._provider, path, artefact.precision == "fp16", capturing) | self._settings
@@ -111,11 +111,11 @@ class OnnxRuntime:
             raise BackendUnavailable(message, hint=self._provider.needs)
         return session
 
-    def _session_options(self, role: str) -> Any:
+    def _session_options(self, role: Role | None) -> Any:
         made = self._ort.SessionOptions()
         made.intra_op_num_threads = self.threads
         made.log_severity_level = 3
-        if role.startswith("text-"):
+        if role is not None and role.part == "text":
             # All depths read the same weights: without prepacking they stay mapped from one file, and a further depth
             # costs megabytes instead of a copy (measured in LOG.md).
             made.add_session_config_entry("session.disable_prepacking", "1")

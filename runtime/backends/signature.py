@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from clipskip.engines.manifest import Artefact, Port
+from clipskip.engines.manifest import Artefact, Dim, Port, Role
 from clipskip.engines.shapes import Shape, sized
 from clipskip.errors import RequestError
 
@@ -35,18 +35,17 @@ def shapes(artefact: Artefact, sizes: Mapping[str, int]) -> dict[str, Shape]:
     return {port.name: sized(port, sizes) for port in (*artefact.inputs, *artefact.outputs)}
 
 
-def _check_type(role: str, port: Port, array: Array) -> None:
+def _check_type(role: Role, port: Port, array: Array) -> None:
     if array.dtype != port.dtype or array.ndim != len(port.shape):
         found = f"{array.dtype}[{', '.join(map(str, array.shape))}]"
         wanted = f"{port.dtype}[{', '.join(map(str, port.shape))}]"
         raise RequestError(f"{role}: {port.name} must be {wanted}, is {found}", field=port.name)
 
 
-def _named(role: str, port: Port, shape: Shape) -> Iterator[tuple[str, int]]:
+def _named(role: Role, port: Port, shape: Shape) -> Iterator[tuple[str, int]]:
     for dimension, size in zip(port.shape, shape, strict=True):
-        factor, _, axis = str(dimension).rpartition("*")
-        if isinstance(dimension, str) and size % int(factor or 1) == 0:
-            yield axis, size // int(factor or 1)
+        if isinstance(dimension, Dim) and size % dimension.factor == 0:
+            yield dimension.axis, size // dimension.factor
         elif dimension != size:
             raise RequestError(f"{role}: {port.name} has {size} where {dimension} is needed", field=port.name)
 

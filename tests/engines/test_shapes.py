@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tiny_graphs import FACTS
 
-from clipskip.engines.manifest import AxisRange, Port
+from clipskip.engines.manifest import AxisRange, Dim, Port
 from clipskip.engines.shapes import BuildOptions, axes_of, axis_ranges, parse_sizes, profiles, sized
 from clipskip.errors import RequestError
 
@@ -29,7 +29,7 @@ def test_the_default_sizes_are_around_the_model_s_own() -> None:
 
 def test_a_batch_of_four_and_three_chunks_give_the_rows_of_network_and_text_engine() -> None:
     ranges = axis_ranges(FACTS, BuildOptions(max_batch=4, max_chunks=3))
-    assert [ranges[name].maximum for name in "BNTR"] == [4, 8, 231, 24]
+    assert [ranges[name].maximum for name in "BNTR"] == [4, 8, 462, 24]
 
 
 def test_even_an_engine_for_one_image_takes_four_rows() -> None:
@@ -52,10 +52,15 @@ def test_shapes_that_the_model_cannot_do_are_refused(options: BuildOptions) -> N
 
 
 def test_a_profile_has_the_shapes_of_inputs_with_a_dynamic_axis_only() -> None:
-    ports = (Port("image", "uint8", ("B", "8*h", "8*w", 3)), Port("fixed", "float32", (2, 2)))
+    ports = (Port("image", "uint8", (Dim("B"), Dim("h", 8), Dim("w", 8), 3)), Port("fixed", "float32", (2, 2)))
     axes = axes_of(ports, axis_ranges(FACTS, BuildOptions(max_batch=2)))
     assert profiles(ports, axes) == {"image": ((1, 32, 32, 3), (1, 64, 64, 3), (2, 96, 96, 3))}
 
 
 def test_a_dimension_may_be_a_multiple_of_an_axis() -> None:
-    assert sized(Port("image", "uint8", ("B", "8*h", 3)), {"B": 2, "h": 5}) == (2, 40, 3)
+    assert sized(Port("image", "uint8", (Dim("B"), Dim("h", 8), 3)), {"B": 2, "h": 5}) == (2, 40, 3)
+
+
+@pytest.mark.parametrize(("chunks", "longest"), [(1, 1), (2, 2), (3, 6), (4, 6), (5, 10)])
+def test_a_build_takes_the_longest_context_that_prompts_of_its_length_share(chunks: int, longest: int) -> None:
+    assert axis_ranges(FACTS, BuildOptions(max_chunks=chunks))["T"] == AxisRange(77, 77, 77 * longest)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from clipskip.engines.manifest import Role
 from clipskip.engines.store import Store
 from clipskip.errors import ExportError, NumericalError
 from clipskip.export import cases, gates
@@ -38,7 +39,7 @@ def scaled(network: torch.nn.Module, name: str) -> torch.nn.Module:
 
 
 def path_of(store: Store, role: str) -> Path:
-    return store.verify(store.find(role, "onnx", "fp32"))
+    return store.verify(store.find(Role.parse(role), "onnx", "fp32"))
 
 
 def test_a_text_matrix_scaled_by_two_percent_fails_below_it_only(store: Store, networks: Networks) -> None:

@@ -10,6 +10,8 @@ import onnxruntime as ort
 import pytest
 import torch
 
+from clipskip.backends import Array
+from clipskip.engines.manifest import Dim, Role
 from clipskip.engines.store import Store
 from clipskip.export.checkpoint import open_checkpoint
 from clipskip.export.models import Networks, load
@@ -43,17 +45,23 @@ def networks(tiny: Path) -> Networks:
 
 
 def session(store: Store, role: str) -> ort.InferenceSession:
-    return ort.InferenceSession(store.verify(store.find(role, "onnx", "fp32")), providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(
+        store.verify(store.find(Role.parse(role), "onnx", "fp32")), providers=["CPUExecutionProvider"]
+    )
 
 
 def relative(found: np.ndarray[Any, Any], exact: np.ndarray[Any, Any]) -> float:
     return float(np.linalg.norm(found - exact) / np.linalg.norm(exact))
 
 
+def written(size: int | Dim) -> int | str:
+    return size if isinstance(size, int) else str(size)
+
+
 @pytest.mark.parametrize("role", CONTRACT)
 def test_the_borders_are_those_of_the_contract(store: Store, role: str) -> None:
-    artefact, opened = store.find(role, "onnx", "fp32"), session(store, role)
-    ports = {port.name: (port.dtype, port.shape) for port in (*artefact.inputs, *artefact.outputs)}
+    artefact, opened = store.find(Role.parse(role), "onnx", "fp32"), session(store, role)
+    ports = {port.name: (port.dtype, tuple(map(written, port.shape))) for port in (*artefact.inputs, *artefact.outputs)}
     assert ports == CONTRACT[role]
     for value in (*opened.get_inputs(), *opened.get_outputs()):
         dtype, shape = CONTRACT[role][value.name]
@@ -117,6 +125,26 @@ def test_a_step_equals_plain_torch_for_any_batch_size_and_length(
     with torch.no_grad():
         exact = plain_step(networks.unet, {name: torch.from_numpy(value) for name, value in feeds.items()})
     assert relative(got, exact.numpy()) <= 1e-5
+
+
+def test_an_image_that_is_not_finite_spoils_no_other_of_its_call(store: Store) -> None:
+    draw = np.random.default_rng(0)
+
+    def normal(*shape: int) -> Array:
+        return draw.standard_normal(shape).astype(np.float32)
+
+    feeds = {
+        "state": normal(2, 6, 4, 8, 8), "rows": np.array([0, 0, 1]), "c_in": normal(2), "timestep": normal(2),
+        "context": normal(3, 77, 32), "mix": np.array([[2, -1, 0], [0, 0, 1]], np.float32), "pull": normal(2, 2),
+        "mask": np.ones((2, 1, 8, 8), np.float32), "known": normal(2, 4, 8, 8), "noise": normal(2, 4, 8, 8),
+        "update": normal(2, 6, 8),
+    }  # fmt: skip
+    step = session(store, "step")
+    sound = step.run(None, feeds)[0]
+    feeds["state"][1] = np.nan
+    spoilt = step.run(None, feeds)[0]
+    np.testing.assert_array_equal(spoilt[0], sound[0])
+    assert np.isnan(spoilt[1]).all()
 
 
 @pytest.mark.parametrize(("images", "height", "width"), [(1, 8, 8), (3, 4, 12)])
