@@ -6,7 +6,7 @@ Knows nothing of tokens and chunks: where a name stands in a prompt is found in 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -60,13 +60,10 @@ def load(locations: Location | Sequence[Location], width: int) -> Inversions:
     Raises CheckpointError for a file that cannot be used or a name that two files share, UnsafeFileError for a pickle,
     and UnsupportedModelError for an inversion made for another model.
     """
-    given = [locations] if isinstance(locations, (str, os.PathLike)) else locations
-    files: dict[str, Path] = {}  # each once, also when a folder and a file in it are both given
-    for path in (path for location in given for path in _candidates(Path(location))):
-        files.setdefault(os.path.abspath(path), path)
-    named = set(map(Path, given))
-    pickles = [path for path in files.values() if path.suffix.lower() in PICKLES and path not in named]
-    paths = _by_name(path for path in files.values() if path not in pickles)
+    given = list(map(Path, [locations] if isinstance(locations, (str, os.PathLike)) else locations))
+    files = _files(given)
+    pickles = [path for path in files if path.suffix.lower() in PICKLES and path not in given]
+    paths = _by_name(path for path in files if path not in pickles)
     blocks = [_vectors(path, width) for path in paths.values()]
     ends = np.cumsum([0, *map(len, blocks)]).tolist()
     return Inversions(
@@ -76,13 +73,15 @@ def load(locations: Location | Sequence[Location], width: int) -> Inversions:
     )
 
 
-def _candidates(location: Path) -> Iterator[Path]:
-    if not location.is_dir():
-        yield location
-        return
-    for path in sorted(location.rglob("*")):
-        if path.suffix.lower() in {SUFFIX, *PICKLES} and not path.name.startswith("."):
-            yield path
+def _files(locations: Iterable[Path]) -> list[Path]:
+    """The files given and those in the folders given, each once."""
+    files: dict[str, Path] = {}
+    for location in locations:
+        inside = sorted(location.rglob("*")) if location.is_dir() else []
+        named = [path for path in inside if path.suffix.lower() in {SUFFIX, *PICKLES} and path.name[0] != "."]
+        for path in named if location.is_dir() else [location]:
+            files.setdefault(os.path.abspath(path), path)
+    return list(files.values())
 
 
 def _by_name(paths: Iterable[Path]) -> dict[str, Path]:

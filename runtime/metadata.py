@@ -39,7 +39,7 @@ NEGATIVE = "Negative prompt:"
 
 _EXIF_IFD, _USER_COMMENT = 0x8769, 0x9286
 _PLAIN = {field.infotext: name for name, field in FIELDS.items() if field.infotext}
-_OTHERS = ("Size", "Sampler", "Schedule type", "RNG")
+_KNOWN = {*_PLAIN, "Size", "Sampler", "Schedule type", "RNG"}
 _RNGS = {"cpu": "cpu", "nv": "nv", "gpu": "nv", "cuda": "nv"}
 _SCHEDULES_IN_NAMES = {"karras", "exponential", "polyexponential"}
 _CAPITALS = {"sgm": "SGM", "kl": "KL", "ddim": "DDIM"}
@@ -66,22 +66,20 @@ def save(
     draft = path.with_name(f".clipskip-{secrets.token_hex(8)}.tmp")
     try:
         draft.write_bytes(encoded.getbuffer())
-        (_replace if overwrite else _create)(draft, path)
+        if overwrite:
+            os.replace(draft, path)
+        else:
+            _create(draft, path)
     except FileExistsError as error:
         raise FileExistsError(errno.EEXIST, "is there already", str(path)) from error
     except OSError as error:
+        if overwrite and isinstance(error, PermissionError) and draft.exists():  # Windows keeps files that are open
+            message = f"{path} is there and cannot be replaced ({error.strerror})"
+            raise StorageError(message, path=path, hint="close it in other programs, or use another name") from error
         raise storage_error(OSError(error.errno, error.strerror), path) from error  # not about the draft's name
     finally:
         with suppress(OSError):
             draft.unlink()
-
-
-def _replace(draft: Path, path: Path) -> None:
-    try:
-        os.replace(draft, path)
-    except PermissionError as error:  # the folder took the draft; Windows keeps files that are open
-        message = f"{path} is there and cannot be replaced ({error.strerror})"
-        raise StorageError(message, path=path, hint="close it in other programs, or use another name") from error
 
 
 def _create(draft: Path, path: Path) -> None:
@@ -125,7 +123,11 @@ def parameters(request: Request, model: ModelFacts) -> str:
     lines = [request.prompt]
     if request.negative_prompt:
         lines.append(f"{NEGATIVE} {request.negative_prompt}")
-    lines.append(", ".join(f"{name}: {_quoted(value)}" for name, value in _settings(request, model)))
+    quoted = (
+        (name, json.dumps(value, ensure_ascii=False) if any(c in value for c in ',:\n"') else value)
+        for name, value in _settings(request, model)
+    )
+    lines.append(", ".join(f"{name}: {value}" for name, value in quoted))
     return "\n".join(lines).strip()
 
 
@@ -134,8 +136,7 @@ def _settings(request: Request, model: ModelFacts) -> Iterable[tuple[str, str]]:
 
     def plain(*names: str) -> Iterable[tuple[str, str]]:
         for name in names:
-            value = getattr(request, name)
-            yield FIELDS[name].infotext, str(value) if isinstance(value, bool) else written(value)
+            yield FIELDS[name].infotext, written(getattr(request, name))
 
     sources = list(model.sources.values())
     yield from plain("steps")
@@ -169,8 +170,10 @@ def read_parameters(text: str) -> Request:
     last = max((i for i, line in enumerate(lines) if line.startswith("Steps:")), default=None)
     if last is None:
         raise CheckpointError("the text `parameters` has no line of settings (Steps: ..., Sampler: ...)")
-    settings = dict(_SETTING.findall(lines[last]))
-    known = {name: _unquoted(settings[name].strip()) for name in (*_PLAIN, *_OTHERS) if name in settings}
+    known = {name: value.strip() for name, value in _SETTING.findall(lines[last]) if name in _KNOWN}
+    for name, value in known.items():
+        with suppress(ValueError):  # such as a quote that does not end
+            known[name] = str(json.loads(value)) if value.startswith('"') else value
     prompts: dict[str, list[str]] = {"prompt": [], "negative_prompt": []}
     current = "prompt"
     for line in lines[:last]:
@@ -196,17 +199,6 @@ def _sampling(sampler: str | None, schedule: str | None) -> dict[str, str]:
     if schedule is None:
         schedule = "uniform" if sampler.lower().startswith("dpm") else "automatic"
     return {"sampler": sampler, "schedule": "_".join(schedule.lower().split())}
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False) if any(c in text for c in ',:\n"') else text
-
-
-def _unquoted(value: str) -> str:
-    try:
-        return str(json.loads(value)) if value.startswith('"') else value
-    except ValueError:
-        return value
 
 
 def read_request(image: str | os.PathLike[str] | bytes | PIL.Image.Image) -> Request:

@@ -211,8 +211,12 @@ def _sampler_and_schedule(request: Request) -> tuple[Sampler, str]:
             field="sampler",
             hint="'DPM++ 2M' is the closest one",
         )
+    name, suffix = request.sampler, None
+    for schedule in sorted(SCHEDULES, key=len):
+        words = request.sampler.replace("_", " ").rsplit(None, len(schedule.split("_")))
+        if len(words) > 1 and _key("".join(words[1:])) == _key(schedule):
+            name, suffix = words[0], schedule
     samplers = {sampler.name: sampler for sampler in SAMPLERS}
-    name, suffix = _split_schedule(request.sampler)
     sampler = samplers[_choice("sampler", name, samplers, SAMPLER_ALIASES)]
     schedule = _choice("schedule", request.schedule, ("automatic", *SCHEDULES), SCHEDULE_ALIASES)
     if suffix is not None:
@@ -221,14 +225,6 @@ def _sampler_and_schedule(request: Request) -> tuple[Sampler, str]:
             raise RequestError(message, field="schedule", hint="give one of them")
         schedule = suffix
     return sampler, sampler.automatic if schedule == "automatic" else schedule
-
-
-def _split_schedule(name: str) -> tuple[str, str | None]:
-    for schedule in sorted(SCHEDULES, key=len, reverse=True):
-        words = name.replace("_", " ").rsplit(None, len(schedule.split("_")))
-        if len(words) > 1 and _key("".join(words[1:])) == _key(schedule):
-            return words[0], schedule
-    return name, None
 
 
 def _choice(field: str, value: str, valid: Iterable[str], aliases: Mapping[str, str] | None = None) -> str:

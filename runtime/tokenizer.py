@@ -35,7 +35,10 @@ class Tokenizer:
     def open(cls, folder: str | Path) -> Tokenizer:
         """Read vocab.json and merges.txt in `folder`. Raises CheckpointError when they are missing or do not fit."""
         model = tokenizers.Tokenizer(_read(Path(folder)))
-        bos, eos = (_special(model, name, Path(folder)) for name in (BOS, EOS))
+        bos, eos = (model.token_to_id(name) for name in (BOS, EOS))
+        if bos is None or eos is None:
+            message = f"the tokenizer in {folder} has no {BOS if bos is None else EOS}"
+            raise CheckpointError(message, path=Path(folder) / FILES[0], hint="is it CLIP's?")
         model.normalizer = normalizers.Sequence(
             [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
         )
@@ -67,10 +70,3 @@ def _read(folder: Path) -> BPE:
             path=folder,
             hint="export the model again",
         ) from error
-
-
-def _special(model: tokenizers.Tokenizer, name: str, folder: Path) -> int:
-    token = model.token_to_id(name)
-    if token is None:
-        raise CheckpointError(f"the tokenizer in {folder} has no {name}", path=folder / FILES[0], hint="is it CLIP's?")
-    return token
