@@ -5,11 +5,12 @@ The same for Python, JSON, the command line and `/render`. Knows nothing of whic
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 import reprlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from decimal import Decimal
 from typing import Any
 
@@ -67,6 +68,15 @@ class Field:
     aliases: tuple[str, ...] = ()
     infotext: str = ""
 
+    @classmethod
+    def of(cls, field: dataclasses.Field[Any]) -> Field:
+        """The row of a dataclass's field: its kind follows from its type. What is required is no option of commands."""
+        required = field.default is MISSING
+        option = "" if required else f"--{field.name.replace('_', '-')}"
+        kind = KINDS[str(field.type).removesuffix(" | None")]
+        row = {"help": "", "option": option, **field.metadata}
+        return cls(field.name, kind, None if required else field.default, required, **row)
+
     def check(self, value: object) -> Any:
         """`value` as plain Python, the default for None; RequestError for a wrong type."""
         return self.default if value is None and not self.required else self.kind.check(self.name, value)
@@ -112,6 +122,7 @@ WHOLE = Kind("a whole number", lambda value: found if isinstance(found := number
 FRACTION = Kind("a finite number", lambda value: None if (found := number(value)) is None else float(found), parse)
 FLAG = Kind("true or false", lambda value: found if isinstance(found := _plain(value), bool) else None, parse_flag)
 CLIP_SKIP = Kind("a clip skip", number, parse)
+KINDS = {"str": TEXT, "int": WHOLE, "float": FRACTION, "int | float": CLIP_SKIP, "bool": FLAG}
 
 
 def whole_clip_skip(field: str, value: float, layers: int) -> int:

@@ -9,13 +9,13 @@ import dataclasses
 import difflib
 import json
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from clipskip.engines import strict
 
 from .errors import ManifestError, RequestError
-from .fields import CLIP_SKIP, FLAG, FRACTION, TEXT, WHOLE, Field, shown
+from .fields import Field, shown
 
 
 def setting(default: Any, help: str, **row: Any) -> Any:
@@ -113,19 +113,7 @@ class Request:
         return json.dumps(asdict(check_types(self)))
 
 
-_KINDS = {"str": TEXT, "int": WHOLE, "float": FRACTION, "int | float": CLIP_SKIP, "bool": FLAG}
-
-
-def _row(field: dataclasses.Field[Any]) -> Field:
-    """A field's row: its kind follows from its type; the prompt is what a command line has its arguments for."""
-    required = field.default is MISSING
-    option = "" if required else f"--{field.name.replace('_', '-')}"
-    rest = {"help": "", "option": option, **field.metadata}
-    kind = _KINDS[str(field.type).removesuffix(" | None")]
-    return Field(field.name, kind, None if required else field.default, required, **rest)
-
-
-FIELDS = {field.name: _row(field) for field in dataclasses.fields(Request)}
+FIELDS = {field.name: Field.of(field) for field in dataclasses.fields(Request)}
 ALIASES = {alias: field.name for field in FIELDS.values() for alias in field.aliases}
 
 
