@@ -48,7 +48,7 @@ def _skips(text: str) -> list[int] | None:
 
 
 def _whole(field: str, text: str) -> int:
-    return fields.whole(field, fields.parse(text))
+    return fields.whole(field, text)
 
 
 def add_inspect(verbs: Verbs) -> argparse.ArgumentParser:
