@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 
 import clipskip
-from clipskip.backends import Array, Backend, Engine, Loop
-from clipskip.backends.select import backend_named
+from clipskip.backends import Array, Backend, Engine, Loop, backend_named
 from clipskip.bench.measure import Seconds, interleaved, summary, table
 from clipskip.engines.manifest import Artefact, Port
 from clipskip.engines.store import Store
@@ -102,7 +101,7 @@ class Timed:
 
     def __init__(self, inner: Backend) -> None:
         self.name, self.target, self.precision = inner.name, inner.target, inner.precision
-        self.batch_pixels, self.few_shapes = inner.batch_pixels, inner.few_shapes
+        self.batch_pixels, self.compiles_per_shape = inner.batch_pixels, inner.compiles_per_shape
         self.seconds = 0.0
         self._inner = inner
 

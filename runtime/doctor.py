@@ -15,9 +15,9 @@ from typing import Any
 from clipskip.engines import gpu
 from clipskip.engines.tensorrt_config import load_builder, load_package
 
-from .backends.fit import default_capabilities
 from .backends.onnxruntime import OnnxRuntime
 from .backends.providers import BY_TARGET, Provider
+from .backends.tensorrt import default_capabilities
 from .errors import BackendUnavailable, ClipskipError
 
 PACKAGES = (

@@ -9,7 +9,7 @@ import pytest
 from doubles.cuda import SimulatedCuda
 
 from clipskip import doctor
-from clipskip.backends.select import NAMES
+from clipskip.backends import NAMES
 from clipskip.engines import gpu
 from clipskip.errors import BackendUnavailable
 
