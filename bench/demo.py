@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 
 import clipskip
-from clipskip import sheet, terminal
+from clipskip import sheet
+from clipskip.cli import output
 
 PICTURE = "a large red circle on a green background"
 PROMPTS = (
@@ -56,7 +57,7 @@ def picture(pipe: clipskip.Pipeline, out: Path) -> None:
 def skip_sheet(pipe: clipskip.Pipeline, out: Path) -> None:
     """Several prompts at several depths, everything else locked."""
     x, y = sheet.Axis("clip_skip", SKIPS), sheet.Axis("prompt", PROMPTS)
-    results = terminal.steps(pipe.steps(*sheet.requests(LOCKED, x, y)))
+    results = output.steps(pipe.steps(*sheet.requests(LOCKED, x, y)))
     sheet.draw(results, x, y).save(out / "clip-skip.png")
 
 

@@ -12,13 +12,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from clipskip.backends.fit import default_capabilities
+from clipskip.backends.onnxruntime import OnnxRuntime
+from clipskip.backends.providers import BY_TARGET, Provider
 from clipskip.engines import gpu
 from clipskip.engines.tensorrt_config import load_builder, load_package
-
-from .backends.fit import default_capabilities
-from .backends.onnxruntime import OnnxRuntime
-from .backends.providers import BY_TARGET, Provider
-from .errors import BackendUnavailable, ClipskipError
+from clipskip.errors import BackendUnavailable, ClipskipError
 
 PACKAGES = (
     "clipskip", "numpy", "tokenizers", "pillow", "onnxruntime", "onnxruntime-gpu", "onnxruntime-ep-nv-tensorrt-rtx",

@@ -1,4 +1,4 @@
-"""The verbs that make pictures: `generate` and `grid`. The other verbs are in `admin`."""
+"""The verbs that make pictures: `generate` and `grid`."""
 
 from __future__ import annotations
 
@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import clipskip
+from clipskip.errors import CheckpointError, RequestError
+from clipskip.request import Request
 
-from . import terminal
-from .errors import CheckpointError, RequestError
-from .outcome import Outcome, Verbs
-from .request import Request
-from .target import Target
+from . import Outcome, Verbs, output, store_verb
 
 if TYPE_CHECKING:
-    from .pipeline import Pipeline, Result
+    from clipskip.pipeline import Pipeline, Result
 
 TOGETHER = 16  # requests that are planned and saved at once: a failure later loses none of them
 
@@ -46,65 +44,49 @@ OPTIONS = {
 
 
 def add_generate(verbs: Verbs) -> argparse.ArgumentParser:
-    verb = verbs.add_parser("generate", help="make pictures", description="Make pictures from an engine store.")
-    verb.add_argument("store", type=Path, metavar="STORE")
+    verb = store_verb(verbs, generate, "make pictures", "Make pictures from an engine store.")
     verb.add_argument("prompt", nargs="?", metavar="PROMPT", help="a prompt, a /render line, or - for lines from stdin")
     verb.add_argument("--from", dest="image", type=Path, metavar="IMAGE", help="repeat the request in a picture")
     verb.add_argument("--lines", type=Path, metavar="FILE", help="one prompt or /render line per line")
     verb.add_argument("--out", type=Path, default=Path(), help="a .png file, or a folder (default: this one)")
-    verb.add_argument("--overwrite", action="store_true", help="replace an existing file")
-    _add_common(verb)
-    verb.set_defaults(run=generate)
-    return verb
-
-
-def add_grid(verbs: Verbs) -> argparse.ArgumentParser:
-    verb = verbs.add_parser("grid", help="draw a labelled X/Y sheet", description="Vary a request along two axes.")
-    verb.add_argument("store", type=Path, metavar="STORE")
-    verb.add_argument("prompt", metavar="PROMPT", help="a prompt or a /render line")
-    verb.add_argument("--x", required=True, metavar="FIELD=VALUES", help='such as "clip_skip=1-13"')
-    verb.add_argument("--y", metavar="FIELD=VALUES", help='such as "cfg=1,4,7,12"')
-    verb.add_argument("--out", type=Path, required=True, help="the sheet, a .png file")
-    verb.add_argument("--overwrite", action="store_true", help="replace an existing file")
-    _add_common(verb)
-    verb.set_defaults(run=grid)
-    return verb
-
-
-def _add_common(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--target", default="onnxruntime", help="the backend (default: onnxruntime, on the CPU)")
-    verb.add_argument("--embeddings", type=Path, action="append", default=[], help="a textual inversion, or a folder")
-    settings = verb.add_argument_group("the request")
-    for option, (name, text) in OPTIONS.items():
-        settings.add_argument(option, dest=name, metavar="VALUE", help=text)
+    return _with_request(verb)
 
 
 def generate(args: argparse.Namespace) -> Outcome:
     """Make the pictures of every prompt, some at a time, and write each with its request in the metadata."""
     requests = _requests(args)
-    target = Target(args.out, args.overwrite, sum(request.batch for request in requests))
-    rows: list[dict[str, Any]] = []
+    destination = output.Destination(args.out, args.overwrite, sum(request.batch for request in requests))
+    pictures: list[dict[str, Any]] = []
     warnings: dict[str, None] = {}
     with _opened(args) as pipe:
         for start in range(0, len(requests), TOGETHER):
-            for result in terminal.steps(pipe.steps(*requests[start : start + TOGETHER])):
-                rows += _saved(result, target)
+            for result in output.steps(pipe.steps(*requests[start : start + TOGETHER])):
+                pictures += _saved(result, destination)
                 warnings.update(dict.fromkeys(result.warnings))
-    terminal.note(warnings)
-    return Outcome({"pictures": rows, "warnings": list(warnings)}, "\n".join(row["file"] for row in rows))
+    output.note(warnings)
+    data = {"pictures": pictures, "warnings": list(warnings)}
+    return Outcome(data, "\n".join(picture["file"] for picture in pictures))
 
 
-def _saved(result: Result, target: Target) -> Iterator[dict[str, Any]]:
+def _saved(result: Result, destination: output.Destination) -> Iterator[dict[str, Any]]:
     for index, seed in enumerate(result.seeds):
-        path = target.path(seed)
-        result.save(path, index)
+        path = destination.save(seed, lambda path, index=index: result.save(path, index))  # type: ignore[misc]
         request = asdict(result.alone(index))
         yield {"file": str(path), "request": request, "engines": result.engines, "timings": result.timings}
 
 
+def add_grid(verbs: Verbs) -> argparse.ArgumentParser:
+    verb = store_verb(verbs, grid, "draw a labelled X/Y sheet", "Vary a request along two axes.")
+    verb.add_argument("prompt", metavar="PROMPT", help="a prompt or a /render line")
+    verb.add_argument("--x", required=True, metavar="FIELD=VALUES", help='such as "clip_skip=1-13"')
+    verb.add_argument("--y", metavar="FIELD=VALUES", help='such as "cfg=1,4,7,12"')
+    verb.add_argument("--out", type=Path, required=True, help="the sheet, a .png file")
+    return _with_request(verb)
+
+
 def grid(args: argparse.Namespace) -> Outcome:
     """Draw one labelled sheet of a request varied along one or two axes."""
-    from . import metadata, sheet
+    from clipskip import metadata, sheet
 
     base = _requests(args)[0]
     x = sheet.parse_axis(args.x)
@@ -112,15 +94,26 @@ def grid(args: argparse.Namespace) -> Outcome:
     if args.y and x.field == y.field:
         raise RequestError(f"both axes vary {x.field}", field="axis")
     cells = sheet.requests(base, x, y)
-    path = Target(args.out, args.overwrite, 1).path(0)
+    destination = output.Destination(args.out, args.overwrite, 1)
     with _opened(args) as pipe:
-        results = terminal.steps(pipe.steps(*cells))
-    first = results[0]
-    metadata.save(sheet.draw(results, x, y), path, first.request, first.model, first.engines)
+        results = output.steps(pipe.steps(*cells))
+    drawn, first = sheet.draw(results, x, y), results[0]
+    path = destination.save(0, lambda path: metadata.save(drawn, path, first.request, first.model, first.engines))
     warnings = dict.fromkeys(warning for result in results for warning in result.warnings)
-    terminal.note(warnings)
-    data = {"file": str(path), "cells": [asdict(each.request) for each in results], "timings": first.timings}
+    output.note(warnings)
+    data = {"file": str(path), "cells": [asdict(result.request) for result in results], "timings": first.timings}
     return Outcome({**data, "warnings": list(warnings)}, str(path))
+
+
+def _with_request(verb: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Add what both verbs take: how to open the store, and every field of a request."""
+    verb.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    verb.add_argument("--target", default="onnxruntime", help="the backend (default: onnxruntime, on the CPU)")
+    verb.add_argument("--embeddings", type=Path, action="append", default=[], help="a textual inversion, or a folder")
+    settings = verb.add_argument_group("the request")
+    for option, (name, text) in OPTIONS.items():
+        settings.add_argument(option, dest=name, metavar="VALUE", help=text)
+    return verb
 
 
 def _opened(args: argparse.Namespace) -> Pipeline:
@@ -129,7 +122,7 @@ def _opened(args: argparse.Namespace) -> Pipeline:
 
 def _requests(args: argparse.Namespace) -> list[Request]:
     """The requests that the arguments ask for, at least one. What a /render line says goes before the options."""
-    from . import metadata, render
+    from clipskip import metadata, render
 
     image, lines = getattr(args, "image", None), getattr(args, "lines", None)
     if sum(source is not None for source in (args.prompt, image, lines)) != 1:
@@ -139,22 +132,19 @@ def _requests(args: argparse.Namespace) -> list[Request]:
         return [Request.from_text(given, metadata.read_request(image))]
     if lines is None and args.prompt != "-":
         return [Request.from_text({**given, **render.fields(args.prompt)})]
-    found = [_from_line(i, line, given) for i, line in enumerate(_lines(lines).split("\n"), 1) if line.strip()]
-    if not found:
+    requests = []
+    for number, line in enumerate(_text(lines).split("\n"), 1):
+        try:
+            if line.strip():
+                requests.append(Request.from_text({**given, **render.fields(line.rstrip("\r"))}))
+        except RequestError as error:
+            raise RequestError(f"line {number}: {error.message}", field=error.field, hint=error.hint) from error
+    if not requests:
         raise RequestError("there is no prompt: every line is empty", field="prompt")
-    return found
+    return requests
 
 
-def _from_line(number: int, line: str, given: dict[str, str]) -> Request:
-    from . import render
-
-    try:
-        return Request.from_text({**given, **render.fields(line.rstrip("\r"))})
-    except RequestError as error:
-        raise RequestError(f"line {number}: {error.message}", field=error.field, hint=error.hint) from error
-
-
-def _lines(path: Path | None) -> str:
+def _text(path: Path | None) -> str:
     """The text of a file, or of stdin."""
     name = "standard input" if path is None else str(path)
     try:
