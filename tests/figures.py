@@ -1,8 +1,8 @@
 """The figures of the house: `python tests/figures.py` prints them, test_figures.py holds them to their limits.
 
 Lines are those of files that people write: .py, .html, .js and .css outside tests/ and export/sample/. A function's
-length is from its `def` to its last line. A private helper is a function or method named with one underscore; it is used
-once if its name stands at most twice in all these files: where it is defined, and where it is used.
+length is from its `def` to its last line. A private helper is a function or method named with one underscore; it is
+used once if its name stands at most twice in all these files: where it is defined, and where it is used.
 """
 
 from __future__ import annotations
