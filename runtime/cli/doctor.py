@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -34,7 +35,10 @@ def examine() -> dict[str, Any]:
     `targets` maps each target to what building and running its engines lacks here and how to mend it, None where
     nothing is missing.
     """
-    packages = {name: _version(name) for name in PACKAGES}
+    packages: dict[str, str | None] = dict.fromkeys(PACKAGES)
+    for name in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            packages[name] = metadata.version(name)
     try:
         gpus = [vars(device) for device in gpu.gpus(gpu.cuda_runtime())]
     except BackendUnavailable:
@@ -73,13 +77,6 @@ def text(facts: dict[str, Any]) -> str:
             *(f"problem: {problem}" for problem in facts["problems"]),
         ]
     )  # fmt: skip
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _lack(check: Callable[[], object]) -> dict[str, str | None] | None:
