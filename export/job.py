@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from clipskip import clip_skip
+from clipskip import fields
 from clipskip.engines import publish, stale
 from clipskip.engines.errors import EngineMissing, ManifestError, RequestError
 from clipskip.engines.manifest import Identity, Manifest, ModelFacts
@@ -75,7 +75,7 @@ def _depths(skips: Sequence[int] | None, facts: ModelFacts) -> list[int]:
         return list(range(facts.layers + 1))
     if not skips:
         raise RequestError("skips must name at least one clip skip", field="skips")
-    return clip_skip.depths(skips, facts.layers)
+    return fields.kept_layers(skips, facts.layers)
 
 
 def _wanted(facts: ModelFacts, precision: str, depths: Iterable[int], root: Path) -> dict[Identity, dict[str, str]]:

@@ -55,7 +55,7 @@ def open(
     """
     from clipskip.engines.store import Store
 
-    from . import embeddings as inversions
+    from . import inversions
     from .backends.select import backend_named
     from .pipeline import Pipeline
 

@@ -17,15 +17,12 @@ import numpy as np
 
 from .backends import Array
 from .emphasis import emphasise
-from .limits import Limits
 from .lru import Lru
-from .prompt import Chunk, Names, chunks, composition, empty_chunk, schedule
+from .prompt.parts import Text
 from .request import Request
 from .resolve import Resolved
-from .tokenizer import Tokenizer
 
 Encode = Callable[[int, Array], Array]  # (layers kept, tokens [R,77]) -> context [R,77,D]
-Chunks = tuple[Chunk, ...]
 BUDGET = 64 * 2**20  # bytes of each cache
 Encoded = dict[tuple[int, tuple[int, ...]], Array]  # (layers, tokens) -> context [77,D]
 
@@ -60,86 +57,31 @@ class Conditioning:
         return sum(context.nbytes for part in self.parts for context in part.contexts)
 
 
-@dataclass(frozen=True)
-class _Text:
-    """One text before encoding: its weight, its depth, and the chunks of each schedule entry."""
-
-    weight: float
-    layers: int
-    ends: tuple[int, ...]
-    variants: tuple[Chunks, ...]
-
-
 class TextStage:
     """Turns resolved requests into conditionings; remembers chunks encoded at a depth, and whole conditionings."""
 
-    def __init__(self, tokenizer: Tokenizer, concepts: Names, encode: Encode, limits: Limits) -> None:
-        self._tokenizer = tokenizer
-        self._concepts = concepts
+    def __init__(self, encode: Encode) -> None:
         self._encode = encode
-        self._limits = limits
         self._encoded: Lru[Array] = Lru(BUDGET)
         self._conditionings: Lru[Conditioning] = Lru(BUDGET)
 
     def condition(self, wanted: Sequence[Resolved]) -> list[Conditioning]:
-        """The conditioning of every request; encodes each distinct chunk once, and nothing if one request is refused.
-
-        Raises RequestError for a prompt of more parts or chunks than the engines were built for.
-        """
+        """The conditioning of every request; encodes each distinct chunk once."""
         found = [self._conditionings.get(_key(each)) for each in wanted]
-        texts = [[] if known else self._padded(each) for each, known in zip(wanted, found, strict=True)]
+        texts = [() if known else each.texts for each, known in zip(wanted, found, strict=True)]
         encoded = self._encode_all(text for each in texts for text in each)
         return [
             known or self._remember(each, parts, encoded)
             for known, each, parts in zip(found, wanted, texts, strict=True)
         ]
 
-    def _remember(self, wanted: Resolved, texts: Sequence[_Text], encoded: Encoded) -> Conditioning:
-        parts = tuple(_part(text, encoded, wanted.request.emphasis) for text in texts)
-        made = Conditioning(parts, len(texts[0].variants[0]))
+    def _remember(self, wanted: Resolved, texts: Sequence[Text], encoded: Encoded) -> Conditioning:
+        parts = tuple(_part(text, encoded, wanted.request.emphasis, wanted.chunks) for text in texts)
+        made = Conditioning(parts, wanted.chunks)
         self._conditionings.put(_key(wanted), made, made.nbytes)
         return made
 
-    def _padded(self, wanted: Resolved) -> list[_Text]:
-        """The texts of a request, all made as long as the longest with chunks of the empty prompt."""
-        texts = self._texts(wanted)
-        length = max(len(variant) for text in texts for variant in text.variants)
-        self._limits.check_text(len(texts), length)
-        filler = empty_chunk(self._tokenizer)
-        return [
-            replace(text, variants=tuple((*v, *[filler] * (length - len(v))) for v in text.variants)) for text in texts
-        ]
-
-    def _texts(self, wanted: Resolved) -> list[_Text]:
-        """The parts of the prompt with their weights in the mix, then the negative prompt where it has one.
-
-        guided = u + sum of weight * cfg * (c - u), so u itself weighs 1 - cfg * (sum of the weights).
-        """
-        asked = wanted.request
-        scale = max(asked.cfg, 1.0)
-        parts = composition(asked.prompt, asked.compat)
-        rest = 1 - scale * sum(weight for _, weight in parts)
-        texts = [self._text(text, scale * weight, wanted.layers, wanted) for text, weight in parts]
-        if abs(rest) > 1e-9:
-            texts.append(self._text(asked.negative_prompt, rest, wanted.negative_layers, wanted))
-        return texts
-
-    def _text(self, text: str, weight: float, layers: int, wanted: Resolved) -> _Text:
-        entries = schedule(text, wanted.calls)
-        parsed = {variant: self._chunks(variant, wanted.request) for _, variant in entries}
-        return _Text(weight, layers, tuple(end for end, _ in entries), tuple(parsed[v] for _, v in entries))
-
-    def _chunks(self, text: str, asked: Request) -> Chunks:
-        found = chunks(
-            text,
-            self._tokenizer,
-            emphasis=asked.emphasis,
-            comma_backtrack=asked.comma_backtrack,
-            concepts=self._concepts,
-        )
-        return tuple(found)
-
-    def _encode_all(self, texts: Iterable[_Text]) -> Encoded:
+    def _encode_all(self, texts: Iterable[Text]) -> Encoded:
         """Every chunk of the texts at its depth; those that are not remembered, in one call per depth."""
         wanted = {(text.layers, chunk.tokens) for text in texts for variant in text.variants for chunk in variant}
         encoded = {key: found for key in wanted if (found := self._encoded.get(key)) is not None}
@@ -158,7 +100,7 @@ def _key(wanted: Resolved) -> Request:
     return replace(wanted.request, seed=0, subseed=0, batch=1, width=None, height=None)
 
 
-def _part(text: _Text, encoded: Encoded, mode: str) -> Part:
+def _part(text: Text, encoded: Encoded, mode: str, chunks: int) -> Part:
     """Apply emphasis to the encoded variants of a text; each counts as often as its schedule names it."""
     counts = Counter(text.variants)
     distinct = list(counts)
@@ -166,5 +108,6 @@ def _part(text: _Text, encoded: Encoded, mode: str) -> Part:
     weights = np.array([[chunk.weights for chunk in variant] for variant in distinct], dtype=np.float32)
     for position in range(contexts.shape[1]):
         contexts[:, position] = emphasise(contexts[:, position], weights[:, position], mode, list(counts.values()))
-    flat = contexts.reshape(len(distinct), -1, contexts.shape[-1])
+    repeated = np.tile(contexts, (1, chunks // text.length, 1, 1))
+    flat = repeated.reshape(len(distinct), -1, contexts.shape[-1])
     return Part(text.weight, text.ends, tuple(map(distinct.index, text.variants)), tuple(flat))

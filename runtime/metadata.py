@@ -1,15 +1,18 @@
 """What a picture's file says about how it was made: written into PNGs, read back from PNG, JPEG and WEBP.
 
-Two texts: `parameters`, which other programs read, and `clipskip`, the whole request as JSON, which is the truth.
-Nothing in a file is trusted. Knows nothing of pipelines.
+Two texts: `parameters`, A1111's, which carries settings from program to program and is ambiguous where a prompt has
+lines that look like it; and `clipskip`, the whole request as JSON, which is the truth. Nothing in a file is trusted.
+Knows nothing of pipelines.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
@@ -22,22 +25,79 @@ from clipskip.engines import strict
 from clipskip.engines.files import storage_error
 from clipskip.engines.manifest import ModelFacts
 
-from . import infotext, inputs
+from . import inputs
 from .errors import CheckpointError, ManifestError, RequestError, StorageError
-from .request import Request
+from .fields import written
+from .request import FIELDS, Request
 
 SCHEMA = 1
 FORMATS = ("PNG", "JPEG", "WEBP")
 LARGEST_TEXT = 1 << 20  # what readers, Pillow among them, accept of one text
 LARGEST_FILE = 256 << 20
 MOST_PIXELS = 1 << 25
+NEGATIVE = "Negative prompt:"
 
 _EXIF_IFD, _USER_COMMENT = 0x8769, 0x9286
+_PLAIN = {field.infotext: name for name, field in FIELDS.items() if field.infotext}
+_OTHERS = ("Size", "Sampler", "Schedule type", "RNG")
+_RNGS = {"cpu": "cpu", "nv": "nv", "gpu": "nv", "cuda": "nv"}
+_SCHEDULES_IN_NAMES = {"karras", "exponential", "polyexponential"}
+_CAPITALS = {"sgm": "SGM", "kl": "KL", "ddim": "DDIM"}
+_SETTING = re.compile(r'(?:^|,) *([A-Za-z][\w /-]{0,60}): *("(?:[^"\\]|\\.)*"(?= *(?:,|$))|[^,]*)')
 
 
-def parameters(request: Request, model: ModelFacts) -> str:
-    """A1111's text for a resolved request of one picture."""
-    return infotext.write(request, model)
+def save(
+    image: PIL.Image.Image,
+    path: Path,
+    request: Request,
+    model: ModelFacts,
+    engines: Mapping[str, str],
+    overwrite: bool = True,
+) -> None:
+    """Write a PNG with its texts, in one step: `path` never holds half a picture.
+
+    With `overwrite` what was there is replaced; without, FileExistsError says that something is there, also when it
+    came while the picture was made, and nothing is touched. StorageError for everything else that fails.
+    """
+    if overwrite and path.exists() and not path.is_file():
+        raise StorageError(f"{path} is there and is no file", path=path)
+    encoded = BytesIO()
+    image.save(encoded, "PNG", pnginfo=pnginfo(request, model, engines))
+    draft = path.with_name(f".clipskip-{secrets.token_hex(8)}.tmp")
+    try:
+        draft.write_bytes(encoded.getbuffer())
+        (_replace if overwrite else _create)(draft, path)
+    except FileExistsError as error:
+        raise FileExistsError(errno.EEXIST, "is there already", str(path)) from error
+    except OSError as error:
+        raise storage_error(OSError(error.errno, error.strerror), path) from error  # not about the draft's name
+    finally:
+        with suppress(OSError):
+            draft.unlink()
+
+
+def _replace(draft: Path, path: Path) -> None:
+    try:
+        os.replace(draft, path)
+    except PermissionError as error:  # the folder took the draft; Windows keeps files that are open
+        message = f"{path} is there and cannot be replaced ({error.strerror})"
+        raise StorageError(message, path=path, hint="close it in other programs, or use another name") from error
+
+
+def _create(draft: Path, path: Path) -> None:
+    """Give the draft its name if nothing has it. Where files have one name only, its bytes are written once more."""
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        raise
+    except OSError:
+        file = path.open("xb")
+        try:
+            with file:
+                file.write(draft.read_bytes())
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
 
 
 def pnginfo(request: Request, model: ModelFacts, engines: Mapping[str, str]) -> PngInfo:
@@ -60,21 +120,93 @@ def pnginfo(request: Request, model: ModelFacts, engines: Mapping[str, str]) -> 
     return info
 
 
-def save(image: PIL.Image.Image, path: Path, request: Request, model: ModelFacts, engines: Mapping[str, str]) -> None:
-    """Write a PNG with its texts; what was at `path` is replaced in one step. StorageError if that fails."""
-    if path.exists() and not path.is_file():
-        raise StorageError(f"{path} is there and is no file", path=path)
-    encoded = BytesIO()
-    image.save(encoded, "PNG", pnginfo=pnginfo(request, model, engines))
-    draft = path.with_name(f".clipskip-{secrets.token_hex(8)}.tmp")
+def parameters(request: Request, model: ModelFacts) -> str:
+    """A1111's text (1.10) for one picture: a resolved request, with its own seed and every default filled in."""
+    lines = [request.prompt]
+    if request.negative_prompt:
+        lines.append(f"{NEGATIVE} {request.negative_prompt}")
+    lines.append(", ".join(f"{name}: {_quoted(value)}" for name, value in _settings(request, model)))
+    return "\n".join(lines).strip()
+
+
+def _settings(request: Request, model: ModelFacts) -> Iterable[tuple[str, str]]:
+    """The settings in A1111's order; as there, what has its default is left out from the variation seed on."""
+
+    def plain(*names: str) -> Iterable[tuple[str, str]]:
+        for name in names:
+            value = getattr(request, name)
+            yield FIELDS[name].infotext, str(value) if isinstance(value, bool) else written(value)
+
+    sources = list(model.sources.values())
+    yield from plain("steps")
+    yield "Sampler", request.sampler
+    yield "Schedule type", " ".join(_CAPITALS.get(word, word.capitalize()) for word in request.schedule.split("_"))
+    yield from plain("cfg", "seed")
+    yield "Size", f"{request.width}x{request.height}"
+    yield "Model hash", (sources[0] if len(sources) == 1 else model.model_sha256)[:10]
+    yield "Model", model.name
+    if request.subseed_strength:
+        yield from plain("subseed", "subseed_strength")
+    if request.clip_skip is not None and request.clip_skip > 1:
+        yield from plain("clip_skip")
+    if request.negative_clip_skip not in (None, request.clip_skip):
+        yield from plain("negative_clip_skip")
+    yield "RNG", request.rng.upper()
+    for name in ("emphasis", "pad_cond_uncond"):
+        if getattr(request, name) != FIELDS[name].default:
+            yield from plain(name)
+    yield "Version", "clipskip"
+
+
+def read_parameters(text: str) -> Request:
+    """The request that A1111's text means, as far as clipskip has such settings; others are ignored.
+
+    A missing `Clip skip` is 1. A missing `RNG` is a GPU's (as in A1111), so "nv". A DPM sampler without a schedule is
+    from before A1111 1.9 and ran on the uniform one. Raises CheckpointError if there is no line of settings, and
+    RequestError for values of a wrong type.
+    """
+    lines = [line.strip() for line in text.strip().split("\n")]
+    last = max((i for i, line in enumerate(lines) if line.startswith("Steps:")), default=None)
+    if last is None:
+        raise CheckpointError("the text `parameters` has no line of settings (Steps: ..., Sampler: ...)")
+    settings = dict(_SETTING.findall(lines[last]))
+    known = {name: _unquoted(settings[name].strip()) for name in (*_PLAIN, *_OTHERS) if name in settings}
+    prompts: dict[str, list[str]] = {"prompt": [], "negative_prompt": []}
+    current = "prompt"
+    for line in lines[:last]:
+        if line.startswith(NEGATIVE):
+            current, line = "negative_prompt", line.removeprefix(NEGATIVE).strip()
+        prompts[current].append(line)
+    fields = {name: "\n".join(part) for name, part in prompts.items()} | {"clip_skip": "1"}
+    fields |= {_PLAIN[name]: value for name, value in known.items() if name in _PLAIN}
+    fields |= _sampling(known.get("Sampler"), known.get("Schedule type"))
+    if "Size" in known:
+        fields["width"], _, fields["height"] = known["Size"].partition("x")
+    fields["rng"] = _RNGS.get(known.get("RNG", "GPU").lower(), "cpu")
+    return Request.from_text(fields)
+
+
+def _sampling(sampler: str | None, schedule: str | None) -> dict[str, str]:
+    """Sampler and schedule; versions before 1.9 wrote the schedule at the end of the sampler's name."""
+    if sampler is None:
+        return {}
+    name, _, last = sampler.rpartition(" ")
+    if schedule is None and name and last.lower() in _SCHEDULES_IN_NAMES:
+        sampler, schedule = name, last
+    if schedule is None:
+        schedule = "uniform" if sampler.lower().startswith("dpm") else "automatic"
+    return {"sampler": sampler, "schedule": "_".join(schedule.lower().split())}
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False) if any(c in text for c in ',:\n"') else text
+
+
+def _unquoted(value: str) -> str:
     try:
-        draft.write_bytes(encoded.getbuffer())
-        os.replace(draft, path)
-    except OSError as error:
-        raise storage_error(OSError(error.errno, error.strerror), path) from error  # not about the draft's name
-    finally:
-        with suppress(OSError):
-            draft.unlink()
+        return str(json.loads(value)) if value.startswith('"') else value
+    except ValueError:
+        return value
 
 
 def read_request(image: str | os.PathLike[str] | bytes | PIL.Image.Image) -> Request:
@@ -88,7 +220,12 @@ def read_request(image: str | os.PathLike[str] | bytes | PIL.Image.Image) -> Req
     path = None if isinstance(image, (bytes, PIL.Image.Image)) else os.fspath(image)
     try:
         texts = _texts(image if isinstance(image, PIL.Image.Image) else _opened(image))
-        return _request(texts)
+        if "clipskip" in texts:
+            return _read_truth(texts["clipskip"])
+        if "parameters" in texts:
+            return read_parameters(texts["parameters"])
+        others = f"; it has {', '.join(repr(name[:40]) for name in sorted(texts)[:5])}" if texts else ""
+        raise CheckpointError(f"no settings are in this picture: neither text `clipskip` nor `parameters`{others}")
     except (RequestError, CheckpointError) as error:
         message = error.message if path is None or path in error.message else f"{path}: {error.message}"
         raise CheckpointError(message, path=path, hint=error.hint) from error
@@ -135,25 +272,16 @@ def _comment(image: PIL.Image.Image) -> str | None:
     return text.decode("utf-8", "replace")
 
 
-def _request(texts: Mapping[str, str]) -> Request:
-    if "clipskip" in texts:
-        return _truth(texts["clipskip"])
-    if "parameters" in texts:
-        return infotext.read(texts["parameters"])
-    others = f"; it has {', '.join(repr(name[:40]) for name in sorted(texts)[:5])}" if texts else ""
-    raise CheckpointError(f"no settings are in this picture: neither text `clipskip` nor `parameters`{others}")
-
-
-def _truth(text: str) -> Request:
+def _read_truth(text: str) -> Request:
     try:
-        found: Any = strict.parse(text.encode("utf-8", "replace"))
+        truth: Any = strict.parse(text.encode("utf-8", "replace"))
     except ManifestError as error:
         raise CheckpointError(f"the text `clipskip` is broken: {error.message[:200]}") from error
-    if not isinstance(found, dict) or type(found.get("schema")) is not int:
+    if not isinstance(truth, dict) or type(truth.get("schema")) is not int:
         raise CheckpointError("the text `clipskip` is broken: it is no object with a schema")
-    if found["schema"] != SCHEMA:
+    if truth["schema"] != SCHEMA:
         hint = "a newer clipskip may have written it: upgrade"
-        raise CheckpointError(f"the text `clipskip` has schema {found['schema']}; {SCHEMA} is known", hint=hint)
-    if not isinstance(found.get("request"), dict):
+        raise CheckpointError(f"the text `clipskip` has schema {truth['schema']}; {SCHEMA} is known", hint=hint)
+    if not isinstance(truth.get("request"), dict):
         raise CheckpointError("the text `clipskip` is broken: its request is missing")
-    return Request.from_json(found["request"])
+    return Request.from_json(truth["request"])

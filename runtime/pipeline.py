@@ -25,14 +25,13 @@ from . import metadata
 from .backends import Array, Backend
 from .context import Conditioning, TextStage
 from .denoise import Image, Snapshot, denoise
-from .embeddings import Concepts, check_names
 from .errors import EngineIncompatible, NumericalError, RequestError
-from .limits import Limits
+from .inversions import Inversions, check_names
 from .noise import image_seeds, initial
 from .plan import Job, batches
 from .request import Request, unknown_field
 from .residents import Residents, text_role
-from .resolve import Resolved, resolve
+from .resolve import Limits, Resolved, resolve
 from .samplers import table
 from .schedules import NoiseModel, sigmas
 from .tokenizer import Tokenizer
@@ -86,7 +85,7 @@ class Pipeline:
     """One model, opened. Threads may share it. Close it, or use it in a `with` statement."""
 
     def __init__(
-        self, store: Store, backend: Backend, *, concepts: Concepts, text_engine_budget: int, max_batch: int | None
+        self, store: Store, backend: Backend, *, concepts: Inversions, text_engine_budget: int, max_batch: int | None
     ) -> None:
         self.model = store.manifest().model
         self.backend = backend
@@ -102,7 +101,8 @@ class Pipeline:
             message = f"the tokenizer has {tokenizer.vocabulary} tokens, the text engines {facts.vocabulary}"
             raise EngineIncompatible(message, path=store.root, hint=export_command(store.root))
         check_names(concepts, tokenizer)
-        self._text = TextStage(tokenizer, concepts, self._residents.encode, self._limits)
+        self._tokenizer = tokenizer
+        self._text = TextStage(self._residents.encode)
 
     def __call__(self, prompt: str | Request, **fields: Any) -> Result:
         """Make the pictures of one request, given as a Request or as a prompt and any fields of Request.
@@ -122,7 +122,9 @@ class Pipeline:
     def steps(self, *requests: Request | str) -> Iterator[Progress]:
         """As `run`, yielding after every call of the network; to cancel, stop iterating."""
         clock = _Clock()
-        wanted = [resolve(as_request(each), self.model) for each in requests]
+        wanted = [
+            resolve(as_request(each), self.model, self._limits, self._tokenizer, self._concepts) for each in requests
+        ]
         jobs = self._jobs(wanted)
         clock.lap("text")
         together = batches(jobs, self._limits)
@@ -150,7 +152,6 @@ class Pipeline:
     def _jobs(self, wanted: Sequence[Resolved]) -> list[Job]:
         """One job per image. Whatever can be refused is refused here, before the first call of the network."""
         for each in wanted:
-            self._limits.check_size(each)
             for layers in {each.layers, each.negative_layers}:
                 self._residents.artefact(text_role(layers))
         conditionings = self._text.condition(wanted)

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .denoise import Image
-from .limits import Limits
-from .resolve import Resolved
+from .resolve import Limits, Resolved
 
 
 @dataclass(frozen=True)

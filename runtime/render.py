@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 
 from .errors import RequestError
-from .request import ALIASES, DEFAULTS, Request, check_types, unknown
-from .scalars import shown, written
-
-Fields = dict[str, str]
+from .fields import shown, written
+from .request import ALIASES, FIELDS, Request, check_types, unknown
 
 _START = re.compile(r"\s*(?:/render(?!\S)\s*)?", re.IGNORECASE)
 _COMMAND = re.compile(r'/([A-Za-z_-]+):("(?:[^"\\]|\\.)*"(?!\S)|\S*)\s*', re.DOTALL)
-_WORD = re.compile(r"\S+")
 _SIZE = re.compile(r"([0-9]{1,9})x([0-9]{1,9})", re.ASCII | re.IGNORECASE)
 _BARE = re.compile(r"[\w.+-]+")
+
+
+def _squash(name: str) -> str:
+    return re.sub("[-_]", "", name).lower()
+
+
+COMMANDS = {_squash(name): name for name in (*FIELDS, "size", "parser")}
+COMMANDS |= {_squash(alias): name for alias, name in ALIASES.items()}
 
 
 def parse_render(text: str) -> Request:
@@ -27,10 +31,8 @@ def parse_render(text: str) -> Request:
     What follows the commands is the prompt, in which a `/` is text; a prompt that starts with one is written
     `/prompt:"/..."`.
 
-    Every field of Request is a command: clipskip, clipskipdiffusers, negativeclipskip (negclipskip), seed, subseed
-    (variationseed), subseedstrength (variationstrength), steps, cfg (guidance), sampler, schedule (scheduler), width,
-    height, size (512x768), batch, rng, emphasis, commabacktrack, compat, negativeprompt (negative), prompt; and
-    `parser:new`, the grammar there is. Numbers are plain ASCII decimals.
+    Every field of Request and every alias of one is a command (`COMMANDS`), and `size` (512x768), and `parser:new`, the
+    grammar there is. Numbers are plain ASCII decimals.
 
     Raises RequestError for an unknown command, with the closest one, for one given twice, and for values of a wrong
     type. Ranges are checked when the request meets a model.
@@ -38,16 +40,18 @@ def parse_render(text: str) -> Request:
     return Request.from_text(fields(text))
 
 
-def fields(text: str) -> Fields:
+def fields(text: str) -> dict[str, str]:
     """What a `/render` line sets, by field of Request and as it was typed."""
-    commands = {_squash(name): name for name in (*DEFAULTS, "size", "parser")}
-    commands |= {_squash(alias): name for alias, name in ALIASES.items()}
-    given: Fields = {}
-    position = _end(_START, text)
+    given: dict[str, str] = {}
+    start = _START.match(text)
+    position = start.end() if start else 0
     while text.startswith("/", position):
-        name, value, position = _command(text, position, commands)
-        for field, part in _fields(name, value).items():
-            _set(given, field, part)
+        command = _COMMAND.match(text, position)
+        if command is None or _squash(command[1]) not in COMMANDS:
+            raise _unknown(text, position, command)
+        for name, value in _settings(COMMANDS[_squash(command[1])], _unquoted(command[1], command[2])).items():
+            _set(given, name, value)
+        position = command.end()
     rest = text[position:].strip()
     if rest or "prompt" not in given:
         _set(given, "prompt", rest)
@@ -56,35 +60,31 @@ def fields(text: str) -> Fields:
 
 def render_line(request: Request) -> str:
     """The line that `parse_render` reads as this request; fields that have their default are left out."""
-    checked = check_types(request)
-    values = {name: getattr(checked, name) for name in DEFAULTS if name != "prompt"}
-    commands = [f"/{_squash(name)}:{_written(value)}" for name, value in values.items() if value != DEFAULTS[name]]
-    prompt = checked.prompt
+    request = check_types(request)
+    words = ["/render"]
+    for name, field in FIELDS.items():
+        value = getattr(request, name)
+        if name != "prompt" and value != field.default:
+            text = written(value)
+            bare = not isinstance(value, str) or _BARE.fullmatch(text)
+            words.append(f"/{_squash(name)}:{text if bare else json.dumps(text, ensure_ascii=False)}")
+    prompt = request.prompt
     if prompt != prompt.strip() or prompt.startswith("/"):
         prompt = f"/prompt:{json.dumps(prompt, ensure_ascii=False)}"
-    return " ".join(["/render", *commands, prompt]).rstrip()
+    return " ".join([*words, prompt]).rstrip()
 
 
-def _command(text: str, position: int, commands: Mapping[str, str]) -> tuple[str, str, int]:
-    """The command at `position`: its field, its value, and where the next word starts."""
-    found = _COMMAND.match(text, position)
-    word = text[position : _end(_WORD, text, position)]
-    if found is None:
-        name = word[1:].partition(":")[0]
-        error = _unknown(name, commands)
+def _unknown(text: str, position: int, command: re.Match[str] | None) -> RequestError:
+    """The RequestError for a word that is no command, or for a command that there is not."""
+    word = text[position:].split(maxsplit=1)[0]
+    name = _squash(command[1] if command else word[1:].partition(":")[0])
+    error = unknown("command", name, {each: f"/{each}:" for each in COMMANDS})
+    if command is None:
         error.hint = f"commands are written /name:value; {error.hint}"
-        raise error
-    name = _squash(found[1])
-    if name not in commands:
-        raise _unknown(name, commands)
-    return commands[name], _unquoted(found[1], found[2]), found.end()
+    return error
 
 
-def _unknown(name: str, commands: Mapping[str, str]) -> RequestError:
-    return unknown("command", _squash(name), {each: f"/{each}:" for each in commands})
-
-
-def _fields(name: str, value: str) -> Fields:
+def _settings(name: str, value: str) -> dict[str, str]:
     """What a command sets: `size` two fields, `parser` none, any other its own."""
     if name == "parser":
         if value.lower() != "new":
@@ -98,10 +98,10 @@ def _fields(name: str, value: str) -> Fields:
     return {"width": size[1], "height": size[2]}
 
 
-def _set(given: Fields, field: str, value: str) -> None:
-    if field in given:
-        raise RequestError(f"{field} is given twice", field=field, hint="leave one of them out")
-    given[field] = value
+def _set(given: dict[str, str], name: str, value: str) -> None:
+    if name in given:
+        raise RequestError(f"{name} is given twice", field=name, hint="leave one of them out")
+    given[name] = value
 
 
 def _unquoted(name: str, value: str) -> str:
@@ -112,19 +112,3 @@ def _unquoted(name: str, value: str) -> str:
     except ValueError as error:
         message = f"/{name}: has no proper closing quote: {shown(value)}"
         raise RequestError(message, field=name, hint='write quotes inside as \\" and a backslash as \\\\') from error
-
-
-def _written(value: object) -> str:
-    if isinstance(value, (int, float)):
-        return written(value)
-    text = str(value)
-    return text if _BARE.fullmatch(text) else json.dumps(text, ensure_ascii=False)
-
-
-def _squash(name: str) -> str:
-    return re.sub("[-_]", "", name).lower()
-
-
-def _end(pattern: re.Pattern[str], text: str, position: int = 0) -> int:
-    found = pattern.match(text, position)
-    return position if found is None else found.end()

@@ -1,6 +1,7 @@
-"""From a request to what will be run: every default filled in, every value checked against the model.
+"""From a request to what will be run: every default filled in, both prompts parsed, every value checked.
 
-All refusals of a request happen here or in the modules it calls, before any engine runs. Knows nothing of engines.
+This is the one place that refuses a request: for what it is, for the model, and for what the engines take. Nothing has
+been encoded or run by then. Knows nothing of how engines run.
 """
 
 from __future__ import annotations
@@ -8,23 +9,28 @@ from __future__ import annotations
 import difflib
 import math
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
-from clipskip.engines.manifest import ModelFacts
+from clipskip.engines.manifest import Artefact, AxisRange, ModelFacts
+from clipskip.engines.shapes import LATENT, TOKENS
 
-from . import clip_skip, emphasis, prompt, request, scalars
 from .errors import RequestError
-from .noise import LARGEST_SEED, SOURCES, image_seeds
-from .request import Request
+from .fields import shown, whole_clip_skip
+from .inversions import Inversions
+from .noise import LARGEST_SEED, image_seeds
+from .prompt import check_text, networks, parts
+from .prompt.parts import Text
+from .request import FIELDS, Request, check_types
 from .samplers import SAMPLERS, Sampler
 from .schedules import SCHEDULES
+from .tokenizer import Tokenizer
 
-MAX_STEPS = 1000
-MAX_CFG = 100.0
-MAX_BATCH = 100
 MAX_PIXELS = 2048 * 2048
+DEEP_CLIP_SKIPS = ((2, "pictures tend to look like those of a low guidance"), (5, "results are erratic"))
 NETWORK_KINDS = ("lora", "lyco", "hypernet")
+UNBOUNDED = AxisRange(1, 1, 2**31 - 1)
 
 # Names that other programs use for the same things, after `_key`.
 SAMPLER_ALIASES = {"eulerancestral": "eulera", "dpmpp2m": "dpm2m", "dpmpp2msde": "dpm2msde"}
@@ -32,8 +38,45 @@ SCHEDULE_ALIASES = {"sgm": "sgmuniform"}
 
 
 @dataclass(frozen=True)
+class Limits:
+    """What one call of the step engine takes: shapes that it was built for, and what its device likes.
+
+    `height` and `width` are latents, `batch` and `pixels` count images, `rows` rows of the U-Net.
+    """
+
+    height: AxisRange
+    width: AxisRange
+    batch: int
+    pixels: int
+    rows: int
+    chunks: int
+    build_command: str | None  # None: the graphs are exported without a choice of shapes
+
+    @classmethod
+    def of(cls, step: Artefact, batch_pixels: int, max_batch: int | None, build_command: str | None) -> Limits:
+        """The limits of a step artefact, its backend, and the caller's wish for at most `max_batch` images at once."""
+        axes = {name: step.axes.get(name, UNBOUNDED) for name in ("h", "w", "B", "N", "T")}
+        return cls(
+            height=axes["h"],
+            width=axes["w"],
+            batch=min(max_batch or axes["B"].maximum, axes["B"].maximum),
+            pixels=batch_pixels,
+            rows=axes["N"].maximum,
+            chunks=axes["T"].maximum // TOKENS,
+            build_command=build_command,
+        )
+
+    def rebuild(self, option: str) -> str | None:
+        """The command that builds engines which take more."""
+        return None if self.build_command is None else f"{self.build_command} {option}"
+
+
+@dataclass(frozen=True)
 class Resolved:
-    """A request without open questions. `request` is the same with every None filled in, for metadata and repeats."""
+    """A request without open questions. `request` is the same with every None filled in, for metadata and repeats.
+
+    `chunks` is the length of every U-Net row's context: each text is repeated up to it.
+    """
 
     request: Request
     seeds: tuple[tuple[int, int | None], ...]  # seed and subseed of each image
@@ -43,80 +86,74 @@ class Resolved:
     schedule: str
     width: int
     height: int
+    texts: tuple[Text, ...]
+    chunks: int
     notes: tuple[str, ...]
 
     @property
     def calls(self) -> int:
-        """Network calls that prompt schedules are made for (A1111 counts calls, not steps)."""
+        """Model evaluations that prompt editing is made for (A1111 counts calls, not steps)."""
         return self.request.steps * self.sampler.calls_per_step
 
 
-def resolve(asked: Request, model: ModelFacts) -> Resolved:
-    """Check every field against the model and fill in every default.
+def resolve(
+    request: Request, model: ModelFacts, limits: Limits, tokenizer: Tokenizer, inversions: Inversions
+) -> Resolved:
+    """Check every field, fill in every default, and parse the prompts.
 
     Raises RequestError, naming the field, the value, the valid range and the closest valid choice.
     """
-    asked = request.check_types(asked)
-    _check_values(asked, model)
-    depth = clip_skip.resolve(
-        asked.clip_skip,
-        asked.clip_skip_diffusers,
-        asked.negative_clip_skip,
-        layers=model.layers,
-        recommended=model.recommended_clip_skip,
-    )
-    sampler, schedule = _sampler_and_schedule(asked)
-    width, height = _size(asked, model)
-    seed = _seed("seed", asked.seed)
-    varied = asked.subseed_strength or asked.subseed is not None
-    subseed = _seed("subseed", asked.subseed) if varied else None
+    request = check_types(request)
+    _check_prompts(request)
+    _check_ranges(request, model)
+    skip, negative_skip, notes = _clip_skips(request, model)
+    sampler, schedule = _sampler_and_schedule(request)
+    width, height = _size(request, model, limits)
+    seed = _seed("seed", request.seed)
+    varied = request.subseed_strength or request.subseed is not None
+    subseed = _seed("subseed", request.subseed) if varied else None
     filled = replace(
-        asked,
-        clip_skip=depth.clip_skip,
+        request,
+        clip_skip=skip,
         clip_skip_diffusers=None,
-        negative_clip_skip=depth.negative_clip_skip,
+        negative_clip_skip=negative_skip,
         seed=seed,
         subseed=subseed,
         sampler=sampler.name,
         schedule=schedule,
         width=width,
         height=height,
-        rng=_choice("rng", asked.rng, SOURCES),
-        emphasis=_choice("emphasis", asked.emphasis, emphasis.MODES),
-        compat=None if asked.compat is None else _choice("compat", asked.compat, ("a1111",)),
+        **_choices(request),
     )
+    layers = model.layers + 1 - skip, model.layers + 1 - negative_skip
+    calls = filled.steps * sampler.calls_per_step
+    texts = parts.parse(filled, calls, layers, tokenizer, tuple(inversions.spans.items()))
+    _check_texts(texts, limits)
+    if filled.cfg <= 1 and filled.negative_prompt and len(texts) == 1:
+        notes.append(f"the negative prompt is not used at cfg {filled.cfg:g}: guidance needs a cfg above 1")
+    if filled.pad_cond_uncond:
+        texts = parts.padded(texts, tokenizer)
+    texts, padding = parts.joined(texts, limits.chunks, tokenizer)
     return Resolved(
         request=filled,
-        seeds=tuple(image_seeds(seed, subseed, asked.subseed_strength, asked.batch)),
-        layers=depth.layers,
-        negative_layers=depth.negative_layers,
+        seeds=tuple(image_seeds(seed, subseed, filled.subseed_strength, filled.batch)),
+        layers=layers[0],
+        negative_layers=layers[1],
         sampler=sampler,
         schedule=schedule,
         width=width,
         height=height,
-        notes=(*depth.notes, *_notes(asked)),
+        texts=texts,
+        chunks=math.lcm(*(text.length for text in texts)),
+        notes=(*notes, *padding),
     )
 
 
-def _check_values(asked: Request, model: ModelFacts) -> None:
-    prompt.check_text(asked.prompt, "prompt")
-    prompt.check_text(asked.negative_prompt, "negative_prompt")
-    _check_networks(asked.prompt)
-    _check_range("steps", asked.steps, 1, min(MAX_STEPS, model.train_steps))
-    _check_range("cfg", asked.cfg, 0, MAX_CFG)
-    _check_range("batch", asked.batch, 1, MAX_BATCH)
-    _check_range("comma_backtrack", asked.comma_backtrack, 0, 74)
-    _check_range("subseed_strength", asked.subseed_strength, 0, 1)
-
-
-def _notes(asked: Request) -> Iterable[str]:
-    if asked.cfg <= 1 and asked.negative_prompt and len(prompt.composition(asked.prompt, asked.compat)) == 1:
-        yield f"the negative prompt is not used at cfg {asked.cfg:g}: guidance needs a cfg above 1"
-
-
-def _check_networks(text: str) -> None:
-    """A1111's `<lora:name:weight>` changes the networks; dropping it in silence would give another picture."""
-    for kind, arguments in prompt.networks(text)[1]:
+def _check_prompts(request: Request) -> None:
+    """Refuse texts that are no prompts. A1111's `<lora:name:weight>` changes the networks: without, another picture."""
+    check_text(request.prompt, "prompt")
+    check_text(request.negative_prompt, "negative_prompt")
+    for kind, arguments in networks(request.prompt)[1]:
         if kind.lower() in NETWORK_KINDS:
             raise RequestError(
                 f"the prompt asks for <{kind}:{arguments}>, and networks cannot be changed by a request",
@@ -125,9 +162,114 @@ def _check_networks(text: str) -> None:
             )
 
 
-def _check_range(field: str, value: float, low: float, high: float) -> None:
-    if not (math.isfinite(value) and low <= value <= high):
-        raise RequestError(f"{field} must be {low:g}..{high:g}, not {value:g}", field=field)
+def _check_ranges(request: Request, model: ModelFacts) -> None:
+    for name, field in FIELDS.items():
+        if field.low is not None and field.high is not None:
+            high = min(field.high, model.train_steps) if name == "steps" else field.high
+            value = getattr(request, name)
+            if not field.low <= value <= high:
+                raise RequestError(f"{name} must be {field.low:g}..{high:g}, not {value:g}", field=name)
+
+
+def _choices(request: Request) -> dict[str, Any]:
+    """The fields that are one of a few names, as those are spelled."""
+    given = {name: getattr(request, name) for name, field in FIELDS.items() if field.choices}
+    return {name: _choice(name, value, FIELDS[name].choices) for name, value in given.items() if value is not None}
+
+
+def _clip_skips(request: Request, model: ModelFacts) -> tuple[int, int, list[str]]:
+    """The prompt's and the negative prompt's clip skip, counted from 1, and what the result says of them."""
+    if request.clip_skip is not None and request.clip_skip_diffusers is not None:
+        raise RequestError(
+            "clip_skip and clip_skip_diffusers are two numberings of one setting: give one of them",
+            field="clip_skip_diffusers",
+            hint="clip_skip is clip_skip_diffusers + 1",
+        )
+    names = ("clip_skip", "clip_skip_diffusers", "negative_clip_skip")
+    given = {name: value for name in names if (value := getattr(request, name)) is not None}
+    whole = {name: whole_clip_skip(name, value, model.layers) for name, value in given.items()}
+    skip = whole.get("clip_skip", whole.get("clip_skip_diffusers", model.recommended_clip_skip))
+    negative_skip = whole.get("negative_clip_skip", skip)
+    notes = [
+        f"{name} {value} counts as {math.floor(value)}: only whole numbers change the picture"
+        for name, value in given.items()
+        if value != math.floor(value)
+    ]
+    if not given.keys() & {"clip_skip", "clip_skip_diffusers"}:
+        notes.append(f"no clip_skip was given: {skip} is used, which the model recommends")
+    used = {"clip_skip": skip} if skip == negative_skip else {"clip_skip": skip, "negative_clip_skip": negative_skip}
+    for name, value in used.items():
+        notes += [f"{name} {value}: above {limit} {what}" for limit, what in DEEP_CLIP_SKIPS if value > limit]
+    return skip, negative_skip, notes
+
+
+def _sampler_and_schedule(request: Request) -> tuple[Sampler, str]:
+    """A sampler's name may end in its schedule's, as in "DPM++ 2M Karras"; an explicit schedule must agree with it."""
+    if _key(request.sampler) == "dpmadaptive":
+        raise RequestError(
+            "DPM adaptive chooses its steps while it runs, and every sampler here is a table made beforehand",
+            field="sampler",
+            hint="'DPM++ 2M' is the closest one",
+        )
+    samplers = {sampler.name: sampler for sampler in SAMPLERS}
+    name, suffix = _split_schedule(request.sampler)
+    sampler = samplers[_choice("sampler", name, samplers, SAMPLER_ALIASES)]
+    schedule = _choice("schedule", request.schedule, ("automatic", *SCHEDULES), SCHEDULE_ALIASES)
+    if suffix is not None:
+        if schedule not in ("automatic", suffix):
+            message = f"sampler {request.sampler!r} names the schedule {suffix}, and schedule says {schedule}"
+            raise RequestError(message, field="schedule", hint="give one of them")
+        schedule = suffix
+    return sampler, sampler.automatic if schedule == "automatic" else schedule
+
+
+def _split_schedule(name: str) -> tuple[str, str | None]:
+    for schedule in sorted(SCHEDULES, key=len, reverse=True):
+        words = name.replace("_", " ").rsplit(None, len(schedule.split("_")))
+        if len(words) > 1 and _key("".join(words[1:])) == _key(schedule):
+            return words[0], schedule
+    return name, None
+
+
+def _choice(field: str, value: str, valid: Iterable[str], aliases: Mapping[str, str] | None = None) -> str:
+    by_key = {_key(name): name for name in valid}
+    key = _key(value)
+    key = (aliases or {}).get(key, key)
+    if key in by_key:
+        return by_key[key]
+    close = difflib.get_close_matches(key[:100], by_key, n=1, cutoff=0.5)
+    hint = f"did you mean {by_key[close[0]]!r}?" if close else None
+    message = f"{field} must be one of {', '.join(by_key.values())}; not {shown(value)}"
+    raise RequestError(message, field=field, hint=hint)
+
+
+def _key(name: str) -> str:
+    """Names are matched without case, spaces or punctuation."""
+    return "".join(c for c in name.lower() if c.isalnum())
+
+
+def _size(request: Request, model: ModelFacts, limits: Limits) -> tuple[int, int]:
+    """Width and height in pixels, which the model and the engines must be able to make."""
+    width = model.default_size if request.width is None else request.width
+    height = model.default_size if request.height is None else request.height
+    step, most = model.size_step, MAX_PIXELS // model.size_step
+    for field, value in (("width", width), ("height", height)):
+        if value > most:
+            raise RequestError(f"{field} must be at most {most} pixels, not {value}", field=field)
+        if value < step or value % step:
+            below = max(step, value // step * step)
+            near = f"{below}" if value <= step else f"{below} or {below + step}"
+            raise RequestError(
+                f"{field} must be a multiple of {step} pixels, not {value}; nearest: {near}", field=field
+            )
+    if width * height > MAX_PIXELS:
+        raise RequestError(f"{width}x{height} is above the limit of {MAX_PIXELS} pixels", field="width")
+    for field, value, axis in (("height", height, limits.height), ("width", width, limits.width)):
+        low, high = axis.minimum * LATENT, axis.maximum * LATENT
+        if not low <= value <= high:
+            message = f"{field} {value} is outside {low}..{high}, which the engines were built for"
+            raise RequestError(message, field=field, hint=limits.rebuild("--sizes ..."))
+    return width, height
 
 
 def _seed(field: str, value: int | None) -> int:
@@ -143,66 +285,18 @@ def random_seed() -> int:
     return secrets.randbelow(2**32)
 
 
-def _key(name: str) -> str:
-    """Names are matched without case, spaces or punctuation."""
-    return "".join(c for c in name.lower() if c.isalnum())
-
-
-def _choice(field: str, value: str, valid: Iterable[str], aliases: dict[str, str] | None = None) -> str:
-    by_key = {_key(name): name for name in valid}
-    key = _key(value)
-    key = (aliases or {}).get(key, key)
-    if key in by_key:
-        return by_key[key]
-    close = difflib.get_close_matches(key[:100], by_key, n=1, cutoff=0.5)
-    hint = f"did you mean {by_key[close[0]]!r}?" if close else None
-    message = f"{field} must be one of {', '.join(by_key.values())}; not {scalars.shown(value)}"
-    raise RequestError(message, field=field, hint=hint)
-
-
-def _sampler_and_schedule(asked: Request) -> tuple[Sampler, str]:
-    """A sampler's name may end in its schedule's, as in "DPM++ 2M Karras"; an explicit schedule must agree with it."""
-    samplers = {sampler.name: sampler for sampler in SAMPLERS}
-    schedules = ("automatic", *SCHEDULES)
-    name, suffix = _split_schedule(asked.sampler)
-    if _key(asked.sampler) == "dpmadaptive":
+def _check_texts(texts: tuple[Text, ...], limits: Limits) -> None:
+    """Refuse a prompt of more parts (AND, and the negative) or more chunks than the engines take."""
+    if len(texts) > limits.rows:
         raise RequestError(
-            "DPM adaptive chooses its steps while it runs, and every sampler here is a table made beforehand",
-            field="sampler",
-            hint="'DPM++ 2M' is the closest one",
+            f"the prompt has {len(texts)} parts with its negative; the engines take {limits.rows}",
+            field="prompt",
+            hint=limits.rebuild(f"--max-batch {-(-len(texts) // 2)}"),
         )
-    sampler = samplers[_choice("sampler", name, samplers, SAMPLER_ALIASES)]
-    schedule = _choice("schedule", asked.schedule, schedules, SCHEDULE_ALIASES)
-    if suffix is not None:
-        if schedule not in ("automatic", suffix):
-            message = f"sampler {asked.sampler!r} names the schedule {suffix}, and schedule says {schedule}"
-            raise RequestError(message, field="schedule", hint="give one of them")
-        schedule = suffix
-    return sampler, sampler.automatic if schedule == "automatic" else schedule
-
-
-def _split_schedule(name: str) -> tuple[str, str | None]:
-    for schedule in sorted(SCHEDULES, key=len, reverse=True):
-        words = name.replace("_", " ").rsplit(None, len(schedule.split("_")))
-        if len(words) > 1 and _key("".join(words[1:])) == _key(schedule):
-            return words[0], schedule
-    return name, None
-
-
-def _size(asked: Request, model: ModelFacts) -> tuple[int, int]:
-    width = model.default_size if asked.width is None else asked.width
-    height = model.default_size if asked.height is None else asked.height
-    for field, value in (("width", width), ("height", height)):
-        _check_size(field, value, model.size_step)
-    if width * height > MAX_PIXELS:
-        raise RequestError(f"{width}x{height} is above the limit of {MAX_PIXELS} pixels", field="width")
-    return width, height
-
-
-def _check_size(field: str, value: int, step: int) -> None:
-    if value > MAX_PIXELS // step:
-        raise RequestError(f"{field} must be at most {MAX_PIXELS // step} pixels, not {value}", field=field)
-    if value < step or value % step:
-        below = max(step, value // step * step)
-        near = f"{below}" if value <= step else f"{below} or {below + step}"
-        raise RequestError(f"{field} must be a multiple of {step} pixels, not {value}; nearest: {near}", field=field)
+    longest = max(text.length for text in texts)
+    if longest > limits.chunks:
+        raise RequestError(
+            f"the prompt needs {longest} chunks of 75 tokens; the engines take {limits.chunks}",
+            field="prompt",
+            hint=limits.rebuild(f"--max-chunks {longest}") or "shorten it",
+        )

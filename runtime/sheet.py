@@ -12,9 +12,9 @@ import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
 
-from . import scalars
+from . import fields
 from .errors import RequestError
-from .request import DEFAULTS, Request, takes_text, unknown_field
+from .request import FIELDS, Request, unknown_field
 from .resolve import random_seed
 
 if TYPE_CHECKING:
@@ -45,13 +45,16 @@ def parse_axis(text: str) -> Axis:
     name = name.strip()
     if not equals or not values.strip():
         raise RequestError(f"an axis is written FIELD=VALUES, as in clip_skip=1-13; not {text!r}", field="axis")
-    if name not in DEFAULTS:
+    if name not in FIELDS:
         raise unknown_field(name)
     try:
         items = next(csv.reader([values], skipinitialspace=True))
     except (csv.Error, StopIteration) as error:
         raise RequestError(f"the values of the axis {name} are no list ({error})", field="axis") from error
-    return Axis(name, tuple(value for item in items for value in ([item] if takes_text(name) else _numbers(item))))
+    return Axis(
+        name,
+        tuple(value for item in items for value in ([item] if FIELDS[name].kind is fields.TEXT else _numbers(item))),
+    )
 
 
 def _numbers(item: str) -> Sequence[int | float]:
@@ -59,7 +62,7 @@ def _numbers(item: str) -> Sequence[int | float]:
         low, high, step = int(spread[1]), int(spread[2]), int(spread[3] or 1)
         if low <= high and step > 0 and (high - low) // step < MAX_CELLS:
             return range(low, high + 1, step)
-    number = scalars.parse(item.strip())
+    number = fields.parse(item.strip())
     if not isinstance(number, str):
         return [number]
     raise RequestError(f"{item!r} is neither a number nor a range such as 1-13 or 10-30(+5)", field="axis")

@@ -12,6 +12,7 @@ WHOLE_FIELDS = ["seed", "subseed", "steps", "width", "height", "batch", "comma_b
 FRACTION_FIELDS = ["cfg", "subseed_strength"]
 DEPTH_FIELDS = ["clip_skip", "clip_skip_diffusers", "negative_clip_skip"]
 TEXT_FIELDS = ["prompt", "negative_prompt", "sampler", "schedule", "rng", "emphasis", "compat"]
+FLAG_FIELDS = ["pad_cond_uncond"]
 OPTIONAL_FIELDS = ["seed", "subseed", "width", "height", "compat"]
 
 
@@ -22,5 +23,6 @@ def requests() -> st.SearchStrategy[Request]:
     kinds: dict[str, st.SearchStrategy[Any]] = dict.fromkeys(TEXT_FIELDS, st.text())
     kinds |= dict.fromkeys(WHOLE_FIELDS, whole) | dict.fromkeys(FRACTION_FIELDS, number)
     kinds |= dict.fromkeys(DEPTH_FIELDS, st.none() | whole | number)
+    kinds |= dict.fromkeys(FLAG_FIELDS, st.booleans())
     kinds |= {name: st.none() | kinds[name] for name in OPTIONAL_FIELDS}
     return st.builds(Request, **kinds)

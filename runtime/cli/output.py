@@ -89,31 +89,21 @@ class Destination:
         numbers = (_NUMBERED.fullmatch(name) for name in os.listdir(self._folder))
         self._number = max((int(match[1]) for match in numbers if match), default=0)
 
-    def save(self, seed: int, write: Callable[[Path], None]) -> Path:
-        """Have `write` make the next picture's file; gives its name. No file of anybody else's is replaced.
+    def save(self, seed: int, write: Callable[..., None]) -> Path:
+        """Have `write(path, overwrite=...)` make the next picture's file; gives its name.
 
-        RequestError if the one file that was named has appeared meanwhile and may not be replaced.
+        It raises FileExistsError for a name that is taken: then the next number is tried. RequestError if that happens
+        to the one file that was named.
         """
         while True:
             self._number += 1
             path = self._file or self._folder / f"{self._number:05d}-{seed}.png"
-            if self._file and self._overwrite:
-                write(path)
-                return path
             try:
-                path.touch(exist_ok=False)  # the name is ours from here on
+                write(path, overwrite=self._file is not None and self._overwrite)
+                return path
             except FileExistsError:
                 if self._file:
                     raise self._taken() from None
-                continue
-            except OSError as error:
-                raise StorageError(f"{path}: {error.strerror}", path=path) from error
-            try:
-                write(path)
-            except BaseException:
-                path.unlink(missing_ok=True)
-                raise
-            return path
 
     def _taken(self) -> RequestError:
         return RequestError(f"{self._file} exists already", field="out", hint="add --overwrite to replace it")

@@ -4,43 +4,24 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import clipskip
 from clipskip.errors import CheckpointError, RequestError
-from clipskip.request import Request
+from clipskip.request import FIELDS, Request
 
 from . import Outcome, Verbs, output, store_verb
 
 if TYPE_CHECKING:
+    import PIL.Image
+
     from clipskip.pipeline import Pipeline, Result
 
 TOGETHER = 16  # requests that are planned and saved at once: a failure later loses none of them
-
-# option -> field of Request, and its help. Values stay text here: they are read and checked as every front end does.
-OPTIONS = {
-    "--negative": ("negative_prompt", "what the picture should not show"),
-    "--clip-skip": ("clip_skip", "1 is no skip, 2 the penultimate layer, 13 leaves only the embeddings"),
-    "--clip-skip-diffusers": ("clip_skip_diffusers", "the same in the numbering of diffusers (one less)"),
-    "--negative-clip-skip": ("negative_clip_skip", "another depth for the negative prompt (default: the same)"),
-    "--seed": ("seed", "0..2^64-1; -1 draws one (the default)"),
-    "--subseed": ("subseed", "the seed that a variation goes towards"),
-    "--subseed-strength": ("subseed_strength", "how far it goes, 0..1"),
-    "--steps": ("steps", "default 20"),
-    "--cfg": ("cfg", "guidance scale, default 7"),
-    "--sampler": ("sampler", 'default "DPM++ 2M"'),
-    "--schedule": ("schedule", "automatic, uniform, karras, exponential or sgm_uniform"),
-    "--width": ("width", "in pixels (default: the model's)"),
-    "--height": ("height", "in pixels (default: the model's)"),
-    "--batch": ("batch", "number of pictures, each with the next seed"),
-    "--rng": ("rng", "cpu or nv: whose random numbers"),
-    "--emphasis": ("emphasis", "Original, No norm, Ignore or None"),
-    "--comma-backtrack": ("comma_backtrack", "tokens to look back for a comma when a chunk is full"),
-    "--compat": ("compat", "a1111: read `text:2` as a weight without AND, too"),
-}
 
 
 def add_generate(verbs: Verbs) -> argparse.ArgumentParser:
@@ -70,7 +51,7 @@ def generate(args: argparse.Namespace) -> Outcome:
 
 def _saved(result: Result, destination: output.Destination) -> Iterator[dict[str, Any]]:
     for index, seed in enumerate(result.seeds):
-        path = destination.save(seed, lambda path, index=index: result.save(path, index))  # type: ignore[misc]
+        path = destination.save(seed, _writer(result, result.images[index], result.alone(index)))
         request = asdict(result.alone(index))
         yield {"file": str(path), "request": request, "engines": result.engines, "timings": result.timings}
 
@@ -86,7 +67,7 @@ def add_grid(verbs: Verbs) -> argparse.ArgumentParser:
 
 def grid(args: argparse.Namespace) -> Outcome:
     """Draw one labelled sheet of a request varied along one or two axes."""
-    from clipskip import metadata, sheet
+    from clipskip import sheet
 
     base = _requests(args)[0]
     x = sheet.parse_axis(args.x)
@@ -97,12 +78,19 @@ def grid(args: argparse.Namespace) -> Outcome:
     destination = output.Destination(args.out, args.overwrite, 1)
     with _opened(args) as pipe:
         results = output.steps(pipe.steps(*cells))
-    drawn, first = sheet.draw(results, x, y), results[0]
-    path = destination.save(0, lambda path: metadata.save(drawn, path, first.request, first.model, first.engines))
+    first = results[0]
+    path = destination.save(0, _writer(first, sheet.draw(results, x, y), first.request))
     warnings = dict.fromkeys(warning for result in results for warning in result.warnings)
     output.note(warnings)
     data = {"file": str(path), "cells": [asdict(result.request) for result in results], "timings": first.timings}
     return Outcome({**data, "warnings": list(warnings)}, str(path))
+
+
+def _writer(result: Result, image: PIL.Image.Image, request: Request) -> Callable[..., None]:
+    """What writes an image of this result to a path that is given later."""
+    from clipskip import metadata
+
+    return partial(metadata.save, image, request=request, model=result.model, engines=result.engines)
 
 
 def _with_request(verb: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -111,8 +99,9 @@ def _with_request(verb: argparse.ArgumentParser) -> argparse.ArgumentParser:
     verb.add_argument("--target", default="onnxruntime", help="the backend (default: onnxruntime, on the CPU)")
     verb.add_argument("--embeddings", type=Path, action="append", default=[], help="a textual inversion, or a folder")
     settings = verb.add_argument_group("the request")
-    for option, (name, text) in OPTIONS.items():
-        settings.add_argument(option, dest=name, metavar="VALUE", help=text)
+    for field in FIELDS.values():
+        if field.option:
+            settings.add_argument(field.option, dest=field.name, metavar="VALUE", help=field.help)
     return verb
 
 
@@ -127,7 +116,7 @@ def _requests(args: argparse.Namespace) -> list[Request]:
     image, lines = getattr(args, "image", None), getattr(args, "lines", None)
     if sum(source is not None for source in (args.prompt, image, lines)) != 1:
         raise RequestError("give one of: a PROMPT (or - for stdin), --from IMAGE, --lines FILE", field="prompt")
-    given = {name: value for name, _ in OPTIONS.values() if (value := getattr(args, name)) is not None}
+    given = {field: vars(args)[field] for field in FIELDS if field != "prompt" and vars(args)[field] is not None}
     if image is not None:
         return [Request.from_text(given, metadata.read_request(image))]
     if lines is None and args.prompt != "-":

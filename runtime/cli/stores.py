@@ -6,7 +6,7 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-from clipskip import clip_skip, scalars
+from clipskip import fields
 from clipskip.errors import BackendUnavailable, EngineCorrupt
 
 from . import Outcome, Verbs, output, store_verb
@@ -41,11 +41,11 @@ def export(args: argparse.Namespace) -> Outcome:
 
 
 def _skips(text: str) -> list[int] | None:
-    return None if text == "all" else scalars.ranges("skips", text)
+    return None if text == "all" else fields.ranges("skips", text)
 
 
 def _whole(field: str, text: str) -> int:
-    return scalars.whole(field, scalars.parse(text))
+    return fields.whole(field, fields.parse(text))
 
 
 def add_inspect(verbs: Verbs) -> argparse.ArgumentParser:
@@ -119,7 +119,7 @@ def build(args: argparse.Namespace) -> Outcome:
         sizes=shapes.parse_sizes(args.sizes) if args.sizes else None,
         max_batch=_whole("max_batch", args.max_batch),
         max_chunks=_whole("max_chunks", args.max_chunks),
-        layers=None if skips is None else clip_skip.depths(skips, store.manifest().model.layers),
+        layers=None if skips is None else fields.kept_layers(skips, store.manifest().model.layers),
         compute_capabilities=tuple(args.compute_capability),
         workspace=_whole("workspace", args.workspace) << 20 if args.workspace else None,
     )

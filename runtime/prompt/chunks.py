@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
 
 from ..errors import RequestError
 from ..tokenizer import Tokenizer
-from .attention import BREAK, attention
+from .weights import BREAK, attention
 
 LENGTH = 75  # tokens of a chunk between its bos and its eos
+
+Spans = tuple[tuple[str, range], ...]  # lower-cased name of a textual inversion -> rows of the `concepts` input
 
 
 @dataclass(frozen=True)
@@ -22,28 +23,13 @@ class Chunk:
     weights: tuple[float, ...]
 
 
-class Names(Protocol):
-    """Textual inversions as far as a prompt needs them: lower-cased name -> rows of the `concepts` input."""
-
-    @property
-    def spans(self) -> Mapping[str, range]: ...
-
-
-@dataclass(frozen=True)
-class _NoNames:
-    spans: Mapping[str, range] = field(default_factory=dict)
-
-
-NO_CONCEPTS: Names = _NoNames()
-
-
 def chunks(
     text: str,
     tokenizer: Tokenizer,
     *,
     emphasis: str = "Original",
     comma_backtrack: int = 20,
-    concepts: Names = NO_CONCEPTS,
+    spans: Spans = (),
 ) -> list[Chunk]:
     """The chunks of one text (no AND, no schedules), at least one; follows AUTOMATIC1111 1.10.
 
@@ -56,7 +42,7 @@ def chunks(
     weights beyond 10 and for an inversion of more than 75 vectors.
     """
     packer = _Packer(tokenizer, comma_backtrack)
-    index = _index(tokenizer, tuple(concepts.spans.items()))
+    index = _index(tokenizer, spans)
     for fragment, weight in [(text, 1.0)] if emphasis == "None" else attention(text):
         if (fragment, weight) == BREAK:
             packer.close()
@@ -75,7 +61,7 @@ _Index = Mapping[int, Sequence[tuple[list[int], list[int]]]]  # first id of a na
 
 
 @lru_cache(maxsize=4)
-def _index(tokenizer: Tokenizer, spans: tuple[tuple[str, range], ...]) -> _Index:
+def _index(tokenizer: Tokenizer, spans: Spans) -> _Index:
     index: dict[int, list[tuple[list[int], list[int]]]] = {}
     for name, rows in spans:
         if ids := tokenizer.ids(name):
@@ -114,7 +100,9 @@ class _Packer:
         elif len(self.tokens) == LENGTH and self.comma is not None and LENGTH - self.comma <= self.backtrack:
             self._move_tail(self.comma + 1)
         if len(self.tokens) + len(group) > LENGTH:
-            _check_size(group)
+            if len(group) > LENGTH:
+                message = f"a textual inversion of {len(group)} vectors does not fit into a chunk of {LENGTH}"
+                raise RequestError(message, field="prompt")
             self.close()
         self.tokens += group
         self.weights += [weight] * len(group)
@@ -144,10 +132,3 @@ class _Packer:
     def _restart(self, tokens: list[int], weights: list[float]) -> None:
         self.tokens, self.weights = tokens, weights
         self.comma = None
-
-
-def _check_size(group: list[int]) -> None:
-    if len(group) > LENGTH:
-        raise RequestError(
-            f"a textual inversion of {len(group)} vectors does not fit into a chunk of {LENGTH}", field="prompt"
-        )

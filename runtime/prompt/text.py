@@ -46,27 +46,23 @@ def composition(text: str, compat: str | None = None) -> list[tuple[str, float]]
     parts = _AND.split(text)
     if len(parts) == 1 and compat != "a1111":
         return [(text, 1.0)]
-    return [_weighted(part) for part in parts]
+    weighted = []
+    for part in parts:
+        head, colon, tail = part.rpartition(":")
+        if colon and _WEIGHT.fullmatch(tail):
+            weighted.append((head.rstrip(), check_weight(float(tail), part)))
+        else:
+            weighted.append((part.rstrip(), 1.0))
+    return weighted
 
 
 def check_weight(weight: float, source: str) -> float:
     """`weight` if it is usable; `source` is the text it stands in, for the message."""
     if abs(weight) <= MAX_WEIGHT:
         return weight
+    excerpt = ascii(source if len(source) <= 60 else source[:60] + "...")  # on one line, safe for a terminal
     raise RequestError(
-        f"a prompt weight of {weight:.4g} is beyond {MAX_WEIGHT:g}: {excerpt(source)}",
+        f"a prompt weight of {weight:.4g} is beyond {MAX_WEIGHT:g}: {excerpt}",
         field="prompt",
         hint="weights between 0.5 and 1.5 are usual; write \\( and \\) for brackets that are text",
     )
-
-
-def excerpt(text: str, length: int = 60) -> str:
-    """`text` on one line, safe to print on a terminal."""
-    return ascii(text if len(text) <= length else text[:length] + "...")
-
-
-def _weighted(part: str) -> tuple[str, float]:
-    head, colon, tail = part.rpartition(":")
-    if colon and _WEIGHT.fullmatch(tail):
-        return head.rstrip(), check_weight(float(tail), part)
-    return part.rstrip(), 1.0

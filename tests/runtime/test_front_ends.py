@@ -7,7 +7,7 @@ import pytest
 import clipskip
 from clipskip.__main__ import main
 from clipskip.errors import RequestError
-from clipskip.scalars import parse
+from clipskip.fields import parse
 
 TYPED = [
     ("clip_skip", "--clip-skip", "clipskip", ["0", "14", "-1", "nan", "inf", "two", "1_0", "２"]),
@@ -22,10 +22,11 @@ TYPED = [
     ("schedule", "--schedule", "schedule", ["linear"]),
     ("rng", "--rng", "rng", ["gpu"]),
     ("subseed_strength", "--subseed-strength", "subseedstrength", ["1.5", "-0.5", "x"]),
+    ("emphasis", "--emphasis", "emphasis", ["loud"]),
     ("comma_backtrack", "--comma-backtrack", "commabacktrack", ["75", "-1"]),
 ]
 CASES = [(field, option, command, text) for field, option, command, texts in TYPED for text in texts]
-TEXTS = ("sampler", "schedule", "rng")
+TEXTS = ("sampler", "schedule", "rng", "emphasis")
 
 
 @pytest.fixture(scope="module")

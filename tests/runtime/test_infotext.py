@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipskip.errors import CheckpointError, RequestError
-from clipskip.infotext import read, write
+from clipskip.metadata import parameters as write
+from clipskip.metadata import read_parameters as read
 from clipskip.request import Request
 
 MODEL = replace(
@@ -62,10 +63,12 @@ def test_settings_at_a1111s_defaults_and_an_empty_negative_prompt_are_left_out()
     assert "Negative prompt" not in text
     assert "Variation" not in text
     assert "Emphasis" not in text
+    assert "Pad conds" not in text
 
 
 def test_every_other_setting_is_written() -> None:
     request = replace(RESOLVED, subseed_strength=0.25, negative_clip_skip=1, rng="nv", emphasis="No norm", cfg=7.5)
+    request = replace(request, pad_cond_uncond=True)
     text = write(request, MODEL)
     for part in (
         "Variation seed: 9, Variation seed strength: 0.25",
@@ -74,7 +77,7 @@ def test_every_other_setting_is_written() -> None:
         "CFG scale: 7.5",
     ):
         assert part in text
-    assert "Emphasis: No norm" in text
+    assert "Emphasis: No norm, Pad conds: True, Version" in text
     assert read(text) == request
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
 import struct
 import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -108,13 +110,93 @@ def test_an_existing_file_is_replaced_and_no_draft_stays(tmp_path: Path) -> None
     assert os.listdir(tmp_path) == ["x.png"]
 
 
+def save_new(path: Path, seed: int = 1) -> None:
+    save(PIXELS.copy(), path, replace(RESOLVED, seed=seed), MODEL, ENGINES, overwrite=False)
+
+
+def no_links(source: object, target: object) -> None:
+    raise OSError(errno.EPERM, "no links on this file system")
+
+
+@pytest.fixture(params=["links", "no links"])
+def file_system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "no links":
+        monkeypatch.setattr(os, "link", no_links)
+
+
+@pytest.mark.usefixtures("file_system")
+def test_without_overwriting_a_new_file_is_made_and_what_is_there_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    save_new(path, seed=1)
+    for taken in (path, tmp_path):
+        with pytest.raises(FileExistsError) as caught:
+            save_new(taken, seed=2)
+        assert caught.value.filename == str(taken)
+    assert read_request(path).seed == 1
+    assert os.listdir(tmp_path) == ["x.png"]
+
+
+@pytest.mark.usefixtures("file_system")
+def test_of_two_that_save_under_one_name_at_once_one_wins_and_the_other_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+
+    def attempt(seed: int) -> bool:
+        try:
+            save_new(path, seed)
+        except FileExistsError:
+            return False
+        return True
+
+    for _ in range(10):
+        with ThreadPoolExecutor(4) as pool:
+            won = list(pool.map(attempt, range(4)))
+        assert won.count(True) == 1
+        assert read_request(path).seed == won.index(True)
+        path.unlink()
+    assert os.listdir(tmp_path) == []
+
+
+def test_half_a_picture_does_not_stay_where_there_are_no_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path) -> bytes:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr(os, "link", no_links)
+    monkeypatch.setattr(Path, "read_bytes", full)
+    with pytest.raises(StorageError, match="no room"):
+        save_new(tmp_path / "x.png")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_target_that_the_system_holds_on_to_is_a_storage_error_that_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Windows does while a viewer shows the picture."""
+
+    def held(source: object, target: object) -> None:
+        raise PermissionError(errno.EACCES, "Access is denied")
+
+    path = tmp_path / "x.png"
+    save_new(path, seed=1)
+    monkeypatch.setattr(os, "replace", held)
+    with pytest.raises(StorageError, match=r"x\.png is there and cannot be replaced \(Access is denied\)") as caught:
+        save(PIXELS, path, RESOLVED, MODEL, ENGINES)
+    assert caught.value.path == str(path)
+    assert "close it in other programs" in str(caught.value)
+    assert read_request(path).seed == 1
+    assert os.listdir(tmp_path) == ["x.png"]
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
 @pytest.mark.parametrize("place", ["missing/x.png", "folder", "file/x.png"])
-def test_a_picture_that_cannot_be_written_is_a_storage_error_and_leaves_nothing(tmp_path: Path, place: str) -> None:
+def test_a_picture_that_cannot_be_written_is_a_storage_error_and_leaves_nothing(
+    tmp_path: Path, place: str, overwrite: bool
+) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError) as caught:
-        save(PIXELS, tmp_path / place, RESOLVED, MODEL, ENGINES)
-    assert caught.value.exit_status == 7
+    error = FileExistsError if place == "folder" and not overwrite else StorageError
+    with pytest.raises(error) as caught:
+        save(PIXELS, tmp_path / place, RESOLVED, MODEL, ENGINES, overwrite)
+    assert getattr(caught.value, "exit_status", 7) == 7
     assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
 
 

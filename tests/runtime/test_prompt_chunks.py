@@ -5,22 +5,15 @@ from __future__ import annotations
 import dataclasses
 import random
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
 
 import pytest
 
 from clipskip.errors import RequestError
-from clipskip.prompt import Chunk, attention, chunks, empty_chunk
+from clipskip.prompt import Chunk, Spans, attention, chunks, empty_chunk
 from clipskip.tokenizer import Tokenizer
 
 BOS, EOS, A, CAT, DOG, COMMA = 49406, 49407, 320, 2368, 1929, 267
 ROWS = 49408  # the first id of a textual inversion's vector
-
-
-@dataclass(frozen=True)
-class Concepts:
-    spans: Mapping[str, range]
 
 
 def chunk(*body: int) -> tuple[int, ...]:
@@ -134,7 +127,7 @@ def test_a_vocabulary_without_a_comma_never_moves(clip_tokenizer: Tokenizer) -> 
 
 
 # Which tokens stand for the name of a textual inversion.
-NAMES = Concepts({"moody": range(3), "moody cat": range(3, 4), "cat, dog": range(4, 6), "": range(1)})
+NAMES: Spans = (("moody", range(3)), ("moody cat", range(3, 4)), ("cat, dog", range(4, 6)), ("", range(1)))
 NAMED: list[tuple[str, list[int]]] = [
     ("moody", [ROWS, ROWS + 1, ROWS + 2]),
     ("MooDY", [ROWS, ROWS + 1, ROWS + 2]),
@@ -151,37 +144,37 @@ NAMED: list[tuple[str, list[int]]] = [
 
 @pytest.mark.parametrize(("text", "body"), NAMED)
 def test_the_name_of_an_inversion_stands_for_its_vectors(clip_tokenizer: Tokenizer, text: str, body: list[int]) -> None:
-    assert tokens(chunks(text, clip_tokenizer, concepts=NAMES)) == [chunk(*body)]
+    assert tokens(chunks(text, clip_tokenizer, spans=NAMES)) == [chunk(*body)]
 
 
 def test_all_vectors_have_the_weight_of_the_name(clip_tokenizer: Tokenizer) -> None:
-    [found] = chunks("(moody:1.4) cat", clip_tokenizer, concepts=NAMES)
+    [found] = chunks("(moody:1.4) cat", clip_tokenizer, spans=NAMES)
     assert found.weights[:6] == (1.0, 1.4, 1.4, 1.4, 1.0, 1.0)
 
 
 def test_vectors_stay_in_one_chunk(clip_tokenizer: Tokenizer) -> None:
     vectors = [ROWS, ROWS + 1, ROWS + 2]
-    fits = chunks(f"{cats(72)} moody", clip_tokenizer, concepts=NAMES)
+    fits = chunks(f"{cats(72)} moody", clip_tokenizer, spans=NAMES)
     assert tokens(fits) == [chunk(*[CAT] * 72, *vectors)]
-    moves = chunks(f"{cats(73)} moody", clip_tokenizer, concepts=NAMES)
+    moves = chunks(f"{cats(73)} moody", clip_tokenizer, spans=NAMES)
     assert tokens(moves) == [chunk(*[CAT] * 73), chunk(*vectors)]
 
 
 def test_vectors_move_with_a_comma(clip_tokenizer: Tokenizer) -> None:
-    found = chunks(f"{cats(60)}, a moody dog {cats(10)}", clip_tokenizer, concepts=NAMES)
+    found = chunks(f"{cats(60)}, a moody dog {cats(10)}", clip_tokenizer, spans=NAMES)
     assert tokens(found) == [chunk(*[CAT] * 60, COMMA), chunk(A, ROWS, ROWS + 1, ROWS + 2, DOG, *[CAT] * 10)]
 
 
 def test_an_inversion_fills_a_chunk_but_not_more(clip_tokenizer: Tokenizer) -> None:
-    full = chunks("a moody cat", clip_tokenizer, concepts=Concepts({"moody": range(75)}))
+    full = chunks("a moody cat", clip_tokenizer, spans=(("moody", range(75)),))
     assert tokens(full) == [chunk(A), chunk(*range(ROWS, ROWS + 75)), chunk(CAT)]
     with pytest.raises(RequestError, match="76 vectors does not fit"):
-        chunks("a moody cat", clip_tokenizer, concepts=Concepts({"moody": range(76)}))
+        chunks("a moody cat", clip_tokenizer, spans=(("moody", range(76)),))
 
 
 def test_two_models_with_the_same_names_do_not_mix(clip_tokenizer: Tokenizer) -> None:
-    first = chunks("moody", clip_tokenizer, concepts=Concepts({"moody": range(1)}))
-    second = chunks("moody", clip_tokenizer, concepts=Concepts({"moody": range(1, 2)}))
+    first = chunks("moody", clip_tokenizer, spans=(("moody", range(1)),))
+    second = chunks("moody", clip_tokenizer, spans=(("moody", range(1, 2)),))
     assert (first[0].tokens[1], second[0].tokens[1]) == (ROWS, ROWS + 1)
 
 

@@ -13,7 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from clipskip.errors import RequestError
-from clipskip.prompt import attention, check_text, chunks, composition, networks, schedule
+from clipskip.prompt import attention, check_text, chunks, composition, editing, networks
 from clipskip.tokenizer import Tokenizer
 
 T = TypeVar("T")
@@ -56,7 +56,7 @@ def unless_refused(call: Callable[[], T]) -> T | None:
 @few
 @given(SYNTAX | ANY, STEPS)
 def test_a_schedule_is_never_an_error_and_covers_all_steps(text: str, steps: int) -> None:
-    entries = schedule(text, steps)
+    entries = editing(text, steps)
     ends = [end for end, _ in entries]
     assert ends == sorted(set(ends))
     assert ends[0] >= 1
@@ -85,7 +85,7 @@ def test_attention_is_refused_for_its_weights_only(text: str) -> None:
 def test_a_text_without_syntax_comes_back_whole(text: str, steps: int) -> None:
     assume(not re.search("AND|BREAK", text))
     assert composition(text) == [(text, 1.0)]
-    assert schedule(text, steps) == [(steps, text)]
+    assert editing(text, steps) == [(steps, text)]
     assert attention(text) == [(text, 1.0)]
     assert networks(text) == (text, [])
     assert check_text(text, "prompt") == text
@@ -97,7 +97,7 @@ def test_an_escaped_text_comes_back_whole(text: str) -> None:
     assume("BREAK" not in text)
     escaped = re.sub(r"([()\[\]\\])", r"\\\1", text)
     assert attention(escaped) == [(text, 1.0)]
-    assert schedule(escaped, 10) == [(10, escaped)]
+    assert editing(escaped, 10) == [(10, escaped)]
 
 
 @few
@@ -110,7 +110,7 @@ def test_brackets_take_nothing_out_but_brackets(text: str) -> None:
 @few
 @given(SYNTAX, STEPS)
 def test_each_entry_of_a_schedule_is_the_text_with_parts_left_out(text: str, steps: int) -> None:
-    for _, entry in schedule(text, steps):
+    for _, entry in editing(text, steps):
         rest = iter(text)
         assert all(character in rest for character in entry)
 
@@ -133,14 +133,11 @@ def test_no_token_is_lost_between_chunks(clip_tokenizer: Tokenizer, words: list[
         assert (chunk.tokens[0], chunk.tokens[-1]) == (clip_tokenizer.bos, clip_tokenizer.eos)
 
 
-MILLION = 10**6
-LONG = {
-    "opening": "(" * MILLION,
-    "closing": ")" * MILLION,
-    "nested": "[" * (MILLION // 2) + ":" + "]" * (MILLION // 2),
-    "mixed": "(]:[)" * (MILLION // 5),
-}
 HARD = {  # at the largest size that a request may have
+    "opening brackets": "(" * 65_000,
+    "closing brackets": ")" * 65_000,
+    "nested brackets": "[" * 32_000 + ":" + "]" * 32_000,
+    "crossing brackets": "(]:[)" * 13_000,
     "alternations": "[a|b]" * 13_000,
     "nested alternations": "[" * 20_000 + "a|]" * 15_000,
     "nested schedules": "[a:" * 12_000 + ":2]" * 9_000,
@@ -167,18 +164,10 @@ def seconds(call: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-@pytest.mark.parametrize("text", LONG.values(), ids=LONG)
-def test_a_million_brackets_take_about_a_second(text: str) -> None:
-    assert seconds(lambda: composition(text, "a1111")) < 6
-    assert seconds(lambda: schedule(text, 20)) < 6
-    assert seconds(lambda: attention(text)) < 6
-    assert seconds(lambda: networks(text)) < 6
-
-
 @pytest.mark.parametrize("text", HARD.values(), ids=HARD)
 def test_the_longest_prompt_takes_no_time_of_note_however_it_is_built(clip_tokenizer: Tokenizer, text: str) -> None:
     check_text(text, "prompt")
     assert seconds(lambda: composition(text, "a1111")) < 3
-    assert seconds(lambda: schedule(text, 20)) < 3
+    assert seconds(lambda: editing(text, 20)) < 3
     assert seconds(lambda: networks(text)) < 3
     assert seconds(lambda: chunks(text, clip_tokenizer)) < 3

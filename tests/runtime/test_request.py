@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import DEPTH_FIELDS, FRACTION_FIELDS, TEXT_FIELDS, WHOLE_FIELDS, requests
+from strategies import DEPTH_FIELDS, FLAG_FIELDS, FRACTION_FIELDS, TEXT_FIELDS, WHOLE_FIELDS, requests
 
-from clipskip import scalars
 from clipskip.errors import RequestError
-from clipskip.request import ALIASES, DEFAULTS, Request, check_types
+from clipskip.fields import parse
+from clipskip.request import ALIASES, FIELDS, Request, check_types
 
 HUGE = pytest.param(10**5000, id="huge")
 NO_NUMBERS = [True, "7", "7.5", b"7", float("nan"), float("inf"), [], {}, np.bool_(True), HUGE]
 
 
 def test_every_field_is_in_one_of_the_lists_of_these_tests() -> None:
-    assert sorted(WHOLE_FIELDS + FRACTION_FIELDS + DEPTH_FIELDS + TEXT_FIELDS) == sorted(
+    assert sorted(WHOLE_FIELDS + FRACTION_FIELDS + DEPTH_FIELDS + TEXT_FIELDS + FLAG_FIELDS) == sorted(
         field.name for field in fields(Request)
     )
 
@@ -41,7 +41,7 @@ def test_only_the_prompt_must_be_given() -> None:
         Request.from_json("{}")
 
 
-@pytest.mark.parametrize("name", [name for name in DEFAULTS if name != "prompt"])
+@pytest.mark.parametrize("name", [name for name in FIELDS if name != "prompt"])
 def test_null_means_the_default(name: str) -> None:
     given_null = Request(**{"prompt": "a cat", name: None})  # type: ignore[arg-type]
     assert check_types(given_null) == Request.from_json({"prompt": "a cat", name: None}) == Request(prompt="a cat")
@@ -66,12 +66,12 @@ def test_an_unknown_field_is_refused_with_the_closest_name(name: str, meant: str
 def test_an_unknown_field_like_no_other_is_refused_with_all_names() -> None:
     with pytest.raises(RequestError) as caught:
         Request.from_json({"prompt": "", "zzzz": 1})
-    assert all(name in str(caught.value.hint) for name in DEFAULTS)
+    assert all(name in str(caught.value.hint) for name in FIELDS)
 
 
 def test_every_alias_is_the_name_of_a_field_and_none_hides_one() -> None:
-    assert set(ALIASES.values()) <= set(DEFAULTS)
-    assert not set(ALIASES) & set(DEFAULTS)
+    assert set(ALIASES.values()) <= set(FIELDS)
+    assert not set(ALIASES) & set(FIELDS)
 
 
 @pytest.mark.parametrize("name", WHOLE_FIELDS + FRACTION_FIELDS)
@@ -100,6 +100,41 @@ def test_what_is_no_text_is_refused(name: str, value: Any) -> None:
     with pytest.raises(RequestError, match=f"{name} must be a string, not ") as caught:
         check_types(replace(Request(prompt=""), **{name: value}))
     assert caught.value.field == name
+
+
+@pytest.mark.parametrize("name", FLAG_FIELDS)
+@pytest.mark.parametrize("value", [0, 1, "true", "", [], 1.0, np.int64(1)])
+def test_what_is_no_flag_is_refused_the_same_from_python_and_json(name: str, value: Any) -> None:
+    messages = set()
+    for attempt in (check_types, lambda request: Request.from_json(asdict(request))):
+        with pytest.raises(RequestError, match=f"{name} must be true or false, not ") as caught:
+            attempt(replace(Request(prompt=""), **{name: value}))
+        assert caught.value.field == name
+        messages.add(str(caught.value))
+    assert len(messages) == 1
+
+
+def test_numpys_flags_become_pythons() -> None:
+    assert check_types(Request(prompt="", pad_cond_uncond=np.True_)).pad_cond_uncond is True  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("text", "value"), [("true", True), ("True", True), ("false", False), ("FALSE", False)])
+def test_a_flag_is_typed_as_true_or_false(text: str, value: bool) -> None:
+    assert Request.from_text({"prompt": "", "pad_cond_uncond": text}).pad_cond_uncond is value
+
+
+@pytest.mark.parametrize("text", ["1", "0", "yes", "on", "", " true"])
+def test_a_flag_that_is_typed_in_another_way_is_refused(text: str) -> None:
+    with pytest.raises(RequestError, match=f"pad_cond_uncond must be true or false, not '{text}'"):
+        Request.from_text({"prompt": "", "pad_cond_uncond": text})
+
+
+def test_every_field_but_the_prompt_has_an_option_of_the_command_line_and_says_what_it_is() -> None:
+    options = [field.option for field in FIELDS.values()]
+    assert len(set(options)) == len(FIELDS)
+    assert [name for name, field in FIELDS.items() if not field.option] == ["prompt"]
+    assert {"--negative", "--clip-skip", "--pad-cond-uncond"} < set(options)
+    assert all(field.help for field in FIELDS.values() if field.option)
 
 
 def test_a_prompt_of_none_is_refused() -> None:
@@ -153,7 +188,7 @@ def test_what_is_no_strict_json_object_is_refused_at_once(text: Any) -> None:
     assert len(str(caught.value)) < 300
 
 
-@given(st.dictionaries(st.sampled_from([*DEFAULTS]) | st.text(), st.none() | st.booleans() | st.integers() | st.text()))
+@given(st.dictionaries(st.sampled_from([*FIELDS]) | st.text(), st.none() | st.booleans() | st.integers() | st.text()))
 @settings(deadline=None)
 def test_no_object_gives_anything_but_a_request_or_a_refusal(values: dict[str, Any]) -> None:
     try:
@@ -168,7 +203,7 @@ def test_no_object_gives_anything_but_a_request_or_a_refusal(values: dict[str, A
     [("2", 2), ("-1", -1), ("007", 7), ("1.9", 1.9), ("0.50", 0.5), ("18446744073709551615", 2**64 - 1)],
 )
 def test_plain_decimals_are_numbers(text: str, number: float) -> None:
-    parsed = scalars.parse(text)
+    parsed = parse(text)
     assert parsed == number
     assert type(parsed) is type(number)
 
@@ -178,7 +213,7 @@ def test_plain_decimals_are_numbers(text: str, number: float) -> None:
     ["", " 2", "2 ", "+2", "２", "٢", "1_0", "1e3", ".5", "5.", "nan", "inf", "0x10", "1,5", "--1", "9" * 401, "2\n"],
 )
 def test_anything_else_stays_text(text: str) -> None:
-    assert scalars.parse(text) == text
+    assert parse(text) == text
 
 
 def test_typed_fields_become_numbers_only_where_the_field_takes_numbers() -> None:

@@ -3,19 +3,21 @@
 import dataclasses
 
 import pytest
-from facts import MODEL
+import resolving
+from facts import MODEL, step_artefact
 
+from clipskip import emphasis, noise
 from clipskip.errors import RequestError
-from clipskip.request import Request
-from clipskip.resolve import resolve
+from clipskip.request import FIELDS, Request
+from clipskip.resolve import Limits
 
 
 def resolved(**fields):
-    return resolve(Request(**{"prompt": "a cat", "seed": 1, **fields}), MODEL)
+    return resolving.resolved(Request(**{"prompt": "a cat", "seed": 1, **fields}))
 
 
 def test_a_bare_prompt_gets_every_default():
-    found = resolve(Request(prompt="a cat"), MODEL)
+    found = resolving.resolved("a cat")
     assert (found.width, found.height, found.layers, found.negative_layers) == (128, 128, 12, 12)
     assert (found.sampler.name, found.schedule) == ("DPM++ 2M", "karras")
     assert 0 <= found.seeds[0][0] < 2**32
@@ -25,12 +27,12 @@ def test_a_bare_prompt_gets_every_default():
 
 def test_resolving_a_resolved_request_changes_nothing():
     once = resolved(clip_skip=3.7, sampler="euler a karras", seed=-1, rng="NV", emphasis="no norm").request
-    assert resolve(once, MODEL).request == once
+    assert resolving.resolved(once).request == once
 
 
 def test_the_recommended_clip_skip_is_the_default():
     model = dataclasses.replace(MODEL, recommended_clip_skip=2)
-    found = resolve(Request(prompt=""), model)
+    found = resolving.resolved("", model=model)
     assert (found.request.clip_skip, found.layers) == (2, 11)
 
 
@@ -88,6 +90,7 @@ REFUSED = [
     ({"prompt": "a\0"}, "prompt", "prompt has NUL at character 1"),
     ({"negative_prompt": "\ud800"}, "negative_prompt", "negative_prompt has a lone surrogate (U+D800) at character 0"),
     ({"prompt": "x" * 65537}, "prompt", "prompt is longer than 64 KiB"),
+    ({"pad_cond_uncond": 1}, "pad_cond_uncond", "pad_cond_uncond must be true or false, not 1"),
     ({"prompt": 5}, "prompt", "prompt must be a string, not 5"),
     ({"prompt": None}, "prompt", "prompt must be a string, not None"),
     (
@@ -124,3 +127,125 @@ def test_a_negative_prompt_without_guidance_is_noted():
 
 def test_a_batch_counts_seeds_up_and_wraps_around():
     assert [seed for seed, _ in resolved(seed=2**64 - 1, batch=3).seeds] == [2**64 - 1, 0, 1]
+
+
+BUILT = step_artefact(h=(32, 64), w=(32, 96), B=(1, 4), N=(1, 8), T=(77, 231))
+LIMITS = Limits.of(BUILT, 4 * 256 * 256, max_batch=3, build_command="clipskip build S")
+
+
+def built(prompt="", **fields):
+    return resolving.resolved(prompt, limits=LIMITS, **{"width": 256, "height": 256, "seed": 1, **fields})
+
+
+@pytest.mark.parametrize(("field", "size"), [("height", 192), ("height", 576), ("width", 832), ("width", 192)])
+def test_a_size_that_was_not_built_is_refused_with_the_range_and_the_command(field, size):
+    with pytest.raises(RequestError, match=f"{field} {size} is outside 256") as caught:
+        built(**{field: size})
+    assert (caught.value.field, caught.value.hint) == (field, "clipskip build S --sizes ...")
+
+
+@pytest.mark.parametrize(("width", "height"), [(256, 256), (768, 512)])
+def test_the_smallest_and_the_largest_size_built_are_taken(width, height):
+    assert (built(width=width, height=height).width, built(width=width, height=height).height) == (width, height)
+
+
+def test_an_engine_without_ranges_takes_any_size():
+    limits = Limits.of(step_artefact(), 2**30, max_batch=4, build_command="")
+    assert resolving.resolved("", height=2048, limits=limits).height == 2048
+    assert limits.batch == 4
+
+
+def test_too_many_parts_or_chunks_are_refused():
+    assert len(built(" AND ".join("abcdefg")).texts) == 8
+    assert built("a BREAK b BREAK c").chunks == 3
+    with pytest.raises(RequestError, match="9 parts with its negative; the engines take 8") as caught:
+        built(" AND ".join("abcdefgh"))
+    assert caught.value.hint == "clipskip build S --max-batch 5"
+    with pytest.raises(RequestError, match="4 chunks of 75 tokens; the engines take 3") as caught:
+        built("a", negative_prompt="a BREAK b BREAK c BREAK d")
+    assert caught.value.hint == "clipskip build S --max-chunks 4"
+    with pytest.raises(RequestError, match="65 chunks of 75 tokens; the engines take 64") as caught:
+        resolved(prompt="a BREAK " * 65)
+    assert caught.value.hint == "shorten it"
+
+
+def words(chunks):
+    """A prompt of so many chunks."""
+    return " BREAK ".join("a" * chunks)
+
+
+def lengths(found):
+    return [text.length for text in found.texts]
+
+
+@pytest.mark.parametrize(("prompt", "negative", "chunks"), [(1, 1, 1), (1, 2, 2), (3, 1, 3), (2, 3, 6), (4, 6, 12)])
+def test_texts_keep_their_lengths_and_meet_at_the_least_common_multiple(prompt, negative, chunks):
+    found = resolved(prompt=words(prompt), negative_prompt=words(negative), clip_skip=1)
+    assert (lengths(found), found.chunks, found.notes) == ([prompt, negative], chunks, ())
+
+
+def test_parts_of_three_lengths_meet_as_well():
+    found = resolved(prompt=f"{words(2)} AND {words(3)} AND {words(6)}", clip_skip=1)
+    assert (lengths(found), found.chunks, found.notes) == ([2, 3, 6, 1], 6, ())
+
+
+def test_lengths_that_meet_only_beyond_twice_the_longest_are_padded_and_the_result_says_so():
+    found = resolved(prompt=words(3), negative_prompt=words(4), clip_skip=1)
+    assert (lengths(found), found.chunks) == ([4, 4], 4)
+    assert found.notes == (
+        "texts of 3 and 4 chunks have no common multiple up to 8: the shorter ones are filled up with empty chunks, "
+        "as pad_cond_uncond does",
+    )
+    assert found.texts[0].variants[0][3] == resolved(prompt="").texts[0].variants[0][0]
+
+
+def test_lengths_that_meet_only_beyond_what_the_engines_take_are_padded_and_the_result_says_so():
+    found = built(words(2), negative_prompt=words(3), clip_skip=1)
+    assert (lengths(found), found.chunks) == ([3, 3], 3)
+    assert found.notes[0].startswith("texts of 2 and 3 chunks have no common multiple up to 3: ")
+
+
+@pytest.mark.parametrize(("prompt", "negative"), [(1, 2), (3, 2), (3, 4)])
+def test_a_request_may_ask_for_the_padding_and_gets_no_note(prompt, negative):
+    found = resolved(prompt=words(prompt), negative_prompt=words(negative), pad_cond_uncond=True, clip_skip=1)
+    longest = max(prompt, negative)
+    assert (lengths(found), found.chunks, found.notes) == ([longest, longest], longest, ())
+
+
+def test_the_variants_of_one_text_are_as_long_as_its_longest():
+    found = resolved(prompt=f"a[, {words(3)}:2]", negative_prompt=words(2), clip_skip=1)
+    assert [len(variant) for variant in found.texts[0].variants] == [3, 3]
+    assert (lengths(found), found.chunks) == ([3, 2], 6)
+
+
+def test_an_edited_prompt_is_parsed_whole():
+    found = resolved(prompt="[a circle:a star:5] AND b :0.5", negative_prompt="[x|y]", cfg=4, steps=10, sampler="Heun")
+    assert [text.weight for text in found.texts] == [4, 2, -5]
+    assert [text.ends for text in found.texts] == [(5, 20), (20,), tuple(range(1, 21))]
+    assert found.texts[2].variants[:2] * 10 == found.texts[2].variants
+
+
+def test_each_text_has_the_layers_of_its_own_clip_skip():
+    found = resolved(prompt="a AND b", negative_prompt="c", clip_skip=2, negative_clip_skip=5)
+    assert [text.layers for text in found.texts] == [11, 11, 8]
+
+
+@pytest.mark.parametrize("field", ["prompt", "negative_prompt"])
+def test_a_weight_beyond_10_is_refused_before_anything_is_encoded(field):
+    with pytest.raises(RequestError, match="a prompt weight of 11 is beyond 10") as caught:
+        resolved(**{field: "a (b:11)"})
+    assert caught.value.field == "prompt"
+
+
+def test_a_negative_prompt_that_is_not_used_is_not_parsed():
+    assert len(resolved(cfg=1, negative_prompt="(b:11)").texts) == 1
+
+
+def test_a_prompt_that_was_parsed_before_is_taken_as_it_was():
+    prompt = "a (red:1.2) circle on [a green:a blue:0.5] background, " * 12
+    assert resolved(prompt=prompt, seed=1).texts[0].variants is resolved(prompt=prompt, seed=2, cfg=3).texts[0].variants
+
+
+def test_the_table_names_what_there_is_to_choose_from():
+    assert FIELDS["rng"].choices == tuple(noise.SOURCES)
+    assert FIELDS["emphasis"].choices == emphasis.MODES

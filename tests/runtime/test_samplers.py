@@ -34,9 +34,3 @@ def test_a_perfect_network_leads_to_its_point_whatever_the_sampler(sampler, pred
         out = epsilon if prediction == "epsilon" else velocity
         state = row.update @ np.concatenate([state, [out, 0.3]])
     assert state[0] == pytest.approx(0.7, abs=1e-9)
-
-
-@pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda sampler: sampler.name)
-def test_only_ancestral_and_sde_samplers_ask_for_noise(sampler):
-    rows = table(sampler, sigmas("karras", 5, MODEL), MODEL)
-    assert any(row.noisy for row in rows) == (sampler.name in ("Euler a", "DPM++ 2M SDE"))

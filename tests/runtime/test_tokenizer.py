@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -124,6 +126,20 @@ def test_a_tokenizer_that_is_not_clips_is_refused(sample: Path, tmp_path: Path) 
     (folder / "vocab.json").write_text(vocabulary.replace("<|startoftext|>", "<s>"))
     with pytest.raises(CheckpointError, match=r"has no <\|startoftext\|>"):
         Tokenizer.open(folder)
+
+
+def test_nothing_reaches_for_the_network(sample: Path) -> None:
+    code = f"""
+import socket, sys
+def refuse(*args, **kwargs):
+    raise AssertionError("a socket was opened")
+socket.socket = socket.create_connection = socket.getaddrinfo = refuse
+from clipskip.tokenizer import Tokenizer
+assert Tokenizer.open({str(sample)!r}).ids("a circle")
+assert "huggingface_hub" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
 
 
 def test_threads_share_one_tokenizer(clip_tokenizer: Tokenizer) -> None:

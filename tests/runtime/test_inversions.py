@@ -10,9 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from clipskip.embeddings import Concepts, check_names, load
 from clipskip.errors import CheckpointError, UnsafeFileError, UnsupportedModelError
-from clipskip.prompt import NO_CONCEPTS, Names
+from clipskip.inversions import Inversions, check_names, load
 from clipskip.tokenizer import Tokenizer
 
 WIDTH = 8
@@ -34,10 +33,10 @@ def write(path: Path, **tensors: torch.Tensor) -> Path:
 def test_every_layout_and_float_format_gives_float32_rows(
     tmp_path: Path, key: str, shape: tuple[int, ...], dtype: torch.dtype
 ) -> None:
-    concepts = load(write(tmp_path / "Cat Toy.safetensors", **{key: vectors(*shape).to(dtype)}), WIDTH)
-    assert concepts.spans == {"cat toy": range(len(vectors(*shape).reshape(-1, WIDTH)))}
-    assert concepts.vectors.dtype == np.float32
-    np.testing.assert_array_equal(concepts.vectors, vectors(*shape).reshape(-1, WIDTH).numpy())
+    inversions = load(write(tmp_path / "Cat Toy.safetensors", **{key: vectors(*shape).to(dtype)}), WIDTH)
+    assert inversions.spans == {"cat toy": range(len(vectors(*shape).reshape(-1, WIDTH)))}
+    assert inversions.vectors.dtype == np.float32
+    np.testing.assert_array_equal(inversions.vectors, vectors(*shape).reshape(-1, WIDTH).numpy())
 
 
 def test_the_known_key_is_taken_when_other_tensors_lie_beside_it(tmp_path: Path) -> None:
@@ -47,10 +46,10 @@ def test_the_known_key_is_taken_when_other_tensors_lie_beside_it(tmp_path: Path)
 
 def test_without_inversions_there_is_one_row_of_zeros_and_no_name(tmp_path: Path) -> None:
     for none in ([], tmp_path):
-        concepts = load(none, WIDTH)
-        assert concepts.vectors.shape == (1, WIDTH)
-        assert not concepts.vectors.any()
-        assert concepts.spans == NO_CONCEPTS.spans == {}
+        inversions = load(none, WIDTH)
+        assert inversions.vectors.shape == (1, WIDTH)
+        assert not inversions.vectors.any()
+        assert inversions.spans == {}
 
 
 def test_files_and_folders_are_joined_in_one_array_and_each_file_counts_once(tmp_path: Path) -> None:
@@ -61,10 +60,10 @@ def test_files_and_folders_are_joined_in_one_array_and_each_file_counts_once(tmp
     write(folder / "deeper" / "c.safetensors", emb_params=vectors(3, WIDTH, start=200))
     (folder / "._a.safetensors").write_bytes(b"what macOS leaves behind")
     (folder / "readme.txt").write_text("not an inversion")
-    concepts = load([first, str(folder), folder], WIDTH)
-    assert concepts.spans == {"a": range(2), "b": range(2, 3), "c": range(3, 6)}
-    assert [concepts.vectors[rows[0], 0] for rows in concepts.spans.values()] == [0, 100, 200]
-    assert concepts.notes == ()
+    inversions = load([first, str(folder), folder], WIDTH)
+    assert inversions.spans == {"a": range(2), "b": range(2, 3), "c": range(3, 6)}
+    assert [inversions.vectors[rows[0], 0] for rows in inversions.spans.values()] == [0, 100, 200]
+    assert inversions.notes == ()
 
 
 def test_two_files_of_one_name_are_refused_naming_both(tmp_path: Path) -> None:
@@ -91,9 +90,9 @@ def test_a_pickle_is_refused_when_named_and_left_out_of_a_folder_with_a_note_and
     write(tmp_path / "good.safetensors", emb_params=vectors(WIDTH))
     with pytest.raises(UnsafeFileError, match=r"easynegative\.pt: this is a pickle"):
         load(bad, WIDTH)
-    concepts = load(tmp_path, WIDTH)
-    assert list(concepts.spans) == ["good"]
-    assert "easynegative.pt is not used" in concepts.notes[0]
+    inversions = load(tmp_path, WIDTH)
+    assert list(inversions.spans) == ["good"]
+    assert "easynegative.pt is not used" in inversions.notes[0]
     assert not (tmp_path / "ran").exists()
 
 
@@ -143,15 +142,10 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
         load([tmp_path / "nothing.safetensors"], WIDTH)
 
 
-def test_concepts_are_what_a_prompt_takes_names_from() -> None:
-    names: Names = Concepts(np.zeros((1, WIDTH), np.float32), {"x": range(1)})
-    assert names.spans == {"x": range(1)}
-
-
 @pytest.mark.parametrize(("name", "message"), [("a", "word of the vocabulary"), (" ", "no letters")])
 def test_a_name_that_prompts_use_for_something_else_is_refused(
     sample_checkpoint: Path, name: str, message: str
 ) -> None:
-    concepts = Concepts(np.zeros((1, 64), np.float32), {name: range(1)})
+    inversions = Inversions(np.zeros((1, 64), np.float32), {name: range(1)})
     with pytest.raises(CheckpointError, match=message):
-        check_names(concepts, Tokenizer.open(sample_checkpoint / "tokenizer"))
+        check_names(inversions, Tokenizer.open(sample_checkpoint / "tokenizer"))

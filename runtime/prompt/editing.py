@@ -19,7 +19,7 @@ _WHEN = re.compile(r"\s*([+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+
 Operation = str | int | Callable[[int], int]  # text to emit, where to go on, where to go on at a step
 
 
-def schedule(text: str, steps: int) -> list[tuple[int, str]]:
+def editing(text: str, steps: int) -> list[tuple[int, str]]:
     """The texts that `text` stands for: each (last step, text), in order, the last one ending at `steps` (>= 1).
 
     AUTOMATIC1111 1.10's grammar, checked against it: `[to:when]`, `[from::when]`, `[from:to:when]`, `[a|b|]` (one

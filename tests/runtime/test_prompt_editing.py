@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from clipskip.prompt import schedule
+from clipskip.prompt import editing
 
 TABLE: list[tuple[str, int, list[tuple[int, str]]]] = [
     # no schedule
@@ -128,20 +128,20 @@ TABLE: list[tuple[str, int, list[tuple[int, str]]]] = [
 
 @pytest.mark.parametrize(("text", "steps", "expected"), TABLE)
 def test_a_prompt_is_the_texts_of_the_table(text: str, steps: int, expected: list[tuple[int, str]]) -> None:
-    assert schedule(text, steps) == expected
+    assert editing(text, steps) == expected
 
 
 def test_options_whose_counts_share_no_factor_meet_after_their_product() -> None:
-    texts = [text for _, text in schedule("[a|b][c|d|e]", 12)]
+    texts = [text for _, text in editing("[a|b][c|d|e]", 12)]
     assert texts[:6] == ["ac", "bd", "ae", "bc", "ad", "be"]
     assert texts[6:] == texts[:6]
 
 
 @pytest.mark.parametrize("depth", [10, 20_000])
 def test_schedules_nest_at_any_depth(depth: int) -> None:
-    assert schedule("[" * depth + "a" + "::3]" * depth, 10) == [(3, "a"), (10, "")]
+    assert editing("[" * depth + "a" + "::3]" * depth, 10) == [(3, "a"), (10, "")]
 
 
 @pytest.mark.parametrize("depth", [10, 20_000])
 def test_alternations_nest_at_any_depth(depth: int) -> None:
-    assert schedule("[" * depth + "a" + "|b]" * depth, 3) == [(1, "a"), (2, "b"), (3, "a")]
+    assert editing("[" * depth + "a" + "|b]" * depth, 3) == [(1, "a"), (2, "b"), (3, "a")]

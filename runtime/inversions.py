@@ -29,8 +29,8 @@ WIDTHS = {768: "SD 1.x", 1024: "SD 2.x", 1280: "SDXL"}
 
 
 @dataclass(frozen=True)
-class Concepts:
-    """The vectors of all inversions, for the text engines' input `concepts`.
+class Inversions:
+    """The vectors of all textual inversions, for the text engines' input `concepts`.
 
     `vectors` is float32 [E,D]; E is at least 1: a row of zeros stands there when there are none. `spans` maps each
     lower-cased name to its rows. `notes` says which files were left out and why.
@@ -41,18 +41,17 @@ class Concepts:
     notes: tuple[str, ...] = ()
 
 
-def check_names(concepts: Concepts, tokenizer: Tokenizer) -> None:
+def check_names(inversions: Inversions, tokenizer: Tokenizer) -> None:
     """Refuse names that no prompt can call, and ordinary words, which prompts would call without meaning to."""
-    for name in concepts.spans:
+    for name in inversions.spans:
         ids = tokenizer.ids(name)
         if len(ids) < 2:
             what = "is a word of the vocabulary: prompts could not use the word any more" if ids else "has no letters"
-            raise CheckpointError(
-                f"the name of the embedding {name!r} {what}", field="embeddings", hint="rename the file"
-            )
+            message = f"the name of the embedding {name!r} {what}"
+            raise CheckpointError(message, field="embeddings", hint="rename the file")
 
 
-def load(locations: Location | Sequence[Location], width: int) -> Concepts:
+def load(locations: Location | Sequence[Location], width: int) -> Inversions:
     """The textual inversions in .safetensors files and in folders of them, for a text encoder of this width.
 
     Subfolders are searched, pickles in folders (.pt, .bin) are left out with a note. Layouts: A1111 and kohya
@@ -62,12 +61,15 @@ def load(locations: Location | Sequence[Location], width: int) -> Concepts:
     and UnsupportedModelError for an inversion made for another model.
     """
     given = [locations] if isinstance(locations, (str, os.PathLike)) else locations
-    files = list(_unique(path for location in given for path in _candidates(Path(location))))
-    pickles = [path for path in files if path.suffix.lower() in PICKLES and path not in map(Path, given)]
-    paths = _by_name(path for path in files if path not in pickles)
+    files: dict[str, Path] = {}  # each once, also when a folder and a file in it are both given
+    for path in (path for location in given for path in _candidates(Path(location))):
+        files.setdefault(os.path.abspath(path), path)
+    named = set(map(Path, given))
+    pickles = [path for path in files.values() if path.suffix.lower() in PICKLES and path not in named]
+    paths = _by_name(path for path in files.values() if path not in pickles)
     blocks = [_vectors(path, width) for path in paths.values()]
     ends = np.cumsum([0, *map(len, blocks)]).tolist()
-    return Concepts(
+    return Inversions(
         vectors=np.concatenate(blocks) if blocks else np.zeros((1, width), np.float32),
         spans={name: range(*ends[i : i + 2]) for i, name in enumerate(paths)},
         notes=tuple(f"{path} is not used: it is a pickle, which can run code when it is read" for path in pickles),
@@ -80,16 +82,6 @@ def _candidates(location: Path) -> Iterator[Path]:
         return
     for path in sorted(location.rglob("*")):
         if path.suffix.lower() in {SUFFIX, *PICKLES} and not path.name.startswith("."):
-            yield path
-
-
-def _unique(paths: Iterable[Path]) -> Iterator[Path]:
-    """Each path once, also when a folder and a file in it are both given."""
-    seen = set()
-    for path in paths:
-        key = os.path.abspath(path)
-        if key not in seen:
-            seen.add(key)
             yield path
 
 

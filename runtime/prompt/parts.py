@@ -1,0 +1,96 @@
+"""The one way into the grammar: the two prompts of a request parsed whole, into texts made of chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from math import lcm
+
+from ..request import Request
+from ..tokenizer import Tokenizer
+from .chunks import Chunk, Spans, chunks, empty_chunk
+from .editing import editing
+from .text import composition
+
+Chunks = tuple[Chunk, ...]
+
+
+@dataclass(frozen=True)
+class Text:
+    """One text of a request: a part of the prompt, or the negative prompt.
+
+    `weight` is its weight in the guidance mix, `layers` how many encode it. `variants[i]` is what it says up to and
+    including model evaluation `ends[i]`; all have one length.
+    """
+
+    weight: float
+    layers: int
+    ends: tuple[int, ...]
+    variants: tuple[Chunks, ...]
+
+    @property
+    def length(self) -> int:
+        """In chunks."""
+        return len(self.variants[0])
+
+
+def parse(
+    request: Request, evaluations: int, layers: tuple[int, int], tokenizer: Tokenizer, spans: Spans
+) -> tuple[Text, ...]:
+    """The parts of the prompt and, where the mix has it, the negative prompt; `layers` are the one's and the other's.
+
+    guided = u + sum of weight * cfg * (c - u), so u itself weighs 1 - cfg * (sum of the weights). RequestError for a
+    weight beyond 10.
+    """
+    scale = max(request.cfg, 1.0)
+    parts = composition(request.prompt, request.compat)
+    rest = 1 - scale * sum(weight for _, weight in parts)
+    weighted = [(text, scale * weight, layers[0]) for text, weight in parts]
+    if abs(rest) > 1e-9:
+        weighted.append((request.negative_prompt, rest, layers[1]))
+    how = evaluations, request.emphasis, request.comma_backtrack, tokenizer, spans
+    return tuple(Text(weight, kept, *_variants(text, *how)) for text, weight, kept in weighted)
+
+
+def joined(texts: tuple[Text, ...], most: int, tokenizer: Tokenizer) -> tuple[tuple[Text, ...], list[str]]:
+    """The texts as one call can take them, and what the result says of it.
+
+    There every text is repeated up to their lengths' least common multiple, which changes nothing that the U-Net sees.
+    Where that is above `most` chunks or above twice the longest text, they are padded instead.
+    """
+    lengths = sorted({text.length for text in texts})
+    bound = min(2 * lengths[-1], most)
+    if lcm(*lengths) <= bound:
+        return texts, []
+    note = (
+        f"texts of {' and '.join(map(str, lengths))} chunks have no common multiple up to {bound}: "
+        "the shorter ones are filled up with empty chunks, as pad_cond_uncond does"
+    )
+    return padded(texts, tokenizer), [note]
+
+
+def padded(texts: tuple[Text, ...], tokenizer: Tokenizer) -> tuple[Text, ...]:
+    """The texts, all made as long as the longest with chunks of an empty prompt."""
+    longest = max(text.length for text in texts)
+    return tuple(replace(text, variants=_padded(text.variants, longest, tokenizer)) for text in texts)
+
+
+@lru_cache(maxsize=32)
+def _variants(
+    text: str, evaluations: int, emphasis: str, comma_backtrack: int, tokenizer: Tokenizer, spans: Spans
+) -> tuple[tuple[int, ...], tuple[Chunks, ...]]:
+    """The ends and the variants of one text. Sheets and repeats ask for the same ones again."""
+    entries = editing(text, evaluations)
+    distinct = list(dict.fromkeys(variant for _, variant in entries))
+    cut = [
+        tuple(chunks(variant, tokenizer, emphasis=emphasis, comma_backtrack=comma_backtrack, spans=spans))
+        for variant in distinct
+    ]
+    by_text = dict(zip(distinct, _padded(cut, max(map(len, cut)), tokenizer), strict=True))
+    return tuple(end for end, _ in entries), tuple(by_text[variant] for _, variant in entries)
+
+
+def _padded(variants: Iterable[Chunks], length: int, tokenizer: Tokenizer) -> tuple[Chunks, ...]:
+    empty = empty_chunk(tokenizer)
+    return tuple((*variant, *[empty] * (length - len(variant))) for variant in variants)
