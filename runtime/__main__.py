@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
             signal.signal(number, terminate)
-    args = _parsed(arguments)
+    args = parse(arguments)
     try:
         outcome = args.run(args)
     except ClipskipError as error:
@@ -60,26 +60,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(outcome.status)
 
 
-def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The arguments. argparse takes an optional PROMPT only beside STORE; here it may also come last."""
-    parser = build_parser()
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments of one verb. argparse takes an optional PROMPT only beside STORE; here it may also come last."""
+    parser = argparse.ArgumentParser(prog="clipskip", description="Stable Diffusion with clip skip per request.")
+    parser.add_argument("--version", action="version", version=f"clipskip {__version__}")
+    verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    stores.add_to(verbs)
+    pictures.add_to(verbs)
+    for verb in verbs.choices.values():
+        verb.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     args, rest = parser.parse_known_args(arguments)
     if len(rest) == 1 and not rest[0].startswith("-") and getattr(args, "prompt", "") is None:
         args.prompt, rest = rest[0], []
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     return args
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The parser with one sub-command per verb."""
-    parser = argparse.ArgumentParser(prog="clipskip", description="Stable Diffusion with clip skip per request.")
-    parser.add_argument("--version", action="version", version=f"clipskip {__version__}")
-    verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (*stores.VERBS, *pictures.VERBS):
-        verb = add(verbs)
-        verb.add_argument("--json", action="store_true", help="print one JSON object on stdout")
-    return parser
 
 
 def _answer(text: str) -> None:

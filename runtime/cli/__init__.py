@@ -23,7 +23,7 @@ class Outcome:
 def store_verb(
     verbs: Verbs, run: Callable[[argparse.Namespace], Outcome], summary: str, description: str
 ) -> argparse.ArgumentParser:
-    """The parser of a verb that is named after its function and works on a store."""
+    """The parser of a verb that is named after its function and takes a store."""
     verb = verbs.add_parser(run.__name__, help=summary, description=description)
     verb.add_argument("store", type=Path, metavar="STORE")
     verb.set_defaults(run=run)

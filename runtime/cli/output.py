@@ -31,12 +31,6 @@ def say(text: str) -> None:
     _show(printable(text) + "\n")
 
 
-def note(messages: Iterable[str]) -> None:
-    """Remarks on a result."""
-    for message in messages:
-        say(f"note: {message}")
-
-
 @contextmanager
 def stages() -> Iterator[Callable[[str], None]]:
     """A function that says what is being done, with the seconds since the start."""

@@ -24,13 +24,31 @@ if TYPE_CHECKING:
 TOGETHER = 16  # requests that are planned and saved at once: a failure later loses none of them
 
 
-def add_generate(verbs: Verbs) -> argparse.ArgumentParser:
+def add_to(verbs: Verbs) -> None:
+    """Let argparse know these verbs."""
     verb = store_verb(verbs, generate, "make pictures", "Make pictures from an engine store.")
     verb.add_argument("prompt", nargs="?", metavar="PROMPT", help="a prompt, a /render line, or - for lines from stdin")
     verb.add_argument("--from", dest="image", type=Path, metavar="IMAGE", help="repeat the request in a picture")
     verb.add_argument("--lines", type=Path, metavar="FILE", help="one prompt or /render line per line")
     verb.add_argument("--out", type=Path, default=Path(), help="a .png file, or a folder (default: this one)")
-    return _with_request(verb)
+    _add_making(verb)
+    verb = store_verb(verbs, grid, "draw a labelled X/Y sheet", "Vary a request along two axes.")
+    verb.add_argument("prompt", metavar="PROMPT", help="a prompt or a /render line")
+    verb.add_argument("--x", required=True, metavar="FIELD=VALUES", help='such as "clip_skip=1-13"')
+    verb.add_argument("--y", metavar="FIELD=VALUES", help='such as "cfg=1,4,7,12"')
+    verb.add_argument("--out", type=Path, required=True, help="the sheet, a .png file")
+    _add_making(verb)
+
+
+def _add_making(verb: argparse.ArgumentParser) -> None:
+    """What both verbs take: how the store is opened, and every field of a request."""
+    verb.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    verb.add_argument("--target", default="onnxruntime", help="the backend (default: onnxruntime, on the CPU)")
+    verb.add_argument("--embeddings", type=Path, action="append", default=[], help="a textual inversion, or a folder")
+    settings = verb.add_argument_group("the request")
+    for field in FIELDS.values():
+        if field.option:
+            settings.add_argument(field.option, dest=field.name, metavar="VALUE", help=field.help)
 
 
 def generate(args: argparse.Namespace) -> Outcome:
@@ -44,7 +62,8 @@ def generate(args: argparse.Namespace) -> Outcome:
             for result in output.steps(pipe.steps(*requests[start : start + TOGETHER])):
                 pictures += _saved(result, destination)
                 warnings.update(dict.fromkeys(result.warnings))
-    output.note(warnings)
+    for warning in warnings:
+        output.say(f"note: {warning}")
     data = {"pictures": pictures, "warnings": list(warnings)}
     return Outcome(data, "\n".join(picture["file"] for picture in pictures))
 
@@ -54,15 +73,6 @@ def _saved(result: Result, destination: output.Destination) -> Iterator[dict[str
         path = destination.save(seed, _writer(result, result.images[index], result.alone(index)))
         request = asdict(result.alone(index))
         yield {"file": str(path), "request": request, "engines": result.engines, "timings": result.timings}
-
-
-def add_grid(verbs: Verbs) -> argparse.ArgumentParser:
-    verb = store_verb(verbs, grid, "draw a labelled X/Y sheet", "Vary a request along two axes.")
-    verb.add_argument("prompt", metavar="PROMPT", help="a prompt or a /render line")
-    verb.add_argument("--x", required=True, metavar="FIELD=VALUES", help='such as "clip_skip=1-13"')
-    verb.add_argument("--y", metavar="FIELD=VALUES", help='such as "cfg=1,4,7,12"')
-    verb.add_argument("--out", type=Path, required=True, help="the sheet, a .png file")
-    return _with_request(verb)
 
 
 def grid(args: argparse.Namespace) -> Outcome:
@@ -81,7 +91,8 @@ def grid(args: argparse.Namespace) -> Outcome:
     first = results[0]
     path = destination.save(0, _writer(first, sheet.draw(results, x, y), first.request))
     warnings = dict.fromkeys(warning for result in results for warning in result.warnings)
-    output.note(warnings)
+    for warning in warnings:
+        output.say(f"note: {warning}")
     data = {"file": str(path), "cells": [asdict(result.request) for result in results], "timings": first.timings}
     return Outcome({**data, "warnings": list(warnings)}, str(path))
 
@@ -91,18 +102,6 @@ def _writer(result: Result, image: PIL.Image.Image, request: Request) -> Callabl
     from clipskip import metadata
 
     return partial(metadata.save, image, request=request, model=result.model, engines=result.engines)
-
-
-def _with_request(verb: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """Add what both verbs take: how to open the store, and every field of a request."""
-    verb.add_argument("--overwrite", action="store_true", help="replace an existing file")
-    verb.add_argument("--target", default="onnxruntime", help="the backend (default: onnxruntime, on the CPU)")
-    verb.add_argument("--embeddings", type=Path, action="append", default=[], help="a textual inversion, or a folder")
-    settings = verb.add_argument_group("the request")
-    for field in FIELDS.values():
-        if field.option:
-            settings.add_argument(field.option, dest=field.name, metavar="VALUE", help=field.help)
-    return verb
 
 
 def _opened(args: argparse.Namespace) -> Pipeline:
@@ -140,6 +139,3 @@ def _text(path: Path | None) -> str:
         return (sys.stdin.buffer.read() if path is None else path.read_bytes()).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"cannot read {name}: {error}", path=path) from error
-
-
-VERBS = (add_generate, add_grid)

@@ -12,7 +12,8 @@ from clipskip.errors import BackendUnavailable, EngineCorrupt
 from . import Outcome, Verbs, output, store_verb
 
 
-def add_export(verbs: Verbs) -> argparse.ArgumentParser:
+def add_to(verbs: Verbs) -> None:
+    """Let argparse know these verbs."""
     verb = verbs.add_parser("export", help="checkpoint -> graphs", description="Export a checkpoint into a store.")
     verb.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a diffusers folder, or one file")
     verb.add_argument("--out", type=Path, required=True, metavar="STORE", help="the folder of the engine store")
@@ -20,7 +21,26 @@ def add_export(verbs: Verbs) -> argparse.ArgumentParser:
     verb.add_argument("--skips", default="all", help='clip skips to export, such as "1,2" or "1-4" (default: all)')
     verb.add_argument("--recommended-clip-skip", default="1", help="what requests get that say nothing (default: 1)")
     verb.set_defaults(run=export)
-    return verb
+    text = "Build the engines of a target from the graphs of a store. TensorRT-RTX builds without a GPU."
+    verb = store_verb(verbs, build, "graphs -> TensorRT engines", text)
+    verb.add_argument("--target", required=True, choices=("onnxruntime", "tensorrt", "tensorrt-rtx"))
+    verb.add_argument("--skips", default="all", help='clip skips to build, such as "1,2" (default: all exported ones)')
+    verb.add_argument("--sizes", metavar="LOW-BEST-HIGH", help="heights and widths in pixels, such as 256-512-768")
+    verb.add_argument("--max-batch", default="4", metavar="N", help="images in one call of the network (default: 4)")
+    verb.add_argument("--max-chunks", default="3", metavar="N", help="prompt length in chunks of 75 (default: 3)")
+    verb.add_argument("--compute-capability", action="append", default=[], metavar="X.Y", help="tensorrt-rtx only")
+    verb.add_argument("--workspace", metavar="MIB", help="memory that the builder may use on the GPU")
+    store_verb(verbs, inspect, "show what a store holds", "Show what an engine store holds.")
+    store_verb(verbs, verify, "check every byte of a store", "Check every byte of a store against its manifest.")
+    text = "Remove the folders of a store that its manifest no longer names and no process uses."
+    verb = store_verb(verbs, gc, "remove what a store no longer needs", text)
+    verb.add_argument("--dry-run", action="store_true", help="only say what would go")
+    text = "Say what is installed here, what each target needs and lacks, and how to get it."
+    verb = verbs.add_parser("doctor", help="what this machine has and lacks", description=text)
+    verb.set_defaults(run=doctor)
+    text = "Measure a store: opening, text per depth, one step, decoding, whole pictures, overhead per step."
+    verb = store_verb(verbs, bench, "latency per stage and per depth", text)
+    verb.add_argument("--target", default="onnxruntime", help="the backend (default: onnxruntime, on the CPU)")
 
 
 def export(args: argparse.Namespace) -> Outcome:
@@ -48,21 +68,12 @@ def _whole(field: str, text: str) -> int:
     return fields.whole(field, fields.parse(text))
 
 
-def add_inspect(verbs: Verbs) -> argparse.ArgumentParser:
-    return store_verb(verbs, inspect, "show what a store holds", "Show what an engine store holds.")
-
-
 def inspect(args: argparse.Namespace) -> Outcome:
     """What a store holds, with sizes and the figures of the gates."""
     from clipskip.engines import report
 
     facts = report.inspect(args.store)
     return Outcome(facts, report.inspection_text(facts))
-
-
-def add_verify(verbs: Verbs) -> argparse.ArgumentParser:
-    text = "Check every byte of a store against its manifest."
-    return store_verb(verbs, verify, "check every byte of a store", text)
 
 
 def verify(args: argparse.Namespace) -> Outcome:
@@ -74,13 +85,6 @@ def verify(args: argparse.Namespace) -> Outcome:
     return Outcome({"store": str(args.store), "artefacts": dict(found)}, report.verification_text(found), status)
 
 
-def add_gc(verbs: Verbs) -> argparse.ArgumentParser:
-    text = "Remove the folders of a store that its manifest no longer names and no process uses."
-    verb = store_verb(verbs, gc, "remove what a store no longer needs", text)
-    verb.add_argument("--dry-run", action="store_true", help="only say what would go")
-    return verb
-
-
 def gc(args: argparse.Namespace) -> Outcome:
     """Free what no manifest names."""
     from clipskip.engines import publish
@@ -89,19 +93,6 @@ def gc(args: argparse.Namespace) -> Outcome:
     removed = publish.gc(args.store, dry_run=args.dry_run)
     lines = [f"{name}  {readable_size(size)}" for name, size in removed.items()] or ["nothing to remove"]
     return Outcome({"removed": removed, "dry_run": args.dry_run}, "\n".join(lines))
-
-
-def add_build(verbs: Verbs) -> argparse.ArgumentParser:
-    text = "Build the engines of a target from the graphs of a store. TensorRT-RTX builds without a GPU."
-    verb = store_verb(verbs, build, "graphs -> TensorRT engines", text)
-    verb.add_argument("--target", required=True, choices=("onnxruntime", "tensorrt", "tensorrt-rtx"))
-    verb.add_argument("--skips", default="all", help='clip skips to build, such as "1,2" (default: all exported ones)')
-    verb.add_argument("--sizes", metavar="LOW-BEST-HIGH", help="heights and widths in pixels, such as 256-512-768")
-    verb.add_argument("--max-batch", default="4", metavar="N", help="images in one call of the network (default: 4)")
-    verb.add_argument("--max-chunks", default="3", metavar="N", help="prompt length in chunks of 75 (default: 3)")
-    verb.add_argument("--compute-capability", action="append", default=[], metavar="X.Y", help="tensorrt-rtx only")
-    verb.add_argument("--workspace", metavar="MIB", help="memory that the builder may use on the GPU")
-    return verb
 
 
 def build(args: argparse.Namespace) -> Outcome:
@@ -132,13 +123,6 @@ def build(args: argparse.Namespace) -> Outcome:
     return Outcome({"store": str(args.store), "engines": engines}, report.table(rows))
 
 
-def add_doctor(verbs: Verbs) -> argparse.ArgumentParser:
-    text = "Say what is installed here, what each target needs and lacks, and how to get it."
-    verb = verbs.add_parser("doctor", help="what this machine has and lacks", description=text)
-    verb.set_defaults(run=doctor)
-    return verb
-
-
 def doctor(args: argparse.Namespace) -> Outcome:
     """Versions, GPUs, and what each target lacks."""
     from . import doctor as examination
@@ -147,19 +131,9 @@ def doctor(args: argparse.Namespace) -> Outcome:
     return Outcome(facts, examination.text(facts))
 
 
-def add_bench(verbs: Verbs) -> argparse.ArgumentParser:
-    text = "Measure a store: opening, text per depth, one step, decoding, whole pictures, overhead per step."
-    verb = store_verb(verbs, bench, "latency per stage and per depth", text)
-    verb.add_argument("--target", default="onnxruntime", help="the backend (default: onnxruntime, on the CPU)")
-    return verb
-
-
 def bench(args: argparse.Namespace) -> Outcome:
     """Medians of repeated runs per stage."""
     from clipskip.bench import latency, measure
 
     facts = latency.measure(args.store, args.target)
     return Outcome(facts, measure.table(facts["stages"]))
-
-
-VERBS = (add_export, add_build, add_inspect, add_verify, add_gc, add_doctor, add_bench)
