@@ -41,7 +41,7 @@ def stages() -> Iterator[Callable[[str], None]]:
 def steps(progress: Iterable[Progress]) -> Any:
     """Show the calls of the network as they go by; gives the results."""
     start = shown = time.monotonic()
-    drawn = sys.stderr.isatty()
+    drawn = sys.stderr is not None and sys.stderr.isatty()
     for state in progress:
         now = time.monotonic()
         if drawn or now - shown > INTERVAL:
@@ -53,7 +53,7 @@ def steps(progress: Iterable[Progress]) -> Any:
 
 
 def _show(text: str) -> None:
-    with suppress(OSError, ValueError):  # nobody looks on: no reason to stop the work
+    with suppress(OSError, ValueError, AttributeError):  # full, closed or not there: no reason to stop the work
         sys.stderr.write(text)
         sys.stderr.flush()
 
