@@ -5,11 +5,12 @@ The same for Python, JSON, the command line and `/render`. Knows nothing of whic
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 import reprlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from decimal import Decimal
 from typing import Any
 
@@ -25,14 +26,24 @@ _DECIMAL = re.compile(r"-?[0-9]+(\.[0-9]+)?", re.ASCII)
 
 @dataclass(frozen=True)
 class Kind:
-    """A type of value: `check` makes it plain Python's or refuses it in the field's name, `read` takes what was typed.
+    """A type of value: `take` makes it plain Python's, or None of what is none; `read` takes what was typed.
 
-    What `read` cannot make sense of comes back as the text that it is, for `check` to refuse in the words that a string
-    from Python gets.
+    What `read` cannot make sense of comes back as the text that it is, to be refused in the words that a string from
+    Python gets.
     """
 
-    check: Callable[[str, object], Any]
+    what: str
+    take: Callable[[object], Any]
     read: Callable[[str], object]
+
+    def check(self, field: str, value: object) -> Any:
+        """`value` as plain Python; RequestError, in the field's name, if it is of another kind."""
+        taken = self.take(value)
+        if taken is None:
+            if self is CLIP_SKIP:
+                raise _no_clip_skip(field, value, SD1_LAYERS)
+            raise RequestError(f"{field} must be {self.what}, not {shown(value)}", field=field)
+        return taken
 
 
 @dataclass(frozen=True)
@@ -57,6 +68,15 @@ class Field:
     aliases: tuple[str, ...] = ()
     infotext: str = ""
 
+    @classmethod
+    def of(cls, field: dataclasses.Field[Any]) -> Field:
+        """The row of a dataclass's field: its kind follows from its type. What is required is no option of commands."""
+        required = field.default is MISSING
+        option = "" if required else f"--{field.name.replace('_', '-')}"
+        kind = KINDS[str(field.type).removesuffix(" | None")]
+        row = {"help": "", "option": option, **field.metadata}
+        return cls(field.name, kind, None if required else field.default, required, **row)
+
     def check(self, value: object) -> Any:
         """`value` as plain Python, the default for None; RequestError for a wrong type."""
         return self.default if value is None and not self.required else self.kind.check(self.name, value)
@@ -77,8 +97,6 @@ def parse_flag(text: str) -> bool | str:
 
 def written(value: object) -> str:
     """The text that a kind's `read` takes for this value; a float without a fraction has none there."""
-    if isinstance(value, bool):
-        return str(value).lower()
     if isinstance(value, float):
         if value.is_integer():
             return f"{int(value)}{'' if abs(value) < EXACT else '.0'}"
@@ -86,58 +104,25 @@ def written(value: object) -> str:
     return str(value)
 
 
-def plain(value: object) -> object:
-    """numpy's scalars as Python's; they are known by their `ndim` of 0, because numpy itself loads too slowly here."""
-    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
-        return value.item()
-    return value
-
-
 def number(value: object) -> int | float | None:
     """`value` as Python's int or float; None if it is no finite number. Booleans and strings are none."""
-    value = plain(value)
+    value = _plain(value)
     if isinstance(value, int) and not isinstance(value, bool):
         return int(value) if abs(value) < LARGEST else None
     return float(value) if isinstance(value, float) and math.isfinite(value) else None
 
 
-def whole(field: str, value: object) -> int:
-    """`value` as an int. RequestError if it is anything else, fractions included."""
-    found = number(value)
-    if not isinstance(found, int):
-        raise RequestError(f"{field} must be a whole number, not {shown(value)}", field=field)
-    return found
+def _plain(value: Any) -> object:
+    """numpy's scalars as Python's; they are known by their `ndim` of 0, because numpy itself loads too slowly here."""
+    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
 
 
-def finite(field: str, value: object) -> float:
-    """`value` as a float. RequestError if it is no finite number."""
-    found = number(value)
-    if found is None:
-        raise RequestError(f"{field} must be a finite number, not {shown(value)}", field=field)
-    return float(found)
-
-
-def string(field: str, value: object) -> str:
-    """`value` if it is text. RequestError otherwise."""
-    if not isinstance(value, str):
-        raise RequestError(f"{field} must be a string, not {shown(value)}", field=field)
-    return str(value)
-
-
-def flag(field: str, value: object) -> bool:
-    """`value` as a bool. RequestError if it is anything else, 0 and 1 included."""
-    found = plain(value)
-    if not isinstance(found, bool):
-        raise RequestError(f"{field} must be true or false, not {shown(value)}", field=field)
-    return found
-
-
-def clip_skip(field: str, value: object) -> int | float:
-    """`value` as a number, fractions included; RequestError in the words that a number out of range gets too."""
-    found = number(value)
-    if found is None:
-        raise _no_clip_skip(field, value, SD1_LAYERS)
-    return found
+TEXT = Kind("a string", lambda value: str(value) if isinstance(value, str) else None, str)
+WHOLE = Kind("a whole number", lambda value: found if isinstance(found := number(value), int) else None, parse)
+FRACTION = Kind("a finite number", lambda value: None if (found := number(value)) is None else float(found), parse)
+FLAG = Kind("true or false", lambda value: found if isinstance(found := _plain(value), bool) else None, parse_flag)
+CLIP_SKIP = Kind("a clip skip", number, parse)
+KINDS = {"str": TEXT, "int": WHOLE, "float": FRACTION, "int | float": CLIP_SKIP, "bool": FLAG}
 
 
 def whole_clip_skip(field: str, value: float, layers: int) -> int:
@@ -172,21 +157,19 @@ def shown(value: object) -> str:
     return reprlib.repr(value)
 
 
+def whole(field: str, text: str) -> int:
+    """The whole number that was typed. RequestError in the field's name if it is none."""
+    return int(WHOLE.check(field, parse(text)))
+
+
 def ranges(field: str, text: str) -> list[int]:
     """The whole numbers in a list such as "1,2,5-8", in order and each once. RequestError if it is no such list."""
     numbers: set[int] = set()
     for item in text.split(","):
         low, dash, high = item.strip().partition("-")
-        first = whole(field, parse(low))
-        last = whole(field, parse(high)) if dash else first
+        first = whole(field, low)
+        last = whole(field, high) if dash else first
         if not 0 <= first <= last < 1000:
             raise RequestError(f"{field} {item.strip()!r} is no range of numbers below 1000", field=field)
         numbers.update(range(first, last + 1))
     return sorted(numbers)
-
-
-TEXT = Kind(string, str)
-WHOLE = Kind(whole, parse)
-FRACTION = Kind(finite, parse)
-CLIP_SKIP = Kind(clip_skip, parse)
-FLAG = Kind(flag, parse_flag)

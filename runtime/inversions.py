@@ -6,7 +6,7 @@ Knows nothing of tokens and chunks: where a name stands in a prompt is found in 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -60,77 +60,64 @@ def load(locations: Location | Sequence[Location], width: int) -> Inversions:
     Raises CheckpointError for a file that cannot be used or a name that two files share, UnsafeFileError for a pickle,
     and UnsupportedModelError for an inversion made for another model.
     """
-    given = [locations] if isinstance(locations, (str, os.PathLike)) else locations
-    files: dict[str, Path] = {}  # each once, also when a folder and a file in it are both given
-    for path in (path for location in given for path in _candidates(Path(location))):
-        files.setdefault(os.path.abspath(path), path)
-    named = set(map(Path, given))
-    pickles = [path for path in files.values() if path.suffix.lower() in PICKLES and path not in named]
-    paths = _by_name(path for path in files.values() if path not in pickles)
-    blocks = [_vectors(path, width) for path in paths.values()]
+    given = list(map(Path, [locations] if isinstance(locations, (str, os.PathLike)) else locations))
+    paths: dict[str, Path] = {}
+    blocks, notes = [], []
+    for path in _files(given):
+        name = path.stem.lower()
+        if path.suffix.lower() in PICKLES and path not in given:
+            notes.append(f"{path} is not used: it is a pickle, which can run code when it is read")
+            continue
+        if name in paths:
+            message = f"{paths[name]} and {path} are both called {name!r} in prompts"
+            raise CheckpointError(message, path=path, hint="rename or remove one of them")
+        paths[name] = path
+        try:
+            blocks.append(_vectors(tensorfile.read(path), width))
+        except CheckpointError as error:
+            if error.path is None:
+                raise error.about(path) from error
+            raise
     ends = np.cumsum([0, *map(len, blocks)]).tolist()
     return Inversions(
         vectors=np.concatenate(blocks) if blocks else np.zeros((1, width), np.float32),
         spans={name: range(*ends[i : i + 2]) for i, name in enumerate(paths)},
-        notes=tuple(f"{path} is not used: it is a pickle, which can run code when it is read" for path in pickles),
+        notes=tuple(notes),
     )
 
 
-def _candidates(location: Path) -> Iterator[Path]:
-    if not location.is_dir():
-        yield location
-        return
-    for path in sorted(location.rglob("*")):
-        if path.suffix.lower() in {SUFFIX, *PICKLES} and not path.name.startswith("."):
-            yield path
+def _files(locations: Iterable[Path]) -> list[Path]:
+    """The files given and those in the folders given, each once."""
+    files: dict[str, Path] = {}
+    for location in locations:
+        inside = sorted(location.rglob("*")) if location.is_dir() else []
+        named = [path for path in inside if path.suffix.lower() in {SUFFIX, *PICKLES} and path.name[0] != "."]
+        for path in named if location.is_dir() else [location]:
+            files.setdefault(os.path.abspath(path), path)
+    return list(files.values())
 
 
-def _by_name(paths: Iterable[Path]) -> dict[str, Path]:
-    named: dict[str, Path] = {}
-    for path in paths:
-        name = path.stem.lower()
-        if name in named:
-            message = f"{named[name]} and {path} are both called {name!r} in prompts"
-            raise CheckpointError(message, path=path, hint="rename or remove one of them")
-        named[name] = path
-    return named
-
-
-def _vectors(path: Path, width: int) -> Floats:
-    """The rows [n,D] of one file."""
-    try:
-        return _checked(_only(tensorfile.read(path)), width)
-    except CheckpointError as error:
-        if error.path is None:
-            raise error.about(path) from error
-        raise
-
-
-def _only(tensors: Mapping[str, Tensor]) -> Tensor:
-    """The tensor with the vectors."""
+def _vectors(tensors: Mapping[str, Tensor], width: int) -> Floats:
+    """The rows [n,D] of a file's one tensor, or of the one whose name is known."""
     if "clip_g" in tensors:
         raise UnsupportedModelError("this textual inversion is for SDXL (clip_g); SD 1.x is supported")
     names = [name for name in LAYOUTS if name in tensors] or list(tensors)
-    if len(names) == 1:
-        return tensors[names[0]]
-    lora = any("lora" in name.lower() for name in names)
-    what = "this looks like a LoRA" if lora else "no textual inversion"
-    first = ", ".join(repr(name[:60]) for name in names[:3])
-    raise CheckpointError(f"{what}: it holds {len(names)} tensors ({first}{' ...' if len(names) > 3 else ''}), not one")
-
-
-def _checked(tensor: Tensor, width: int) -> Floats:
-    *leading, size = tensor.shape or (0,)
+    if len(names) != 1:
+        what = "this looks like a LoRA" if any("lora" in name.lower() for name in names) else "no textual inversion"
+        first = ", ".join(repr(name[:60]) for name in names[:3]) + (" ..." if len(names) > 3 else "")
+        raise CheckpointError(f"{what}: it holds {len(names)} tensors ({first}), not one")
+    shape = tensors[names[0]].shape
+    *leading, size = shape or (0,)
     count = leading[0] if len(leading) == 1 else 1
     if len(leading) > 1 or not count or not size:
-        raise CheckpointError(f"its vectors have the shape {list(tensor.shape)}; [D] or [n,D] is a textual inversion's")
+        raise CheckpointError(f"its vectors have the shape {list(shape)}; [D] or [n,D] is a textual inversion's")
     if size != width:
         made = f", as for {WIDTHS[size]}" if size in WIDTHS else ""
         raise UnsupportedModelError(f"its vectors are {size} wide{made}; this model's are {width}")
     if count > MOST_VECTORS:
         raise CheckpointError(f"it has {count} vectors; a prompt's chunk has room for {MOST_VECTORS}")
-    vectors = tensor.floats().reshape(count, width)
-    if not np.isfinite(vectors).all():
-        bad = int(np.count_nonzero(~np.isfinite(vectors)))
-        raise CheckpointError(f"{bad} of its numbers are NaN or infinite: the file is broken")
+    vectors = tensors[names[0]].floats().reshape(count, width)
+    broken = int(np.count_nonzero(~np.isfinite(vectors)))
+    if broken:
+        raise CheckpointError(f"{broken} of its numbers are NaN or infinite: the file is broken")
     return vectors

@@ -12,7 +12,7 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
@@ -39,7 +39,8 @@ NEGATIVE = "Negative prompt:"
 
 _EXIF_IFD, _USER_COMMENT = 0x8769, 0x9286
 _PLAIN = {field.infotext: name for name, field in FIELDS.items() if field.infotext}
-_OTHERS = ("Size", "Sampler", "Schedule type", "RNG")
+_KNOWN = {*_PLAIN, "Size", "Sampler", "Schedule type", "RNG"}
+_RARE = ("emphasis", "pad_cond_uncond")
 _RNGS = {"cpu": "cpu", "nv": "nv", "gpu": "nv", "cuda": "nv"}
 _SCHEDULES_IN_NAMES = {"karras", "exponential", "polyexponential"}
 _CAPITALS = {"sgm": "SGM", "kl": "KL", "ddim": "DDIM"}
@@ -66,22 +67,20 @@ def save(
     draft = path.with_name(f".clipskip-{secrets.token_hex(8)}.tmp")
     try:
         draft.write_bytes(encoded.getbuffer())
-        (_replace if overwrite else _create)(draft, path)
+        if overwrite:
+            os.replace(draft, path)
+        else:
+            _create(draft, path)
     except FileExistsError as error:
         raise FileExistsError(errno.EEXIST, "is there already", str(path)) from error
     except OSError as error:
+        if overwrite and isinstance(error, PermissionError) and draft.exists():  # Windows keeps files that are open
+            message = f"{path} is there and cannot be replaced ({error.strerror})"
+            raise StorageError(message, path=path, hint="close it in other programs, or use another name") from error
         raise storage_error(OSError(error.errno, error.strerror), path) from error  # not about the draft's name
     finally:
         with suppress(OSError):
             draft.unlink()
-
-
-def _replace(draft: Path, path: Path) -> None:
-    try:
-        os.replace(draft, path)
-    except PermissionError as error:  # the folder took the draft; Windows keeps files that are open
-        message = f"{path} is there and cannot be replaced ({error.strerror})"
-        raise StorageError(message, path=path, hint="close it in other programs, or use another name") from error
 
 
 def _create(draft: Path, path: Path) -> None:
@@ -121,41 +120,38 @@ def pnginfo(request: Request, model: ModelFacts, engines: Mapping[str, str]) -> 
 
 
 def parameters(request: Request, model: ModelFacts) -> str:
-    """A1111's text (1.10) for one picture: a resolved request, with its own seed and every default filled in."""
+    """A1111's text (1.10) for one picture: a resolved request, with its own seed and every default filled in.
+
+    As there, what has its default is left out from the variation seed on.
+    """
+    plain = {name: (field.infotext, written(getattr(request, name))) for name, field in FIELDS.items()}
+    sources = list(model.sources.values())
+    schedule = " ".join(_CAPITALS.get(word, word.capitalize()) for word in request.schedule.split("_"))
+    settings = [
+        plain["steps"],
+        ("Sampler", request.sampler),
+        ("Schedule type", schedule),
+        plain["cfg"],
+        plain["seed"],
+        ("Size", f"{request.width}x{request.height}"),
+        ("Model hash", (sources[0] if len(sources) == 1 else model.model_sha256)[:10]),
+        ("Model", model.name),
+    ]
+    if request.subseed_strength:
+        settings += [plain["subseed"], plain["subseed_strength"]]
+    if request.clip_skip is not None and request.clip_skip > 1:
+        settings.append(plain["clip_skip"])
+    if request.negative_clip_skip not in (None, request.clip_skip):
+        settings.append(plain["negative_clip_skip"])
+    settings.append(("RNG", request.rng.upper()))
+    settings += [plain[name] for name in _RARE if getattr(request, name) != FIELDS[name].default]
+    settings.append(("Version", "clipskip"))
     lines = [request.prompt]
     if request.negative_prompt:
         lines.append(f"{NEGATIVE} {request.negative_prompt}")
-    lines.append(", ".join(f"{name}: {_quoted(value)}" for name, value in _settings(request, model)))
+    quoted = [json.dumps(text, ensure_ascii=False) if set(text) & set(',:\n"') else text for _, text in settings]
+    lines.append(", ".join(f"{name}: {text}" for (name, _), text in zip(settings, quoted, strict=True)))
     return "\n".join(lines).strip()
-
-
-def _settings(request: Request, model: ModelFacts) -> Iterable[tuple[str, str]]:
-    """The settings in A1111's order; as there, what has its default is left out from the variation seed on."""
-
-    def plain(*names: str) -> Iterable[tuple[str, str]]:
-        for name in names:
-            value = getattr(request, name)
-            yield FIELDS[name].infotext, str(value) if isinstance(value, bool) else written(value)
-
-    sources = list(model.sources.values())
-    yield from plain("steps")
-    yield "Sampler", request.sampler
-    yield "Schedule type", " ".join(_CAPITALS.get(word, word.capitalize()) for word in request.schedule.split("_"))
-    yield from plain("cfg", "seed")
-    yield "Size", f"{request.width}x{request.height}"
-    yield "Model hash", (sources[0] if len(sources) == 1 else model.model_sha256)[:10]
-    yield "Model", model.name
-    if request.subseed_strength:
-        yield from plain("subseed", "subseed_strength")
-    if request.clip_skip is not None and request.clip_skip > 1:
-        yield from plain("clip_skip")
-    if request.negative_clip_skip not in (None, request.clip_skip):
-        yield from plain("negative_clip_skip")
-    yield "RNG", request.rng.upper()
-    for name in ("emphasis", "pad_cond_uncond"):
-        if getattr(request, name) != FIELDS[name].default:
-            yield from plain(name)
-    yield "Version", "clipskip"
 
 
 def read_parameters(text: str) -> Request:
@@ -169,8 +165,10 @@ def read_parameters(text: str) -> Request:
     last = max((i for i, line in enumerate(lines) if line.startswith("Steps:")), default=None)
     if last is None:
         raise CheckpointError("the text `parameters` has no line of settings (Steps: ..., Sampler: ...)")
-    settings = dict(_SETTING.findall(lines[last]))
-    known = {name: _unquoted(settings[name].strip()) for name in (*_PLAIN, *_OTHERS) if name in settings}
+    known = {name: value.strip() for name, value in _SETTING.findall(lines[last]) if name in _KNOWN}
+    for name, value in known.items():
+        with suppress(ValueError):  # such as a quote that does not end
+            known[name] = str(json.loads(value)) if value.startswith('"') else value
     prompts: dict[str, list[str]] = {"prompt": [], "negative_prompt": []}
     current = "prompt"
     for line in lines[:last]:
@@ -179,34 +177,19 @@ def read_parameters(text: str) -> Request:
         prompts[current].append(line)
     fields = {name: "\n".join(part) for name, part in prompts.items()} | {"clip_skip": "1"}
     fields |= {_PLAIN[name]: value for name, value in known.items() if name in _PLAIN}
-    fields |= _sampling(known.get("Sampler"), known.get("Schedule type"))
+    sampler = known.get("Sampler")
+    if sampler is not None:
+        name, _, last = sampler.rpartition(" ")
+        schedule = known.get("Schedule type")
+        if schedule is None and name and last.lower() in _SCHEDULES_IN_NAMES:  # as before 1.9
+            sampler, schedule = name, last
+        if schedule is None:
+            schedule = "uniform" if sampler.lower().startswith("dpm") else "automatic"
+        fields |= {"sampler": sampler, "schedule": "_".join(schedule.lower().split())}
     if "Size" in known:
         fields["width"], _, fields["height"] = known["Size"].partition("x")
     fields["rng"] = _RNGS.get(known.get("RNG", "GPU").lower(), "cpu")
     return Request.from_text(fields)
-
-
-def _sampling(sampler: str | None, schedule: str | None) -> dict[str, str]:
-    """Sampler and schedule; versions before 1.9 wrote the schedule at the end of the sampler's name."""
-    if sampler is None:
-        return {}
-    name, _, last = sampler.rpartition(" ")
-    if schedule is None and name and last.lower() in _SCHEDULES_IN_NAMES:
-        sampler, schedule = name, last
-    if schedule is None:
-        schedule = "uniform" if sampler.lower().startswith("dpm") else "automatic"
-    return {"sampler": sampler, "schedule": "_".join(schedule.lower().split())}
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False) if any(c in text for c in ',:\n"') else text
-
-
-def _unquoted(value: str) -> str:
-    try:
-        return str(json.loads(value)) if value.startswith('"') else value
-    except ValueError:
-        return value
 
 
 def read_request(image: str | os.PathLike[str] | bytes | PIL.Image.Image) -> Request:
@@ -248,28 +231,26 @@ def _opened(image: str | os.PathLike[str] | bytes) -> PIL.Image.Image:
 
 
 def _texts(image: PIL.Image.Image) -> dict[str, str]:
-    """All texts of an image, by name; an Exif comment counts as `parameters`."""
+    """All texts of an image, by name; Exif's UserComment counts as `parameters`.
+
+    Eight bytes name the comment's encoding. UTF-16 is big-endian in A1111's, mostly little-endian elsewhere.
+    """
     texts = {str(name): str(value) for name, value in image.info.items() if isinstance(value, str)}
-    if "parameters" not in texts and (comment := _comment(image)):
+    try:
+        comment = None if "parameters" in texts else image.getexif().get_ifd(_EXIF_IFD).get(_USER_COMMENT)
+    except Exception as error:  # as above
+        raise CheckpointError(f"its Exif data is broken ({type(error).__name__})") from error
+    if isinstance(comment, bytes):
+        encoding = "utf-8"
+        if comment.startswith(b"UNICODE\0"):
+            encoding = "utf-16-le" if comment[8:9] and comment[9:10] == b"\0" else "utf-16-be"
+        comment = comment[8:].decode(encoding, "replace")
+    if comment and isinstance(comment, str):
         texts["parameters"] = comment
     for name, text in texts.items():
         if len(text) > LARGEST_TEXT:
             raise CheckpointError(f"the text {name[:40]!r} has more than 1 MiB")
     return texts
-
-
-def _comment(image: PIL.Image.Image) -> str | None:
-    """Exif's UserComment: eight bytes name the encoding. UTF-16 is big-endian in A1111's, mostly little elsewhere."""
-    try:
-        value = image.getexif().get_ifd(_EXIF_IFD).get(_USER_COMMENT)
-    except Exception as error:  # as above
-        raise CheckpointError(f"its Exif data is broken ({type(error).__name__})") from error
-    if not isinstance(value, bytes):
-        return value if isinstance(value, str) else None
-    kind, text = value[:8], value[8:]
-    if kind == b"UNICODE\0":
-        return text.decode("utf-16-le" if text[:1] and text[1:2] == b"\0" else "utf-16-be", "replace")
-    return text.decode("utf-8", "replace")
 
 
 def _read_truth(text: str) -> Request:

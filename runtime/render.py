@@ -46,12 +46,19 @@ def fields(text: str) -> dict[str, str]:
     start = _START.match(text)
     position = start.end() if start else 0
     while text.startswith("/", position):
-        command = _COMMAND.match(text, position)
-        if command is None or _squash(command[1]) not in COMMANDS:
-            raise _unknown(text, position, command)
-        for name, value in _settings(COMMANDS[_squash(command[1])], _unquoted(command[1], command[2])).items():
+        name, value, position = _command(text, position)
+        if name == "parser":
+            if value.lower() != "new":
+                raise RequestError(f"/parser: takes only 'new', not {shown(value)}", field=name)
+        elif name == "size":
+            size = _SIZE.fullmatch(value)
+            if size is None:
+                message = f"size must be width x height in pixels, such as 512x768, not {shown(value)}"
+                raise RequestError(message, field=name)
+            _set(given, "width", size[1])
+            _set(given, "height", size[2])
+        else:
             _set(given, name, value)
-        position = command.end()
     rest = text[position:].strip()
     if rest or "prompt" not in given:
         _set(given, "prompt", rest)
@@ -74,41 +81,28 @@ def render_line(request: Request) -> str:
     return " ".join([*words, prompt]).rstrip()
 
 
-def _unknown(text: str, position: int, command: re.Match[str] | None) -> RequestError:
-    """The RequestError for a word that is no command, or for a command that there is not."""
-    word = text[position:].split(maxsplit=1)[0]
-    name = _squash(command[1] if command else word[1:].partition(":")[0])
-    error = unknown("command", name, {each: f"/{each}:" for each in COMMANDS})
-    if command is None:
-        error.hint = f"commands are written /name:value; {error.hint}"
-    return error
-
-
-def _settings(name: str, value: str) -> dict[str, str]:
-    """What a command sets: `size` two fields, `parser` none, any other its own."""
-    if name == "parser":
-        if value.lower() != "new":
-            raise RequestError(f"/parser: takes only 'new', not {shown(value)}", field=name)
-        return {}
-    if name != "size":
-        return {name: value}
-    size = _SIZE.fullmatch(value)
-    if size is None:
-        raise RequestError(f"size must be width x height in pixels, such as 512x768, not {shown(value)}", field=name)
-    return {"width": size[1], "height": size[2]}
+def _command(text: str, position: int) -> tuple[str, str, int]:
+    """The command at `position`: what it sets, its value, and where the next word starts."""
+    command = _COMMAND.match(text, position)
+    typed = command[1] if command else text[position + 1 :].split(maxsplit=1)[0].partition(":")[0]
+    name = _squash(typed)
+    if command is None or name not in COMMANDS:
+        error = unknown("command", name, {each: f"/{each}:" for each in COMMANDS})
+        if command is None:
+            error.hint = f"commands are written /name:value; {error.hint}"
+        raise error
+    value = command[2]
+    if value.startswith('"'):
+        try:
+            value = str(json.loads(value, strict=False))
+        except ValueError as error:
+            message = f"/{typed}: has no proper closing quote: {shown(value)}"
+            hint = 'write quotes inside as \\" and a backslash as \\\\'
+            raise RequestError(message, field=typed, hint=hint) from error
+    return COMMANDS[name], value, command.end()
 
 
 def _set(given: dict[str, str], name: str, value: str) -> None:
     if name in given:
         raise RequestError(f"{name} is given twice", field=name, hint="leave one of them out")
     given[name] = value
-
-
-def _unquoted(name: str, value: str) -> str:
-    if not value.startswith('"'):
-        return value
-    try:
-        return str(json.loads(value, strict=False))
-    except ValueError as error:
-        message = f"/{name}: has no proper closing quote: {shown(value)}"
-        raise RequestError(message, field=name, hint='write quotes inside as \\" and a backslash as \\\\') from error

@@ -9,13 +9,13 @@ import dataclasses
 import difflib
 import json
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from clipskip.engines import strict
 
 from .errors import ManifestError, RequestError
-from .fields import CLIP_SKIP, FLAG, FRACTION, TEXT, WHOLE, Field, shown
+from .fields import Field, shown
 
 
 def setting(default: Any, help: str, **row: Any) -> Any:
@@ -27,18 +27,13 @@ def setting(default: Any, help: str, **row: Any) -> Any:
 class Request:
     """One picture, or `batch` pictures that differ only in their seed. Conventions are AUTOMATIC1111's (1.10).
 
-    None means the default, for every field but the prompt. What FIELDS does not say of them:
+    None means the default, for every field but the prompt. Beside what each row says:
 
-    prompt, negative_prompt: up to 64 KiB each, in the grammar of `clipskip.prompt`; the negative without AND.
-    clip_skip: 1 (all layers) to layers + 1 (embeddings only); by default the model's recommended value. A fraction
-        counts as the whole number below it. clip_skip_diffusers is the same counted from 0; never both.
-        negative_clip_skip is the negative prompt's own; by default the prompt's.
-    seed: image i of a batch has seed + i and noise of its own. subseed, subseed_strength: how far the first noise lies
-        on the way to another seed's; then a batch counts the subseed instead.
-    cfg: at 1 and below the network runs once per image, and the negative prompt is not used (unless AND needs it).
-    sampler, schedule: names of `samplers.SAMPLERS` and `schedules.SCHEDULES` without regard to case, spaces and
-        punctuation; "automatic" is the sampler's own schedule, and "DPM++ 2M Karras" names both.
-    width, height: multiples of 64 that the engines were built for.
+    Prompts have up to 64 KiB each, in the grammar of `clipskip.prompt`; the negative is without AND. A fraction of a
+    clip skip counts as the whole number below it; by default it is the model's recommended one. Image i of a batch has
+    seed + i, or subseed + i where subseed_strength is above 0. At a cfg of 1 and below the negative prompt is not used
+    (unless AND needs it). Names of samplers and schedules are matched without case, spaces and punctuation; "DPM++ 2M
+    Karras" names both. Sizes are multiples of 64 that the engines were built for.
 
     Types are checked by `check_types`, ranges when the request meets a model (`resolve`): RequestError names the field.
     """
@@ -60,21 +55,11 @@ class Request:
         None, "the seed that a variation goes towards", aliases=("variation_seed",), infotext="Variation seed"
     )
     subseed_strength: float = setting(
-        0.0,
-        "how far it goes, 0..1",
-        low=0,
-        high=1,
-        aliases=("variation_strength",),
-        infotext="Variation seed strength",
+        0.0, "how far it goes, 0..1", low=0, high=1, aliases=("variation_strength",), infotext="Variation seed strength"
     )
     steps: int = setting(20, "default 20", low=1, high=1000, aliases=("num_inference_steps",), infotext="Steps")
     cfg: float = setting(
-        7.0,
-        "guidance scale, default 7",
-        low=0,
-        high=100,
-        aliases=("guidance", "guidance_scale"),
-        infotext="CFG scale",
+        7.0, "guidance scale, default 7", low=0, high=100, aliases=("guidance", "guidance_scale"), infotext="CFG scale"
     )
     sampler: str = setting("DPM++ 2M", 'default "DPM++ 2M"')
     schedule: str = setting(
@@ -128,19 +113,7 @@ class Request:
         return json.dumps(asdict(check_types(self)))
 
 
-_KINDS = {"str": TEXT, "int": WHOLE, "float": FRACTION, "int | float": CLIP_SKIP, "bool": FLAG}
-
-
-def _row(field: dataclasses.Field[Any]) -> Field:
-    """A field's row: its kind follows from its type; the prompt is what a command line has its arguments for."""
-    required = field.default is MISSING
-    option = "" if required else f"--{field.name.replace('_', '-')}"
-    rest = {"help": "", "option": option, **field.metadata}
-    kind = _KINDS[str(field.type).removesuffix(" | None")]
-    return Field(field.name, kind, None if required else field.default, required, **rest)
-
-
-FIELDS = {field.name: _row(field) for field in dataclasses.fields(Request)}
+FIELDS = {field.name: Field.of(field) for field in dataclasses.fields(Request)}
 ALIASES = {alias: field.name for field in FIELDS.values() for alias in field.aliases}
 
 

@@ -103,9 +103,7 @@ def resolve(
 
     Raises RequestError, naming the field, the value, the valid range and the closest valid choice.
     """
-    request = check_types(request)
-    _check_prompts(request)
-    _check_ranges(request, model)
+    request = _checked(request, model)
     skip, negative_skip, notes = _clip_skips(request, model)
     sampler, schedule = _sampler_and_schedule(request)
     width, height = _size(request, model, limits)
@@ -123,7 +121,6 @@ def resolve(
         schedule=schedule,
         width=width,
         height=height,
-        **_choices(request),
     )
     layers = model.layers + 1 - skip, model.layers + 1 - negative_skip
     calls = filled.steps * sampler.calls_per_step
@@ -149,32 +146,28 @@ def resolve(
     )
 
 
-def _check_prompts(request: Request) -> None:
-    """Refuse texts that are no prompts. A1111's `<lora:name:weight>` changes the networks: without, another picture."""
+def _checked(request: Request, model: ModelFacts) -> Request:
+    """The request with its types, prompts, ranges and choices checked, and choices as they are spelled."""
+    request = check_types(request)
     check_text(request.prompt, "prompt")
     check_text(request.negative_prompt, "negative_prompt")
     for kind, arguments in networks(request.prompt)[1]:
-        if kind.lower() in NETWORK_KINDS:
+        if kind.lower() in NETWORK_KINDS:  # they change the networks: without them it would be another picture
             raise RequestError(
                 f"the prompt asks for <{kind}:{arguments}>, and networks cannot be changed by a request",
                 field="prompt",
                 hint="merge it into the checkpoint before the export, and take it out of the prompt",
             )
-
-
-def _check_ranges(request: Request, model: ModelFacts) -> None:
+    choices: dict[str, Any] = {}
     for name, field in FIELDS.items():
+        value = getattr(request, name)
         if field.low is not None and field.high is not None:
             high = min(field.high, model.train_steps) if name == "steps" else field.high
-            value = getattr(request, name)
             if not field.low <= value <= high:
                 raise RequestError(f"{name} must be {field.low:g}..{high:g}, not {value:g}", field=name)
-
-
-def _choices(request: Request) -> dict[str, Any]:
-    """The fields that are one of a few names, as those are spelled."""
-    given = {name: getattr(request, name) for name, field in FIELDS.items() if field.choices}
-    return {name: _choice(name, value, FIELDS[name].choices) for name, value in given.items() if value is not None}
+        elif field.choices and value is not None:
+            choices[name] = _choice(name, value, field.choices)
+    return replace(request, **choices)
 
 
 def _clip_skips(request: Request, model: ModelFacts) -> tuple[int, int, list[str]]:
@@ -211,8 +204,12 @@ def _sampler_and_schedule(request: Request) -> tuple[Sampler, str]:
             field="sampler",
             hint="'DPM++ 2M' is the closest one",
         )
+    name, suffix = request.sampler, None
+    for schedule in sorted(SCHEDULES, key=len):
+        words = request.sampler.replace("_", " ").rsplit(None, len(schedule.split("_")))
+        if len(words) > 1 and _key("".join(words[1:])) == _key(schedule):
+            name, suffix = words[0], schedule
     samplers = {sampler.name: sampler for sampler in SAMPLERS}
-    name, suffix = _split_schedule(request.sampler)
     sampler = samplers[_choice("sampler", name, samplers, SAMPLER_ALIASES)]
     schedule = _choice("schedule", request.schedule, ("automatic", *SCHEDULES), SCHEDULE_ALIASES)
     if suffix is not None:
@@ -221,14 +218,6 @@ def _sampler_and_schedule(request: Request) -> tuple[Sampler, str]:
             raise RequestError(message, field="schedule", hint="give one of them")
         schedule = suffix
     return sampler, sampler.automatic if schedule == "automatic" else schedule
-
-
-def _split_schedule(name: str) -> tuple[str, str | None]:
-    for schedule in sorted(SCHEDULES, key=len, reverse=True):
-        words = name.replace("_", " ").rsplit(None, len(schedule.split("_")))
-        if len(words) > 1 and _key("".join(words[1:])) == _key(schedule):
-            return words[0], schedule
-    return name, None
 
 
 def _choice(field: str, value: str, valid: Iterable[str], aliases: Mapping[str, str] | None = None) -> str:

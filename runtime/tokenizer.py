@@ -34,8 +34,22 @@ class Tokenizer:
     @classmethod
     def open(cls, folder: str | Path) -> Tokenizer:
         """Read vocab.json and merges.txt in `folder`. Raises CheckpointError when they are missing or do not fit."""
-        model = tokenizers.Tokenizer(_read(Path(folder)))
-        bos, eos = (_special(model, name, Path(folder)) for name in (BOS, EOS))
+        folder = Path(folder)
+        vocab, merges = (folder / name for name in FILES)
+        for path in (vocab, merges):
+            if not path.is_file():
+                raise CheckpointError(f"{path.name} is missing in {folder}", path=path, hint="export the model again")
+        try:
+            words = BPE.from_file(str(vocab), str(merges), unk_token=EOS, end_of_word_suffix="</w>", fuse_unk=False)
+        except Exception as error:  # the library raises bare Exception
+            what = "vocab.json and merges.txt are damaged or not from one model"
+            message = f"the tokenizer in {folder} cannot be read: {what}"
+            raise CheckpointError(message, path=folder, hint="export the model again") from error
+        model = tokenizers.Tokenizer(words)
+        bos, eos = (model.token_to_id(name) for name in (BOS, EOS))
+        if bos is None or eos is None:
+            message = f"the tokenizer in {folder} has no {BOS if bos is None else EOS}"
+            raise CheckpointError(message, path=vocab, hint="is it CLIP's?")
         model.normalizer = normalizers.Sequence(
             [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
         )
@@ -51,26 +65,3 @@ class Tokenizer:
     def ids(self, text: str) -> list[int]:
         """The ids of `text`, of any length, without bos and eos unless the text spells them out."""
         return self._model.encode(text, add_special_tokens=False).ids
-
-
-def _read(folder: Path) -> BPE:
-    """The merges of `folder`; every way in which the files can be wrong is told by our own words."""
-    vocab, merges = (folder / name for name in FILES)
-    for path in (vocab, merges):
-        if not path.is_file():
-            raise CheckpointError(f"{path.name} is missing in {folder}", path=path, hint="export the model again")
-    try:
-        return BPE.from_file(str(vocab), str(merges), unk_token=EOS, end_of_word_suffix="</w>", fuse_unk=False)
-    except Exception as error:  # the library raises bare Exception
-        raise CheckpointError(
-            f"the tokenizer in {folder} cannot be read: vocab.json and merges.txt are damaged or not from one model",
-            path=folder,
-            hint="export the model again",
-        ) from error
-
-
-def _special(model: tokenizers.Tokenizer, name: str, folder: Path) -> int:
-    token = model.token_to_id(name)
-    if token is None:
-        raise CheckpointError(f"the tokenizer in {folder} has no {name}", path=folder / FILES[0], hint="is it CLIP's?")
-    return token

@@ -65,7 +65,7 @@ def _skips(text: str) -> list[int] | None:
 
 
 def _whole(field: str, text: str) -> int:
-    return fields.whole(field, fields.parse(text))
+    return fields.whole(field, text)
 
 
 def inspect(args: argparse.Namespace) -> Outcome:

@@ -91,14 +91,18 @@ class _Packer:
         self.tokenizer = tokenizer
         self.backtrack = backtrack
         self.done: list[Chunk] = []
+        self.tokens: list[int] = []
+        self.weights: list[float] = []
         self.comma: int | None = None
-        self._restart([], [])
 
     def add(self, token: int, group: list[int], weight: float) -> None:
         if token == self.tokenizer.comma:
             self.comma = len(self.tokens)
         elif len(self.tokens) == LENGTH and self.comma is not None and LENGTH - self.comma <= self.backtrack:
-            self._move_tail(self.comma + 1)
+            tail = self.tokens[self.comma + 1 :], self.weights[self.comma + 1 :]
+            del self.tokens[self.comma + 1 :], self.weights[self.comma + 1 :]
+            self.close()
+            self.tokens, self.weights = tail
         if len(self.tokens) + len(group) > LENGTH:
             if len(group) > LENGTH:
                 message = f"a textual inversion of {len(group)} vectors does not fit into a chunk of {LENGTH}"
@@ -115,20 +119,9 @@ class _Packer:
         if self.tokenizer.pad != self.tokenizer.eos:
             tokens[after:] = [self.tokenizer.pad] * (len(tokens) - after)
         self.done.append(Chunk(tuple(tokens), (1.0, *self.weights, *[1.0] * (padding + 1))))
-        self._restart([], [])
+        self.tokens, self.weights, self.comma = [], [], None
 
     def finish(self) -> list[Chunk]:
         if self.tokens or not self.done:
             self.close()
         return self.done
-
-    def _move_tail(self, start: int) -> None:
-        """End the chunk before `start`, and start the next one with what stood there."""
-        tokens, weights = self.tokens[start:], self.weights[start:]
-        del self.tokens[start:], self.weights[start:]
-        self.close()
-        self._restart(tokens, weights)
-
-    def _restart(self, tokens: list[int], weights: list[float]) -> None:
-        self.tokens, self.weights = tokens, weights
-        self.comma = None

@@ -14,6 +14,7 @@ from .editing import editing
 from .text import composition
 
 Chunks = tuple[Chunk, ...]
+LARGEST_REMEMBERED = 100_000  # characters times evaluations: a few megabytes of chunks at worst
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,9 @@ def parse(
     if abs(rest) > 1e-9:
         weighted.append((request.negative_prompt, rest, layers[1]))
     how = evaluations, request.emphasis, request.comma_backtrack, tokenizer, spans
-    return tuple(Text(weight, kept, *_variants(text, *how)) for text, weight, kept in weighted)
+    longest = max(len(text) for text, _, _ in weighted)
+    variants = _variants if longest * evaluations <= LARGEST_REMEMBERED else _variants.__wrapped__
+    return tuple(Text(weight, kept, *variants(text, *how)) for text, weight, kept in weighted)
 
 
 def joined(texts: tuple[Text, ...], most: int, tokenizer: Tokenizer) -> tuple[tuple[Text, ...], list[str]]:

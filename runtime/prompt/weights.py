@@ -129,13 +129,9 @@ class _Scan:
             product *= factor[first]
             rounds = np.where(first == rounds, parent[rounds], rounds)
             squares = np.where(first == squares, parent[squares], squares)
-        total = self._totals()
+        totals: list[float] = []  # per bracket, the product of its factor and of those around it (of its own kind)
+        for outer, own in zip(self.parent, self.factor, strict=True):
+            totals.append(own * totals[outer] if totals else own)
+        total = np.array(totals)
         product *= total[rounds] * total[squares]
         return product
-
-    def _totals(self) -> npt.NDArray[np.float64]:
-        """Per bracket, the product of its factor and of those around it (of its own kind)."""
-        totals: list[float] = []
-        for parent, factor in zip(self.parent, self.factor, strict=True):
-            totals.append(factor * totals[parent] if totals else factor)
-        return np.array(totals)

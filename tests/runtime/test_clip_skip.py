@@ -122,7 +122,7 @@ def test_every_number_from_1_up_to_14_has_a_skipped(value: float) -> None:
 def test_text_that_is_no_plain_decimal_gets_the_same_refusal_from_every_front_end(text: str) -> None:
     messages = set()
     for attempt in (
-        lambda: fields.clip_skip("clip_skip", text),
+        lambda: fields.CLIP_SKIP.check("clip_skip", text),
         lambda: Request.from_text({"prompt": "a cat", "clip_skip": text}),
         lambda: Request.from_json({"prompt": "a cat", "clip_skip": text}),
         lambda: parse_render(f"/render /clipskip:{text} a cat"),

@@ -246,6 +246,11 @@ def test_a_prompt_that_was_parsed_before_is_taken_as_it_was():
     assert resolved(prompt=prompt, seed=1).texts[0].variants is resolved(prompt=prompt, seed=2, cfg=3).texts[0].variants
 
 
+def test_a_prompt_whose_chunks_would_fill_the_memory_is_not_remembered():
+    prompt = "[a|b]" * 1100
+    assert resolved(prompt=prompt).texts[0].variants is not resolved(prompt=prompt).texts[0].variants
+
+
 def test_the_table_names_what_there_is_to_choose_from():
     assert FIELDS["rng"].choices == tuple(noise.SOURCES)
     assert FIELDS["emphasis"].choices == emphasis.MODES
