@@ -17,9 +17,8 @@ from typing import Any, cast
 import numpy as np
 
 import clipskip
-from clipskip.backends import Array, Backend
-from clipskip.backends.onnxruntime import OnnxRuntime
-from clipskip.backends.select import backend_named
+from clipskip.backends import Array, Backend, backend_named
+from clipskip.backends.onnxruntime import usable_cores
 from clipskip.bench.measure import Seconds, interleaved, summary, table
 from clipskip.engines.manifest import Artefact
 from clipskip.engines.shapes import sized
@@ -48,7 +47,7 @@ def measure(path: str | Path, target: str = "onnxruntime", *, steps: int = 20, r
         "model": model.name,
         "version": clipskip.__version__,
         "steps": steps,
-        "cores": OnnxRuntime().threads,
+        "cores": usable_cores(),
         "backend": backend.describe(),
         "stages": {name: summary(seconds) for name, seconds in stages.items()},
     }

@@ -56,7 +56,7 @@ def open(
     from clipskip.engines.store import Store
 
     from . import inversions
-    from .backends.select import backend_named
+    from .backends import backend_named
     from .pipeline import Pipeline
 
     store = Store(Path(path))

@@ -48,7 +48,7 @@ class Residents:
             return np.concatenate([self._encode(engine, tokens[i : i + size]) for i in range(0, len(tokens), size)])
 
     def _encode(self, engine: Engine, tokens: Array) -> Array:
-        rows = _round_up(tokens, engine.artefact) if self._backend.few_shapes else tokens
+        rows = _round_up(tokens, engine.artefact) if self._backend.compiles_per_shape else tokens
         return engine.run({"tokens": rows, "concepts": self._concepts})["context"][: len(tokens)]
 
     def close(self) -> None:

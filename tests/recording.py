@@ -15,7 +15,7 @@ Feeds = dict[str, Array]
 class Recording:
     """ONNX Runtime, except that no step runs: `calls` has all its feeds, call by call, and the state stays noise."""
 
-    name, target, precision, few_shapes = "onnxruntime", "onnx", "fp32", False
+    name, target, precision, compiles_per_shape = "onnxruntime", "onnx", "fp32", False
 
     def __init__(self) -> None:
         self.calls: list[Feeds] = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from tiny_graphs import WIDTH
 
@@ -49,3 +51,36 @@ def denoised(engine: Engine, inputs: dict[str, Array], seed: int = 0, steps: int
         return loop.read("state")
     finally:
         loop.close()
+
+
+def newcomer(slot: int, inputs: dict[str, Array]) -> Iterator[tuple[str, int, Array]]:
+    """Input, slot and value of all that changes when another image takes a slot of the batch, its rows included."""
+    new = feeds(100 + slot, *inputs["mix"].shape, inputs["state"].shape[-1], inputs["context"].shape[1] // 77)
+    rows = [row for row, image in enumerate(inputs["rows"]) if image == slot]
+    yield from (("context", row, new["context"][row]) for row in rows)
+    yield from ((name, slot, new[name][slot]) for name in new if name not in ("context", "rows"))
+
+
+def joined(engine: Engine, inputs: dict[str, Array]) -> Array:
+    """The state after six steps in a loop, before two of which an image is replaced."""
+    loop = engine.loop(inputs, FEEDBACK)
+    for step in range(6):
+        if step in (2, 5):
+            for name, slot, array in newcomer(step % 3, inputs):
+                loop.write(name, slot, array)
+        loop.run({})
+    state = loop.read("state")
+    assert all(np.array_equal(loop.read("state", slot), state[slot]) for slot in range(len(state)))
+    loop.close()
+    return state
+
+
+def joined_by_hand(engine: Engine, inputs: dict[str, Array]) -> Array:
+    """The same without a loop."""
+    held = {name: array.copy() for name, array in inputs.items()}
+    for step in range(6):
+        if step in (2, 5):
+            for name, slot, array in newcomer(step % 3, inputs):
+                held[name][slot] = array
+        held["state"] = engine.run(held)["next_state"]
+    return held["state"]

@@ -12,8 +12,12 @@ from typing import Any, Protocol
 import numpy.typing as npt
 
 from clipskip.engines.manifest import Artefact
+from clipskip.errors import RequestError
+
+from .providers import BY_TARGET
 
 Array = npt.NDArray[Any]
+NAMES = (*BY_TARGET, "tensorrt", "tensorrt-rtx")  # of the backends, as the command line says them
 
 
 class Loop(Protocol):
@@ -22,8 +26,11 @@ class Loop(Protocol):
     def run(self, feeds: Mapping[str, Array]) -> None:
         """Rewrite the named inputs (the others keep their values) and run once, without waiting for the device."""
 
-    def read(self, name: str) -> Array:
-        """A host copy of the feedback input called `name` as the last run left it; waits for the device."""
+    def write(self, name: str, slot: int, array: Array) -> None:
+        """Write one slot (an index of the first axis) of one input, before the next run."""
+
+    def read(self, name: str, slot: int | None = None) -> Array:
+        """A host copy of the feedback input, or of one slot of it, as the last run left it; waits for the device."""
 
     def close(self) -> None:
         """Give the buffers back. May be called twice."""
@@ -52,10 +59,27 @@ class Backend(Protocol):
     target: str  # the target whose artefacts it opens: "onnx" for ONNX Runtime
     precision: str  # the precision it prefers: "fp32" on the CPU, "fp16" on NVIDIA GPUs
     batch_pixels: int  # images share one call of the network up to so many pixels in all
-    few_shapes: bool  # whether a text engine compiles kernels for every number of rows
+    compiles_per_shape: bool  # whether an engine compiles kernels for every shape that it meets
+    loops: int  # how many loops of one engine may be open at once
 
     def open(self, artefact: Artefact, path: Path) -> Engine:
         """Open the artefact whose verified main file is at `path`."""
 
     def describe(self) -> dict[str, str]:
         """Library versions and device, for results and reports."""
+
+
+def backend_named(name: str, device: int = 0) -> Backend:
+    """The backend called `name` on the device of that index, with default settings; loads no library but its own.
+
+    BackendUnavailable when it cannot be used here.
+    """
+    if name in BY_TARGET:
+        from .onnxruntime import OnnxRuntime
+
+        return OnnxRuntime([BY_TARGET[name].name], device=device)
+    if name in NAMES:
+        from .tensorrt import tensorrt_backend
+
+        return tensorrt_backend(name, device=device)
+    raise RequestError(f"target must be one of {', '.join(NAMES)}; not {name!r}", field="target")

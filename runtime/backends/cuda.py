@@ -1,8 +1,8 @@
 """CUDA as this package needs it: memory, copies, streams, events and graphs, with every failure as one of our errors.
 
 A thin layer on cuda.bindings.runtime, whose calls return their status as a number: cuda.core raises one exception for
-everything, with the cause only in its text. Always the first visible device (CUDA_VISIBLE_DEVICES chooses it).
-Knows nothing of engines.
+everything, with the cause only in its text. Devices are counted as CUDA counts them, among the visible ones
+(CUDA_VISIBLE_DEVICES). Knows nothing of engines.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -42,18 +43,21 @@ class Pinned:
 
 
 class Cuda:
-    """The device. `runtime` is cuda.bindings.runtime or its double. Thread-safe."""
+    """One device. `runtime` is cuda.bindings.runtime or its double. Thread-safe.
 
-    def __init__(self, runtime: Any) -> None:
-        self._runtime = runtime
+    CUDA has a current device for each thread, which any library may change: every call here is made with this one.
+    """
+
+    def __init__(self, runtime: Any, index: int = 0) -> None:
+        self._runtime, self._index = runtime, index
         self._errors = runtime.cudaError_t
         self._sticky = {getattr(self._errors, name) for name in STICKY}
         self._process = os.getpid()
         self._lost: str | None = None
-        self.gpu: Gpu = gpus(runtime)[0]
+        self.gpu: Gpu = gpus(runtime)[index]
 
     def check(self) -> None:
-        """Refuse work that cannot succeed: after a fork, and on a lost device."""
+        """Refuse work that cannot succeed, after a fork or on a lost device; make this the thread's current device."""
         if os.getpid() != self._process:
             raise BackendUnavailable(
                 "this process was forked after the GPU was opened, and CUDA does not survive that",
@@ -61,82 +65,81 @@ class Cuda:
             )
         if self._lost:
             raise DeviceLost(f"the GPU failed earlier ({self._lost})", hint="start the process again")
+        self._activate()
 
     def probe(self) -> None:
         """Raise what the last failed call of this thread, in whatever library, stands for."""
-        self._call(self._runtime.cudaGetLastError())
+        self._call(self._runtime.cudaGetLastError)
 
     def allocate(self, size: int) -> int:
         """The address of `size` bytes on the device. DeviceOutOfMemory."""
-        return int(self._call(self._runtime.cudaMalloc(size), size))
+        return int(self._call(self._runtime.cudaMalloc, size, size=size))
 
     def free(self, address: int) -> None:
-        """Give device memory back; on a lost device there is nothing to give."""
-        self._runtime.cudaFree(address)
+        """Give device memory back."""
+        self._release(self._runtime.cudaFree, address)
 
     def pin(self, size: int) -> Pinned:
         """`size` bytes of page-locked host memory."""
-        address = int(self._call(self._runtime.cudaMallocHost(size), size))
+        address = int(self._call(self._runtime.cudaMallocHost, size, size=size))
         return Pinned(address, np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address)))
 
     def unpin(self, memory: Pinned) -> None:
         """Give page-locked memory back. Its array must not be used again."""
-        self._runtime.cudaFreeHost(memory.address)
+        self._release(self._runtime.cudaFreeHost, memory.address)
 
     def free_memory(self) -> int:
         """Bytes that are free on the device now."""
-        free, _ = self._call(self._runtime.cudaMemGetInfo())
-        return int(free)
+        return int(self._call(self._runtime.cudaMemGetInfo)[0])
 
     def upload(self, target: int, source: int, size: int, stream: Handle) -> None:
         """Enqueue a copy from pinned memory to the device."""
-        self._copy(target, source, size, "cudaMemcpyHostToDevice", stream)
+        kind = self._runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
+        self._call(self._runtime.cudaMemcpyAsync, target, source, size, kind, stream)
 
     def download(self, target: int, source: int, size: int, stream: Handle) -> None:
         """Enqueue a copy from the device to pinned memory."""
-        self._copy(target, source, size, "cudaMemcpyDeviceToHost", stream)
+        kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        self._call(self._runtime.cudaMemcpyAsync, target, source, size, kind, stream)
 
     def move(self, target: int, source: int, size: int, stream: Handle) -> None:
         """Enqueue a copy on the device."""
-        self._copy(target, source, size, "cudaMemcpyDeviceToDevice", stream)
+        kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        self._call(self._runtime.cudaMemcpyAsync, target, source, size, kind, stream)
 
     def clear(self, target: int, size: int, stream: Handle) -> None:
         """Enqueue zeros."""
-        self._call(self._runtime.cudaMemsetAsync(target, 0, size, stream))
-
-    def _copy(self, target: int, source: int, size: int, kind: str, stream: Handle) -> None:
-        direction = getattr(self._runtime.cudaMemcpyKind, kind)
-        self._call(self._runtime.cudaMemcpyAsync(target, source, size, direction, stream))
+        self._call(self._runtime.cudaMemsetAsync, target, 0, size, stream)
 
     def stream(self) -> Handle:
         """A stream that does not wait for the default one."""
-        return self._call(self._runtime.cudaStreamCreateWithFlags(self._runtime.cudaStreamNonBlocking))
+        return self._call(self._runtime.cudaStreamCreateWithFlags, self._runtime.cudaStreamNonBlocking)
 
     def wait(self, stream: Handle) -> None:
         """Wait until everything enqueued has run."""
-        self._call(self._runtime.cudaStreamSynchronize(stream))
+        self._call(self._runtime.cudaStreamSynchronize, stream)
 
     def close_stream(self, stream: Handle) -> None:
         """Wait for the stream, as far as it still goes, and free it."""
-        self._runtime.cudaStreamSynchronize(stream)
-        self._runtime.cudaStreamDestroy(stream)
+        self._release(self._runtime.cudaStreamSynchronize, stream)
+        self._release(self._runtime.cudaStreamDestroy, stream)
 
     def event(self) -> Handle:
         """A mark to put into streams."""
-        return self._call(self._runtime.cudaEventCreateWithFlags(self._runtime.cudaEventDisableTiming))
+        return self._call(self._runtime.cudaEventCreateWithFlags, self._runtime.cudaEventDisableTiming)
 
     def mark(self, event: Handle, stream: Handle) -> None:
         """Put the mark behind everything enqueued so far."""
-        self._call(self._runtime.cudaEventRecord(event, stream))
+        self._call(self._runtime.cudaEventRecord, event, stream)
 
     def wait_for(self, event: Handle) -> None:
         """Wait until the stream has come to the mark; costs nothing when it has."""
         if self._runtime.cudaEventQuery(event)[0] != self._errors.cudaSuccess:
-            self._call(self._runtime.cudaEventSynchronize(event))
+            self._call(self._runtime.cudaEventSynchronize, event)
 
     def close_event(self, event: Handle) -> None:
         """Free the mark."""
-        self._runtime.cudaEventDestroy(event)
+        self._release(self._runtime.cudaEventDestroy, event)
 
     def capture(self, stream: Handle, enqueue: Callable[[], None]) -> Handle | None:
         """What `enqueue` puts into the stream as a graph to launch, not run; None when CUDA cannot capture it.
@@ -144,7 +147,7 @@ class Cuda:
         Other threads may allocate meanwhile.
         """
         mode = self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        self._call(self._runtime.cudaStreamBeginCapture(stream, mode))
+        self._call(self._runtime.cudaStreamBeginCapture, stream, mode)
         refused = False
         try:
             enqueue()
@@ -156,32 +159,46 @@ class Cuda:
             self._runtime.cudaGetLastError()  # take it off, or the next call reports it
             return None
         try:
-            return None if refused else self._call(self._runtime.cudaGraphInstantiate(graph, 0))
+            return None if refused else self._call(self._runtime.cudaGraphInstantiate, graph, 0)
         finally:
             self._runtime.cudaGraphDestroy(graph)
 
     def launch(self, graph: Handle, stream: Handle) -> None:
         """Enqueue a captured graph."""
-        self._call(self._runtime.cudaGraphLaunch(graph, stream))
+        self._call(self._runtime.cudaGraphLaunch, graph, stream)
 
     def close_graph(self, graph: Handle) -> None:
         """Free a captured graph."""
-        self._runtime.cudaGraphExecDestroy(graph)
+        self._release(self._runtime.cudaGraphExecDestroy, graph)
 
-    def _call(self, result: tuple[Any, ...], size: int = 0) -> Any:
-        """What a call of the bindings returned beside its status; a bad status becomes the error it stands for."""
-        status, *values = result
+    def _activate(self) -> None:
+        """Make this the thread's current device; it asks first, which is cheap and disturbs no capture."""
+        status, current = self._runtime.cudaGetDevice()
+        if status == self._errors.cudaSuccess and current != self._index:
+            (status,) = self._runtime.cudaSetDevice(self._index)
+        if status != self._errors.cudaSuccess:
+            raise self._error(status)
+
+    def _call(self, function: Callable[..., tuple[Any, ...]], *arguments: Any, size: int = 0) -> Any:
+        """What a call of the bindings returns beside its status; a bad status becomes the error it stands for."""
+        self._activate()
+        status, *values = function(*arguments)
         if status != self._errors.cudaSuccess:
             raise self._error(status, size)
         return values[0] if len(values) == 1 else tuple(values)
 
-    def _error(self, status: Any, size: int) -> ClipskipError:
+    def _release(self, function: Callable[[Handle], tuple[Any, ...]], handle: Handle) -> None:
+        """Give something back; on a lost device there is nothing to give."""
+        with suppress(ClipskipError):
+            self._call(function, handle)
+
+    def _error(self, status: Any, size: int = 0) -> ClipskipError:
         name = self._errors(status).name
         if status == self._errors.cudaErrorMemoryAllocation:
             self._runtime.cudaGetLastError()  # not sticky: take it off, or the next launch reports it
-            wanted = f" for {size / 1e6:.1f} MB" if size else ""
+            amount = f" for {size / 1e6:.1f} MB" if size else ""
             return DeviceOutOfMemory(
-                f"out of GPU memory{wanted}", hint="smaller pictures, fewer at once, or fewer threads"
+                f"out of GPU memory{amount}", hint="smaller pictures, fewer at once, or fewer threads"
             )
         if status in self._sticky:
             self._lost = name

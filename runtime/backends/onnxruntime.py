@@ -1,28 +1,29 @@
-"""ONNX Runtime: the CPU by default, other devices by provider. Opens graphs; `onnxruntime_session` runs them."""
+"""ONNX Runtime: the CPU by default, other devices by provider. Where runs are captured, see `captured`."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from itertools import count
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from clipskip.engines import gpu
 from clipskip.engines.manifest import Artefact
-from clipskip.errors import BackendUnavailable, Busy, ClipskipError, EngineIncompatible, RequestError
+from clipskip.errors import BackendUnavailable, ClipskipError, DeviceOutOfMemory, EngineIncompatible, RequestError
 
-from . import Array, Loop
-from .leased import Lease, LeasedLoop
-from .onnxruntime_session import OnnxRuntimeLoop, Session, serially, translated
-from .pool import Pool
+from . import Array, Engine
+from .captured import CAPTURED_LOOPS, NO_GRAPH, SerialEngine, in_turn
 from .providers import CPU, devices, load, named, options
+from .signature import check_like
 
 CPU_PIXELS = 512 * 512  # attention needs 1 GB for one guided picture of this size, and batches bring no speed
 GPU_PIXELS = 4 * 512 * 512
+LOOPS = 8  # of one engine; each has buffers of its own
 SESSION_BYTES = 16 * 2**20  # what a session of mapped weights takes for itself
-CAPTURED_LOOPS = 4  # of one engine, in use or idle: a captured graph keeps its buffers and its scratch memory
 ONE_NODE = (  # y = -x
     b'\x08\n:4\n\r\n\x01x\x12\x01y"\x03Neg:\x00\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
     b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\x11"
@@ -34,7 +35,7 @@ class OnnxRuntime:
 
     `threads` is the number of threads of one engine (default: as many as this process may use cores). `graphs`: replay
     the denoising step as a CUDA graph, where the provider can. `settings`: ONNX Runtime's own options for the first
-    provider, over those of `providers.py`.
+    provider, over those of `providers.py`. `device`: which of the provider's devices.
     """
 
     target = "onnx"
@@ -45,6 +46,7 @@ class OnnxRuntime:
         threads: int | None = None,
         graphs: bool = True,
         settings: Mapping[str, str] | None = None,
+        device: int = 0,
     ) -> None:
         provider = named(providers[0])
         try:
@@ -53,20 +55,22 @@ class OnnxRuntime:
             raise BackendUnavailable("ONNX Runtime is not installed", hint=named(CPU).install) from error
         if provider.plugin and len(providers) > 1:
             raise RequestError(f"{provider.name} takes no provider beside it", field="providers")
+        if device and provider.kind == "cpu":
+            raise RequestError(f"{provider.target} computes on the CPU, which has no number {device}", field="device")
         load(ort, provider)
-        self._ort, self._provider, self._settings = ort, provider, dict(settings or {})
+        self._ort, self._provider, self._device, self._settings = ort, provider, device, dict(settings or {})
         self.providers = tuple(dict.fromkeys((*providers, *provider.below)))
         self.name = provider.target
-        self.threads = threads or len(os.sched_getaffinity(0))
+        self.threads = threads or usable_cores()
         self.graphs = graphs and provider.graphs is not None and self._settings.get(provider.graphs, "1") == "1"
-        self._on_device = provider.device[0] != "cpu"
         self.precision = "fp32" if provider.name == CPU else "fp16"
-        self.few_shapes = bool(provider.caches)  # those that compile
-        self.batch_pixels = GPU_PIXELS if self._on_device else CPU_PIXELS
+        self.compiles_per_shape = bool(provider.caches)
+        self.loops = CAPTURED_LOOPS if self.graphs else LOOPS
+        self.batch_pixels = CPU_PIXELS if provider.kind == "cpu" else GPU_PIXELS
 
-    def open(self, artefact: Artefact, path: Path) -> OnnxRuntimeEngine:
+    def open(self, artefact: Artefact, path: Path) -> Engine:
         """Open the graph. EngineIncompatible; BackendUnavailable where the provider cannot be used after all."""
-        if self.graphs and artefact.role == "step":  # the one that runs in loops
+        if self.graphs and str(artefact.role) == "step":  # the one that runs in loops
             with suppress(EngineIncompatible):  # ONNX Runtime refuses to capture what it leaves to the CPU in part
                 return self._engine(artefact, path, capturing=True)
         return self._engine(artefact, path, capturing=False)
@@ -77,17 +81,23 @@ class OnnxRuntime:
 
     def check(self) -> None:
         """BackendUnavailable where the provider cannot even open a graph of one node: `clipskip doctor` asks."""
-        told = options(self._provider, None, half=True, capturing=False) | self._settings
+        told = options(self._provider, None, half=True, capturing=False)
         with translated(lambda said: BackendUnavailable(f"{self.providers[0]}: {said}", hint=self._provider.needs)):
-            self._opened(ONE_NODE, self._session_options(""), told)
+            self._opened(ONE_NODE, self._session_options(), told)
 
-    def _engine(self, artefact: Artefact, path: Path, capturing: bool) -> OnnxRuntimeEngine:
-        told = options(self._provider, path, artefact.precision == "fp16", capturing) | self._settings
+    def _engine(self, artefact: Artefact, path: Path, capturing: bool) -> Engine:
+        told = options(self._provider, path, artefact.precision == "fp16", capturing)
+        session_options = self._session_options()
+        if str(artefact.role).startswith("text-"):
+            # All depths read the same weights: without prepacking they stay mapped from one file, and a further depth
+            # costs megabytes instead of a copy (measured in LOG.md).
+            session_options.add_session_config_entry("session.disable_prepacking", "1")
         with translated(lambda said: self._not_opened(path, said)):
-            opened = self._opened(str(path), self._session_options(artefact.role), told)
-        session = Session(self._ort, opened, self._provider, exclusive=self.graphs, capturing=capturing)
-        files = artefact.files if self._on_device else artefact.files[:1]  # the weights stay mapped from one file
-        return OnnxRuntimeEngine(artefact, session, SESSION_BYTES + sum(each.size for each in files))
+            session = self._opened(str(path), session_options, told)
+        files = artefact.files[:1] if self._provider.kind == "cpu" else artefact.files  # the CPU maps the weights
+        nbytes = SESSION_BYTES + sum(file.size for file in files)
+        engine = OnnxRuntimeEngine(artefact, session, nbytes, self._buffer, self._run_options if capturing else None)
+        return SerialEngine(engine, capturing) if self.graphs else engine
 
     def _not_opened(self, path: Path, said: str) -> ClipskipError:
         """The graph's fault, or the provider's."""
@@ -97,61 +107,158 @@ class OnnxRuntime:
             return error
         return EngineIncompatible(f"ONNX Runtime cannot open {path.name}: {said}", path=path)
 
-    def _opened(self, graph: str | bytes, session_options: Any, given: Mapping[str, str]) -> Any:
+    def _session_options(self) -> Any:
+        session_options = self._ort.SessionOptions()
+        session_options.intra_op_num_threads = self.threads
+        session_options.log_severity_level = 3
+        return session_options
+
+    def _opened(self, graph: str | bytes, session_options: Any, told: Mapping[str, str]) -> Any:
         """A session without ONNX Runtime's own fall-back to the CPU, which can come in the middle of a run."""
         arguments: dict[str, Any] = {"enable_fallback": 0}
+        told = {**self._provider.place(self._device), **told, **self._settings}
         if self._provider.name in self._ort.get_available_providers():
-            arguments["providers"] = [(self.providers[0], dict(given)), *self.providers[1:]]
+            below = [(name, named(name).place(self._device)) for name in self.providers[1:]]
+            arguments["providers"] = [(self.providers[0], told), *below]
         else:
-            found = list(devices(self._ort, self._provider))
-            session_options.add_provider_for_devices(found[:1], dict(given))
-        session = serially(self.graphs, lambda: self._ort.InferenceSession(graph, session_options, **arguments))
+            present = devices(self._ort, self._provider)
+            if not 0 <= self._device < len(present):
+                message = f"{self._provider.name} finds {len(present)} GPUs, none with number {self._device}"
+                raise BackendUnavailable(message, hint=self._provider.needs)
+            session_options.add_provider_for_devices([present[self._device]], told)
+        make = partial(self._ort.InferenceSession, graph, session_options, **arguments)
+        session = in_turn(make) if self.graphs else make()
         if (used := session.get_providers()[0]) != self.providers[0]:
             message = f"{self.providers[0]} could not be used: ONNX Runtime fell back to {used}"
             raise BackendUnavailable(message, hint=self._provider.needs)
         return session
 
-    def _session_options(self, role: str) -> Any:
-        made = self._ort.SessionOptions()
-        made.intra_op_num_threads = self.threads
-        made.log_severity_level = 3
-        if role.startswith("text-"):
-            # All depths read the same weights: without prepacking they stay mapped from one file, and a further depth
-            # costs megabytes instead of a copy (measured in LOG.md).
-            made.add_session_config_entry("session.disable_prepacking", "1")
-        return made
+    def _buffer(self, array: Array) -> Any:
+        """A copy of the array as an OrtValue where the provider computes."""
+        kind, vendor = self._provider.kind, self._provider.vendor
+        return self._ort.OrtValue.ortvalue_from_numpy(np.array(array, order="C"), kind, self._device, vendor)
+
+    def _run_options(self, graph: int) -> Any:
+        run_options = self._ort.RunOptions()
+        run_options.add_run_config_entry("gpu_graph_id", str(graph))
+        return run_options
+
+
+def usable_cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def translated(failure: Callable[[str], ClipskipError]) -> Iterator[None]:
+    """ONNX Runtime's own errors as ours: its types all live in one module, but for the bindings' RuntimeError."""
+    try:
+        yield
+    except MemoryError as error:
+        raise DeviceOutOfMemory("there is not enough memory for this request", hint="ask for less") from error
+    except Exception as error:
+        if type(error) is not RuntimeError and type(error).__module__.partition(".")[0] != "onnxruntime":
+            raise
+        raise failure(str(error).strip()) from error
+
+
+def failed(said: str) -> ClipskipError:
+    """What ONNX Runtime said while it ran, as an error."""
+    hint = "where memory may have run out, ask for smaller pictures or fewer at once"
+    return BackendUnavailable(f"ONNX Runtime failed while it ran a graph: {said}", hint=hint)
 
 
 class OnnxRuntimeEngine:
-    """One session. Loops that are replayed as CUDA graphs are lent and used again; others are made anew each time."""
+    """One session. `buffer` makes an OrtValue of an array; `run_options` are for one that captures, by graph number."""
 
-    def __init__(self, artefact: Artefact, session: Session, nbytes: int) -> None:
-        self.artefact = artefact
-        self.nbytes = nbytes
-        self._session: Session | None = session
-        self._pool: Pool[OnnxRuntimeLoop] = Pool(CAPTURED_LOOPS, patience=0)
-        self._numbers = count(1)  # of captured graphs; ONNX Runtime keeps 0 for itself
+    def __init__(
+        self,
+        artefact: Artefact,
+        session: Any,
+        nbytes: int,
+        buffer: Callable[[Array], Any],
+        run_options: Callable[[int], Any] | None = None,
+    ) -> None:
+        self.artefact, self.nbytes = artefact, nbytes
+        self.buffer, self.run_options = buffer, run_options
+        self._session: Any | None = session
+        self._names = [port.name for port in artefact.outputs]
+        self._once = run_options(NO_GRAPH) if run_options else None
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         assert self._session is not None
-        return self._session.run([port.name for port in self.artefact.outputs], feeds)
+        with translated(failed):
+            results = self._session.run(self._names, dict(feeds), self._once)
+        return dict(zip(self._names, results, strict=True))
 
-    def loop(self, feeds: Mapping[str, Array], feedback: Mapping[str, str]) -> Loop:
-        session = self._session
-        assert session is not None
-        if session.capturing:
-            with suppress(Busy):  # a picture more than there are graphs for is made without one
-                return self._captured(session, feeds, feedback)
-        return OnnxRuntimeLoop(session, feeds, feedback)
-
-    def _captured(self, session: Session, feeds: Mapping[str, Array], feedback: Mapping[str, str]) -> Loop:
-        shapes = tuple((name, array.shape) for name, array in feeds.items())
-        key = shapes, tuple(feedback.items())
-        lease = Lease(self, self._pool, key, lambda: OnnxRuntimeLoop(session, feeds, feedback, next(self._numbers)))
-        with lease.guarded() as bound:
-            bound.load(feeds)
-        return LeasedLoop(lease)
+    def loop(self, feeds: Mapping[str, Array], feedback: Mapping[str, str], graph: int = NO_GRAPH) -> OnnxRuntimeLoop:
+        assert self._session is not None
+        return OnnxRuntimeLoop(self, self._session, feeds, feedback, graph)
 
     def close(self) -> None:
-        self._pool.close()
         self._session = None
+
+
+class OnnxRuntimeLoop:
+    """All inputs and outputs bound once on the device, for many runs; with a number, replayed as a CUDA graph.
+
+    After a run an output is copied to the input that it feeds: were the two to swap places, no graph would fit.
+    """
+
+    def __init__(
+        self,
+        engine: OnnxRuntimeEngine,
+        session: Any,
+        feeds: Mapping[str, Array],
+        feedback: Mapping[str, str],
+        graph: int,
+    ) -> None:
+        self._session, self._feedback, self._graph, self._captured = session, dict(feedback), graph, False
+        self._run_options = engine.run_options(graph) if engine.run_options else None
+        with translated(failed):
+            self._binding = session.io_binding()
+            self._inputs = {name: engine.buffer(array) for name, array in feeds.items()}
+            self._outputs = {name: engine.buffer(feeds[source]) for name, source in feedback.items()}
+            for name, value in self._inputs.items():
+                self._binding.bind_ortvalue_input(name, value)
+            for name, value in self._outputs.items():
+                self._binding.bind_ortvalue_output(name, value)
+
+    def load(self, feeds: Mapping[str, Array]) -> None:
+        """New values for some inputs."""
+        with translated(failed):
+            for name, array in feeds.items():
+                self._inputs[name].update_inplace(np.ascontiguousarray(array))
+
+    def write(self, name: str, slot: int, array: Array) -> None:
+        """New values for one slot of an input: on a device all of it comes and goes, for an OrtValue has no parts."""
+        with translated(failed):
+            value = self._inputs[name]
+            values = value.numpy()
+            check_like(values[slot], name, array)
+            values[slot] = array
+            if values.ctypes.data != value.data_ptr():
+                value.update_inplace(values)
+
+    def run(self, feeds: Mapping[str, Array]) -> None:
+        """Rewrite the named inputs and run once."""
+        self.load(feeds)
+        with translated(failed):
+            self._session.run_with_iobinding(self._binding, self._run_options)
+            self._captured = self._graph != NO_GRAPH
+            for name, source in self._feedback.items():
+                self._inputs[source].update_inplace(self._outputs[name])
+
+    def read(self, name: str, slot: int | None = None) -> Array:
+        """A host copy of an input, or of one slot of it, as the last run left it."""
+        with translated(failed):
+            values = self._inputs[name].numpy()
+            return np.array(values if slot is None else values[slot])
+
+    def close(self) -> None:
+        """Give the buffers back. May be called twice."""
+        if self._captured:
+            with suppress(ClipskipError), translated(failed):  # after a failure there is nothing to forget
+                self._session.release_captured_graph(self._graph)
+        self._captured, self._binding = False, None
+        self._inputs, self._outputs = {}, {}

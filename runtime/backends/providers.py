@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,8 +28,8 @@ GPU_PACKAGE = "pip install 'clipskip[gpu]' in place of 'clipskip[cpu]'; the two 
 class Provider:
     """One of ONNX Runtime's providers.
 
-    `target`: what the command line calls it; `device`: by which arguments an OrtValue is put where it computes;
-    `options`, and `half` for fp16 graphs: what it is told; `caches`: the options that name a folder for what it
+    `target`: what the command line calls it; `kind` and `vendor`: the devices that it computes on, as OrtValues name
+    them; `options`, and `half` for fp16 graphs: what it is told; `caches`: the options that name a folder for what it
     compiles; `graphs`: the option that lets it capture CUDA graphs, by number; `below`: who computes what it cannot,
     before the CPU; `plugin`: the package that brings it, if ONNX Runtime does not;
     `libraries`: the package that, when it is imported, loads the libraries it needs beside CUDA's; `needs`: in words.
@@ -37,7 +37,8 @@ class Provider:
 
     name: str
     target: str
-    device: tuple[Any, ...] = ("cpu", 0)
+    kind: str = "cpu"
+    vendor: int = -1
     options: Mapping[str, str] = field(default_factory=dict)
     half: Mapping[str, str] = field(default_factory=dict)
     caches: tuple[str, ...] = ()
@@ -48,14 +49,18 @@ class Provider:
     needs: str = "it needs an NVIDIA driver, CUDA 13 and cuDNN 9: pip install 'clipskip[gpu]' brings the last two"
     install: str = GPU_PACKAGE
 
+    def place(self, index: int) -> dict[str, str]:
+        """What it is told of the device with this index; the CPU has none, and a plugin is given the device itself."""
+        return {"device_id": str(index)} if self.kind == "cuda" else {}
+
 
 _PROVIDERS = (
     Provider(CPU, "onnxruntime", install="pip install 'clipskip[cpu]', or 'clipskip[gpu]' for CUDA"),
-    Provider(CUDA, "onnxruntime-cuda", ("cuda", 0), graphs="enable_cuda_graph"),
+    Provider(CUDA, "onnxruntime-cuda", "cuda", graphs="enable_cuda_graph"),
     Provider(
         TENSORRT,
         "onnxruntime-tensorrt",
-        ("cuda", 0),
+        "cuda",
         options={"trt_engine_cache_enable": "True", "trt_timing_cache_enable": "True"},  # it does not know "1"
         half={"trt_fp16_enable": "True"},
         caches=("trt_engine_cache_path", "trt_timing_cache_path"),
@@ -66,31 +71,32 @@ _PROVIDERS = (
     Provider(
         TENSORRT_RTX,
         "onnxruntime-tensorrt-rtx",
-        ("gpu", 0, NVIDIA),
+        "gpu",
+        NVIDIA,
         caches=("nv_runtime_cache_path",),
         plugin="onnxruntime_ep_nv_tensorrt_rtx",
         needs="it needs an NVIDIA RTX GPU of compute capability 8.0 or newer, and its driver",
         install="pip install onnxruntime-ep-nv-tensorrt-rtx",
     ),
 )
-BY_TARGET = {each.target: each for each in _PROVIDERS}
+BY_TARGET = {provider.target: provider for provider in _PROVIDERS}
 
 
 def named(name: str) -> Provider:
     """The provider that ONNX Runtime calls `name`; one that is not known here keeps its buffers on the CPU."""
     other = Provider(name, "onnxruntime", install="install the build of ONNX Runtime that brings it")
-    return next((each for each in _PROVIDERS if each.name == name), other)
+    return next((provider for provider in _PROVIDERS if provider.name == name), other)
 
 
 def load(ort: Any, provider: Provider) -> None:
     """Make the provider known to `ort` (the package onnxruntime). BackendUnavailable where that cannot be."""
-    there = ort.get_available_providers()
-    if provider.plugin and provider.name not in there:
+    present = ort.get_available_providers()
+    if provider.plugin and provider.name not in present:
         _register(ort, provider, provider.plugin)
-    elif provider.name not in there:
-        message = f"this ONNX Runtime has no {provider.name}, only {', '.join(there)}"
+    elif provider.name not in present:
+        message = f"this ONNX Runtime has no {provider.name}, only {', '.join(present)}"
         raise BackendUnavailable(message, hint=provider.install)
-    elif provider.device[0] != "cpu":
+    elif provider.kind != "cpu":
         with redirect_stdout(sys.stderr):  # it prints what it does not find
             ort.preload_dlls()  # CUDA's libraries, from the packages that the extra `gpu` brings
         with suppress(ImportError, OSError):  # then they are where the system looks for them, or the session tells
@@ -99,7 +105,7 @@ def load(ort: Any, provider: Provider) -> None:
 
 
 def _register(ort: Any, provider: Provider, plugin: str) -> None:
-    if any(devices(ort, provider)):
+    if devices(ort, provider):
         return
     try:
         ort.register_execution_provider_library(provider.name, importlib.import_module(plugin).get_library_path())
@@ -107,13 +113,13 @@ def _register(ort: Any, provider: Provider, plugin: str) -> None:
         raise BackendUnavailable(f"the package {plugin} is not installed", hint=provider.install) from error
     except Exception as error:  # its exceptions have no common type of their own
         raise BackendUnavailable(f"{provider.name} cannot be loaded: {error}", hint=provider.needs) from error
-    if not any(devices(ort, provider)):
+    if not devices(ort, provider):
         raise BackendUnavailable(f"{provider.name} finds no GPU that it can use", hint=provider.needs)
 
 
-def devices(ort: Any, provider: Provider) -> Iterator[Any]:
+def devices(ort: Any, provider: Provider) -> list[Any]:
     """The devices that a provider from a plugin offers."""
-    return (each for each in ort.get_ep_devices() if each.ep_name == provider.name)
+    return [device for device in ort.get_ep_devices() if device.ep_name == provider.name]
 
 
 def options(provider: Provider, graph: Path | None, half: bool, capturing: bool) -> dict[str, str]:
@@ -122,18 +128,14 @@ def options(provider: Provider, graph: Path | None, half: bool, capturing: bool)
     What it compiles is kept in a folder beside the graph; where that cannot be, nowhere.
     """
     told = {**provider.options, **(provider.half if half else {})}
-    folder = _cache_folder(provider, graph) if provider.caches and graph else None
-    if folder:
+    folder = graph.with_name(f"{graph.name}.{provider.target}.cache") if graph and provider.caches else None
+    with suppress(OSError):
+        if folder:
+            folder.mkdir(exist_ok=True)
+    if folder and folder.is_dir() and os.access(folder, os.W_OK):
         told |= dict.fromkeys(provider.caches, str(folder))
     else:
         told = {name: value for name, value in told.items() if "cache" not in name}
     if capturing and provider.graphs:
         told[provider.graphs] = "1"
     return told
-
-
-def _cache_folder(provider: Provider, graph: Path) -> Path | None:
-    folder = graph.with_name(f"{graph.name}.{provider.target}.cache")
-    with suppress(OSError):
-        folder.mkdir(exist_ok=True)
-    return folder if folder.is_dir() and os.access(folder, os.W_OK) else None

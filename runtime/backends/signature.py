@@ -16,17 +16,24 @@ from . import Array
 
 def bind(artefact: Artefact, feeds: Mapping[str, Array], build_command: str) -> dict[str, int]:
     """The size of each dynamic axis. RequestError for arrays that do not fit, with the ranges and how to widen them."""
-    wanted = {port.name: port for port in artefact.inputs}
-    if wanted.keys() != feeds.keys():
-        odd = ", ".join(sorted(wanted.keys() ^ feeds.keys()))
-        raise RequestError(f"{artefact.role}: the inputs do not match: {odd}", field=odd)
+    ports, role = {port.name: port for port in artefact.inputs}, str(artefact.role)
+    if ports.keys() != feeds.keys():
+        odd = ", ".join(sorted(ports.keys() ^ feeds.keys()))
+        raise RequestError(f"{role}: the inputs do not match: {odd}", field=odd)
     sizes: dict[str, int] = {}
     for port in artefact.inputs:
-        _check_type(artefact.role, port, feeds[port.name])
-        for axis, size in _named(artefact.role, port, feeds[port.name].shape):
+        for axis, size in _axes(role, port, feeds[port.name]):
             if sizes.setdefault(axis, size) != size:
-                raise RequestError(f"{artefact.role}: axis {axis} is {sizes[axis]} and {size} at once", field=port.name)
-    _check_ranges(artefact, sizes, build_command)
+                raise RequestError(f"{role}: axis {axis} is {sizes[axis]} and {size} at once", field=port.name)
+    outside = [axis for axis, size in sizes.items() if not _fits(artefact, axis, size)]
+    if outside:
+        needed = ", ".join(f"{axis} = {sizes[axis]}" for axis in outside)
+        ranges = ", ".join(f"{name} {axis.minimum} to {axis.maximum}" for name, axis in artefact.axes.items())
+        raise RequestError(
+            f"{role} was not built for {needed}; it takes {ranges} (h and w count 8 pixels, T tokens)",
+            field=outside[0],
+            hint=f"{build_command} with wider --sizes, --max-batch or --max-chunks",
+        )
     return sizes
 
 
@@ -35,32 +42,24 @@ def shapes(artefact: Artefact, sizes: Mapping[str, int]) -> dict[str, Shape]:
     return {port.name: sized(port, sizes) for port in (*artefact.inputs, *artefact.outputs)}
 
 
-def _check_type(role: str, port: Port, array: Array) -> None:
+def check_like(old: Array, name: str, new: Array) -> None:
+    """ValueError for new values of another type or shape: once buffers are bound, neither can change."""
+    if (new.shape, new.dtype) != (old.shape, old.dtype):
+        raise ValueError(f"{name}: {new.dtype}{list(new.shape)} in a loop for {old.shape}")
+
+
+def _axes(role: str, port: Port, array: Array) -> Iterator[tuple[str, int]]:
+    """Name and size of each dynamic axis that an array of this port has."""
     if array.dtype != port.dtype or array.ndim != len(port.shape):
-        found = f"{array.dtype}[{', '.join(map(str, array.shape))}]"
-        wanted = f"{port.dtype}[{', '.join(map(str, port.shape))}]"
-        raise RequestError(f"{role}: {port.name} must be {wanted}, is {found}", field=port.name)
-
-
-def _named(role: str, port: Port, shape: Shape) -> Iterator[tuple[str, int]]:
-    for dimension, size in zip(port.shape, shape, strict=True):
+        given = f"{array.dtype}[{', '.join(map(str, array.shape))}]"
+        needed = f"{port.dtype}[{', '.join(map(str, port.shape))}]"
+        raise RequestError(f"{role}: {port.name} must be {needed}, is {given}", field=port.name)
+    for dimension, size in zip(port.shape, array.shape, strict=True):
         factor, _, axis = str(dimension).rpartition("*")
         if isinstance(dimension, str) and size % int(factor or 1) == 0:
             yield axis, size // int(factor or 1)
         elif dimension != size:
             raise RequestError(f"{role}: {port.name} has {size} where {dimension} is needed", field=port.name)
-
-
-def _check_ranges(artefact: Artefact, sizes: Mapping[str, int], build_command: str) -> None:
-    outside = [axis for axis, size in sizes.items() if not _fits(artefact, axis, size)]
-    if outside:
-        found = ", ".join(f"{axis} = {sizes[axis]}" for axis in outside)
-        ranges = ", ".join(f"{name} {each.minimum} to {each.maximum}" for name, each in artefact.axes.items())
-        raise RequestError(
-            f"{artefact.role} was not built for {found}; it takes {ranges} (h and w count 8 pixels, T tokens)",
-            field=outside[0],
-            hint=f"{build_command} with wider --sizes, --max-batch or --max-chunks",
-        )
 
 
 def _fits(artefact: Artefact, axis: str, size: int) -> bool:

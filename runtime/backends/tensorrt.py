@@ -1,4 +1,4 @@
-"""TensorRT and TensorRT-RTX: opens a built engine, checks that it fits this machine, and leases contexts to callers.
+"""TensorRT and TensorRT-RTX: opens a built engine that fits this machine, and lends execution contexts to callers.
 
 The package is an argument, so both can be used in one process, and a double in tests. Never sets
 `engine_host_code_allowed`: an engine file must not bring code of its own. Knows nothing of how engines are built.
@@ -6,9 +6,12 @@ The package is an argument, so both can be used in one process, and a double in 
 
 from __future__ import annotations
 
+import os
 import threading
+import warnings
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,19 +19,16 @@ from weakref import WeakSet
 
 import numpy as np
 
-from clipskip.engines.gpu import cuda_runtime
+from clipskip.engines.gpu import Gpu, cuda_runtime
 from clipskip.engines.manifest import Artefact
 from clipskip.engines.store import build_command
 from clipskip.engines.tensorrt_config import PACKAGES, load_package
 from clipskip.errors import DeviceOutOfMemory, EngineIncompatible
 
 from . import Array
-from .contexts import KINDS, Contexts
 from .cuda import Cuda
-from .fit import check_device, check_version, default_capabilities
-from .lane import Lane, Task
-from .leased import Lease, LeasedLoop
-from .pool import Pool
+from .execution import Execution, Task
+from .pool import LentLoop, Pool
 from .signature import bind, shapes
 
 SAID = 8  # of TensorRT's last errors and warnings in a message
@@ -36,13 +36,13 @@ SAID = 8  # of TensorRT's last errors and warnings in a message
 
 @dataclass(frozen=True)
 class Settings:
-    """`contexts`: how many threads one engine serves at once, each with device memory of its own; `patience`: seconds
+    """`contexts`: how many threads one engine serves at once, each with device memory of its own; `timeout`: seconds
     that a thread waits for one; `graphs`: replay a captured CUDA graph in loops; `strict_device`: refuse an engine that
     was tuned on another model of GPU, where a warning is the default.
     """
 
     contexts: int = 4
-    patience: float = 60.0
+    timeout: float = 60.0
     graphs: bool = True
     strict_device: bool = False
 
@@ -52,24 +52,28 @@ class TensorRT:
 
     precision = "fp16"
     batch_pixels = 2**62  # what an engine takes at once is in its profile
-    few_shapes = True
+    compiles_per_shape = True
 
     def __init__(self, trt: Any, cuda: Cuda, target: str, settings: Settings | None = None) -> None:
         self.name = self.target = target
         self.cuda = cuda
         self.settings = settings or Settings()
+        self.loops = self.settings.contexts
         self._trt = trt
         self._said: deque[str] = deque(maxlen=SAID)
         self._logger = _logger(trt, self._said)
+        cuda.check()
         self._runtime = trt.Runtime(self._logger)
-        self._pools: WeakSet[Pool[Lane]] = WeakSet()
+        self._pools: WeakSet[Pool[Execution]] = WeakSet()
         self._lock = threading.Lock()
 
     def open(self, artefact: Artefact, path: Path) -> TensorRTEngine:
         """Open the engine. EngineIncompatible for another version, GPU or signature; DeviceOutOfMemory."""
         self.cuda.check()
         command = build_command(path.parent.parent, artefact.target, artefact.precision)
-        self._check_fit(artefact, command)
+        check_version(artefact, f"{PACKAGES[self.name]} {self._trt.__version__}", command)
+        supported = default_capabilities(self._trt) if self.target == "tensorrt-rtx" else []
+        check_device(artefact, self.cuda.gpu, supported, self.settings.strict_device, command)
         plan = path.read_bytes()
         if len(plan) > self.cuda.free_memory() and not (self.relieve() and len(plan) <= self.cuda.free_memory()):
             raise DeviceOutOfMemory(f"{artefact.role} needs {len(plan) / 1e9:.1f} GB of GPU memory, more than is free")
@@ -78,23 +82,25 @@ class TensorRT:
             self.cuda.probe()
             raise EngineIncompatible(f"TensorRT cannot load {path.name}: {self.complaints()}", path=path, hint=command)
         self._check_signature(artefact, engine, path)
+        if self.target == "tensorrt":
+            return TensorRTEngine(self, artefact, Contexts(self._trt, engine), command)
         cache = path.with_name(f"{path.name}.{self.cuda.gpu.compute_capability}.cache")
-        return TensorRTEngine(self, artefact, KINDS[self.target](self._trt, engine, cache), command)
+        return TensorRTEngine(self, artefact, RtxContexts(self._trt, engine, cache), command)
 
     def describe(self) -> dict[str, str]:
         """Library versions and device."""
         gpu = self.cuda.gpu
         return {"backend": self.name, PACKAGES[self.name]: self._trt.__version__, "gpu": gpu.name, "cuda": gpu.cuda}
 
-    def pool(self) -> Pool[Lane]:
-        """For the lanes of one engine. Idle lanes of any engine make room where one lacks memory."""
-        made: Pool[Lane] = Pool(self.settings.contexts, self.settings.patience, self.relieve)
+    def pool(self) -> Pool[Execution]:
+        """For the executions of one engine. Idle ones of any engine make room where one lacks memory."""
+        pool: Pool[Execution] = Pool(self.settings.contexts, self.settings.timeout, self.relieve)
         with self._lock:
-            self._pools.add(made)
-        return made
+            self._pools.add(pool)
+        return pool
 
     def relieve(self) -> bool:
-        """Give up the device memory of all idle lanes; whether there were any."""
+        """Give up the device memory of all idle executions; whether there were any."""
         with self._lock:
             pools = list(self._pools)
         given_up = [pool.give_up_idle() for pool in pools]
@@ -104,27 +110,25 @@ class TensorRT:
         """The last that TensorRT said."""
         return "; ".join(self._said) or "it does not say why"
 
-    def _check_fit(self, artefact: Artefact, command: str) -> None:
-        check_version(artefact, f"{PACKAGES[self.name]} {self._trt.__version__}", command)
-        supported = default_capabilities(self._trt) if self.target == "tensorrt-rtx" else []
-        check_device(artefact, self.cuda.gpu, supported, self.settings.strict_device, command)
-
     def _check_signature(self, artefact: Artefact, engine: Any, path: Path) -> None:
         """The engine's own inputs and outputs must be the manifest's."""
         trt = self._trt
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-        found = {
+        own = {
             name: (engine.get_tensor_mode(name), np.dtype(trt.nptype(engine.get_tensor_dtype(name)))) for name in names
         }
         inputs = {port.name: (trt.TensorIOMode.INPUT, np.dtype(port.dtype)) for port in artefact.inputs}
         outputs = {port.name: (trt.TensorIOMode.OUTPUT, np.dtype(port.dtype)) for port in artefact.outputs}
-        if found != {**inputs, **outputs}:
+        if own != {**inputs, **outputs}:
             raise EngineIncompatible(f"{path.name} is no {artefact.role}: it has {', '.join(names)}", path=path)
 
 
-def tensorrt_backend(target: str, settings: Settings | None = None) -> TensorRT:
-    """The backend for "tensorrt-rtx" or "tensorrt" on this machine's GPU. BackendUnavailable says what is missing."""
-    cuda = Cuda(cuda_runtime())
+def tensorrt_backend(target: str, settings: Settings | None = None, device: int = 0) -> TensorRT:
+    """The backend for "tensorrt-rtx" or "tensorrt" on one of this machine's GPUs.
+
+    BackendUnavailable says what is missing.
+    """
+    cuda = Cuda(cuda_runtime(), device)
     return TensorRT(load_package(target), cuda, target, settings)
 
 
@@ -140,8 +144,106 @@ def _logger(trt: Any, said: deque[str]) -> Any:
     return Logger()
 
 
+def check_version(artefact: Artefact, package: str, hint: str) -> None:
+    """`package` is "name version", as the builder recorded it; engines only run under the version that built them."""
+    built = artefact.provenance.get("package", "an unknown package")
+    if built != package:
+        message = f"{artefact.role} was built with {built}, installed is {package}"
+        raise EngineIncompatible(message, field=str(artefact.role), hint=f"build it again: {hint}")
+
+
+def check_device(artefact: Artefact, gpu: Gpu, supported: Sequence[str], strict: bool, hint: str) -> None:
+    """The GPU's architecture must be one that the engine has code for; another model of it is worth a warning.
+
+    `supported`: what an engine built for the package's "default" has code for.
+    """
+    recorded = artefact.provenance.get("compute capability", "default")
+    built = list(supported) if recorded == "default" else recorded.split(", ")
+    own, role = gpu.compute_capability, str(artefact.role)
+    if own not in built:
+        message = f"{role} was built for compute capability {', '.join(built)}; {gpu.name} has {own}"
+        other = f"{hint} --compute-capability {own}, or, where that is not offered, --target tensorrt"
+        raise EngineIncompatible(message, field=role, hint=other)
+    device = artefact.provenance.get("device", "any")
+    if device not in ("any", gpu.identity):
+        message = f"{role} was tuned on {device}; this is {gpu.identity}: it may be slow or fail"
+        if strict:
+            raise EngineIncompatible(message, field=role, hint=f"build it here: {hint}")
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+
+def default_capabilities(trt: Any) -> list[str]:
+    """What TensorRT-RTX builds for unless told otherwise: every architecture it knows from Ampere (8.0) on."""
+    names = [name[2:] for name in dir(trt.ComputeCapability) if name.startswith("SM")]
+    return sorted((f"{name[:-1]}.{name[-1]}" for name in names if int(name) >= 80), key=float)
+
+
+class Contexts:
+    """How the contexts of one engine are made: here TensorRT and TensorRT-RTX differ, and nowhere else.
+
+    Their scratch memory is ours, sized for the shapes in use, so that no run allocates. For TensorRT everything was
+    compiled when the engine was built, and whether a run can be captured only the capture itself will tell.
+    """
+
+    def __init__(self, trt: Any, engine: Any) -> None:
+        self._how, self._engine = trt.ExecutionContextAllocationStrategy.USER_MANAGED, engine
+
+    def make(self) -> Any:
+        """A new context, or None when TensorRT refuses."""
+        return self._engine.create_execution_context(self._how)
+
+    def capturable(self, context: Any, stream: int) -> bool:
+        """Whether TensorRT lets a run of the context be captured in this stream."""
+        return True
+
+    def warmed_up(self) -> None:
+        """Some context has run at new shapes."""
+
+
+class RtxContexts(Contexts):
+    """TensorRT-RTX compiles kernels when it first runs at a shape; the file `cache` keeps them for the next process.
+
+    Kernels are specialised at once (EAGER), not in the background: a captured graph would keep the slow ones, and a
+    picture would depend on when they were swapped. RTX's own graph capture stays off, for ours includes the copy that
+    makes a step's output the next step's input.
+    """
+
+    def __init__(self, trt: Any, engine: Any, cache: Path) -> None:
+        self._path, self._saving = cache, threading.Lock()
+        self._how = engine.create_runtime_config()
+        self._how.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        self._how.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED
+        self._how.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        self._cache, self._saved = self._how.create_runtime_cache(), b""
+        with suppress(OSError):
+            self._saved = cache.read_bytes()
+            if self._saved and not self._cache.deserialize(self._saved):  # damaged, or another driver's
+                self._saved = b""
+                cache.unlink()
+        self._how.set_runtime_cache(self._cache)
+        self._engine = engine  # last, for attributes die in the order in which they came, and an engine goes last
+
+    def capturable(self, context: Any, stream: int) -> bool:
+        return bool(context.is_stream_capturable(stream))
+
+    def warmed_up(self) -> None:
+        """Keep what was compiled, in one step; a store that cannot be written to goes without."""
+        with self._saving:
+            data = bytes(self._cache.serialize())
+            if data == self._saved:
+                return
+            self._saved = data
+            draft = self._path.with_name(f".{self._path.name}.{os.getpid()}.{threading.get_ident()}")
+            with suppress(OSError):
+                try:
+                    draft.write_bytes(data)
+                    draft.replace(self._path)  # which Windows refuses while another process reads it
+                finally:
+                    draft.unlink(missing_ok=True)
+
+
 class TensorRTEngine:
-    """One opened engine. Threads share it: each run or loop leases a lane, a context with its buffers."""
+    """One opened engine. Threads share it: each run or loop borrows an execution, a context with its buffers."""
 
     def __init__(self, backend: TensorRT, artefact: Artefact, contexts: Contexts, command: str) -> None:
         self.artefact = artefact
@@ -152,45 +254,39 @@ class TensorRTEngine:
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """All outputs by name. RequestError, before any GPU work, for shapes that the engine was not built for."""
-        lease = self._lane(feeds, {})
-        with lease.guarded() as lane:
-            lane.run(feeds)
-            outputs = lane.outputs()
-        lease.release()
-        return outputs
+        task = self._task(feeds, {})
+        with self._pool.use(task.key, lambda: self._make(task)) as execution:
+            execution.run(feeds)
+            return execution.outputs()
 
-    def loop(self, feeds: Mapping[str, Array], feedback: Mapping[str, str]) -> LeasedLoop[Lane]:
-        """Lease a lane until the loop is closed. RequestError as for `run`."""
-        lease = self._lane(feeds, feedback)
-        with lease.guarded() as lane:
-            lane.load(feeds)
-        return LeasedLoop(lease)
+    def loop(self, feeds: Mapping[str, Array], feedback: Mapping[str, str]) -> LentLoop[Execution]:
+        """Borrow an execution until the loop is closed. RequestError as for `run`."""
+        task = self._task(feeds, feedback)
+        return LentLoop(self, self._pool, task.key, lambda: self._make(task), feeds)
 
     def close(self) -> None:
         """Free what is idle now, and what is in use when it comes back."""
         self._pool.close()
 
-    def _lane(self, feeds: Mapping[str, Array], feedback: Mapping[str, str]) -> Lease[Lane]:
+    def _task(self, feeds: Mapping[str, Array], feedback: Mapping[str, str]) -> Task:
         self._backend.cuda.check()
         sizes = bind(self.artefact, feeds, self._command)
-        task = Task(self.artefact, shapes(self.artefact, sizes), feedback)
-        key = tuple(task.shapes.items()), tuple(feedback.items())
-        return Lease(self, self._pool, key, lambda: self._make(task))
+        return Task(self.artefact, shapes(self.artefact, sizes), feedback)
 
-    def _make(self, task: Task) -> Lane:
+    def _make(self, task: Task) -> Execution:
+        backend = self._backend
         with self._making:
             context = self._contexts.make()
-        backend = self._backend
         if context is None:
             backend.cuda.probe()
             raise DeviceOutOfMemory(f"TensorRT made no context for {self.artefact.role}: {backend.complaints()}")
-        lane = Lane(backend.cuda, context, task, backend.complaints)
+        execution = Execution(backend.cuda, context, task, backend.complaints)
         try:
-            lane.warm_up()
+            execution.warm_up()
             if task.feedback and backend.settings.graphs:
-                lane.capture(self._contexts.capturable)
+                execution.capture(self._contexts.capturable)
             self._contexts.warmed_up()
         except BaseException:
-            lane.close()
+            execution.close()
             raise
-        return lane
+        return execution

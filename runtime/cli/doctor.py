@@ -13,9 +13,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from clipskip.backends.fit import default_capabilities
 from clipskip.backends.onnxruntime import OnnxRuntime
 from clipskip.backends.providers import BY_TARGET
+from clipskip.backends.tensorrt import default_capabilities
 from clipskip.engines import gpu
 from clipskip.engines.tensorrt_config import load_builder, load_package
 from clipskip.errors import BackendUnavailable, ClipskipError

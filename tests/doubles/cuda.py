@@ -1,4 +1,4 @@
-"""A double of cuda.bindings.runtime over a simulated device: the calls that cuda.py makes, their results and failures.
+"""A double of cuda.bindings.runtime over simulated devices: the calls that cuda.py makes, their results and failures.
 
 A test holds every attribute against the real module. Knows nothing of TensorRT.
 """
@@ -14,11 +14,11 @@ import numpy as np
 
 from clipskip.backends import Array
 
-from .device import DEVICE_BASE, GIGABYTE, POISON, Event, SimulatedDevice, Stream, Work
+from .device import GIGABYTE, POISON, Event, SimulatedDevice, SimulatedMachine, Stream, Work
 
 
-class SimulatedCuda(SimulatedDevice):
-    """Stands for the module cuda.bindings.runtime."""
+class SimulatedCuda(SimulatedMachine):
+    """Stands for the module cuda.bindings.runtime. Work for a stream of another device than the current one fails."""
 
     cudaStreamNonBlocking = 1
     cudaEventDisableTiming = 2
@@ -26,8 +26,9 @@ class SimulatedCuda(SimulatedDevice):
         "cudaError_t",
         {
             "cudaSuccess": 0, "cudaErrorInvalidValue": 1, "cudaErrorMemoryAllocation": 2,
-            "cudaErrorInsufficientDriver": 35, "cudaErrorNoDevice": 100, "cudaErrorECCUncorrectable": 214,
-            "cudaErrorNvlinkUncorrectable": 220, "cudaErrorContained": 226, "cudaErrorNotReady": 600,
+            "cudaErrorInsufficientDriver": 35, "cudaErrorNoDevice": 100, "cudaErrorInvalidDevice": 101,
+            "cudaErrorECCUncorrectable": 214, "cudaErrorNvlinkUncorrectable": 220, "cudaErrorContained": 226,
+            "cudaErrorInvalidResourceHandle": 400, "cudaErrorNotReady": 600,
             "cudaErrorIllegalAddress": 700, "cudaErrorLaunchTimeout": 702, "cudaErrorContextIsDestroyed": 709,
             "cudaErrorAssert": 710, "cudaErrorHardwareStackError": 714, "cudaErrorIllegalInstruction": 715,
             "cudaErrorMisalignedAddress": 716, "cudaErrorInvalidAddressSpace": 717, "cudaErrorInvalidPc": 718,
@@ -40,13 +41,28 @@ class SimulatedCuda(SimulatedDevice):
     )
     cudaStreamCaptureMode = IntEnum("cudaStreamCaptureMode", {"cudaStreamCaptureModeThreadLocal": 1})
 
-    def _result(self, *values: Any) -> tuple[Any, ...]:
-        if self.failed:
+    def __init__(self, capability: tuple[int, int] = (8, 9), memory: int = 8 * GIGABYTE, devices: int = 1) -> None:
+        super().__init__(devices, capability, memory)
+
+    def _result(self, *values: Any, device: SimulatedDevice | None = None) -> tuple[Any, ...]:
+        if (device or self.current).failed:
             return self.cudaError_t.cudaErrorIllegalAddress, *(None for _ in values)
         return self.cudaError_t.cudaSuccess, *values
 
+    def _elsewhere(self, stream: Stream) -> bool:
+        return stream.device is not self.current
+
     def cudaGetDeviceCount(self) -> tuple[Any, ...]:
-        return self._result(1)
+        return self._result(len(self.devices))
+
+    def cudaGetDevice(self) -> tuple[Any, ...]:
+        return self.cudaError_t.cudaSuccess, self.current.index
+
+    def cudaSetDevice(self, device: int) -> tuple[Any, ...]:
+        if not 0 <= device < len(self.devices):
+            return (self.cudaError_t.cudaErrorInvalidDevice,)
+        self.make_current(device)
+        return (self.cudaError_t.cudaSuccess,)
 
     def cudaDriverGetVersion(self) -> tuple[Any, ...]:
         return self._result(13050)
@@ -55,81 +71,87 @@ class SimulatedCuda(SimulatedDevice):
         return self._result(13050)
 
     def cudaGetDeviceProperties(self, device: int) -> tuple[Any, ...]:
-        major, minor = self.capability
+        if not 0 <= device < len(self.devices):
+            return self.cudaError_t.cudaErrorInvalidDevice, None
+        major, minor = self.devices[device].capability
+        memory = self.devices[device].memory
         uuid = SimpleNamespace(bytes=b"simulated device")
         name = b"simulated GPU"
-        return self._result(SimpleNamespace(name=name, major=major, minor=minor, totalGlobalMem=self.memory, uuid=uuid))
+        return self._result(SimpleNamespace(name=name, major=major, minor=minor, totalGlobalMem=memory, uuid=uuid))
 
     def cudaMemGetInfo(self) -> tuple[Any, ...]:
-        return self._result(self.memory - sum(block.size for block in self.blocks.values()), self.memory)
+        return self._result(self.current.free(), self.current.memory)
 
     def cudaGetLastError(self) -> tuple[Any, ...]:
         return self._result()
 
     def cudaMalloc(self, size: int) -> tuple[Any, ...]:
-        return self._allocate("malloc", size, self.blocks)
+        return self._allocate("malloc", size, self.current.blocks)
 
     def cudaMallocHost(self, size: int) -> tuple[Any, ...]:
-        return self._allocate("pin", size, self.pinned)
+        return self._allocate("pin", size, self.current.pinned)
 
     def _allocate(self, name: str, size: int, blocks: dict[int, Array]) -> tuple[Any, ...]:
-        with self.lock:
-            self.note(name, size)
-            free = self.memory - sum(block.size for block in self.blocks.values())
-            if self.faults.due("allocation") or (name == "malloc" and size > free):
+        device = self.current
+        with device.lock:
+            device.note(name, size)
+            if device.faults.due("allocation") or (name == "malloc" and size > device.free()):
                 return self.cudaError_t.cudaErrorMemoryAllocation, None
             block = np.full(size, POISON, np.uint8)
-            host = block.ctypes.data
-            address = DEVICE_BASE + next(self.numbers) * 16 * GIGABYTE if blocks is self.blocks else host
+            address = device.address() if name == "malloc" else block.ctypes.data
             blocks[address] = block
             return self._result(address)
 
     def cudaFree(self, address: int) -> tuple[Any, ...]:
-        self.note("free")
-        del self.blocks[address]
-        return self._result()
+        return self._forget("free", address, self.current.blocks)
 
     def cudaFreeHost(self, address: int) -> tuple[Any, ...]:
-        self.note("unpin")
-        del self.pinned[address]
-        return self._result()
+        return self._forget("unpin", address, self.current.pinned)
+
+    def _forget(self, name: str, address: int, blocks: dict[int, Array]) -> tuple[Any, ...]:
+        with self.current.lock:
+            self.current.note(name)
+            del blocks[address]
+            return self._result()
 
     def cudaMemcpyAsync(self, target: int, source: int, size: int, kind: Any, stream: Stream) -> tuple[Any, ...]:
-        direction = self.cudaMemcpyKind(kind).name.removeprefix("cudaMemcpy")
-        self.note("copy" if stream.graph is None else "captured copy", size, direction)
+        direction, device = self.cudaMemcpyKind(kind).name.removeprefix("cudaMemcpy"), stream.device
+        device.note("copy" if stream.graph is None else "captured copy", size, direction)
 
         def copy() -> None:
-            self.view(target, size)[:] = self.view(source, size)
+            device.view(target, size)[:] = device.view(source, size)
 
-        self.enqueue(stream, copy)
+        device.enqueue(stream, copy)
         return self._result()
 
     def cudaMemsetAsync(self, target: int, value: int, size: int, stream: Stream) -> tuple[Any, ...]:
-        self.enqueue(stream, lambda: self.view(target, size).fill(value))
+        if self._elsewhere(stream):
+            return (self.cudaError_t.cudaErrorInvalidResourceHandle,)
+        stream.device.enqueue(stream, lambda: stream.device.view(target, size).fill(value))
         return self._result()
 
     def cudaStreamCreateWithFlags(self, flags: int) -> tuple[Any, ...]:
-        stream = Stream(next(self.numbers))
+        stream = Stream(self.current, next(self.handles))
         self.streams[stream.handle] = stream
         return self._result(stream)
 
     def cudaStreamSynchronize(self, stream: Stream) -> tuple[Any, ...]:
-        self.note("synchronise")
+        stream.device.note("synchronise")
         stream.run(lambda: False)
-        return self._result()
+        return self._result(device=stream.device)
 
     def cudaStreamDestroy(self, stream: Stream) -> tuple[Any, ...]:
         del self.streams[stream.handle]
         return self._result()
 
     def cudaStreamBeginCapture(self, stream: Stream, mode: Any) -> tuple[Any, ...]:
-        self.note("capture")
+        stream.device.note("capture")
         stream.graph = []
         return self._result()
 
     def cudaStreamEndCapture(self, stream: Stream) -> tuple[Any, ...]:
         graph, stream.graph = stream.graph, None
-        if self.faults.capture:
+        if stream.device.faults.capture:
             return self.cudaError_t.cudaErrorStreamCaptureInvalidated, None
         return self._result(graph)
 
@@ -143,18 +165,22 @@ class SimulatedCuda(SimulatedDevice):
         return self._result()
 
     def cudaGraphLaunch(self, graph: tuple[Work, ...], stream: Stream) -> tuple[Any, ...]:
-        self.note("launch")
+        if self._elsewhere(stream):
+            return (self.cudaError_t.cudaErrorInvalidResourceHandle,)
+        stream.device.note("launch")
         stream.queue.extend(graph)
         return self._result()
 
     def cudaEventCreateWithFlags(self, flags: int) -> tuple[Any, ...]:
-        self.note("event")
-        return self._result(Event())
+        self.current.note("event")
+        return self._result(Event(self.current))
 
     def cudaEventDestroy(self, event: Event) -> tuple[Any, ...]:
         return self._result()
 
     def cudaEventRecord(self, event: Event, stream: Stream) -> tuple[Any, ...]:
+        if event.device is not stream.device:
+            return (self.cudaError_t.cudaErrorInvalidResourceHandle,)
         event.stream = stream
         event.open += 1
 
@@ -168,7 +194,7 @@ class SimulatedCuda(SimulatedDevice):
         return (self.cudaError_t.cudaErrorNotReady,) if event.open else self._result()
 
     def cudaEventSynchronize(self, event: Event) -> tuple[Any, ...]:
-        self.note("wait for event")
+        event.device.note("wait for event")
         assert event.stream is not None
         event.stream.run(lambda: not event.open)
         return self._result()

@@ -1,7 +1,8 @@
-"""A device that is host memory: streams that do their work when somebody waits, and faults to order.
+"""Devices that are host memory: streams that do their work when somebody waits, and faults to order.
 
 Nothing runs before that, so a copy whose source changed too early, or a result read too early, is wrong here as it
-would be on a GPU. Device addresses mean nothing to the host. Knows nothing of CUDA's API.
+would be on a GPU. Device addresses mean nothing to the host, and those of one device nothing to another. Knows nothing
+of CUDA's API.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ class Call:
 class Stream:
     """Work in the order in which it came; while it is captured, work goes into a graph instead."""
 
-    def __init__(self, handle: int) -> None:
+    def __init__(self, device: SimulatedDevice, handle: int) -> None:
+        self.device = device
         self.handle = handle
         self.queue: deque[Work] = deque()
         self.graph: list[Work] | None = None
@@ -74,6 +76,7 @@ class Stream:
 class Event:
     """A mark in a stream; `open` recordings have not been come to yet."""
 
+    device: SimulatedDevice
     stream: Stream | None = None
     open: int = 0
 
@@ -81,17 +84,25 @@ class Event:
 class SimulatedDevice:
     """`trace` is every call so far; `faults` may be set at any time."""
 
-    def __init__(self, capability: tuple[int, int] = (8, 9), memory: int = 8 * GIGABYTE) -> None:
+    def __init__(self, index: int = 0, capability: tuple[int, int] = (8, 9), memory: int = 8 * GIGABYTE) -> None:
+        self.index = index
         self.faults = Faults()
         self.trace: list[Call] = []
         self.memory = memory
         self.capability = capability
         self.blocks: dict[int, Array] = {}  # device memory by address
         self.pinned: dict[int, Array] = {}
-        self.numbers = count(1)
-        self.streams: dict[int, Stream] = {}
         self.lock = threading.RLock()
         self.failed = False
+        self._numbers = count(1)
+
+    def free(self) -> int:
+        """Bytes that are not allocated."""
+        return self.memory - sum(block.size for block in self.blocks.values())
+
+    def address(self) -> int:
+        """Where the next allocation lies."""
+        return DEVICE_BASE * (self.index + 1) + next(self._numbers) * 16 * GIGABYTE
 
     def note(self, name: str, size: int = 0, direction: str = "") -> None:
         """Put a call into the trace."""
@@ -104,10 +115,6 @@ class SimulatedDevice:
                 if base <= address and address + size <= base + block.size:
                     return block[address - base :][:size]
         raise KeyError(f"{size} bytes at {address:#x} are not allocated")
-
-    def stream_of(self, handle: Any) -> Stream:
-        """The stream with this handle."""
-        return self.streams[int(handle)]
 
     def enqueue(self, stream: Stream, work: Work) -> None:
         """Put work into a stream; where it touches memory that is gone, the device fails as a real one does."""
@@ -124,3 +131,26 @@ class SimulatedDevice:
     def fail(self) -> None:
         """Leave the device in a state that nothing gets it out of."""
         self.failed = True
+
+
+class SimulatedMachine:
+    """Some devices, one of which is current for each thread: the first, until the thread sets another."""
+
+    def __init__(self, devices: int, capability: tuple[int, int], memory: int) -> None:
+        self.devices = [SimulatedDevice(index, capability, memory) for index in range(devices)]
+        self.streams: dict[int, Stream] = {}
+        self.handles = count(1)
+        self._thread = threading.local()
+
+    @property
+    def current(self) -> SimulatedDevice:
+        """The calling thread's device."""
+        return self.devices[getattr(self._thread, "index", 0)]
+
+    def make_current(self, index: int) -> None:
+        """Set the calling thread's device."""
+        self._thread.index = index
+
+    def stream_of(self, handle: Any) -> Stream:
+        """The stream with this handle."""
+        return self.streams[int(handle)]

@@ -23,14 +23,14 @@ class SimulatedOnnxRuntime:
     __version__ = onnxruntime.__version__
     RunOptions = RunOptions
 
-    def __init__(self, available: Sequence[str] = (TENSORRT, CUDA, CPU)) -> None:
+    def __init__(self, available: Sequence[str] = (TENSORRT, CUDA, CPU), devices: int = 1) -> None:
         self.available = list(available)
         self.sessions: list[SimulatedSession] = []
         self.plugins: dict[str, str] = {}
         self.preloaded = 0
         self.refuses_capture = False
         self.falls_back = False
-        self.plugin_has_devices = True
+        self.devices = devices
         self.OrtValue = SimpleNamespace(ortvalue_from_numpy=SimulatedValue)
         self.SessionOptions = SimulatedSessionOptions
 
@@ -47,8 +47,8 @@ class SimulatedOnnxRuntime:
         self.plugins[name] = path
 
     def get_ep_devices(self) -> list[Any]:
-        names = self.plugins if self.plugin_has_devices else ()
-        return [SimpleNamespace(ep_name=name) for name in (CPU, *names)]
+        found = [SimpleNamespace(ep_name=name, number=i) for name in self.plugins for i in range(self.devices)]
+        return [SimpleNamespace(ep_name=CPU), *found]
 
     def InferenceSession(self, path: str, options: Any, **arguments: Any) -> SimulatedSession:
         assert arguments.pop("enable_fallback") == 0
@@ -60,7 +60,7 @@ class SimulatedSessionOptions(SessionOptions):
     """SessionOptions that a provider from a plugin can be added to."""
 
     def add_provider_for_devices(self, devices: Sequence[Any], told: Mapping[str, str]) -> None:
-        self.plugin = devices[0].ep_name, dict(told)
+        self.plugin = devices[0].ep_name, {**told, "device_id": str(devices[0].number)}
 
 
 class SimulatedValue:
@@ -68,6 +68,7 @@ class SimulatedValue:
 
     def __init__(self, array: np.ndarray, device: str, number: int, vendor: int = -1) -> None:
         assert (device, vendor) in (("cuda", -1), ("gpu", 0x10DE))
+        self.device = number
         self.memory = array.copy()
 
     def data_ptr(self) -> int:
@@ -106,6 +107,9 @@ class SimulatedSession:
         pairs = [each if isinstance(each, tuple) else (each, {}) for each in providers] or [options.plugin]
         self.names = [name for name, _ in pairs]
         self.told: Mapping[str, str] = pairs[0][1]
+        self.devices = {int(told["device_id"]) for name, told in pairs if name != CPU}
+        if not self.devices <= set(range(ort.devices)):
+            raise Fail("invalid device ordinal")
         self.capturing = self.names[0] == CUDA and self.told.get("enable_cuda_graph") == "1"
         for name, value in self.told.items():
             if name.startswith("trt_") and name.endswith("_enable") and value not in ("True", "False"):
@@ -139,6 +143,8 @@ class SimulatedSession:
             key = threading.get_ident(), number
             self.replays += key in self.graphs
             assert self.graphs.setdefault(key, binding.addresses()) == binding.addresses()
+        values = (*binding.inputs.values(), *binding.outputs.values())
+        assert {value.device for value in values} == self.devices, "buffers of another device"
         feeds = {name: value.memory for name, value in binding.inputs.items()}
         for value, result in zip(binding.outputs.values(), self._compute(list(binding.outputs), feeds), strict=True):
             value.memory[...] = result

@@ -1,7 +1,8 @@
 """A double of tensorrt_rtx whose "plans" name an ONNX graph, which ONNX Runtime computes when the stream comes to it.
 
 A test holds every attribute against the real module. It is as strict as TensorRT: shapes outside the profile, missing
-addresses, too little scratch memory or two runs of a context at once fail. Knows nothing of our own code.
+addresses, too little scratch memory, another current device or two runs of a context at once fail. Knows nothing of
+our own code.
 """
 
 from __future__ import annotations
@@ -101,6 +102,7 @@ class ICudaEngine:
 
     def __init__(self, trt: SimulatedTensorRT, content: Mapping[str, Any], logger: SimulatedLogger) -> None:
         self.trt, self.profile, self.logger = trt, content["profile"], logger
+        self.device = trt.cuda.current
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -202,15 +204,17 @@ class IExecutionContext:
 
     def execute_async_v3(self, stream: int) -> bool:
         cuda, engine = self._engine.trt.cuda, self._engine
+        into = cuda.stream_of(stream)
+        if not (cuda.current is into.device is engine.device):
+            return self._refuse("the engine, its stream and the current device are not of one GPU")
         if self._addresses.keys() != {**engine.inputs, **engine.outputs}.keys() or self._scratch[1] < SCRATCH:
             return self._refuse("an address or the scratch memory is missing")
         if not self._entered.acquire(blocking=False):
             return self._refuse("two threads in one context")
         try:
-            into = cuda.stream_of(stream)
-            cuda.note("run" if into.graph is None else "captured run")
+            engine.device.note("run" if into.graph is None else "captured run")
             self._compile()
-            cuda.enqueue(into, self._compute)
+            engine.device.enqueue(into, self._compute)
             return True
         finally:
             self._entered.release()
@@ -223,18 +227,18 @@ class IExecutionContext:
 
     def _compute(self) -> None:
         """What the device does: read all inputs, compute, write all outputs."""
-        cuda, engine = self._engine.trt.cuda, self._engine
+        engine, device = self._engine, self._engine.device
         if not self._entered.acquire(blocking=False):
-            cuda.fail()
+            device.fail()
             return
         try:
-            time.sleep(cuda.faults.seconds)
-            cuda.view(*self._scratch)
+            time.sleep(device.faults.seconds)
+            device.view(*self._scratch)
             feeds = {name: self._array(name, kind, self._shapes[name]) for name, kind in engine.inputs.items()}
             results = engine.session.run(list(engine.outputs), feeds)
-            spoil = cuda.faults.due("nan")
-            if cuda.faults.due("sticky"):
-                cuda.fail()
+            spoil = device.faults.due("nan")
+            if device.faults.due("sticky"):
+                device.fail()
             for (name, kind), result in zip(engine.outputs.items(), results, strict=True):
                 floating = kind in ("FLOAT", "HALF")
                 self._array(name, kind, result.shape)[...] = np.nan if spoil and floating else result
@@ -243,7 +247,7 @@ class IExecutionContext:
 
     def _array(self, name: str, kind: str, shape: tuple[int, ...]) -> Array:
         size = prod(shape) * np.dtype(_TYPES[kind]).itemsize
-        view = self._engine.trt.cuda.view(self._addresses[name], size)
+        view = self._engine.device.view(self._addresses[name], size)
         return view.view(_TYPES[kind]).reshape(shape)
 
     def _refuse(self, why: str) -> bool:

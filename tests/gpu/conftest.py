@@ -13,10 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from clipskip.backends import Backend
-from clipskip.backends.fit import default_capabilities
-from clipskip.backends.select import backend_named
-from clipskip.backends.tensorrt import tensorrt_backend
+from clipskip.backends import Backend, backend_named
+from clipskip.backends.tensorrt import default_capabilities, tensorrt_backend
 from clipskip.engines import gpu
 from clipskip.engines.shapes import BuildOptions
 from clipskip.engines.store import Store

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import os
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -15,13 +17,12 @@ import onnxruntime
 import pytest
 from doubles.onnxruntime import SimulatedOnnxRuntime
 from onnxruntime.capi.onnxruntime_pybind11_state import OrtEpDevice
-from step_feeds import FEEDBACK, denoised, feeds
+from step_feeds import FEEDBACK, denoised, feeds, joined, joined_by_hand
 from tiny_graphs import publish_graphs
 
-from clipskip.backends import Engine
+from clipskip.backends import Engine, backend_named
 from clipskip.backends.onnxruntime import ONE_NODE, OnnxRuntime
 from clipskip.backends.providers import BY_TARGET, CUDA, TENSORRT, TENSORRT_RTX, options
-from clipskip.backends.select import backend_named
 from clipskip.engines.store import Store
 from clipskip.errors import BackendUnavailable, EngineIncompatible, RequestError
 
@@ -60,6 +61,72 @@ def test_a_loop_gives_what_the_cpu_gives(
     backend = backend_named(target)
     assert (backend.name, backend.target, backend.precision) == (target, "onnx", "fp16")
     assert np.array_equal(denoised(opened(store, backend), feeds(1)), expected)
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt-rtx"])
+def test_images_that_join_a_running_loop_are_as_if_their_inputs_had_been_fed_whole(
+    monkeypatch: pytest.MonkeyPatch, store: Store, target: str
+) -> None:
+    inputs = feeds(9, batch=3, rows=6)
+    expected = joined_by_hand(opened(store, OnnxRuntime(threads=1)), inputs)
+    if target != "onnxruntime":
+        monkeypatch.setitem(sys.modules, "onnxruntime", SimulatedOnnxRuntime())
+        monkeypatch.setitem(sys.modules, PLUGIN, SimpleNamespace(get_library_path=lambda: "plugin.so"))
+    backend = backend_named(target) if target != "onnxruntime" else OnnxRuntime(threads=1)
+    assert np.array_equal(joined(opened(store, backend), inputs), expected)
+
+
+@pytest.mark.parametrize("provider", [CUDA, TENSORRT, TENSORRT_RTX])
+def test_everything_of_a_session_is_on_the_device_that_was_asked_for(
+    ort: SimulatedOnnxRuntime, store: Store, expected: np.ndarray, provider: str
+) -> None:
+    ort.devices = 2
+    engines = [opened(store, OnnxRuntime([provider], device=device)) for device in (0, 1)]
+    assert [session.devices for session in ort.sessions[-2:]] == [{0}, {1}]
+    assert all(np.array_equal(denoised(engine, feeds(1)), expected) for engine in engines)
+
+
+@pytest.mark.parametrize(
+    ("provider", "device", "error"),
+    [(CUDA, 1, BackendUnavailable), (TENSORRT_RTX, 1, BackendUnavailable), ("CPUExecutionProvider", 1, RequestError)],
+)
+def test_a_device_that_is_not_there_is_refused(
+    ort: SimulatedOnnxRuntime, provider: str, device: int, error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        OnnxRuntime([provider], device=device).check()
+
+
+@pytest.mark.parametrize("what", ["run", "loop"])
+def test_on_the_cpu_no_more_than_three_of_our_frames_lie_above_a_run(store: Store, what: str) -> None:
+    engine = opened(store, OnnxRuntime())
+    depths: list[int] = []
+
+    class Session:
+        def run(self, *arguments: Any) -> list[Any]:
+            modules = [str(frame.frame.f_globals["__name__"]) for frame in inspect.stack()]
+            depths.append(sum(module.startswith("clipskip.") for module in modules))
+            return [None]
+
+        run_with_iobinding = run
+
+        def io_binding(self) -> SimpleNamespace:
+            return SimpleNamespace(bind_ortvalue_input=print, bind_ortvalue_output=print)
+
+    engine._session = Session()  # type: ignore[attr-defined]
+    engine.run({}) if what == "run" else engine.loop({}, {}).run({})
+    assert len(depths) == 1
+    assert depths[0] <= 3
+
+
+def test_where_a_process_cannot_ask_which_cores_it_may_use_it_takes_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("os.sched_getaffinity", raising=False)
+    assert OnnxRuntime().threads == os.cpu_count()
+
+
+def test_a_name_that_no_backend_has_is_refused_with_those_that_exist() -> None:
+    with pytest.raises(RequestError, match=r"onnxruntime, onnxruntime-cuda, .*, tensorrt, tensorrt-rtx; not 'torch'"):
+        backend_named("torch")
 
 
 def test_on_cuda_a_loop_is_captured_once_and_replayed_for_this_request_and_the_next(
@@ -180,7 +247,7 @@ def test_a_store_that_cannot_be_written_to_has_no_cache(tmp_path: Path) -> None:
 
 def test_one_s_own_settings_come_last(ort: SimulatedOnnxRuntime, store: Store) -> None:
     opened(store, OnnxRuntime([CUDA], settings={"gpu_mem_limit": "1000", "enable_cuda_graph": "0"}))
-    assert ort.sessions[-1].told == {"gpu_mem_limit": "1000", "enable_cuda_graph": "0"}
+    assert ort.sessions[-1].told == {"device_id": "0", "gpu_mem_limit": "1000", "enable_cuda_graph": "0"}
     with pytest.raises(RequestError, match="takes no provider beside it"):
         OnnxRuntime([TENSORRT_RTX, CUDA])
 
@@ -225,7 +292,7 @@ def test_a_plugin_that_cannot_be_used_says_why(
     ort: SimulatedOnnxRuntime, monkeypatch: pytest.MonkeyPatch, module: Any, devices: bool, message: str
 ) -> None:
     monkeypatch.setitem(sys.modules, PLUGIN, module)
-    ort.plugin_has_devices = devices
+    ort.devices = int(devices)
     with pytest.raises(BackendUnavailable, match=message) as caught:
         OnnxRuntime([TENSORRT_RTX])
     assert caught.value.exit_status == 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 
@@ -27,7 +28,7 @@ def fail() -> Thing:
 
 
 def test_what_was_given_back_is_used_again_for_the_same_key() -> None:
-    pool: Pool[Thing] = Pool(2, patience=0)
+    pool: Pool[Thing] = Pool(2, timeout=0)
     first = pool.take("a", Thing)
     pool.give("a", first)
     assert pool.take("a", Thing) is first
@@ -35,7 +36,7 @@ def test_what_was_given_back_is_used_again_for_the_same_key() -> None:
 
 
 def test_a_new_key_takes_the_place_of_the_thing_unused_for_longest() -> None:
-    pool: Pool[Thing] = Pool(2, patience=0)
+    pool: Pool[Thing] = Pool(2, timeout=0)
     things = {key: pool.take(key, Thing) for key in "ab"}
     pool.give("b", things["b"])
     pool.give("a", things["a"])
@@ -45,7 +46,7 @@ def test_a_new_key_takes_the_place_of_the_thing_unused_for_longest() -> None:
 
 
 def test_memory_held_by_idle_things_is_given_up_for_a_new_one() -> None:
-    pool: Pool[Thing] = Pool(2, patience=0)
+    pool: Pool[Thing] = Pool(2, timeout=0)
     idle = pool.take("a", Thing)
     pool.give("a", idle)
 
@@ -56,7 +57,7 @@ def test_memory_held_by_idle_things_is_given_up_for_a_new_one() -> None:
 
 
 def test_a_failure_blocks_nobody() -> None:
-    pool: Pool[Thing] = Pool(2, patience=0)
+    pool: Pool[Thing] = Pool(2, timeout=0)
     idle = pool.take("a", Thing)
     pool.give("a", idle)
     for _ in range(5):
@@ -70,14 +71,14 @@ def test_a_failure_blocks_nobody() -> None:
 
 
 def test_any_failure_frees_the_place() -> None:
-    pool: Pool[Thing] = Pool(1, patience=0)
+    pool: Pool[Thing] = Pool(1, timeout=0)
     with pytest.raises(KeyError):
         pool.take("a", lambda: {}["bug"])
     pool.take("a", Thing)
 
 
 def test_a_waiting_thread_gets_what_comes_back() -> None:
-    pool: Pool[Thing] = Pool(1, patience=30)
+    pool: Pool[Thing] = Pool(1, timeout=30)
     thing = pool.take("a", Thing)
     found: list[Thing] = []
     thread = threading.Thread(target=lambda: found.append(pool.take("a", Thing)))
@@ -90,7 +91,7 @@ def test_a_waiting_thread_gets_what_comes_back() -> None:
 
 
 def test_a_closed_pool_closes_what_is_idle_now_and_the_rest_when_it_comes_back() -> None:
-    pool: Pool[Thing] = Pool(3, patience=0)
+    pool: Pool[Thing] = Pool(3, timeout=0)
     used, idle, broken = (pool.take("a", Thing) for _ in range(3))
     pool.give("a", idle)
     pool.close()
@@ -106,7 +107,7 @@ def test_a_closed_pool_closes_what_is_idle_now_and_the_rest_when_it_comes_back()
 
 
 def test_a_thread_that_waits_when_the_pool_closes_is_told_so() -> None:
-    pool: Pool[Thing] = Pool(1, patience=30)
+    pool: Pool[Thing] = Pool(1, timeout=30)
     pool.take("a", Thing)
     told: list[BaseException] = []
 
@@ -122,3 +123,33 @@ def test_a_thread_that_waits_when_the_pool_closes_is_told_so() -> None:
     pool.close()
     thread.join(10)
     assert len(told) == 1
+
+
+def test_what_is_in_use_and_what_is_idle_are_never_more_than_the_limit() -> None:
+    pool: Pool[Thing] = Pool(3, timeout=0)
+    draw, made, used = random.Random(0), [], []  # type: ignore[var-annotated]
+
+    def make() -> Thing:
+        made.append(Thing())
+        return made[-1]
+
+    for _ in range(500):
+        if used and draw.random() < 0.5:
+            pool.give(*used.pop(draw.randrange(len(used))))
+        elif len(used) < 3:
+            key = draw.choice("abcde")
+            used.append((key, pool.take(key, make)))
+        alive = sum(not thing.closed for thing in made)
+        assert alive <= 3
+    assert alive == 3, "and it keeps what it may"
+
+
+def test_what_an_error_went_through_is_closed_and_not_used_again() -> None:
+    pool: Pool[Thing] = Pool(1, timeout=0)
+    with pool.use("a", Thing) as first:
+        pass
+    with pytest.raises(KeyError), pool.use("a", fail) as second:
+        raise KeyError
+    assert second is first
+    assert first.closed
+    assert pool.take("a", Thing) is not first

@@ -197,7 +197,7 @@ def test_a_lost_device_refuses_all_further_work(store: Path) -> None:
 
 def test_a_cancelled_request_gives_its_context_back(store: Path, expected: Pipeline) -> None:
     request = Request(prompt="a red circle", seed=1, **SMALL)
-    backend, _ = simulated(settings=Settings(contexts=1, patience=0.1))
+    backend, _ = simulated(settings=Settings(contexts=1, timeout=0.1))
     with clipskip.open(store, backend=backend) as pipe:
         steps = pipe.steps(request)
         next(steps)

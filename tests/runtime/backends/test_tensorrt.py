@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from doubles.cuda import SimulatedCuda
 from doubles.store import TARGET, publish_plans, simulated
-from step_feeds import FEEDBACK, STEPS, changes, denoised, feeds
+from step_feeds import FEEDBACK, STEPS, changes, denoised, feeds, joined, joined_by_hand, newcomer
 from tiny_graphs import WIDTH, publish_graphs
 
 from clipskip.backends import Array, Engine
@@ -128,6 +128,115 @@ def test_hundreds_of_steps_without_waiting_keep_every_copy_intact(store: Store) 
     assert any(call.name == "wait for event" for call in device.trace), "the ring of pinned memory was never full"
 
 
+@pytest.mark.parametrize("graphs", [True, False])
+def test_images_that_join_a_running_loop_are_as_if_their_inputs_had_been_fed_whole(store: Store, graphs: bool) -> None:
+    backend, _ = simulated(settings=Settings(graphs=graphs))
+    inputs = feeds(9, batch=3, rows=6)
+    assert np.array_equal(joined(opened(store, backend), inputs), joined_by_hand(reference(store), inputs))
+
+
+def test_a_join_is_one_copy_of_each_slot_s_bytes_and_a_step_stays_one_small_copy_and_one_launch(store: Store) -> None:
+    backend, device = simulated()
+    inputs = feeds(0, batch=3, rows=6)
+    loop = opened(store, backend).loop(inputs, FEEDBACK)
+    writes = list(newcomer(1, inputs))
+    for _ in range(2):  # the first time, marks are made
+        device.trace.clear()
+        for name, slot, array in writes:
+            loop.write(name, slot, array)
+        loop.run({name: inputs[name] for name in ("c_in", "timestep", "update")})
+        trace = list(device.trace)
+        loop.read("state")
+    *copies, step, launch = trace
+    sent = [np.asarray(array).nbytes for _, _, array in writes]
+    assert [(call.name, call.size, call.direction) for call in copies] == [
+        ("copy", size, "HostToDevice") for size in sent
+    ]
+    assert (step.name, launch.name) == ("copy", "launch")
+    assert step.size < 2048
+
+
+def test_one_slot_is_read_by_a_copy_of_that_slot(store: Store) -> None:
+    backend, device = simulated()
+    inputs = feeds(0, batch=4, rows=4)
+    loop = opened(store, backend).loop(inputs, FEEDBACK)
+    loop.run({})
+    device.trace.clear()
+    slot = loop.read("state", 2)
+    assert [(call.name, call.size) for call in device.trace] == [("copy", slot.nbytes), ("synchronise", 0)]
+    assert np.array_equal(slot, loop.read("state")[2])
+
+
+def test_hundreds_of_joins_without_waiting_keep_every_copy_intact(store: Store) -> None:
+    backend, _ = simulated()
+    inputs = feeds(3, batch=2, rows=2)
+    loop, expected = opened(store, backend).loop(inputs, FEEDBACK), {**inputs}
+    for turn in range(300):
+        context = feeds(turn, batch=2, rows=2)["context"]
+        loop.write("context", turn % 2, context[turn % 2])
+        expected["context"][turn % 2] = context[turn % 2]
+    loop.run({})
+    assert np.array_equal(loop.read("state"), reference(store).run(expected)["next_state"])
+
+
+@pytest.mark.parametrize(
+    ("slot", "array", "error"),
+    [
+        (1, np.zeros((4, 8, 8), np.float32), IndexError),
+        (-2, np.zeros((4, 8, 8), np.float32), IndexError),
+        (0, np.zeros((4, 8, 16), np.float32), ValueError),
+        (0, np.zeros((4, 8, 8), np.float64), ValueError),
+    ],
+)
+def test_a_slot_that_is_not_there_and_a_value_that_does_not_fit_are_refused(
+    store: Store, slot: int, array: Array, error: type[Exception]
+) -> None:
+    for engine in (opened(store, simulated()[0]), reference(store)):
+        with pytest.raises(error):
+            engine.loop(feeds(), FEEDBACK).write("noise", slot, array)
+
+
+def test_two_devices_in_one_process_give_the_same_bits_and_leave_each_other_alone(store: Store) -> None:
+    cuda = SimulatedCuda(devices=2)
+    engines = [opened(store, simulated(cuda, index=index)[0]) for index in (0, 1)]
+    inputs = feeds(1, batch=3, rows=6)
+    expected, expected_joined = denoised(reference(store), inputs), joined_by_hand(reference(store), inputs)
+    for index in (1, 0, 1):
+        for device in cuda.devices:
+            device.trace.clear()
+        assert np.array_equal(denoised(engines[index], inputs), expected)
+        assert np.array_equal(joined(engines[index], inputs), expected_joined)
+        assert cuda.devices[index].trace
+        assert not cuda.devices[1 - index].trace
+    with ThreadPoolExecutor(4) as threads:
+        states = threads.map(lambda number: denoised(engines[number % 2], inputs), range(8))
+        assert all(np.array_equal(state, expected) for state in states)
+    engines[1].close()
+    assert [bool(device.blocks) for device in cuda.devices] == [True, False]
+
+
+def test_a_loop_on_one_device_goes_on_in_a_thread_whose_current_device_is_another(store: Store) -> None:
+    cuda = SimulatedCuda(devices=2)
+    backend, device = simulated(cuda, Settings(graphs=False), index=1)
+    inputs = feeds(2)
+    engine = opened(store, backend)
+    loop = engine.loop(inputs, FEEDBACK)
+    for work in (lambda: loop.run({}), lambda: loop.write("c_in", 0, inputs["c_in"][0]), loop.close, engine.close):
+        cuda.cudaSetDevice(0)  # as another library may
+        work()
+    assert not device.blocks
+    assert not cuda.devices[0].trace
+
+
+def test_a_lost_device_leaves_the_other_one_working(store: Store) -> None:
+    cuda = SimulatedCuda(devices=2)
+    engines = [opened(store, simulated(cuda, index=index)[0]) for index in (0, 1)]
+    cuda.devices[0].faults.sticky = 1
+    with pytest.raises(DeviceLost):
+        denoised(engines[0], feeds())
+    assert np.array_equal(denoised(engines[1], feeds()), denoised(reference(store), feeds()))
+
+
 def test_a_driver_that_cannot_capture_gives_the_same_result_without_a_graph(store: Store) -> None:
     backend, device = simulated()
     device.faults.capture = True
@@ -149,7 +258,7 @@ def test_eight_threads_with_mixed_shapes_get_what_they_get_alone(store: Store) -
 
 
 def test_more_threads_than_contexts_wait_and_then_are_told_so(store: Store) -> None:
-    backend, _ = simulated(settings=Settings(contexts=1, patience=0.05))
+    backend, _ = simulated(settings=Settings(contexts=1, timeout=0.05))
     engine = opened(store, backend)
     loop = engine.loop(feeds(), FEEDBACK)
     with pytest.raises(Busy, match="1 contexts"):
@@ -164,9 +273,9 @@ def test_a_new_shape_takes_the_place_of_the_one_unused_for_longest(store: Store)
     for side in (8, 16, 12, 16):
         denoised(engine, feeds(side=side), steps=1)
     assert Counter(call.name for call in device.trace)["capture"] == 3, "16 was still there"
-    memory = device.memory - device.cudaMemGetInfo()[1]
+    memory = sum(block.size for block in device.blocks.values())
     engine.close()
-    assert device.cudaMemGetInfo()[1] == device.memory > memory
+    assert device.free() == device.memory > memory
 
 
 @pytest.mark.parametrize("number", range(1, 6))
@@ -290,7 +399,7 @@ def test_a_closed_engine_and_a_closed_loop_say_so(store: Store) -> None:
     assert not device.pinned
 
 
-def test_a_lane_that_an_error_went_through_is_not_used_again(store: Store) -> None:
+def test_an_execution_that_an_error_went_through_is_not_used_again(store: Store) -> None:
     backend, device = simulated()
     loop = opened(store, backend).loop(feeds(), FEEDBACK)
     with pytest.raises(ValueError, match=r"noise: float32\[1, 4, 16, 16\]"):
@@ -397,6 +506,17 @@ def test_the_jit_cache_is_kept_beside_the_engine_and_thrown_away_when_it_is_dama
 def test_a_store_that_cannot_be_written_to_works_without_a_jit_cache(artefact_with: Any, tmp_path: Path) -> None:
     (tmp_path / "step.engine.8.9.cache").mkdir()  # stands in the way even where root may write anything
     denoised(artefact_with(simulated()[0]), feeds(), steps=1)
+
+
+def test_a_cache_file_that_cannot_be_replaced_leaves_no_draft(
+    artefact_with: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*paths: Path) -> None:
+        raise PermissionError("in use, says Windows")
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    denoised(artefact_with(simulated()[0]), feeds(), steps=1)
+    assert [path.name for path in tmp_path.iterdir() if "cache" in path.name] == []
 
 
 def test_no_context_is_entered_twice_at_once(store: Store) -> None:

@@ -26,13 +26,6 @@ def test_the_tensorrt_backend_and_builder_load_with_nothing_but_numpy() -> None:
     run("import clipskip.backends.tensorrt, clipskip.engines.tensorrt, clipskip.engines.tensorrt_compile")
 
 
-def test_loading_the_runtime_and_tensorrt_rtx_takes_less_than_half_a_second() -> None:
-    """Of processor time: the clock on the wall depends on what else the machine does."""
-    pytest.importorskip("tensorrt_rtx")
-    code = "import time; t = time.process_time(); import clipskip.pipeline, clipskip.backends.tensorrt, tensorrt_rtx\n"
-    assert min(float(run(code + "print(time.process_time() - t)")) for _ in range(3)) < 0.5
-
-
 def test_loading_loads_no_foreign_package() -> None:
     names = "('tensorrt_rtx', 'tensorrt', 'cuda')"
     assert run(f"import clipskip.backends.tensorrt; print(*(n for n in {names} if n in sys.modules))").split() == []

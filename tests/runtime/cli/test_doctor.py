@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from doubles.cuda import SimulatedCuda
 
-from clipskip.backends.select import NAMES
+from clipskip.backends import NAMES
 from clipskip.cli import doctor
 from clipskip.engines import gpu
 from clipskip.errors import BackendUnavailable

@@ -1,0 +1,275 @@
+"""One execution context with all that it needs to run at fixed shapes: memory, stream, and a captured graph.
+
+One user at a time. Knows nothing of pools, files or what the engine computes.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from clipskip.engines.manifest import Artefact, Port
+from clipskip.engines.shapes import Shape
+from clipskip.errors import BackendUnavailable, ClipskipError
+
+from . import Array
+from .cuda import ALIGNMENT, Cuda, Handle
+from .signature import check_like
+
+ROUNDS = 4  # the ring holds this many copies of the whole block: the usual changes of some dozens of steps
+
+
+class Layout:
+    """Where the arrays of some ports lie in one block of bytes, each of them aligned.
+
+    The smallest come first, for they are the ones that change with every step; of equal ones the last of the signature.
+    Those in `last` come behind all others.
+    """
+
+    def __init__(self, ports: Sequence[Port], shapes: Mapping[str, Shape], last: Collection[str] = ()) -> None:
+        self._kinds = {port.name: (np.dtype(port.dtype), shapes[port.name]) for port in reversed(ports)}
+        self._sizes = {name: dtype.itemsize * prod(shape) for name, (dtype, shape) in self._kinds.items()}
+        self._starts: dict[str, int] = {}
+        self.size = 0
+        for name in sorted(self._sizes, key=lambda name: (name in last, self._sizes[name])):
+            self._starts[name] = self.size
+            self.size += -(-self._sizes[name] // ALIGNMENT) * ALIGNMENT
+
+    def views(self, block: Array) -> dict[str, Array]:
+        """The arrays that lie in a block."""
+        return {
+            name: block[self._starts[name] :][: self._sizes[name]].view(dtype).reshape(shape)
+            for name, (dtype, shape) in self._kinds.items()
+        }
+
+    def span(self, name: str, slot: int | None = None) -> tuple[int, int]:
+        """Where an array, or one slot of it, starts in the block and how many bytes it has."""
+        if slot is None:
+            return self._starts[name], self._sizes[name]
+        slots = range(self._kinds[name][1][0])
+        size = self._sizes[name] // len(slots)
+        return self._starts[name] + slots[slot] * size, size
+
+    def parse(self, data: Array, name: str, slot: int | None = None) -> Array:
+        """A copy of the array, or of the slot of it, whose bytes are given."""
+        dtype, shape = self._kinds[name]
+        return np.array(data.view(dtype).reshape(shape if slot is None else shape[1:]))
+
+
+class Inputs:
+    """The inputs at fixed shapes: a block on the device, its image on the host, and a ring of pinned memory between.
+
+    A copy runs when the stream comes to it, so what it reads must stay: every copy has a place of its own in the ring,
+    and a place is used again only after the stream has passed the mark behind its copy. Inputs that the device rewrites
+    (`device_owned`) lie behind the others, where no copy of these reaches them.
+    """
+
+    def __init__(self, cuda: Cuda, stream: Handle, layout: Layout) -> None:
+        self._cuda, self._stream, self._layout = cuda, stream, layout
+        self._image = np.zeros(layout.size, np.uint8)
+        self._arrays = layout.views(self._image)
+        self._sent: deque[tuple[int, int, Handle]] = deque()  # start and end in the ring, and the mark behind the copy
+        self._marks: list[Handle] = []
+        self._next = 0
+        with ExitStack() as undo:
+            self._block = cuda.allocate(layout.size)
+            undo.callback(cuda.free, self._block)
+            self._ring = cuda.pin(ROUNDS * layout.size)
+            undo.pop_all()
+
+    def address(self, name: str, slot: int | None = None) -> tuple[int, int]:
+        """Where an input, or one slot of it, lies on the device, and its bytes."""
+        start, size = self._layout.span(name, slot)
+        return self._block + start, size
+
+    def clear(self) -> None:
+        """Enqueue zeros for all inputs, which are valid values for every engine. Before anything was sent."""
+        self._cuda.clear(self._block, self._layout.size, self._stream)
+
+    def send(self, feeds: Mapping[str, Array]) -> None:
+        """Enqueue one copy with the new values of some inputs; nothing when there are none."""
+        if not feeds:
+            return
+        for name, array in feeds.items():
+            check_like(self._arrays[name], name, array)
+            self._arrays[name][...] = array
+        spans = [self._layout.span(name) for name in feeds]
+        self._upload(min(start for start, _ in spans), max(start + size for start, size in spans))
+
+    def write(self, name: str, slot: int, array: Array) -> None:
+        """Enqueue one copy with the new value of one slot of an input."""
+        start, size = self._layout.span(name, slot)
+        check_like(self._arrays[name][slot], name, array)
+        self._arrays[name][slot] = array
+        self._upload(start, start + size)
+
+    def arrived(self) -> None:
+        """The stream has been waited for: all places are free again."""
+        self._marks += [mark for _, _, mark in self._sent]
+        self._sent.clear()
+        self._next = 0
+
+    def close(self) -> None:
+        """Give all memory back. The stream must be idle."""
+        self.arrived()
+        for mark in self._marks:
+            self._cuda.close_event(mark)
+        self._marks.clear()
+        self._cuda.unpin(self._ring)
+        self._cuda.free(self._block)
+
+    def _upload(self, start: int, end: int) -> None:
+        """Enqueue a copy of a part of the image by way of the ring, with a mark behind it."""
+        size = end - start
+        if self._next + size > ROUNDS * self._layout.size:
+            self._next = 0
+        place, self._next = self._next, self._next + size
+        while any(first < place + size and place < last for first, last, _ in self._sent):
+            mark = self._sent.popleft()[2]
+            self._marks.append(mark)
+            self._cuda.wait_for(mark)
+        self._ring.array[place : place + size] = self._image[start:end]
+        self._cuda.upload(self._block + start, self._ring.address + place, size, self._stream)
+        mark = self._marks.pop() if self._marks else self._cuda.event()
+        self._sent.append((place, place + size, mark))
+        self._cuda.mark(mark, self._stream)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What an execution is made for: an engine's signature, the shape of every port, outputs that become inputs."""
+
+    artefact: Artefact
+    shapes: Mapping[str, Shape]
+    feedback: Mapping[str, str]
+
+    @property
+    def key(self) -> Hashable:
+        """Equal for tasks of one engine that an execution can do alike."""
+        return tuple(self.shapes.items()), tuple(self.feedback.items())
+
+
+# One step. What the numbers say is enqueued in one stream, in this order; the host waits nowhere but for `landing`.
+#
+#   host                                      device
+#   feeds --> image --> ring                  inputs, one block: [ small ... large | state ]
+#                        |                            ^              |              ^
+#                        '-- 1. upload: one copy -----'              |              | 3. feedback: a copy
+#                            of what changed, or of                  v              |    on the device
+#                            one slot (`write`)       2. the engine, scratch --> results: [ next_state ]
+#
+#   landing <-- 4. download: all results (`outputs`), or one input or slot (`read`)
+#
+# 2 and 3 are captured as one graph, so that a step is one copy and one launch.
+class Execution:
+    """Buffers and stream around `context` (TensorRT's IExecutionContext). `complaints` gives TensorRT's own words."""
+
+    def __init__(self, cuda: Cuda, context: Any, task: Task, complaints: Callable[[], str]) -> None:
+        self._cuda, self._context, self._task, self._complaints = cuda, context, task, complaints
+        self._graph: Handle | None = None
+        self._layout = Layout(task.artefact.inputs, task.shapes, last=task.feedback.values())
+        self._outputs = Layout(task.artefact.outputs, task.shapes)
+        with ExitStack() as undo:
+            self._stream = cuda.stream()
+            undo.callback(cuda.close_stream, self._stream)
+            self._inputs = Inputs(cuda, self._stream, self._layout)
+            undo.callback(self._inputs.close)
+            self._results = cuda.allocate(self._outputs.size)
+            undo.callback(cuda.free, self._results)
+            self._landing = cuda.pin(self._outputs.size)  # an input that feedback rewrites has the size of its output
+            undo.callback(cuda.unpin, self._landing)
+            self._bind(undo)
+            self._resources = undo.pop_all()
+
+    def _bind(self, undo: ExitStack) -> None:
+        """Tell the context all shapes and addresses, and give it the scratch memory that these shapes need."""
+        context, artefact = self._context, self._task.artefact
+        for port in artefact.inputs:
+            self._expect(context.set_input_shape(port.name, self._task.shapes[port.name]), f"a shape of {port.name}")
+            self._expect(context.set_tensor_address(port.name, self._inputs.address(port.name)[0]), port.name)
+        for port in artefact.outputs:
+            address = self._results + self._outputs.span(port.name)[0]
+            self._expect(context.set_tensor_address(port.name, address), port.name)
+        size = max(int(context.update_device_memory_size_for_shapes()), ALIGNMENT)
+        scratch = self._cuda.allocate(size)
+        undo.callback(self._cuda.free, scratch)
+        context.set_device_memory(scratch, size)
+
+    def warm_up(self) -> None:
+        """Run once on zeros, so that kernels are compiled and TensorRT's own memory is there."""
+        self._inputs.clear()
+        self._enqueue()
+        self._settle()
+
+    def capture(self, capturable: Callable[[Any, int], bool]) -> None:
+        """Capture a run as a graph to replay. Where that cannot be, runs go on without: slower, with the same results.
+
+        `capturable` says whether TensorRT lets a run of this context be captured in this stream.
+        """
+        if capturable(self._context, int(self._stream)):
+            self._graph = self._cuda.capture(self._stream, self._enqueue)
+        if self._graph is not None:
+            self._resources.callback(self._cuda.close_graph, self._graph)
+
+    def load(self, feeds: Mapping[str, Array]) -> None:
+        """Enqueue a copy of inputs."""
+        self._inputs.send(feeds)
+
+    def write(self, name: str, slot: int, array: Array) -> None:
+        """Enqueue a copy of one slot of one input."""
+        self._cuda.check()
+        self._inputs.write(name, slot, array)
+
+    def run(self, feeds: Mapping[str, Array]) -> None:
+        """Enqueue one copy of the changed inputs and one run, without waiting."""
+        self._cuda.check()
+        self._inputs.send(feeds)
+        if self._graph is not None:
+            self._cuda.launch(self._graph, self._stream)
+        else:
+            self._enqueue()
+
+    def outputs(self) -> dict[str, Array]:
+        """All outputs of the last run, on the host; waits for the device."""
+        self._cuda.check()
+        self._cuda.download(self._landing.address, self._results, self._outputs.size, self._stream)
+        self._settle()
+        return {name: np.array(array) for name, array in self._outputs.views(self._landing.array).items()}
+
+    def read(self, name: str, slot: int | None = None) -> Array:
+        """An input as feedback has left it, or one slot of it, on the host; waits for the device."""
+        self._cuda.check()
+        address, size = self._inputs.address(name, slot)
+        self._cuda.download(self._landing.address, address, size, self._stream)
+        self._settle()
+        return self._layout.parse(self._landing.array[:size], name, slot)
+
+    def close(self) -> None:
+        """Wait for what was enqueued and give everything back, the context first."""
+        with suppress(ClipskipError):
+            self._cuda.wait(self._stream)
+        self._context = None
+        self._resources.close()
+
+    def _enqueue(self) -> None:
+        self._expect(self._context.execute_async_v3(int(self._stream)), "to run")
+        for output, source in self._task.feedback.items():
+            start, size = self._outputs.span(output)
+            self._cuda.move(self._inputs.address(source)[0], self._results + start, size, self._stream)
+
+    def _settle(self) -> None:
+        self._cuda.wait(self._stream)
+        self._inputs.arrived()
+
+    def _expect(self, accepted: bool, what: str) -> None:
+        """TensorRT answers False and puts the reason into its log; when the device is lost, that is the reason."""
+        if not accepted:
+            self._cuda.probe()
+            role = str(self._task.artefact.role)
+            raise BackendUnavailable(f"TensorRT refused {what} ({role}): {self._complaints()}", field=role)
