@@ -53,9 +53,8 @@ test-gpu-onnxruntime: .venv-gpu/installed ## the same for ONNX Runtime on CUDA; 
 check: setup ## ruff and mypy --strict
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	rm -rf build/types && mkdir -p build/types
-	cp -r runtime build/types/clipskip && cp -r engines export bench build/types/clipskip/
-	rm -r build/types/clipskip/export/sample
+	rm -rf build/types && mkdir -p build/types/clipskip  # the package as it is installed, by links to the tree itself
+	cd build/types/clipskip && ln -s ../../../runtime/* ../../../engines ../../../export ../../../bench .
 	MYPYPATH=build/types $(BIN)/mypy -p clipskip
 
 format: setup ## put the source into ruff's shape

@@ -12,7 +12,8 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,14 +86,17 @@ def measure(checkpoint: Path, store: Path, *, threads: int, rounds: int = 5) -> 
             pairs[f"text, clip skip {skip}"] = _texts(Store(store), backend, peer, skip, rounds)
             contenders, apart[str(skip)] = _pictures(pipe, peer, skip)
             pairs[f"picture, clip skip {skip}"] = interleaved(contenders, rounds)
-    pairs["first picture of a process"] = _first_pictures(checkpoint, store, rounds)
+    commands = {who: [sys.executable, "-c", code, str(checkpoint), str(store)] for who, code in FIRST_PICTURES.items()}
+    starts = {who: partial(subprocess.run, line, check=True, capture_output=True) for who, line in commands.items()}
+    pairs["first picture of a process"] = interleaved(starts, rounds)
+    medians = {name: {who: statistics.median(taken) for who, taken in pair.items()} for name, pair in pairs.items()}
     return {
         "bench": "compare",
         "threads": threads,
         "versions": {**backend.describe(), **peer.versions},
         "largest_pixel_difference": apart,
         "diffusers_own_clip_skip": peer.own_clip_skip(),
-        "speedup": {name: _speedup(pair) for name, pair in pairs.items()},
+        "speedup": {name: round(median["diffusers"] / median["clipskip"], 2) for name, median in medians.items()},
         "stages": {f"{name}: {who}": summary(taken) for name, pair in pairs.items() for who, taken in pair.items()},
     }
 
@@ -117,17 +121,6 @@ def _pictures(pipe: clipskip.Pipeline, peer: Peer, skip: int) -> tuple[Contender
     embeds = {"prompt_embeds": prompt, "negative_prompt_embeds": negative}
     apart = np.abs(np.asarray(pipe(request).images[0], int) - peer.picture(**embeds)).max()
     return {"clipskip": lambda: pipe(request), "diffusers": lambda: peer.picture(**embeds)}, int(apart)
-
-
-def _first_pictures(checkpoint: Path, store: Path, rounds: int) -> dict[str, Seconds]:
-    def start(code: str) -> None:
-        subprocess.run([sys.executable, "-c", code, str(checkpoint), str(store)], check=True, capture_output=True)
-
-    return interleaved({who: lambda code=code: start(code) for who, code in FIRST_PICTURES.items()}, rounds)  # type: ignore[misc]
-
-
-def _speedup(pair: Mapping[str, Seconds]) -> float:
-    return round(statistics.median(pair["diffusers"]) / statistics.median(pair["clipskip"]), 2)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 
 import clipskip
-from clipskip import sheet, terminal
+from clipskip import sheet
+from clipskip.cli import output
 
 PICTURE = "a large red circle on a green background"
 PROMPTS = (
@@ -25,18 +26,23 @@ LOCKED = clipskip.Request(prompt=PICTURE, seed=2, cfg=3, steps=12)
 
 
 def main() -> None:
+    """Make the picture and the sheet on top of the README, and say what to try next."""
     parser = argparse.ArgumentParser(description="Make the demo's pictures.")
     parser.add_argument("store", type=Path)
     parser.add_argument("--out", type=Path, default=Path("build/demo"))
     args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     with clipskip.open(args.store) as pipe:
-        picture(pipe, args.out)
+        pipe(LOCKED, steps=20).save(args.out / "picture.png")
         told = time.perf_counter()
         print(f"one picture, opening the store included: {told - start:.1f} s -> {args.out / 'picture.png'}")
-        skip_sheet(pipe, args.out)
-        count = len(PROMPTS) * len(SKIPS)
-        print(f"{count} pictures by clip skip: {time.perf_counter() - told:.1f} s -> {args.out / 'clip-skip.png'}")
+        x, y = sheet.Axis("clip_skip", SKIPS), sheet.Axis("prompt", PROMPTS)
+        results = output.steps(pipe.steps(*sheet.requests(LOCKED, x, y)))
+        sheet.draw(results, x, y).save(args.out / "clip-skip.png")
+        print(
+            f"{len(results)} pictures by clip skip: {time.perf_counter() - told:.1f} s -> {args.out / 'clip-skip.png'}"
+        )
     assert "torch" not in sys.modules, "the runtime must not load torch"
     line = f"/render /clipskip:2 /seed:2 /guidance:3 {PROMPTS[1]}"
     print(
@@ -45,19 +51,6 @@ def main() -> None:
         f"  .venv/bin/clipskip inspect {args.store}\n"
         f"  make export MODEL=path/to/your/checkpoint"
     )
-
-
-def picture(pipe: clipskip.Pipeline, out: Path) -> None:
-    """The picture on top of the README."""
-    out.mkdir(parents=True, exist_ok=True)
-    pipe(LOCKED, steps=20).save(out / "picture.png")
-
-
-def skip_sheet(pipe: clipskip.Pipeline, out: Path) -> None:
-    """Several prompts at several depths, everything else locked."""
-    x, y = sheet.Axis("clip_skip", SKIPS), sheet.Axis("prompt", PROMPTS)
-    results = terminal.steps(pipe.steps(*sheet.requests(LOCKED, x, y)))
-    sheet.draw(results, x, y).save(out / "clip-skip.png")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """The command line: parses arguments, runs one verb, and turns every outcome into text or JSON and an exit status.
 
-What the verbs do is in `commands` (pictures) and `admin` (the engine store). Results go to stdout; progress, warnings
-and errors go to stderr.
+What the verbs do is in `cli.pictures` and `cli.stores`. Results go to stdout; progress, warnings and errors to stderr.
 """
 
 from __future__ import annotations
@@ -14,11 +13,12 @@ import sys
 import traceback
 from collections.abc import Sequence
 from types import FrameType
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from . import __version__, admin, commands
+from . import __version__
+from .cli import pictures, stores
+from .cli.output import say
 from .errors import ClipskipError
-from .terminal import say
 
 INTERRUPTED, TERMINATED = 130, 143
 
@@ -29,14 +29,23 @@ class Terminated(BaseException):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status (the table is in the README)."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
-            signal.signal(number, _terminate)
-    args = _parsed(arguments)
+
+    def terminate(number: int, frame: FrameType | None) -> NoReturn:
+        raise Terminated
+
+    for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, terminate)
+    args = parse(arguments)
     try:
         outcome = args.run(args)
     except ClipskipError as error:
-        return _report(error, as_json=args.json)
+        say(f"clipskip: {error}")
+        if args.json:
+            facts = {name: getattr(error, name) for name in ("code", "message", "field", "path", "hint")}
+            _answer(json.dumps({"error": facts}))
+        return error.exit_status
     except KeyboardInterrupt:
         say("\ninterrupted; nothing half-made was kept")
         return INTERRUPTED
@@ -51,9 +60,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(outcome.status)
 
 
-def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The arguments. argparse takes an optional PROMPT only beside STORE; here it may also come last."""
-    parser = build_parser()
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments of one verb. argparse takes an optional PROMPT only beside STORE; here it may also come last."""
+    parser = argparse.ArgumentParser(prog="clipskip", description="Stable Diffusion with clip skip per request.")
+    parser.add_argument("--version", action="version", version=f"clipskip {__version__}")
+    verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    stores.add_to(verbs)
+    pictures.add_to(verbs)
+    for verb in verbs.choices.values():
+        verb.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     args, rest = parser.parse_known_args(arguments)
     if len(rest) == 1 and not rest[0].startswith("-") and getattr(args, "prompt", "") is None:
         args.prompt, rest = rest[0], []
@@ -62,35 +77,12 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser with one sub-command per verb."""
-    parser = argparse.ArgumentParser(prog="clipskip", description="Stable Diffusion with clip skip per request.")
-    parser.add_argument("--version", action="version", version=f"clipskip {__version__}")
-    verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (*admin.VERBS, *commands.VERBS):
-        verb = add(verbs)
-        verb.add_argument("--json", action="store_true", help="print one JSON object on stdout")
-    return parser
-
-
 def _answer(text: str) -> None:
     """The result on stdout. A reader that has gone away does not undo the work."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
-
-
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    raise Terminated
-
-
-def _report(error: ClipskipError, *, as_json: bool) -> int:
-    say(f"clipskip: {error}")
-    if as_json:
-        fields: dict[str, Any] = {name: getattr(error, name) for name in ("code", "message", "field", "path", "hint")}
-        _answer(json.dumps({"error": fields}))
-    return error.exit_status
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
 
-from . import fields
 from .errors import RequestError
+from .fields import TEXT, Kind
 from .request import FIELDS, Request, unknown_field
 from .resolve import random_seed
 
@@ -51,20 +51,20 @@ def parse_axis(text: str) -> Axis:
         items = next(csv.reader([values], skipinitialspace=True))
     except (csv.Error, StopIteration) as error:
         raise RequestError(f"the values of the axis {name} are no list ({error})", field="axis") from error
-    return Axis(
-        name,
-        tuple(value for item in items for value in ([item] if FIELDS[name].kind is fields.TEXT else _numbers(item))),
-    )
+    return Axis(name, tuple(value for item in items for value in _values(FIELDS[name].kind, item)))
 
 
-def _numbers(item: str) -> Sequence[int | float]:
+def _values(kind: Kind, item: str) -> Sequence[object]:
+    """What one item of an axis stands for: a text as it is, one value, or the numbers of a range."""
+    if kind is TEXT:
+        return [item]
     if spread := _RANGE.fullmatch(item.strip()):
         low, high, step = int(spread[1]), int(spread[2]), int(spread[3] or 1)
         if low <= high and step > 0 and (high - low) // step < MAX_CELLS:
             return range(low, high + 1, step)
-    number = fields.parse(item.strip())
-    if not isinstance(number, str):
-        return [number]
+    value = kind.read(item.strip())
+    if not isinstance(value, str):
+        return [value]
     raise RequestError(f"{item!r} is neither a number nor a range such as 1-13 or 10-30(+5)", field="axis")
 
 

@@ -153,3 +153,12 @@ def test_a_signal_stops_generate_with_its_own_status(sample_store, tmp_path, num
     assert process.returncode == status, err
     assert b"Traceback" not in err
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("stderr", ["2>/dev/full", "2>&-"], ids=["full", "closed"])
+def test_a_stderr_that_takes_nothing_loses_no_picture(sample_store, tmp_path, stderr):
+    options = ["--cfg", "1", "--negative", "which gives a note", "--out", tmp_path, *FAST]
+    command = [sys.executable, "-m", "clipskip", "generate", sample_store, "a cat", *options]
+    done = subprocess.run(["sh", "-c", f'exec "$@" {stderr}', "sh", *command], timeout=120)
+    assert done.returncode == 0
+    assert len(os.listdir(tmp_path)) == 1

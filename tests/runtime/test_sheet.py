@@ -15,6 +15,7 @@ from clipskip.sheet import Axis, parse_axis, requests, wrap
         ("clip_skip=1-13(+4)", (1, 5, 9, 13)),
         ("cfg=1, 4,7.5", (1, 4, 7.5)),
         ("seed=-1", (-1,)),
+        ("pad_cond_uncond=true, false", (True, False)),
         ('prompt="a cat, sitting",a dog', ("a cat, sitting", "a dog")),
         ("sampler=Euler a,DDIM", ("Euler a", "DDIM")),
     ],

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from doubles.cuda import SimulatedCuda
 
-from clipskip import doctor
 from clipskip.backends import NAMES
+from clipskip.cli import doctor
 from clipskip.engines import gpu
 from clipskip.errors import BackendUnavailable
 

@@ -5,17 +5,15 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from . import fields, terminal
-from .errors import BackendUnavailable, EngineCorrupt
-from .outcome import Outcome, Verbs
+from clipskip import fields
+from clipskip.errors import BackendUnavailable, EngineCorrupt
 
-if TYPE_CHECKING:
-    from clipskip.engines.store import Store
+from . import Outcome, Verbs, output, store_verb
 
 
-def add_export(verbs: Verbs) -> argparse.ArgumentParser:
+def add_to(verbs: Verbs) -> None:
+    """Let argparse know these verbs."""
     verb = verbs.add_parser("export", help="checkpoint -> graphs", description="Export a checkpoint into a store.")
     verb.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a diffusers folder, or one file")
     verb.add_argument("--out", type=Path, required=True, metavar="STORE", help="the folder of the engine store")
@@ -23,7 +21,26 @@ def add_export(verbs: Verbs) -> argparse.ArgumentParser:
     verb.add_argument("--skips", default="all", help='clip skips to export, such as "1,2" or "1-4" (default: all)')
     verb.add_argument("--recommended-clip-skip", default="1", help="what requests get that say nothing (default: 1)")
     verb.set_defaults(run=export)
-    return verb
+    text = "Build the engines of a target from the graphs of a store. TensorRT-RTX builds without a GPU."
+    verb = store_verb(verbs, build, "graphs -> TensorRT engines", text)
+    verb.add_argument("--target", required=True, choices=("onnxruntime", "tensorrt", "tensorrt-rtx"))
+    verb.add_argument("--skips", default="all", help='clip skips to build, such as "1,2" (default: all exported ones)')
+    verb.add_argument("--sizes", metavar="LOW-BEST-HIGH", help="heights and widths in pixels, such as 256-512-768")
+    verb.add_argument("--max-batch", default="4", metavar="N", help="images in one call of the network (default: 4)")
+    verb.add_argument("--max-chunks", default="3", metavar="N", help="prompt length in chunks of 75 (default: 3)")
+    verb.add_argument("--compute-capability", action="append", default=[], metavar="X.Y", help="tensorrt-rtx only")
+    verb.add_argument("--workspace", metavar="MIB", help="memory that the builder may use on the GPU")
+    store_verb(verbs, inspect, "show what a store holds", "Show what an engine store holds.")
+    store_verb(verbs, verify, "check every byte of a store", "Check every byte of a store against its manifest.")
+    text = "Remove the folders of a store that its manifest no longer names and no process uses."
+    verb = store_verb(verbs, gc, "remove what a store no longer needs", text)
+    verb.add_argument("--dry-run", action="store_true", help="only say what would go")
+    text = "Say what is installed here, what each target needs and lacks, and how to get it."
+    verb = verbs.add_parser("doctor", help="what this machine has and lacks", description=text)
+    verb.set_defaults(run=doctor)
+    text = "Measure a store: opening, text per depth, one step, decoding, whole pictures, overhead per step."
+    verb = store_verb(verbs, bench, "latency per stage and per depth", text)
+    verb.add_argument("--target", default="onnxruntime", help="the backend (default: onnxruntime, on the CPU)")
 
 
 def export(args: argparse.Namespace) -> Outcome:
@@ -36,7 +53,7 @@ def export(args: argparse.Namespace) -> Outcome:
     try:
         from clipskip.export import export as run
 
-        with terminal.stages() as say:
+        with output.stages() as say:
             manifest = run(args.checkpoint, args.out, progress=say, **settings)
     except ImportError as error:
         raise BackendUnavailable(f"exporting needs {error.name}", hint="pip install 'clipskip[export]'") from error
@@ -51,27 +68,12 @@ def _whole(field: str, text: str) -> int:
     return fields.whole(field, text)
 
 
-def add_inspect(verbs: Verbs) -> argparse.ArgumentParser:
-    verb = verbs.add_parser("inspect", help="show what a store holds", description="Show what an engine store holds.")
-    verb.add_argument("store", type=Path, metavar="STORE")
-    verb.set_defaults(run=inspect)
-    return verb
-
-
 def inspect(args: argparse.Namespace) -> Outcome:
     """What a store holds, with sizes and the figures of the gates."""
     from clipskip.engines import report
 
     facts = report.inspect(args.store)
     return Outcome(facts, report.inspection_text(facts))
-
-
-def add_verify(verbs: Verbs) -> argparse.ArgumentParser:
-    text = "Check every byte of a store against its manifest."
-    verb = verbs.add_parser("verify", help="check every byte of a store", description=text)
-    verb.add_argument("store", type=Path, metavar="STORE")
-    verb.set_defaults(run=verify)
-    return verb
 
 
 def verify(args: argparse.Namespace) -> Outcome:
@@ -81,15 +83,6 @@ def verify(args: argparse.Namespace) -> Outcome:
     found = report.verify(args.store)
     status = EngineCorrupt.exit_status if any(problem for _, problem in found) else 0
     return Outcome({"store": str(args.store), "artefacts": dict(found)}, report.verification_text(found), status)
-
-
-def add_gc(verbs: Verbs) -> argparse.ArgumentParser:
-    text = "Remove the folders of a store that its manifest no longer names and no process uses."
-    verb = verbs.add_parser("gc", help="remove what a store no longer needs", description=text)
-    verb.add_argument("store", type=Path, metavar="STORE")
-    verb.add_argument("--dry-run", action="store_true", help="only say what would go")
-    verb.set_defaults(run=gc)
-    return verb
 
 
 def gc(args: argparse.Namespace) -> Outcome:
@@ -102,36 +95,16 @@ def gc(args: argparse.Namespace) -> Outcome:
     return Outcome({"removed": removed, "dry_run": args.dry_run}, "\n".join(lines))
 
 
-def add_build(verbs: Verbs) -> argparse.ArgumentParser:
-    text = "Build the engines of a target from the graphs of a store. TensorRT-RTX builds without a GPU."
-    verb = verbs.add_parser("build", help="graphs -> TensorRT engines", description=text)
-    verb.add_argument("store", type=Path, metavar="STORE")
-    verb.add_argument("--target", required=True, choices=("onnxruntime", "tensorrt", "tensorrt-rtx"))
-    verb.add_argument("--skips", default="all", help='clip skips to build, such as "1,2" (default: all exported ones)')
-    verb.add_argument("--sizes", metavar="LOW-BEST-HIGH", help="heights and widths in pixels, such as 256-512-768")
-    verb.add_argument("--max-batch", default="4", metavar="N", help="images in one call of the network (default: 4)")
-    verb.add_argument("--max-chunks", default="3", metavar="N", help="prompt length in chunks of 75 (default: 3)")
-    verb.add_argument("--compute-capability", action="append", default=[], metavar="X.Y", help="tensorrt-rtx only")
-    verb.add_argument("--workspace", metavar="MIB", help="memory that the builder may use on the GPU")
-    verb.set_defaults(run=build)
-    return verb
-
-
 def build(args: argparse.Namespace) -> Outcome:
     """Build what is missing or stale; what was built before a failure stays."""
+    from clipskip.engines import report, shapes, tensorrt
     from clipskip.engines.store import Store
 
     store = Store(args.store)
     if args.target == "onnxruntime":
-        roles = [str(each.role) for each in store.manifest().artefacts if each.target == "onnx"]
+        roles = [str(artefact.role) for artefact in store.manifest().artefacts if artefact.target == "onnx"]
         text = f"ONNX Runtime runs the {len(roles)} exported graphs as they are: nothing to build"
         return Outcome({"store": str(args.store), "engines": roles}, text)
-    return _build_tensorrt(store, args)
-
-
-def _build_tensorrt(store: Store, args: argparse.Namespace) -> Outcome:
-    from clipskip.engines import report, shapes, tensorrt
-
     skips = _skips(args.skips)
     options = shapes.BuildOptions(
         sizes=shapes.parse_sizes(args.sizes) if args.sizes else None,
@@ -141,17 +114,13 @@ def _build_tensorrt(store: Store, args: argparse.Namespace) -> Outcome:
         compute_capabilities=tuple(args.compute_capability),
         workspace=_whole("workspace", args.workspace) << 20 if args.workspace else None,
     )
-    with terminal.stages() as say:
+    with output.stages() as say:
         built = tensorrt.build(store, target=args.target, options=options, progress=say)
-    rows = [(each.role, f"built in {each.seconds:.1f} s" if each.rebuilt else "up to date") for each in built]
-    return Outcome({"store": str(args.store), "engines": [asdict(each) for each in built]}, report.table(rows))
-
-
-def add_doctor(verbs: Verbs) -> argparse.ArgumentParser:
-    text = "Say what is installed here, what each target needs and lacks, and how to get it."
-    verb = verbs.add_parser("doctor", help="what this machine has and lacks", description=text)
-    verb.set_defaults(run=doctor)
-    return verb
+    rows = [
+        (str(engine.role), f"built in {engine.seconds:.1f} s" if engine.rebuilt else "up to date") for engine in built
+    ]
+    engines = [{**asdict(engine), "role": str(engine.role)} for engine in built]
+    return Outcome({"store": str(args.store), "engines": engines}, report.table(rows))
 
 
 def doctor(args: argparse.Namespace) -> Outcome:
@@ -162,21 +131,9 @@ def doctor(args: argparse.Namespace) -> Outcome:
     return Outcome(facts, examination.text(facts))
 
 
-def add_bench(verbs: Verbs) -> argparse.ArgumentParser:
-    text = "Measure a store: opening, text per depth, one step, decoding, whole pictures, overhead per step."
-    verb = verbs.add_parser("bench", help="latency per stage and per depth", description=text)
-    verb.add_argument("store", type=Path, metavar="STORE")
-    verb.add_argument("--target", default="onnxruntime", help="the backend (default: onnxruntime, on the CPU)")
-    verb.set_defaults(run=bench)
-    return verb
-
-
 def bench(args: argparse.Namespace) -> Outcome:
     """Medians of repeated runs per stage."""
     from clipskip.bench import latency, measure
 
     facts = latency.measure(args.store, args.target)
     return Outcome(facts, measure.table(facts["stages"]))
-
-
-VERBS = (add_export, add_build, add_inspect, add_verify, add_gc, add_doctor, add_bench)

@@ -1,0 +1,38 @@
+"""The house keeps its size and shape; `python tests/figures.py` prints the figures, and who is over them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import figures
+import pytest
+
+
+@pytest.fixture(scope="module")
+def texts() -> dict[Path, str]:
+    return figures.sources()
+
+
+def test_the_source_has_at_most_8000_lines(texts: dict[Path, str]) -> None:
+    assert sum(map(figures.lines_of, texts.values())) <= 8000, "\n" + figures.report()
+
+
+def test_functions_are_short_and_none_is_long(texts: dict[Path, str]) -> None:
+    functions = figures.functions(texts)
+    lengths = sorted(function.lines for function in functions)
+    assert [function for function in functions if function.lines > 60] == []
+    assert lengths[9 * len(lengths) // 10] < 35
+
+
+def test_few_helpers_are_used_once(texts: dict[Path, str]) -> None:
+    once = figures.used_once(texts)
+    assert len(once) < 0.08 * len(figures.functions(texts)), "\n" + figures.report()
+
+
+def test_one_picture_runs_through_few_files_and_not_deep(sample_store: Path, tmp_path: Path) -> None:
+    way = figures.one_picture(sample_store, tmp_path)
+    assert len(way.files) <= 20, way.files
+    assert len(way.deepest) <= 12, way.deepest
+    assert "runtime/pipeline.py" in way.files
+    assert (tmp_path / "first.png").exists()
+    assert (tmp_path / "second.png").exists()
