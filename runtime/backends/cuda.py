@@ -36,7 +36,8 @@ STICKY = (
 class Cuda:
     """One device. `runtime` is cuda.bindings.runtime or its double. Thread-safe.
 
-    CUDA has a current device for each thread, which any library may change: every call here is made with this one.
+    CUDA has a current device for each thread, which any library may change: every call here is made with this one
+    current, and leaves it so.
     """
 
     def __init__(self, runtime: Any, index: int = 0) -> None:

@@ -166,18 +166,14 @@ def translated(failure: Callable[[str], ClipskipError]) -> Iterator[None]:
 
 def direct(work: Callable[..., T], *arguments: object) -> T:
     """Do work with a session, here and now."""
-    with translated(_failed):
+    hint = "where memory may have run out, ask for smaller pictures or fewer at once"
+    with translated(lambda said: BackendUnavailable(f"ONNX Runtime failed while it ran a graph: {said}", hint=hint)):
         return work(*arguments)
 
 
 def in_turn(work: Callable[..., T], *arguments: object) -> T:
     """Do work with a session in the one thread for it, and wait for it."""
     return _worker().submit(direct, work, *arguments).result()
-
-
-def _failed(said: str) -> ClipskipError:
-    hint = "where memory may have run out, ask for smaller pictures or fewer at once"
-    return BackendUnavailable(f"ONNX Runtime failed while it ran a graph: {said}", hint=hint)
 
 
 @cache
