@@ -128,9 +128,12 @@ class Batch:
             self._changed = set()
         self._loop.run({name: self._arrays[name] for name in self._changed})
         self._changed = set()
-        for image in self.images:
-            image.call += 1
-        return self._finished()
+        images = self.images
+        finished = [image for image in images if image.call + 1 == len(image.table)]
+        self._finish(finished)
+        for image in images:
+            image.call += 1  # last, for other threads look at it
+        return finished
 
     def remove(self, image: Image) -> None:
         """Give up an image; the others go on."""
@@ -208,16 +211,14 @@ class Batch:
         array[place] = value
         self._changed.add(name)
 
-    def _finished(self) -> list[Image]:
-        """The images that are done, out of their slots; one is read by itself, several at once."""
-        finished = [image for image in self.images if image.done]
+    def _finish(self, finished: Sequence[Image]) -> None:
+        """Take images out of their slots with their latents; one is read by itself, several at once."""
         assert self._loop is not None
         states = self._loop.read(STATE) if len(finished) > 1 else None
         for image in finished:
             slot = self._slots.index(image)
             image.latents = (self._loop.read(STATE, slot) if states is None else states[slot])[0]
             self._leave(image)
-        return finished
 
     def _leave(self, image: Image) -> None:
         """Free the image's places; an empty slot remembers nothing."""

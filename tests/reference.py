@@ -107,7 +107,7 @@ class Reference:
             return self.unet(*inputs).sample.double().numpy()
 
     def sides(self, one: Wanted) -> list[tuple[float, Callable[[int], np.ndarray]]]:
-        """(weight, call -> context) of each U-Net row, of its own length: guided = u + sum of weight * cfg * (c - u)."""
+        """(weight, call -> context) of each U-Net row, of its own length: guided = u + sum of w * cfg * (c - u)."""
         if one.cfg <= 1:
             return [(part.weight, self._picker(part, one.clip_skip, one.emphasis)) for part in one.parts]
         negative = plain(one.negative) if isinstance(one.negative, str) else one.negative

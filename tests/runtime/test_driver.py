@@ -2,6 +2,7 @@
 
 import gc
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -227,3 +228,31 @@ def test_an_image_that_leaves_in_the_middle_of_a_call_is_gone_after_it():
     assert goes.call == 2
     finish(shared, stays)
     np.testing.assert_array_equal(stays.latents, finished(FakeStep(), image(seed=1))[0])
+
+
+def test_no_thread_sees_an_image_done_before_its_latents_are_there():
+    engines, reading = Engines(), threading.Event()
+    shared, mine, theirs = driver(engines), image(seed=1, steps=1), image(seed=2, steps=1)
+    first = mine.latents
+    loop_of = engines.step.loop
+
+    def slow(feeds, feedback):
+        loop = loop_of(feeds, feedback)
+        read = loop.read
+
+        def slow_read(name, slot=None):
+            reading.set()
+            time.sleep(0.2)
+            return read(name, slot)
+
+        loop.read = slow_read
+        return loop
+
+    engines.step.loop = slow
+    shared.add([mine, theirs])
+    driving = threading.Thread(target=shared.advance, args=([theirs], 0))
+    driving.start()
+    reading.wait()
+    shared.advance([mine], 0)
+    assert mine.latents is not first
+    driving.join()
