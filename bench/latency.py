@@ -102,6 +102,7 @@ class Timed:
     def __init__(self, inner: Backend) -> None:
         self.name, self.target, self.precision = inner.name, inner.target, inner.precision
         self.batch_pixels, self.compiles_per_shape = inner.batch_pixels, inner.compiles_per_shape
+        self.loops = inner.loops
         self.seconds = 0.0
         self._inner = inner
 
@@ -124,7 +125,7 @@ class _TimedEngine:
 class _TimedLoop:
     def __init__(self, timed: Timed, inner: Loop) -> None:
         self._timed, self._inner = timed, inner
-        self.read, self.close = inner.read, inner.close
+        self.write, self.read, self.close = inner.write, inner.read, inner.close
 
     def run(self, feeds: Mapping[str, Array]) -> None:
         started = time.perf_counter()
