@@ -135,7 +135,8 @@ class Task:
         return tuple(self.shapes.items()), tuple(self.feedback.items())
 
 
-# One step. What the numbers say is enqueued in one stream, in this order; the host waits nowhere but for `landing`.
+# One step. What the numbers say is enqueued in one stream, in this order; the host waits for `landing`, and when the
+# ring is full.
 #
 #   host                                      device
 #   feeds --> image --> ring                  inputs, one block: [ small ... large | state ]

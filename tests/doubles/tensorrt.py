@@ -86,9 +86,12 @@ class Runtime:
 
     def __init__(self, trt: SimulatedTensorRT, logger: SimulatedLogger) -> None:
         self.engine_host_code_allowed = False
-        self._trt, self._logger = trt, logger
+        self._trt, self._logger, self._device = trt, logger, trt.cuda.current
 
     def deserialize_cuda_engine(self, data: bytes) -> ICudaEngine | None:
+        if self._trt.cuda.current is not self._device:
+            self._logger.log(SimulatedLogger.Severity.ERROR, "the runtime was made for another device")
+            return None
         try:
             content = json.loads(data)
         except ValueError:

@@ -178,10 +178,13 @@ def test_a_shape_too_many_releases_the_graphs_of_the_one_unused_for_longest(
 def test_a_picture_more_than_there_are_graphs_for_is_made_without_one(
     ort: SimulatedOnnxRuntime, store: Store, expected: np.ndarray
 ) -> None:
-    engine = opened(store, OnnxRuntime([CUDA]))
-    held = [engine.loop(feeds(), FEEDBACK) for _ in range(4)]
+    backend = OnnxRuntime([CUDA])
+    engine = opened(store, backend)
+    held = [engine.loop(feeds(), FEEDBACK) for _ in range(backend.loops)]
+    for loop in held:
+        loop.run({})
     assert np.array_equal(denoised(engine, feeds(1)), expected)
-    assert not ort.sessions[-1].graphs
+    assert len(ort.sessions[-1].graphs) == len(held)
     for loop in held:
         loop.close()
 
@@ -196,6 +199,14 @@ def test_eight_threads_run_one_after_another_and_get_what_they_get_alone(
             threads.map(lambda seed: denoised(engine, feeds(seed, side=8 + 8 * (seed % 2)), seed, steps=4), jobs)
         )
     assert all(np.array_equal(a, b) for a, b in zip(alone, together, strict=True))
+
+
+def test_on_the_cpu_eight_loops_may_be_open_at_once(store: Store, expected: np.ndarray) -> None:
+    backend = OnnxRuntime(threads=1)
+    engine = opened(store, backend)
+    held = [engine.loop(feeds(seed), FEEDBACK) for seed in range(backend.loops)]
+    assert len(held) == 8
+    assert np.array_equal(denoised(engine, feeds(1)), expected)
 
 
 def test_a_fall_back_to_the_cpu_is_refused(ort: SimulatedOnnxRuntime, store: Store) -> None:

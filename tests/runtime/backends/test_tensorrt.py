@@ -265,6 +265,16 @@ def test_more_threads_than_contexts_wait_and_then_are_told_so(store: Store) -> N
     engine.loop(feeds(), FEEDBACK).close()
 
 
+def test_as_many_loops_are_open_at_once_as_the_backend_says(store: Store) -> None:
+    backend, _ = simulated(settings=Settings(contexts=2, timeout=0))
+    engine = opened(store, backend)
+    held = [engine.loop(feeds(), FEEDBACK) for _ in range(backend.loops)]
+    with pytest.raises(Busy):
+        engine.loop(feeds(), FEEDBACK)
+    for loop in held:
+        loop.close()
+
+
 def test_a_new_shape_takes_the_place_of_the_one_unused_for_longest(store: Store) -> None:
     backend, device = simulated(settings=Settings(contexts=2))
     engine = opened(store, backend)
