@@ -87,9 +87,7 @@ def _create(draft: Path, path: Path) -> None:
     """Give the draft its name if nothing has it. Where files have one name only, its bytes are written once more."""
     try:
         os.link(draft, path)
-    except FileExistsError:
-        raise
-    except OSError:
+    except OSError:  # also where something is there: opening says so as well
         file = path.open("xb")
         try:
             with file:

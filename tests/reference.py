@@ -107,26 +107,18 @@ class Reference:
             return self.unet(*inputs).sample.double().numpy()
 
     def sides(self, one: Wanted) -> list[tuple[float, Callable[[int], np.ndarray]]]:
-        """(weight, call -> context) of each U-Net row: guided = u + sum of weight * cfg * (c - u)."""
+        """(weight, call -> context) of each U-Net row, of its own length: guided = u + sum of weight * cfg * (c - u)."""
         if one.cfg <= 1:
             return [(part.weight, self._picker(part, one.clip_skip, one.emphasis)) for part in one.parts]
         negative = plain(one.negative) if isinstance(one.negative, str) else one.negative
         skip = one.negative_clip_skip or one.clip_skip
         scaled = [(one.cfg * part.weight, part, one.clip_skip) for part in one.parts]
         scaled.append((1 - sum(scale for scale, _, _ in scaled), negative, skip))
-        pickers = [self._picker(part, k, one.emphasis) for _, part, k in scaled]
-        longest = max(len(pick(0)) for pick in pickers)
-        pairs = zip(scaled, pickers, strict=True)
-        return [(scale, self._filled(pick, k, longest)) for (scale, _, k), pick in pairs]
+        return [(scale, self._picker(part, k, one.emphasis)) for scale, part, k in scaled]
 
     def _picker(self, part: Part, clip_skip: int, emphasis: str) -> Callable[[int], np.ndarray]:
         contexts = self.text.contexts([text for _, text in part.texts], clip_skip, emphasis)
         return lambda call: contexts[part.at(call)]
-
-    def _filled(self, pick: Callable[[int], np.ndarray], clip_skip: int, tokens: int) -> Callable[[int], np.ndarray]:
-        missing = (tokens - len(pick(0))) // 77
-        filling = [self.text.empty(clip_skip)] * missing
-        return lambda call: np.concatenate([pick(call), *filling])
 
 
 def noise_of(batch: Sequence[Wanted]) -> Callable[[], Array]:

@@ -82,10 +82,6 @@ class TextReference:
         columns = [emphasise(self.hidden(column, layers), column) for column in zip(*padded, strict=True)]
         return [np.concatenate([column[i] for column in columns]) for i in range(len(texts))]
 
-    def empty(self, clip_skip: int) -> np.ndarray:
-        """[77, D] of the empty prompt, which fills up what is shorter than its opposite."""
-        return self.contexts([()], clip_skip)[0]
-
 
 def _cut(room: list[tuple[int, float]], comma: int) -> int:
     """Where a full chunk ends: after its last comma when that is near enough to the end."""

@@ -1,4 +1,4 @@
-"""CUDA as this package needs it: memory, copies, streams, events and graphs, with every failure as one of our errors.
+"""CUDA as this package needs it: memory, copies, streams and graphs, with every failure as one of our errors.
 
 A thin layer on cuda.bindings.runtime, whose calls return their status as a number: cuda.core raises one exception for
 everything, with the cause only in its text. Devices are counted as CUDA counts them, among the visible ones
@@ -11,7 +11,6 @@ import ctypes
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -21,7 +20,7 @@ from clipskip.errors import BackendUnavailable, ClipskipError, DeviceLost, Devic
 
 from . import Array
 
-Handle: TypeAlias = Any  # a stream, event or graph of the bindings
+Handle: TypeAlias = Any  # a stream or graph of the bindings
 ALIGNMENT = 256  # bytes; of every tensor that TensorRT is given
 
 # After one of these every later call fails as well: the context is gone, and with it all that was on the device.
@@ -34,18 +33,11 @@ STICKY = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Pinned:
-    """Host memory that the device copies from and to while the host goes on: its address, and the bytes as an array."""
-
-    address: int
-    array: Array
-
-
 class Cuda:
     """One device. `runtime` is cuda.bindings.runtime or its double. Thread-safe.
 
-    CUDA has a current device for each thread, which any library may change: every call here is made with this one.
+    CUDA has a current device for each thread, which any library may change: every call here is made with this one
+    current, and leaves it so.
     """
 
     def __init__(self, runtime: Any, index: int = 0) -> None:
@@ -79,37 +71,23 @@ class Cuda:
         """Give device memory back."""
         self._release(self._runtime.cudaFree, address)
 
-    def pin(self, size: int) -> Pinned:
-        """`size` bytes of page-locked host memory."""
+    def pin(self, size: int) -> Array:
+        """`size` bytes of page-locked host memory, which the device copies from and to while the host goes on."""
         address = int(self._call(self._runtime.cudaMallocHost, size, size=size))
-        return Pinned(address, np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address)))
+        return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
 
-    def unpin(self, memory: Pinned) -> None:
-        """Give page-locked memory back. Its array must not be used again."""
-        self._release(self._runtime.cudaFreeHost, memory.address)
+    def unpin(self, memory: Array) -> None:
+        """Give page-locked memory back. It must not be used again."""
+        self._release(self._runtime.cudaFreeHost, memory.ctypes.data)
 
     def free_memory(self) -> int:
         """Bytes that are free on the device now."""
         return int(self._call(self._runtime.cudaMemGetInfo)[0])
 
-    def upload(self, target: int, source: int, size: int, stream: Handle) -> None:
-        """Enqueue a copy from pinned memory to the device."""
-        kind = self._runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
-        self._call(self._runtime.cudaMemcpyAsync, target, source, size, kind, stream)
-
-    def download(self, target: int, source: int, size: int, stream: Handle) -> None:
-        """Enqueue a copy from the device to pinned memory."""
-        kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
-        self._call(self._runtime.cudaMemcpyAsync, target, source, size, kind, stream)
-
-    def move(self, target: int, source: int, size: int, stream: Handle) -> None:
-        """Enqueue a copy on the device."""
-        kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
-        self._call(self._runtime.cudaMemcpyAsync, target, source, size, kind, stream)
-
-    def clear(self, target: int, size: int, stream: Handle) -> None:
-        """Enqueue zeros."""
-        self._call(self._runtime.cudaMemsetAsync, target, 0, size, stream)
+    def copy(self, target: int, source: int, size: int, stream: Handle) -> None:
+        """Enqueue a copy between device and pinned memory, or on the device; CUDA knows addresses apart."""
+        default = self._runtime.cudaMemcpyKind.cudaMemcpyDefault
+        self._call(self._runtime.cudaMemcpyAsync, target, source, size, default, stream)
 
     def stream(self) -> Handle:
         """A stream that does not wait for the default one."""
@@ -123,23 +101,6 @@ class Cuda:
         """Wait for the stream, as far as it still goes, and free it."""
         self._release(self._runtime.cudaStreamSynchronize, stream)
         self._release(self._runtime.cudaStreamDestroy, stream)
-
-    def event(self) -> Handle:
-        """A mark to put into streams."""
-        return self._call(self._runtime.cudaEventCreateWithFlags, self._runtime.cudaEventDisableTiming)
-
-    def mark(self, event: Handle, stream: Handle) -> None:
-        """Put the mark behind everything enqueued so far."""
-        self._call(self._runtime.cudaEventRecord, event, stream)
-
-    def wait_for(self, event: Handle) -> None:
-        """Wait until the stream has come to the mark; costs nothing when it has."""
-        if self._runtime.cudaEventQuery(event)[0] != self._errors.cudaSuccess:
-            self._call(self._runtime.cudaEventSynchronize, event)
-
-    def close_event(self, event: Handle) -> None:
-        """Free the mark."""
-        self._release(self._runtime.cudaEventDestroy, event)
 
     def capture(self, stream: Handle, enqueue: Callable[[], None]) -> Handle | None:
         """What `enqueue` puts into the stream as a graph to launch, not run; None when CUDA cannot capture it.

@@ -5,7 +5,6 @@ One user at a time. Knows nothing of pools, files or what the engine computes.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -66,17 +65,15 @@ class Inputs:
     """The inputs at fixed shapes: a block on the device, its image on the host, and a ring of pinned memory between.
 
     A copy runs when the stream comes to it, so what it reads must stay: every copy has a place of its own in the ring,
-    and a place is used again only after the stream has passed the mark behind its copy. Inputs that the device rewrites
-    (`device_owned`) lie behind the others, where no copy of these reaches them.
+    and when there is no more, the host waits for the stream. Inputs that the device rewrites lie behind the others,
+    where no copy of these reaches them.
     """
 
     def __init__(self, cuda: Cuda, stream: Handle, layout: Layout) -> None:
         self._cuda, self._stream, self._layout = cuda, stream, layout
         self._image = np.zeros(layout.size, np.uint8)
         self._arrays = layout.views(self._image)
-        self._sent: deque[tuple[int, int, Handle]] = deque()  # start and end in the ring, and the mark behind the copy
-        self._marks: list[Handle] = []
-        self._next = 0
+        self._next = 0  # free place in the ring
         with ExitStack() as undo:
             self._block = cuda.allocate(layout.size)
             undo.callback(cuda.free, self._block)
@@ -88,10 +85,6 @@ class Inputs:
         start, size = self._layout.span(name, slot)
         return self._block + start, size
 
-    def clear(self) -> None:
-        """Enqueue zeros for all inputs, which are valid values for every engine. Before anything was sent."""
-        self._cuda.clear(self._block, self._layout.size, self._stream)
-
     def send(self, feeds: Mapping[str, Array]) -> None:
         """Enqueue one copy with the new values of some inputs; nothing when there are none."""
         if not feeds:
@@ -100,45 +93,32 @@ class Inputs:
             check_like(self._arrays[name], name, array)
             self._arrays[name][...] = array
         spans = [self._layout.span(name) for name in feeds]
-        self._upload(min(start for start, _ in spans), max(start + size for start, size in spans))
+        start, end = min(start for start, _ in spans), max(start + size for start, size in spans)
+        self.upload(start, end - start)
 
     def write(self, name: str, slot: int, array: Array) -> None:
         """Enqueue one copy with the new value of one slot of an input."""
-        start, size = self._layout.span(name, slot)
         check_like(self._arrays[name][slot], name, array)
         self._arrays[name][slot] = array
-        self._upload(start, start + size)
+        self.upload(*self._layout.span(name, slot))
 
-    def arrived(self) -> None:
-        """The stream has been waited for: all places are free again."""
-        self._marks += [mark for _, _, mark in self._sent]
-        self._sent.clear()
+    def upload(self, start: int, size: int) -> None:
+        """Enqueue a copy of a part of the image, by way of the ring."""
+        if self._next + size > len(self._ring):
+            self.settle()
+        place, self._next = self._next, self._next + size
+        self._ring[place : place + size] = self._image[start : start + size]
+        self._cuda.copy(self._block + start, self._ring.ctypes.data + place, size, self._stream)
+
+    def settle(self) -> None:
+        """Wait for the stream: then the whole ring is free again."""
+        self._cuda.wait(self._stream)
         self._next = 0
 
     def close(self) -> None:
         """Give all memory back. The stream must be idle."""
-        self.arrived()
-        for mark in self._marks:
-            self._cuda.close_event(mark)
-        self._marks.clear()
         self._cuda.unpin(self._ring)
         self._cuda.free(self._block)
-
-    def _upload(self, start: int, end: int) -> None:
-        """Enqueue a copy of a part of the image by way of the ring, with a mark behind it."""
-        size = end - start
-        if self._next + size > ROUNDS * self._layout.size:
-            self._next = 0
-        place, self._next = self._next, self._next + size
-        while any(first < place + size and place < last for first, last, _ in self._sent):
-            mark = self._sent.popleft()[2]
-            self._marks.append(mark)
-            self._cuda.wait_for(mark)
-        self._ring.array[place : place + size] = self._image[start:end]
-        self._cuda.upload(self._block + start, self._ring.address + place, size, self._stream)
-        mark = self._marks.pop() if self._marks else self._cuda.event()
-        self._sent.append((place, place + size, mark))
-        self._cuda.mark(mark, self._stream)
 
 
 @dataclass(frozen=True)
@@ -202,10 +182,10 @@ class Execution:
         context.set_device_memory(scratch, size)
 
     def warm_up(self) -> None:
-        """Run once on zeros, so that kernels are compiled and TensorRT's own memory is there."""
-        self._inputs.clear()
+        """Run once on zeros, which every engine takes: kernels are compiled, and TensorRT's own memory is there."""
+        self._inputs.upload(0, self._layout.size)
         self._enqueue()
-        self._settle()
+        self._inputs.settle()
 
     def capture(self, capturable: Callable[[Any, int], bool]) -> None:
         """Capture a run as a graph to replay. Where that cannot be, runs go on without: slower, with the same results.
@@ -238,17 +218,17 @@ class Execution:
     def outputs(self) -> dict[str, Array]:
         """All outputs of the last run, on the host; waits for the device."""
         self._cuda.check()
-        self._cuda.download(self._landing.address, self._results, self._outputs.size, self._stream)
-        self._settle()
-        return {name: np.array(array) for name, array in self._outputs.views(self._landing.array).items()}
+        self._cuda.copy(self._landing.ctypes.data, self._results, self._outputs.size, self._stream)
+        self._inputs.settle()
+        return {name: np.array(array) for name, array in self._outputs.views(self._landing).items()}
 
     def read(self, name: str, slot: int | None = None) -> Array:
         """An input as feedback has left it, or one slot of it, on the host; waits for the device."""
         self._cuda.check()
         address, size = self._inputs.address(name, slot)
-        self._cuda.download(self._landing.address, address, size, self._stream)
-        self._settle()
-        return self._layout.parse(self._landing.array[:size], name, slot)
+        self._cuda.copy(self._landing.ctypes.data, address, size, self._stream)
+        self._inputs.settle()
+        return self._layout.parse(self._landing[:size], name, slot)
 
     def close(self) -> None:
         """Wait for what was enqueued and give everything back, the context first."""
@@ -261,11 +241,7 @@ class Execution:
         self._expect(self._context.execute_async_v3(int(self._stream)), "to run")
         for output, source in self._task.feedback.items():
             start, size = self._outputs.span(output)
-            self._cuda.move(self._inputs.address(source)[0], self._results + start, size, self._stream)
-
-    def _settle(self) -> None:
-        self._cuda.wait(self._stream)
-        self._inputs.arrived()
+            self._cuda.copy(self._inputs.address(source)[0], self._results + start, size, self._stream)
 
     def _expect(self, accepted: bool, what: str) -> None:
         """TensorRT answers False and puts the reason into its log; when the device is lost, that is the reason."""

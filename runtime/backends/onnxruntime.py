@@ -1,28 +1,34 @@
-"""ONNX Runtime: the CPU by default, other devices by provider. Where runs are captured, see `captured`."""
+"""ONNX Runtime: the CPU by default, other devices by provider; on CUDA the denoising step as a captured graph."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from functools import partial
+from dataclasses import dataclass
+from functools import cache, partial
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from clipskip.engines import gpu
 from clipskip.engines.manifest import STEP, Artefact
-from clipskip.errors import BackendUnavailable, ClipskipError, DeviceOutOfMemory, EngineIncompatible, RequestError
+from clipskip.errors import BackendUnavailable, Busy, ClipskipError, DeviceOutOfMemory, EngineIncompatible, RequestError
 
-from . import Array, Engine
-from .captured import CAPTURED_LOOPS, NO_GRAPH, SerialEngine, in_turn
+from . import Array, Loop
+from .pool import LentLoop, Pool
 from .providers import CPU, devices, load, named, options
 from .signature import check_like
 
+T = TypeVar("T")
 CPU_PIXELS = 512 * 512  # attention needs 1 GB for one guided picture of this size, and batches bring no speed
 GPU_PIXELS = 4 * 512 * 512
 LOOPS = 8  # of one engine; each has buffers of its own
+CAPTURED_LOOPS = 4  # in use or idle: a captured graph keeps its buffers and its scratch memory
+NO_GRAPH = -1  # ONNX Runtime's number for a run that is neither captured nor replayed; it keeps 0 for itself
 SESSION_BYTES = 16 * 2**20  # what a session of mapped weights takes for itself
 ONE_NODE = (  # y = -x
     b'\x08\n:4\n\r\n\x01x\x12\x01y"\x03Neg:\x00\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
@@ -61,14 +67,15 @@ class OnnxRuntime:
         self._ort, self._provider, self._device, self._settings = ort, provider, device, dict(settings or {})
         self.providers = tuple(dict.fromkeys((*providers, *provider.below)))
         self.name = provider.target
-        self.threads = threads or usable_cores()
+        may_ask = hasattr(os, "sched_getaffinity")  # not so on Windows
+        self.threads = threads or (len(os.sched_getaffinity(0)) if may_ask else os.cpu_count() or 1)
         self.graphs = graphs and provider.graphs is not None and self._settings.get(provider.graphs, "1") == "1"
         self.precision = "fp32" if provider.name == CPU else "fp16"
         self.compiles_per_shape = bool(provider.caches)
         self.loops = CAPTURED_LOOPS if self.graphs else LOOPS
         self.batch_pixels = CPU_PIXELS if provider.kind == "cpu" else GPU_PIXELS
 
-    def open(self, artefact: Artefact, path: Path) -> Engine:
+    def open(self, artefact: Artefact, path: Path) -> OnnxRuntimeEngine:
         """Open the graph. EngineIncompatible; BackendUnavailable where the provider cannot be used after all."""
         if self.graphs and artefact.role == STEP:  # the one that runs in loops
             with suppress(EngineIncompatible):  # ONNX Runtime refuses to capture what it leaves to the CPU in part
@@ -85,7 +92,7 @@ class OnnxRuntime:
         with translated(lambda said: BackendUnavailable(f"{self.providers[0]}: {said}", hint=self._provider.needs)):
             self._opened(ONE_NODE, self._session_options(), told)
 
-    def _engine(self, artefact: Artefact, path: Path, capturing: bool) -> Engine:
+    def _engine(self, artefact: Artefact, path: Path, capturing: bool) -> OnnxRuntimeEngine:
         told = options(self._provider, path, artefact.precision == "fp16", capturing)
         session_options = self._session_options()
         if artefact.role.part == "text":
@@ -93,11 +100,11 @@ class OnnxRuntime:
             # costs megabytes instead of a copy (measured in LOG.md).
             session_options.add_session_config_entry("session.disable_prepacking", "1")
         with translated(lambda said: self._not_opened(path, said)):
-            session = self._opened(str(path), session_options, told)
+            opened = self._opened(str(path), session_options, told)
+        do = in_turn if self.graphs else direct
+        session = Session(opened, do, self._buffer, self._run_options if capturing else None)
         files = artefact.files[:1] if self._provider.kind == "cpu" else artefact.files  # the CPU maps the weights
-        nbytes = SESSION_BYTES + sum(file.size for file in files)
-        engine = OnnxRuntimeEngine(artefact, session, nbytes, self._buffer, self._run_options if capturing else None)
-        return SerialEngine(engine, capturing) if self.graphs else engine
+        return OnnxRuntimeEngine(artefact, session, SESSION_BYTES + sum(file.size for file in files))
 
     def _not_opened(self, path: Path, said: str) -> ClipskipError:
         """The graph's fault, or the provider's."""
@@ -127,7 +134,7 @@ class OnnxRuntime:
                 raise BackendUnavailable(message, hint=self._provider.needs)
             session_options.add_provider_for_devices([present[self._device]], told)
         make = partial(self._ort.InferenceSession, graph, session_options, **arguments)
-        session = in_turn(make) if self.graphs else make()
+        session = _worker().submit(make).result() if self.graphs else make()
         if (used := session.get_providers()[0]) != self.providers[0]:
             message = f"{self.providers[0]} could not be used: ONNX Runtime fell back to {used}"
             raise BackendUnavailable(message, hint=self._provider.needs)
@@ -144,11 +151,6 @@ class OnnxRuntime:
         return run_options
 
 
-def usable_cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 @contextmanager
 def translated(failure: Callable[[str], ClipskipError]) -> Iterator[None]:
     """ONNX Runtime's own errors as ours: its types all live in one module, but for the bindings' RuntimeError."""
@@ -162,40 +164,74 @@ def translated(failure: Callable[[str], ClipskipError]) -> Iterator[None]:
         raise failure(str(error).strip()) from error
 
 
-def failed(said: str) -> ClipskipError:
-    """What ONNX Runtime said while it ran, as an error."""
+def direct(work: Callable[..., T], *arguments: object) -> T:
+    """Do work with a session, here and now."""
     hint = "where memory may have run out, ask for smaller pictures or fewer at once"
-    return BackendUnavailable(f"ONNX Runtime failed while it ran a graph: {said}", hint=hint)
+    with translated(lambda said: BackendUnavailable(f"ONNX Runtime failed while it ran a graph: {said}", hint=hint)):
+        return work(*arguments)
+
+
+def in_turn(work: Callable[..., T], *arguments: object) -> T:
+    """Do work with a session in the one thread for it, and wait for it."""
+    return _worker().submit(direct, work, *arguments).result()
+
+
+@cache
+def _worker() -> ThreadPoolExecutor:
+    """The one thread of a process, whatever its devices, that works with sessions where CUDA graphs are captured.
+
+    ONNX Runtime keeps captured graphs by thread, and it captures in CUDA's mode "global": as long as that lasts, an
+    allocation in any other thread spoils the capture, on whichever device. So a thread for each would be wrong.
+    """
+    return ThreadPoolExecutor(1, thread_name_prefix="onnxruntime-cuda")
+
+
+@dataclass(frozen=True)
+class Session:
+    """An InferenceSession (`inner`) and how work with it is done: `direct`, or `in_turn` where graphs are captured.
+
+    `buffer` makes an OrtValue of an array; `run_options` takes a graph's number, where the session captures.
+    """
+
+    inner: Any
+    do: Callable[..., Any]
+    buffer: Callable[[Array], Any]
+    run_options: Callable[[int], Any] | None
+
+    def options(self, graph: int) -> Any:
+        """What a run is told: which graph to capture or replay."""
+        return self.run_options(graph) if self.run_options else None
 
 
 class OnnxRuntimeEngine:
-    """One session. `buffer` makes an OrtValue of an array; `run_options` are for one that captures, by graph number."""
+    """One session. Loops that are replayed as CUDA graphs are lent and used again; others are made anew each time."""
 
-    def __init__(
-        self,
-        artefact: Artefact,
-        session: Any,
-        nbytes: int,
-        buffer: Callable[[Array], Any],
-        run_options: Callable[[int], Any] | None = None,
-    ) -> None:
+    def __init__(self, artefact: Artefact, session: Session, nbytes: int) -> None:
         self.artefact, self.nbytes = artefact, nbytes
-        self.buffer, self.run_options = buffer, run_options
-        self._session: Any | None = session
+        self._session: Session | None = session
         self._names = [port.name for port in artefact.outputs]
-        self._once = run_options(NO_GRAPH) if run_options else None
+        self._pool: Pool[OnnxRuntimeLoop] = Pool(CAPTURED_LOOPS, timeout=0)
+        self._numbers = count(1)
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        assert self._session is not None
-        with translated(failed):
-            results = self._session.run(self._names, dict(feeds), self._once)
+        session = self._session
+        assert session is not None
+        results = session.do(session.inner.run, self._names, dict(feeds), session.options(NO_GRAPH))
         return dict(zip(self._names, results, strict=True))
 
-    def loop(self, feeds: Mapping[str, Array], feedback: Mapping[str, str], graph: int = NO_GRAPH) -> OnnxRuntimeLoop:
-        assert self._session is not None
-        return OnnxRuntimeLoop(self, self._session, feeds, feedback, graph)
+    def loop(self, feeds: Mapping[str, Array], feedback: Mapping[str, str]) -> Loop:
+        session = self._session
+        assert session is not None
+        if session.run_options:
+            key = tuple((name, array.shape) for name, array in feeds.items()), tuple(feedback.items())
+            with suppress(Busy):  # a picture more than there are graphs for is made without one
+                return LentLoop(
+                    self, self._pool, key, lambda: OnnxRuntimeLoop(session, feeds, feedback, next(self._numbers)), feeds
+                )
+        return OnnxRuntimeLoop(session, feeds, feedback)
 
     def close(self) -> None:
+        self._pool.close()
         self._session = None
 
 
@@ -206,59 +242,64 @@ class OnnxRuntimeLoop:
     """
 
     def __init__(
-        self,
-        engine: OnnxRuntimeEngine,
-        session: Any,
-        feeds: Mapping[str, Array],
-        feedback: Mapping[str, str],
-        graph: int,
+        self, session: Session, feeds: Mapping[str, Array], feedback: Mapping[str, str], graph: int = NO_GRAPH
     ) -> None:
         self._session, self._feedback, self._graph, self._captured = session, dict(feedback), graph, False
-        self._run_options = engine.run_options(graph) if engine.run_options else None
-        with translated(failed):
-            self._binding = session.io_binding()
-            self._inputs = {name: engine.buffer(array) for name, array in feeds.items()}
-            self._outputs = {name: engine.buffer(feeds[source]) for name, source in feedback.items()}
-            for name, value in self._inputs.items():
-                self._binding.bind_ortvalue_input(name, value)
-            for name, value in self._outputs.items():
-                self._binding.bind_ortvalue_output(name, value)
+        self._options, self._binding = session.options(graph), session.do(session.inner.io_binding)
+        self._inputs: dict[str, Any] = {}  # OrtValues
+        self._outputs: dict[str, Any] = {}
+        session.do(self._bind, feeds)
 
     def load(self, feeds: Mapping[str, Array]) -> None:
         """New values for some inputs."""
-        with translated(failed):
-            for name, array in feeds.items():
-                self._inputs[name].update_inplace(np.ascontiguousarray(array))
+        self._session.do(self._send, feeds)
 
     def write(self, name: str, slot: int, array: Array) -> None:
-        """New values for one slot of an input: on a device all of it comes and goes, for an OrtValue has no parts."""
-        with translated(failed):
-            value = self._inputs[name]
-            values = value.numpy()
-            check_like(values[slot], name, array)
-            values[slot] = array
-            if values.ctypes.data != value.data_ptr():
-                value.update_inplace(values)
+        """A new value for one slot of an input."""
+        self._session.do(self._write, name, slot, array)
 
     def run(self, feeds: Mapping[str, Array]) -> None:
         """Rewrite the named inputs and run once."""
-        self.load(feeds)
-        with translated(failed):
-            self._session.run_with_iobinding(self._binding, self._run_options)
-            self._captured = self._graph != NO_GRAPH
-            for name, source in self._feedback.items():
-                self._inputs[source].update_inplace(self._outputs[name])
+        self._session.do(self._step, feeds)
 
     def read(self, name: str, slot: int | None = None) -> Array:
         """A host copy of an input, or of one slot of it, as the last run left it."""
-        with translated(failed):
-            values = self._inputs[name].numpy()
-            return np.array(values if slot is None else values[slot])
+        values = self._session.do(self._inputs[name].numpy)
+        return np.array(values if slot is None else values[slot])
 
     def close(self) -> None:
         """Give the buffers back. May be called twice."""
         if self._captured:
-            with suppress(ClipskipError), translated(failed):  # after a failure there is nothing to forget
-                self._session.release_captured_graph(self._graph)
+            with suppress(ClipskipError):  # after a failure of the device there is nothing to forget
+                self._session.do(self._session.inner.release_captured_graph, self._graph)
         self._captured, self._binding = False, None
-        self._inputs, self._outputs = {}, {}
+        self._inputs.clear()
+        self._outputs.clear()
+
+    def _bind(self, feeds: Mapping[str, Array]) -> None:
+        for name, array in feeds.items():
+            self._inputs[name] = self._session.buffer(array)
+            self._binding.bind_ortvalue_input(name, self._inputs[name])
+        for name, source in self._feedback.items():
+            self._outputs[name] = self._session.buffer(feeds[source])
+            self._binding.bind_ortvalue_output(name, self._outputs[name])
+
+    def _send(self, feeds: Mapping[str, Array]) -> None:
+        for name, array in feeds.items():
+            self._inputs[name].update_inplace(np.ascontiguousarray(array))
+
+    def _write(self, name: str, slot: int, array: Array) -> None:
+        """In place on the CPU; on a device all of the input comes and goes, for an OrtValue has no parts."""
+        value = self._inputs[name]
+        values = value.numpy()
+        check_like(values[slot], name, array)
+        values[slot] = array
+        if values.ctypes.data != value.data_ptr():
+            value.update_inplace(values)
+
+    def _step(self, feeds: Mapping[str, Array]) -> None:
+        self._send(feeds)
+        self._session.inner.run_with_iobinding(self._binding, self._options)
+        self._captured = self._graph != NO_GRAPH
+        for name, source in self._feedback.items():
+            self._inputs[source].update_inplace(self._outputs[name])

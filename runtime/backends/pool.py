@@ -17,13 +17,13 @@ from clipskip.errors import Busy, DeviceOutOfMemory, RequestError
 from . import Array, Loop
 
 
-class Closable(Protocol):
-    """What a pool may hold."""
+class Bound(Loop, Protocol):
+    """A loop that can be used again: with new values for all inputs it is as good as new."""
 
-    def close(self) -> None: ...
+    def load(self, feeds: Mapping[str, Array]) -> None: ...
 
 
-T = TypeVar("T", bound=Closable)
+T = TypeVar("T", bound=Bound)
 
 
 class Pool(Generic[T]):
@@ -124,31 +124,22 @@ class Pool(Generic[T]):
             self._idle.popitem(last=False)[0].close()
 
 
-class Bound(Loop, Protocol):
-    """A loop that can be used again: with new values for all inputs it is as good as new."""
-
-    def load(self, feeds: Mapping[str, Array]) -> None: ...
-
-
-B = TypeVar("B", bound=Bound)
-
-
-class LentLoop(Generic[B]):
+class LentLoop(Generic[T]):
     """A loop (see Loop) that a pool lends: given back when it is closed, and lost when an error goes through it.
 
     `owner` is an engine, which what it lends must not outlive.
     """
 
     def __init__(
-        self, owner: object, pool: Pool[B], key: Hashable, make: Callable[[], B], feeds: Mapping[str, Array]
+        self, owner: object, pool: Pool[T], key: Hashable, make: Callable[[], T], feeds: Mapping[str, Array]
     ) -> None:
         self._owner, self._pool, self._key = owner, pool, key
-        self._bound: B | None = pool.take(key, make)
+        self._bound: T | None = pool.take(key, make)
         with self._guarded() as bound:
             bound.load(feeds)
 
     @contextmanager
-    def _guarded(self) -> Iterator[B]:
+    def _guarded(self) -> Iterator[T]:
         if self._bound is None:
             raise RequestError("this loop is closed")
         try:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from clipskip.engines.manifest import Artefact, Dim, Port
+from clipskip.engines.manifest import Artefact, AxisRange, Dim, Port
 from clipskip.engines.shapes import Shape, sized
 from clipskip.errors import RequestError
 
@@ -25,7 +25,8 @@ def bind(artefact: Artefact, feeds: Mapping[str, Array], build_command: str) -> 
         for axis, size in _axes(role, port, feeds[port.name]):
             if sizes.setdefault(axis, size) != size:
                 raise RequestError(f"{role}: axis {axis} is {sizes[axis]} and {size} at once", field=port.name)
-    outside = [axis for axis, size in sizes.items() if not _fits(artefact, axis, size)]
+    limits = {axis: artefact.axes.get(axis, AxisRange(1, size, size)) for axis, size in sizes.items()}
+    outside = [axis for axis, limit in limits.items() if not limit.minimum <= sizes[axis] <= limit.maximum]
     if outside:
         needed = ", ".join(f"{axis} = {sizes[axis]}" for axis in outside)
         ranges = ", ".join(f"{name} {axis.minimum} to {axis.maximum}" for name, axis in artefact.axes.items())
@@ -59,8 +60,3 @@ def _axes(role: str, port: Port, array: Array) -> Iterator[tuple[str, int]]:
             yield dimension.axis, size // dimension.factor
         elif dimension != size:
             raise RequestError(f"{role}: {port.name} has {size} where {dimension} is needed", field=port.name)
-
-
-def _fits(artefact: Artefact, axis: str, size: int) -> bool:
-    limit = artefact.axes.get(axis)
-    return size > 0 and (limit is None or limit.minimum <= size <= limit.maximum)

@@ -10,7 +10,7 @@ import os
 import threading
 import warnings
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from weakref import WeakSet
 
 import numpy as np
 
-from clipskip.engines.gpu import Gpu, cuda_runtime
+from clipskip.engines.gpu import cuda_runtime
 from clipskip.engines.manifest import Artefact
 from clipskip.engines.store import build_command
 from clipskip.engines.tensorrt_config import PACKAGES, load_package
@@ -71,9 +71,7 @@ class TensorRT:
         """Open the engine. EngineIncompatible for another version, GPU or signature; DeviceOutOfMemory."""
         self.cuda.check()
         command = build_command(path.parent.parent, artefact.target, artefact.precision)
-        check_version(artefact, f"{PACKAGES[self.name]} {self._trt.__version__}", command)
-        supported = default_capabilities(self._trt) if self.target == "tensorrt-rtx" else []
-        check_device(artefact, self.cuda.gpu, supported, self.settings.strict_device, command)
+        self._check_fit(artefact, command)
         plan = path.read_bytes()
         if len(plan) > self.cuda.free_memory() and not (self.relieve() and len(plan) <= self.cuda.free_memory()):
             raise DeviceOutOfMemory(f"{artefact.role} needs {len(plan) / 1e9:.1f} GB of GPU memory, more than is free")
@@ -110,6 +108,27 @@ class TensorRT:
         """The last that TensorRT said."""
         return "; ".join(self._said) or "it does not say why"
 
+    def _check_fit(self, artefact: Artefact, command: str) -> None:
+        """Package version, architecture and model of GPU must be those it was built for; of the model, a warning."""
+        role, gpu, facts = str(artefact.role), self.cuda.gpu, artefact.provenance
+        built, package = facts.get("package", "an unknown package"), f"{PACKAGES[self.name]} {self._trt.__version__}"
+        if built != package:
+            message = f"{role} was built with {built}, installed is {package}"
+            raise EngineIncompatible(message, field=role, hint=f"build it again: {command}")
+        capabilities, own = facts.get("compute capability", "default"), gpu.compute_capability
+        if capabilities == "default":
+            capabilities = ", ".join(default_capabilities(self._trt)) if self.target == "tensorrt-rtx" else ""
+        if own not in capabilities.split(", "):
+            message = f"{role} was built for compute capability {capabilities}; {gpu.name} has {own}"
+            other = f"{command} --compute-capability {own}, or, where that is not offered, --target tensorrt"
+            raise EngineIncompatible(message, field=role, hint=other)
+        device = facts.get("device", "any")
+        if device not in ("any", gpu.identity):
+            message = f"{role} was tuned on {device}; this is {gpu.identity}: it may be slow or fail"
+            if self.settings.strict_device:
+                raise EngineIncompatible(message, field=role, hint=f"build it here: {command}")
+            warnings.warn(message, RuntimeWarning, stacklevel=3)
+
     def _check_signature(self, artefact: Artefact, engine: Any, path: Path) -> None:
         """The engine's own inputs and outputs must be the manifest's."""
         trt = self._trt
@@ -142,34 +161,6 @@ def _logger(trt: Any, said: deque[str]) -> Any:
                 said.append(message)
 
     return Logger()
-
-
-def check_version(artefact: Artefact, package: str, hint: str) -> None:
-    """`package` is "name version", as the builder recorded it; engines only run under the version that built them."""
-    built = artefact.provenance.get("package", "an unknown package")
-    if built != package:
-        message = f"{artefact.role} was built with {built}, installed is {package}"
-        raise EngineIncompatible(message, field=str(artefact.role), hint=f"build it again: {hint}")
-
-
-def check_device(artefact: Artefact, gpu: Gpu, supported: Sequence[str], strict: bool, hint: str) -> None:
-    """The GPU's architecture must be one that the engine has code for; another model of it is worth a warning.
-
-    `supported`: what an engine built for the package's "default" has code for.
-    """
-    recorded = artefact.provenance.get("compute capability", "default")
-    built = list(supported) if recorded == "default" else recorded.split(", ")
-    own, role = gpu.compute_capability, str(artefact.role)
-    if own not in built:
-        message = f"{role} was built for compute capability {', '.join(built)}; {gpu.name} has {own}"
-        other = f"{hint} --compute-capability {own}, or, where that is not offered, --target tensorrt"
-        raise EngineIncompatible(message, field=role, hint=other)
-    device = artefact.provenance.get("device", "any")
-    if device not in ("any", gpu.identity):
-        message = f"{role} was tuned on {device}; this is {gpu.identity}: it may be slow or fail"
-        if strict:
-            raise EngineIncompatible(message, field=role, hint=f"build it here: {hint}")
-        warnings.warn(message, RuntimeWarning, stacklevel=2)
 
 
 def default_capabilities(trt: Any) -> list[str]:

@@ -14,14 +14,13 @@ import numpy as np
 
 from clipskip.backends import Array
 
-from .device import GIGABYTE, POISON, Event, SimulatedDevice, SimulatedMachine, Stream, Work
+from .device import GIGABYTE, POISON, SimulatedDevice, SimulatedMachine, Stream, Work
 
 
 class SimulatedCuda(SimulatedMachine):
     """Stands for the module cuda.bindings.runtime. Work for a stream of another device than the current one fails."""
 
     cudaStreamNonBlocking = 1
-    cudaEventDisableTiming = 2
     cudaError_t = IntEnum(
         "cudaError_t",
         {
@@ -36,9 +35,7 @@ class SimulatedCuda(SimulatedMachine):
             "cudaErrorStreamCaptureInvalidated": 901, "cudaErrorExternalDevice": 911, "cudaErrorUnknown": 999,
         },
     )  # fmt: skip
-    cudaMemcpyKind = IntEnum(
-        "cudaMemcpyKind", {"cudaMemcpyHostToDevice": 1, "cudaMemcpyDeviceToHost": 2, "cudaMemcpyDeviceToDevice": 3}
-    )
+    cudaMemcpyKind = IntEnum("cudaMemcpyKind", {"cudaMemcpyDefault": 4})
     cudaStreamCaptureMode = IntEnum("cudaStreamCaptureMode", {"cudaStreamCaptureModeThreadLocal": 1})
 
     def __init__(self, capability: tuple[int, int] = (8, 9), memory: int = 8 * GIGABYTE, devices: int = 1) -> None:
@@ -115,19 +112,14 @@ class SimulatedCuda(SimulatedMachine):
             return self._result()
 
     def cudaMemcpyAsync(self, target: int, source: int, size: int, kind: Any, stream: Stream) -> tuple[Any, ...]:
-        direction, device = self.cudaMemcpyKind(kind).name.removeprefix("cudaMemcpy"), stream.device
+        device = stream.device
+        direction = f"{device.side(source)}To{device.side(target)}"
         device.note("copy" if stream.graph is None else "captured copy", size, direction)
 
         def copy() -> None:
             device.view(target, size)[:] = device.view(source, size)
 
         device.enqueue(stream, copy)
-        return self._result()
-
-    def cudaMemsetAsync(self, target: int, value: int, size: int, stream: Stream) -> tuple[Any, ...]:
-        if self._elsewhere(stream):
-            return (self.cudaError_t.cudaErrorInvalidResourceHandle,)
-        stream.device.enqueue(stream, lambda: stream.device.view(target, size).fill(value))
         return self._result()
 
     def cudaStreamCreateWithFlags(self, flags: int) -> tuple[Any, ...]:
@@ -169,32 +161,4 @@ class SimulatedCuda(SimulatedMachine):
             return (self.cudaError_t.cudaErrorInvalidResourceHandle,)
         stream.device.note("launch")
         stream.queue.extend(graph)
-        return self._result()
-
-    def cudaEventCreateWithFlags(self, flags: int) -> tuple[Any, ...]:
-        self.current.note("event")
-        return self._result(Event(self.current))
-
-    def cudaEventDestroy(self, event: Event) -> tuple[Any, ...]:
-        return self._result()
-
-    def cudaEventRecord(self, event: Event, stream: Stream) -> tuple[Any, ...]:
-        if event.device is not stream.device:
-            return (self.cudaError_t.cudaErrorInvalidResourceHandle,)
-        event.stream = stream
-        event.open += 1
-
-        def passed() -> None:
-            event.open -= 1
-
-        stream.put(passed)
-        return self._result()
-
-    def cudaEventQuery(self, event: Event) -> tuple[Any, ...]:
-        return (self.cudaError_t.cudaErrorNotReady,) if event.open else self._result()
-
-    def cudaEventSynchronize(self, event: Event) -> tuple[Any, ...]:
-        event.device.note("wait for event")
-        assert event.stream is not None
-        event.stream.run(lambda: not event.open)
         return self._result()

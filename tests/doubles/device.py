@@ -72,15 +72,6 @@ class Stream:
                 self.queue.popleft()()
 
 
-@dataclass
-class Event:
-    """A mark in a stream; `open` recordings have not been come to yet."""
-
-    device: SimulatedDevice
-    stream: Stream | None = None
-    open: int = 0
-
-
 class SimulatedDevice:
     """`trace` is every call so far; `faults` may be set at any time."""
 
@@ -103,6 +94,10 @@ class SimulatedDevice:
     def address(self) -> int:
         """Where the next allocation lies."""
         return DEVICE_BASE * (self.index + 1) + next(self._numbers) * 16 * GIGABYTE
+
+    def side(self, address: int) -> str:
+        """Where an address lies: on the "Device", or on the "Host"."""
+        return "Device" if address >= DEVICE_BASE else "Host"
 
     def note(self, name: str, size: int = 0, direction: str = "") -> None:
         """Put a call into the trace."""

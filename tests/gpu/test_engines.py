@@ -153,6 +153,39 @@ def five_steps(engine: Engine, feeds: dict[str, Array]) -> Array:
     return state
 
 
+def test_an_image_that_joins_a_running_loop_is_the_cpu_s(
+    pair: Callable[[str], tuple[Engine, Engine]], engines: Path
+) -> None:
+    """Slots are written between two steps that nobody waits for, and read one by one."""
+    feeds = two_images(step_feeds(Store(engines).manifest().model.width))
+    found, exact = (with_a_newcomer(engine, feeds) for engine in pair("step"))
+    assert relative_error(found, exact) <= 1e-2
+    assert relative_error(found[0], found[1]) > 0.1, "the images are different"
+
+
+def two_images(feeds: dict[str, Array]) -> dict[str, Array]:
+    """A batch of two images, of two rows each, that are alike."""
+    twice = {name: np.concatenate([array, array]) for name, array in feeds.items()}
+    twice["rows"] = np.array([0, 0, 1, 1])
+    twice["mix"] = np.array([[-6, 7, 0, 0], [0, 0, -6, 7]], np.float32)
+    return twice
+
+
+def with_a_newcomer(engine: Engine, feeds: dict[str, Array]) -> Array:
+    new = step_feeds(feeds["context"].shape[-1], seed=1)
+    loop = engine.loop(feeds, FEEDBACK)
+    loop.run({})
+    loop.write("state", 1, new["state"][0])
+    loop.write("timestep", 1, np.float32(200))
+    for row in (0, 1):
+        loop.write("context", 2 + row, new["context"][row])
+    for _ in range(3):
+        loop.run({})
+    states = np.stack([loop.read("state", slot)[0] for slot in (0, 1)])
+    loop.close()
+    return states
+
+
 @pytest.fixture(scope="module")
 def pipes(engines: Path, backend: Backend) -> Iterator[tuple[Pipeline, Pipeline]]:
     """The GPU's pipeline and the CPU's."""

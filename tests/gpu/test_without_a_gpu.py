@@ -23,7 +23,7 @@ def run_gpu_tests(*arguments: str, **environment: str) -> subprocess.CompletedPr
 
 
 def test_they_pass_on_the_doubles_and_end_with_a_table(sample_fp16_store: Path, sample_checkpoint: Path) -> None:
-    chosen = "autoencoder or five_steps"
+    chosen = "autoencoder or five_steps or joins"
     done = run_gpu_tests("-k", chosen, CLIPSKIP_TEST_GPU="simulated", CLIPSKIP_TEST_CHECKPOINT=str(sample_checkpoint))
     assert done.returncode == 0, done.stdout
     assert "decode" in done.stdout

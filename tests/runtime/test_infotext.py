@@ -157,6 +157,9 @@ def test_the_random_source_is_read(written: str, rng: str) -> None:
         ("Sampler: DPM++ 2M, Schedule type: Automatic", "DPM++ 2M", "automatic"),
         ("Sampler: Euler, Schedule type: SGM Uniform", "Euler", "sgm_uniform"),
         ("Sampler: dpm++2m karras", "dpm++2m", "karras"),
+        ("Sampler: Karras", "Karras", "automatic"),
+        ('Sampler: "Euler a', '"Euler a', "automatic"),
+        ('Sampler: "Euler, a"', "Euler, a", "automatic"),
     ],
 )
 def test_the_schedule_is_read_from_its_own_setting_or_from_the_samplers_name(

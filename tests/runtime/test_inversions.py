@@ -39,6 +39,10 @@ def test_every_layout_and_float_format_gives_float32_rows(
     np.testing.assert_array_equal(inversions.vectors, vectors(*shape).reshape(-1, WIDTH).numpy())
 
 
+def test_as_many_vectors_as_a_chunk_has_room_for_are_taken(tmp_path: Path) -> None:
+    assert load(write(tmp_path / "x.safetensors", emb_params=vectors(75, WIDTH)), WIDTH).spans == {"x": range(75)}
+
+
 def test_the_known_key_is_taken_when_other_tensors_lie_beside_it(tmp_path: Path) -> None:
     path = write(tmp_path / "x.safetensors", emb_params=vectors(2, WIDTH), step=torch.tensor([7]))
     assert load(path, WIDTH).spans == {"x": range(2)}
@@ -60,7 +64,7 @@ def test_files_and_folders_are_joined_in_one_array_and_each_file_counts_once(tmp
     write(folder / "deeper" / "c.safetensors", emb_params=vectors(3, WIDTH, start=200))
     (folder / "._a.safetensors").write_bytes(b"what macOS leaves behind")
     (folder / "readme.txt").write_text("not an inversion")
-    inversions = load([first, str(folder), folder], WIDTH)
+    inversions = load([first, str(folder), folder / "deeper" / "..", folder], WIDTH)
     assert inversions.spans == {"a": range(2), "b": range(2, 3), "c": range(3, 6)}
     assert [inversions.vectors[rows[0], 0] for rows in inversions.spans.values()] == [0, 100, 200]
     assert inversions.notes == ()

@@ -200,6 +200,14 @@ def test_a_picture_that_cannot_be_written_is_a_storage_error_and_leaves_nothing(
     assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
 
 
+def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "pipe.png"
+    os.mkfifo(path)
+    with pytest.raises(StorageError, match="is there and is no file"):
+        save(PIXELS, path, RESOLVED, MODEL, ENGINES)
+    assert path.is_fifo()
+
+
 def test_the_json_is_the_truth_where_the_two_texts_differ() -> None:
     both = pnginfo(RESOLVED, MODEL, ENGINES)
     both.add_text("parameters", A1111)

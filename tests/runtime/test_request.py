@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from strategies import DEPTH_FIELDS, FLAG_FIELDS, FRACTION_FIELDS, TEXT_FIELDS, WHOLE_FIELDS, requests
 
 from clipskip.errors import RequestError
-from clipskip.fields import parse
+from clipskip.fields import parse, ranges
 from clipskip.request import ALIASES, FIELDS, Request, check_types
 
 HUGE = pytest.param(10**5000, id="huge")
@@ -214,6 +214,17 @@ def test_plain_decimals_are_numbers(text: str, number: float) -> None:
 )
 def test_anything_else_stays_text(text: str) -> None:
     assert parse(text) == text
+
+
+def test_a_list_of_numbers_may_have_ranges_and_repeats() -> None:
+    assert ranges("skips", "5-8, 1,2,6,999") == [1, 2, 5, 6, 7, 8, 999]
+
+
+@pytest.mark.parametrize("text", ["", "1,", "2-1", "1-1000", "1000", "-1", "a", "1.5", "1-", "٢"])
+def test_what_is_no_list_of_numbers_is_refused(text: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        ranges("skips", text)
+    assert caught.value.field == "skips"
 
 
 def test_typed_fields_become_numbers_only_where_the_field_takes_numbers() -> None:

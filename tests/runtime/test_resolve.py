@@ -113,6 +113,45 @@ def test_a_wrong_value_is_refused_by_name_with_what_would_be_right(given, field,
     assert (caught.value.message, caught.value.field) == (message, field)
 
 
+LIMIT_VALUES = [
+    {"steps": 1},
+    {"steps": 1000},
+    {"cfg": 0},
+    {"cfg": 100},
+    {"batch": 1},
+    {"batch": 100},
+    {"comma_backtrack": 0},
+    {"comma_backtrack": 74},
+    {"subseed_strength": 1, "subseed": 2**64 - 1},
+    {"seed": 0},
+    {"width": 2048, "height": 2048},
+    {"width": 65536, "height": 64},
+]
+
+
+@pytest.mark.parametrize("fields", LIMIT_VALUES, ids=str)
+def test_the_ends_of_a_range_are_in_it(fields):
+    found = resolved(**fields).request
+    assert {name: getattr(found, name) for name in fields} == fields
+
+
+def test_no_more_steps_are_made_than_the_model_was_trained_on():
+    model = dataclasses.replace(MODEL, train_steps=400)
+    assert resolving.resolved("", steps=400, model=model).request.steps == 400
+    with pytest.raises(RequestError, match=r"steps must be 1\.\.400, not 401"):
+        resolving.resolved("", steps=401, model=model)
+
+
+def test_a_subseed_is_kept_and_drawn_only_where_it_is_used():
+    assert resolved(subseed=5).request.subseed == 5
+    assert resolved().request.subseed is None
+    assert 0 <= resolved(subseed_strength=0.5).request.subseed < 2**32
+
+
+def test_guidance_below_1_counts_as_1():
+    assert [text.weight for text in resolved(cfg=0.5, negative_prompt="x").texts] == [1]
+
+
 def test_an_unknown_sampler_is_refused_with_the_closest_one():
     with pytest.raises(RequestError) as caught:
         resolved(sampler="Euler b")
@@ -123,6 +162,7 @@ def test_an_unknown_sampler_is_refused_with_the_closest_one():
 def test_a_negative_prompt_without_guidance_is_noted():
     assert not [note for note in resolved(cfg=2, negative_prompt="x").notes if "negative prompt" in note]
     assert [note for note in resolved(cfg=1, negative_prompt="x").notes if "negative prompt" in note]
+    assert not [note for note in resolved(prompt="a AND b", cfg=1, negative_prompt="x").notes if "negative" in note]
 
 
 def test_a_batch_counts_seeds_up_and_wraps_around():

@@ -51,8 +51,7 @@ def same(one: list[Result], other: list[Result]) -> bool:
     return all(np.array_equal(a, b) for a, b in zip(pixels(one), pixels(other), strict=True))
 
 
-@pytest.mark.parametrize("graphs", [True, False])
-@pytest.mark.parametrize("layers", DEPTHS)
+@pytest.mark.parametrize(("layers", "graphs"), [(0, True), (5, False), (11, False), (12, True)])
 def test_a_picture_at_every_depth_is_onnx_runtime_s_bit_for_bit(
     store: Path, expected: Pipeline, layers: int, graphs: bool
 ) -> None:
@@ -89,14 +88,16 @@ def test_twenty_steps_cost_twenty_launches_and_copies_two_synchronisations_and_n
         device.trace.clear()
         pipe.run([Request(prompt="a red circle", seed=2, **twenty)])
         trace = list(device.trace)
-    assert Counter((call.name, call.direction) for call in trace) == {
-        ("copy", "HostToDevice"): 20 + 1,  # one a step, the first being the whole request; and the decoder's latents
+    first = [call.name for call in trace].index("launch")
+    assert {(call.name, call.direction) for call in trace[:first]} == {("copy", "HostToDevice")}
+    assert Counter((call.name, call.direction) for call in trace[first:]) == {
+        ("copy", "HostToDevice"): 19 + 1,  # one a step; and the decoder's latents
         ("launch", ""): 20,
         ("run", ""): 1,  # the decoder
         ("copy", "DeviceToHost"): 2,
         ("synchronise", ""): 2,
     }
-    steps = [call.size for call in trace if call.direction == "HostToDevice"][1:20]
+    steps = [call.size for call in trace[first:] if call.direction == "HostToDevice"][:19]
     assert max(steps) < 2048
 
 
@@ -112,12 +113,13 @@ def test_the_second_request_at_a_depth_opens_and_allocates_nothing(store: Path) 
 
 def test_the_number_of_texts_changes_no_picture_and_few_shapes_are_compiled(store: Path, expected: Pipeline) -> None:
     prompts = ["a red circle", "a ring AND a star", "a red star AND a blue ring AND a cross AND a white square"]
-    with clipskip.open(store, backend=simulated()[0]) as pipe:
+    backend, _ = simulated()
+    with clipskip.open(store, backend=backend) as pipe:
         for prompt in prompts:
             request = Request(prompt=prompt, seed=1, **{**SMALL, "cfg": 1.0, "steps": 1})
             assert same(pipe.run([request]), expected.run([request]))
-        with pipe._residents.use("text-12") as engine:
-            assert sorted(dict(key[0])["tokens"][0] for key in engine._pool._idle.values()) == [2, 4]
+        shapes = [dict(key[0]) for pool in backend._pools for key in pool._idle.values()]  # type: ignore[call-overload]
+        assert sorted(shape["tokens"][0] for shape in shapes if "tokens" in shape) == [2, 4]
 
 
 def test_a_picture_through_cuda_graphs_of_onnx_runtime_is_the_cpu_s_bit_for_bit(

@@ -101,7 +101,7 @@ def test_without_new_noise_a_step_copies_less_than_two_kilobytes(store: Store) -
     loop = engine.loop(inputs, FEEDBACK)
     device.trace.clear()
     loop.run({name: inputs[name] for name in ("c_in", "timestep", "update")})
-    assert [call.name for call in device.trace] == ["copy", "event", "launch"]
+    assert [call.name for call in device.trace] == ["copy", "launch"]
     assert device.trace[0].size < 2048
     loop.close()
 
@@ -125,7 +125,8 @@ def test_hundreds_of_steps_without_waiting_keep_every_copy_intact(store: Store) 
     inputs = feeds(3)
     found = denoised(opened(store, backend), inputs, steps=300)
     assert np.array_equal(found, denoised(reference(store), inputs, steps=300))
-    assert any(call.name == "wait for event" for call in device.trace), "the ring of pinned memory was never full"
+    waits = Counter(call.name for call in device.trace)["synchronise"]
+    assert 2 < waits < 30, "beside warm-up and result, the host only waits when the ring of pinned memory is full"
 
 
 @pytest.mark.parametrize("graphs", [True, False])
@@ -140,14 +141,11 @@ def test_a_join_is_one_copy_of_each_slot_s_bytes_and_a_step_stays_one_small_copy
     inputs = feeds(0, batch=3, rows=6)
     loop = opened(store, backend).loop(inputs, FEEDBACK)
     writes = list(newcomer(1, inputs))
-    for _ in range(2):  # the first time, marks are made
-        device.trace.clear()
-        for name, slot, array in writes:
-            loop.write(name, slot, array)
-        loop.run({name: inputs[name] for name in ("c_in", "timestep", "update")})
-        trace = list(device.trace)
-        loop.read("state")
-    *copies, step, launch = trace
+    device.trace.clear()
+    for name, slot, array in writes:
+        loop.write(name, slot, array)
+    loop.run({name: inputs[name] for name in ("c_in", "timestep", "update")})
+    *copies, step, launch = device.trace
     sent = [np.asarray(array).nbytes for _, _, array in writes]
     assert [(call.name, call.size, call.direction) for call in copies] == [
         ("copy", size, "HostToDevice") for size in sent
