@@ -18,7 +18,7 @@ import numpy as np
 
 import clipskip
 from clipskip.backends import Array, Backend, backend_named
-from clipskip.backends.onnxruntime import usable_cores
+from clipskip.backends.onnxruntime import OnnxRuntime
 from clipskip.bench.measure import Seconds, interleaved, summary, table
 from clipskip.engines.manifest import Artefact
 from clipskip.engines.shapes import sized
@@ -47,7 +47,7 @@ def measure(path: str | Path, target: str = "onnxruntime", *, steps: int = 20, r
         "model": model.name,
         "version": clipskip.__version__,
         "steps": steps,
-        "cores": usable_cores(),
+        "cores": OnnxRuntime().threads,
         "backend": backend.describe(),
         "stages": {name: summary(seconds) for name, seconds in stages.items()},
     }
