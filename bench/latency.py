@@ -7,20 +7,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 import clipskip
-from clipskip.backends import Array, Backend, Engine, Loop, backend_named
+from clipskip.backends import Array, Backend, backend_named
+from clipskip.backends.onnxruntime import OnnxRuntime
 from clipskip.bench.measure import Seconds, interleaved, summary, table
-from clipskip.engines.manifest import Artefact, Port
+from clipskip.engines.manifest import Artefact
+from clipskip.engines.shapes import sized
 from clipskip.engines.store import Store
 
 PROMPT = "a large red circle on a green background"
@@ -30,57 +31,42 @@ FIRST_PICTURE = "import sys, clipskip; clipskip.open(sys.argv[1], backend=sys.ar
 def measure(path: str | Path, target: str = "onnxruntime", *, steps: int = 20, rounds: int = 5) -> dict[str, Any]:
     """All stages of one guided picture at the model's default size; figures are medians of `rounds`, at least 5."""
     store, backend, rounds = Store(path), backend_named(target), max(5, rounds)
-    model = store.manifest().model.name  # a missing store is said here, not by the processes that are measured
-    stages = {
-        **_starting(path, target, rounds),
-        **_engines(store, backend, rounds),
-        **_pictures(path, backend, steps, rounds),
-    }
+    model = store.manifest().model  # a missing store is said here, not by the processes that are measured
+    command = [sys.executable, "-c", FIRST_PICTURE, str(path), target, PROMPT]
+    start = {"first picture, from process start": lambda: subprocess.run(command, check=True)}
+    stages = interleaved(start, rounds)
+    latent = model.default_size // 8
+    sizes = {"B": 1, "N": 2, "R": 2, "T": 77, "E": 1, "h": latent, "w": latent}
+    for artefact in store.manifest().artefacts:
+        used = str(artefact.role) != "encode"  # by no request
+        if used and (artefact.target, artefact.precision) == (backend.target, backend.precision):
+            stages |= _engine(artefact, backend, store.verify(artefact), sizes, rounds)
+    stages |= _pictures(path, backend, steps, rounds)
     return {
         "bench": "latency",
-        "model": model,
+        "model": model.name,
         "version": clipskip.__version__,
         "steps": steps,
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": OnnxRuntime().threads,
         "backend": backend.describe(),
         "stages": {name: summary(seconds) for name, seconds in stages.items()},
     }
 
 
-def _starting(path: str | Path, target: str, rounds: int) -> dict[str, Seconds]:
-    command = [sys.executable, "-c", FIRST_PICTURE, str(path), target, PROMPT]
-    return interleaved({"first picture, from process start": lambda: subprocess.run(command, check=True)}, rounds)
-
-
-def _engines(store: Store, backend: Backend, rounds: int) -> dict[str, Seconds]:
-    """Opening and running each engine on its own: one picture, which is two rows of text and of the U-Net."""
-    side = store.manifest().model.default_size // 8
-    sizes = {"B": 1, "N": 2, "R": 2, "T": 77, "E": 1, "h": side, "w": side}
-    taken: dict[str, Seconds] = {}
-    for role in [*(f"text-{layers:02}" for layers in range(13)), "step", "decode"]:
-        if store.manifest().find(role, backend.target, backend.precision) is None:
-            continue
-        artefact = store.find(role, backend.target, backend.precision)
-        taken |= _engine(artefact, backend, store.verify(artefact), sizes, rounds)
-    return taken
-
-
 def _engine(
     artefact: Artefact, backend: Backend, path: Path, sizes: Mapping[str, int], rounds: int
 ) -> dict[str, Seconds]:
-    feeds = {port.name: _example(port, sizes) for port in artefact.inputs}
+    """Opening and running one engine on its own: one picture, which is two rows of text and of the U-Net."""
+    random = np.random.default_rng(0)  # over ten: indices become 0, which is always valid
+    feeds = {
+        port.name: (random.standard_normal(sized(port, sizes)) / 10).astype(port.dtype) for port in artefact.inputs
+    }
     opening = interleaved({f"open {artefact.role}": lambda: backend.open(artefact, path).close()}, rounds)
     engine = backend.open(artefact, path)
     try:
-        return opening | interleaved({artefact.role: lambda: engine.run(feeds)}, 4 * rounds, warmups=3)
+        return opening | interleaved({str(artefact.role): lambda: engine.run(feeds)}, 4 * rounds, warmups=3)
     finally:
         engine.close()
-
-
-def _example(port: Port, sizes: Mapping[str, int]) -> Array:
-    shape = [axis if isinstance(axis, int) else sizes[axis] for axis in port.shape]
-    values = np.random.default_rng(0).standard_normal(shape) / 10  # indices become 0, which is always valid
-    return values.astype(port.dtype)
 
 
 def _pictures(path: str | Path, backend: Backend, steps: int, rounds: int) -> dict[str, Seconds]:
@@ -88,7 +74,7 @@ def _pictures(path: str | Path, backend: Backend, steps: int, rounds: int) -> di
     timed = Timed(backend)
     host: Seconds = []
     request = clipskip.Request(prompt=PROMPT, negative_prompt="blue", steps=steps, seed=1)
-    with clipskip.open(path, backend=timed) as pipe:
+    with clipskip.open(path, backend=cast(Backend, timed)) as pipe:
         whole = interleaved({f"picture, {steps} steps": lambda: pipe(request)}, rounds)
         for _ in range(rounds):
             outside = [time.perf_counter() - timed.seconds for _ in pipe.steps(request)]
@@ -97,40 +83,26 @@ def _pictures(path: str | Path, backend: Backend, steps: int, rounds: int) -> di
 
 
 class Timed:
-    """A backend that adds up the seconds spent inside engines; honest where `Loop.run` waits, as on the CPU."""
+    """A backend, or an engine or loop of it, that adds up the seconds in `run`; honest where that waits: on the CPU."""
 
-    def __init__(self, inner: Backend) -> None:
-        self.name, self.target, self.precision = inner.name, inner.target, inner.precision
-        self.batch_pixels, self.compiles_per_shape = inner.batch_pixels, inner.compiles_per_shape
-        self.loops = inner.loops
+    def __init__(self, inner: Any, outer: Timed | None = None) -> None:
         self.seconds = 0.0
-        self._inner = inner
+        self._inner, self._outer = inner, outer or self
 
-    def open(self, artefact: Artefact, path: Path) -> Engine:
-        return _TimedEngine(self, self._inner.open(artefact, path))
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
 
-    def describe(self) -> dict[str, str]:
-        return self._inner.describe()
+    def open(self, artefact: Artefact, path: Path) -> Timed:
+        return Timed(self._inner.open(artefact, path), self._outer)
 
+    def loop(self, feeds: Mapping[str, Array], feedback: Mapping[str, str]) -> Timed:
+        return Timed(self._inner.loop(feeds, feedback), self._outer)
 
-class _TimedEngine:
-    def __init__(self, timed: Timed, inner: Engine) -> None:
-        self.artefact, self._timed, self._inner = inner.artefact, timed, inner
-        self.nbytes, self.run, self.close = inner.nbytes, inner.run, inner.close
-
-    def loop(self, feeds: Mapping[str, Array], feedback: Mapping[str, str]) -> Loop:
-        return _TimedLoop(self._timed, self._inner.loop(feeds, feedback))
-
-
-class _TimedLoop:
-    def __init__(self, timed: Timed, inner: Loop) -> None:
-        self._timed, self._inner = timed, inner
-        self.write, self.read, self.close = inner.write, inner.read, inner.close
-
-    def run(self, feeds: Mapping[str, Array]) -> None:
+    def run(self, feeds: Mapping[str, Array]) -> Any:
         started = time.perf_counter()
-        self._inner.run(feeds)
-        self._timed.seconds += time.perf_counter() - started
+        outputs = self._inner.run(feeds)
+        self._outer.seconds += time.perf_counter() - started
+        return outputs
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -87,13 +87,13 @@ def _lack(check: Callable[[], object]) -> dict[str, str | None] | None:
     return None
 
 
-def _first_gpu() -> gpu.Gpu:
-    return gpu.gpus(gpu.cuda_runtime())[0]
+def _default_gpu() -> gpu.Gpu:
+    return gpu.describe(gpu.cuda_runtime(), 0)
 
 
 def _rtx_run() -> None:
     supported = default_capabilities(load_package("tensorrt-rtx"))
-    device = _first_gpu()
+    device = _default_gpu()
     if device.compute_capability not in (*supported, "7.5"):
         message = f"TensorRT-RTX has no code for {device.name} (compute capability {device.compute_capability})"
         raise BackendUnavailable(message, hint="use --target tensorrt")
@@ -107,7 +107,7 @@ _CHECKS: dict[str, dict[str, Callable[[], object]]] = {
     **{target: {"run": partial(_onnxruntime, provider.name)} for target, provider in BY_TARGET.items()},
     "tensorrt-rtx": {"build": partial(load_builder, "tensorrt-rtx"), "run": _rtx_run},
     "tensorrt": {
-        "build": lambda: (load_builder("tensorrt"), _first_gpu()),
-        "run": lambda: (load_package("tensorrt"), _first_gpu()),
+        "build": lambda: (load_builder("tensorrt"), _default_gpu()),
+        "run": lambda: (load_package("tensorrt"), _default_gpu()),
     },
 }

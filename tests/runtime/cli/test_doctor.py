@@ -55,7 +55,7 @@ def test_without_a_driver_tensorrt_rtx_still_builds(monkeypatch: pytest.MonkeyPa
     def no_driver(runtime: Any) -> Any:
         raise BackendUnavailable("no NVIDIA driver on this machine", hint="install one")
 
-    monkeypatch.setattr(gpu, "gpus", no_driver)
+    monkeypatch.setattr(gpu, "check_driver", no_driver)
     facts = machine(monkeypatch, None)
     assert facts["targets"]["tensorrt-rtx"]["build"] is None
     assert facts["targets"]["tensorrt-rtx"]["run"] == {
