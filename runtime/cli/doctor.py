@@ -99,12 +99,11 @@ def _rtx_run() -> None:
         raise BackendUnavailable(message, hint="use --target tensorrt")
 
 
-def _onnxruntime(provider: str) -> None:
-    OnnxRuntime(providers=[provider]).check()
-
-
 _CHECKS: dict[str, dict[str, Callable[[], object]]] = {
-    **{target: {"run": partial(_onnxruntime, provider.name)} for target, provider in BY_TARGET.items()},
+    **{
+        target: {"run": partial(lambda name: OnnxRuntime(providers=[name]).check(), provider.name)}
+        for target, provider in BY_TARGET.items()
+    },
     "tensorrt-rtx": {"build": partial(load_builder, "tensorrt-rtx"), "run": _rtx_run},
     "tensorrt": {
         "build": lambda: (load_builder("tensorrt"), _default_gpu()),

@@ -19,7 +19,7 @@ from . import Outcome, Verbs, output, store_verb
 if TYPE_CHECKING:
     import PIL.Image
 
-    from clipskip.pipeline import Pipeline, Result
+    from clipskip.pipeline import Result
 
 TOGETHER = 16  # requests that are planned and saved at once: a failure later loses none of them
 
@@ -57,7 +57,7 @@ def generate(args: argparse.Namespace) -> Outcome:
     destination = output.Destination(args.out, args.overwrite, sum(request.batch for request in requests))
     pictures: list[dict[str, Any]] = []
     warnings: dict[str, None] = {}
-    with _opened(args) as pipe:
+    with clipskip.open(args.store, backend=args.target, embeddings=args.embeddings) as pipe:
         for start in range(0, len(requests), TOGETHER):
             for result in output.steps(pipe.steps(*requests[start : start + TOGETHER])):
                 pictures += _saved(result, destination)
@@ -86,7 +86,7 @@ def grid(args: argparse.Namespace) -> Outcome:
         raise RequestError(f"both axes vary {x.field}", field="axis")
     cells = sheet.requests(base, x, y)
     destination = output.Destination(args.out, args.overwrite, 1)
-    with _opened(args) as pipe:
+    with clipskip.open(args.store, backend=args.target, embeddings=args.embeddings) as pipe:
         results = output.steps(pipe.steps(*cells))
     first = results[0]
     path = destination.save(0, _writer(first, sheet.draw(results, x, y), first.request))
@@ -102,10 +102,6 @@ def _writer(result: Result, image: PIL.Image.Image, request: Request) -> Callabl
     from clipskip import metadata
 
     return partial(metadata.save, image, request=request, model=result.model, engines=result.engines)
-
-
-def _opened(args: argparse.Namespace) -> Pipeline:
-    return clipskip.open(args.store, backend=args.target, embeddings=args.embeddings)
 
 
 def _requests(args: argparse.Namespace) -> list[Request]:
