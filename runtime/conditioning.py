@@ -15,17 +15,18 @@ from threading import Lock
 from typing import Generic, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from clipskip.engines.manifest import Role
 
 from .backends import Array, Engine
-from .emphasis import emphasise
 from .engine_cache import EngineCache
 from .errors import RequestError
 from .prompt.parts import Text
 from .resolve import Resolved
 
 BUDGET = 64 * 2**20  # bytes of each cache
+Floats = npt.NDArray[np.float32]
 V = TypeVar("V")
 
 
@@ -119,6 +120,28 @@ def _network_row(text: Text, encoded: Mapping[tuple[int, tuple[int, ...]], Array
     flat = contexts.reshape(len(distinct), -1, contexts.shape[-1])
     which = tuple(map(distinct.index, text.variants))
     return NetworkRow(text.weight, text.ends, which, tuple({"context": context} for context in flat))
+
+
+def emphasise(context: Floats, weights: Floats, mode: str = "Original", counts: Sequence[int] | None = None) -> Floats:
+    """Weight the vectors of one chunk position, as AUTOMATIC1111's `Emphasis` setting does.
+
+    `context` is float32 [V, 77, D]: the same chunk position of all V schedule variants of one prompt, after the
+    depth's LayerNorm; `weights` is [V, 77]; `counts` says how often the prompt's schedule names each variant (once, if
+    not given). "Original" multiplies each token's vector by its weight and then scales
+    the whole array so that its mean is what it was; "No norm" only multiplies; "Ignore" and "None" change nothing.
+    Weights of 1 change no bit in any mode. Where the weighted mean is 0, A1111 divides by it; here it is not scaled.
+    """
+    if mode in ("Ignore", "None") or np.all(weights == 1):
+        return context
+    weighted = context * np.asarray(weights, np.float32)[..., None]
+    if mode == "No norm":
+        return weighted
+    before, after = _mean(context, counts), _mean(weighted, counts)
+    return weighted * np.float32(before / after) if after else weighted
+
+
+def _mean(context: Floats, counts: Sequence[int] | None) -> float:
+    return float(np.average(context.mean(axis=(1, 2), dtype=np.float64), weights=counts))
 
 
 class _Recent(Generic[V]):

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from clipskip.engines.manifest import Artefact, Identity, Role
+from clipskip.engines.manifest import STEP, Artefact, Role
 from clipskip.engines.store import Store
 
 from .backends import Backend, Engine
@@ -24,7 +24,8 @@ class _Entry:
 class EngineCache:
     """Text engines come and go within `text_budget` bytes, the one used last is always kept; other engines stay open.
 
-    Thread-safe. An engine is opened once for all threads, and never closed while somebody uses it.
+    Thread-safe. An engine is opened once for all threads, and never closed while somebody uses it. Engines are of the
+    precision that the backend prefers, or of the other one where only that has a step engine.
     """
 
     def __init__(self, store: Store, backend: Backend, text_budget: int) -> None:
@@ -32,11 +33,15 @@ class EngineCache:
         self._entries: OrderedDict[Role, _Entry] = OrderedDict()  # the least recently used first
         self._lock = threading.RLock()
         self._closed = False
-        self._precision = self._available_precision()
+        self._artefacts: dict[Role, Artefact] = {}
+        here = {each.precision for each in store.manifest().artefacts if each.identity[:2] == (STEP, backend.target)}
+        self._precision = backend.precision if backend.precision in here else min(here, default=backend.precision)
 
     def artefact(self, role: Role) -> Artefact:
         """The artefact that a role is opened from. EngineMissing with the command that builds it."""
-        return self._store.find(role, self._backend.target, self._precision)
+        if role not in self._artefacts:
+            self._artefacts[role] = self._store.find(role, self._backend.target, self._precision)
+        return self._artefacts[role]
 
     @contextmanager
     def use(self, role: Role) -> Iterator[Engine]:
@@ -78,11 +83,3 @@ class EngineCache:
                 engine = self._entries.pop(role).engine
                 excess -= engine.nbytes
                 engine.close()
-
-    def _available_precision(self) -> str:
-        """The backend's preferred precision, or the other one where only that has a step engine."""
-        preferred, target = self._backend.precision, self._backend.target
-        for precision in (preferred, "fp16" if preferred == "fp32" else "fp32"):
-            if self._store.manifest().find(Identity(Role("step"), target, precision)):
-                return precision
-        return preferred

@@ -52,6 +52,7 @@ def chunks(
     return packer.finish()
 
 
+@lru_cache(maxsize=4)
 def empty_chunk(tokenizer: Tokenizer) -> Chunk:
     """The chunk of an empty prompt."""
     return chunks("", tokenizer)[0]

@@ -6,7 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from clipskip.emphasis import MODES, emphasise
+from clipskip.conditioning import emphasise
+from clipskip.request import FIELDS
 
 Array = npt.NDArray[np.float32]
 
@@ -51,7 +52,7 @@ def test_ignored_weights_change_nothing(context: Array, weights: Array, mode: st
     np.testing.assert_array_equal(emphasise(context, weights, mode), context)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", FIELDS["emphasis"].choices)
 def test_weights_of_one_change_no_bit(context: Array, mode: str) -> None:
     np.testing.assert_array_equal(emphasise(context, np.ones((3, 77), np.float32), mode), context)
 

@@ -22,13 +22,15 @@ class Library:
     target, precision = "onnx", "fp32"
 
     def __init__(self):
-        self.opened, self.closed, self.fail = [], [], None
+        self.opened, self.closed, self.fail, self.there = [], [], None, ["fp32", "fp16"]
 
     def find(self, role, target, precision):
         return role
 
     def manifest(self):
-        return SimpleNamespace(find=lambda identity: True)
+        return SimpleNamespace(
+            artefacts=[SimpleNamespace(identity=(STEP, "onnx"), precision=each) for each in self.there]
+        )
 
     def verify(self, role):
         return "path"
@@ -124,6 +126,6 @@ def test_a_failed_opening_leaves_nothing_behind():
 
 def test_the_other_precision_is_taken_where_only_that_is_there():
     library = Library()
-    library.manifest = lambda: SimpleNamespace(find=lambda identity: identity.precision == "fp16")
     library.find = lambda role, target, precision: precision
-    assert cache_of(library).artefact(STEP) == "fp16"
+    for library.there, precision in (["fp32", "fp16"], "fp32"), (["fp16"], "fp16"), ([], "fp32"):
+        assert cache_of(library).artefact(STEP) == precision

@@ -6,7 +6,7 @@ import pytest
 import resolving
 from facts import MODEL, step_artefact
 
-from clipskip import emphasis, noise
+from clipskip import noise
 from clipskip.errors import RequestError
 from clipskip.request import FIELDS, Request
 from clipskip.resolve import Limits
@@ -293,4 +293,3 @@ def test_a_prompt_whose_chunks_would_fill_the_memory_is_not_remembered():
 
 def test_the_table_names_what_there_is_to_choose_from():
     assert FIELDS["rng"].choices == tuple(noise.SOURCES)
-    assert FIELDS["emphasis"].choices == emphasis.MODES
