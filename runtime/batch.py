@@ -130,7 +130,11 @@ class Batch:
         self._changed = set()
         images = self.images
         finished = [image for image in images if image.call + 1 == len(image.table)]
-        self._finish(finished)
+        states = self._loop.read(STATE) if len(finished) > 1 else None  # one is read by itself
+        for image in finished:
+            slot = self._slots.index(image)
+            image.latents = (self._loop.read(STATE, slot) if states is None else states[slot])[0]
+            self._leave(image)
         for image in images:
             image.call += 1  # last, for other threads look at it
         return finished
@@ -155,31 +159,30 @@ class Batch:
             self._loop = None
 
     def _fit(self) -> None:
-        """Give the joining images free places; where these are too few or too many, prepare a loop of another shape."""
+        """Give the joining images free places; where these are too few or too many, prepare a loop of another shape.
+
+        The state goes from one loop to the next through the host.
+        """
         axes, images = self._engine.artefact.axes, self.images
         slots, rows = (axes[axis].maximum if axis in axes else 2**31 for axis in ("B", "N"))
         count = sum(len(image.rows) for image in images)
-        shape = bucket(len(images), slots), count if self._exact_rows else bucket(count, rows)
-        if self._loop is None or shape != (len(self._slots), len(self._rows)):
-            self._rebind(images, *shape)
+        slots, rows = bucket(len(images), slots), count if self._exact_rows else bucket(count, rows)
+        if self._loop is None or (slots, rows) != (len(self._slots), len(self._rows)):
+            states = self._loop.read(STATE) if self._loop else self._arrays.get(STATE, np.empty(0))
+            kept = {image: states[slot] for slot, image in enumerate(self._slots) if image is not None}
+            self.close()
+            sizes = {"B": slots, "N": rows, "T": TOKENS * self.chunks, "h": self.size[1], "w": self.size[2]}
+            ports = self._engine.artefact.inputs
+            self._arrays = {port.name: np.zeros(sized(port, sizes), port.dtype) for port in ports}
+            self._slots, self._rows, self._written = [None] * slots, [None] * rows, {}
+            for image in images:
+                self._arrays[STATE][self._place(image)] = kept[image] if image in kept else image.first_state()
+            self._lay_out()
         elif self._joining:
             for image in self._joining:
                 self._loop.write(STATE, self._place(image), image.first_state())
             self._lay_out()
         self._joining = []
-
-    def _rebind(self, images: Sequence[Image], slots: int, rows: int) -> None:
-        """Everything for a loop of this shape with these images in it; their state goes through the host."""
-        states = [] if self._loop is None else self._loop.read(STATE)
-        kept = {image: states[slot] for slot, image in enumerate(self._slots) if image is not None}
-        self.close()
-        sizes = {"B": slots, "N": rows, "T": TOKENS * self.chunks, "h": self.size[1], "w": self.size[2]}
-        ports = self._engine.artefact.inputs
-        self._arrays = {port.name: np.zeros(sized(port, sizes), port.dtype) for port in ports}
-        self._slots, self._rows, self._written = [None] * slots, [None] * rows, {}
-        for image in images:
-            self._arrays[STATE][self._place(image)] = kept[image] if image in kept else image.first_state()
-        self._lay_out()
 
     def _place(self, image: Image) -> int:
         """The slot that is now the image's; its rows have places as well."""
@@ -210,15 +213,6 @@ class Batch:
             value = np.concatenate([value] * (array.shape[axis + 1] // value.shape[axis]), axis)
         array[place] = value
         self._changed.add(name)
-
-    def _finish(self, finished: Sequence[Image]) -> None:
-        """Take images out of their slots with their latents; one is read by itself, several at once."""
-        assert self._loop is not None
-        states = self._loop.read(STATE) if len(finished) > 1 else None
-        for image in finished:
-            slot = self._slots.index(image)
-            image.latents = (self._loop.read(STATE, slot) if states is None else states[slot])[0]
-            self._leave(image)
 
     def _leave(self, image: Image) -> None:
         """Free the image's places; an empty slot remembers nothing."""

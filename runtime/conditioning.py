@@ -47,10 +47,6 @@ class NetworkRow:
         """The inputs at a call, counted from 0 (A1111 compares the call with the last step: one call late)."""
         return self.variants[self.which[min(bisect_left(self.ends, call), len(self.ends) - 1)]]
 
-    @property
-    def nbytes(self) -> int:
-        return sum(array.nbytes for variant in self.variants for array in variant.values())
-
 
 class TextEncoder:
     """Encodes with the text engines of `engines`; remembers chunks encoded at a depth, and whole rows.
@@ -68,11 +64,19 @@ class TextEncoder:
         """The rows of every request, one for each of its texts; all that is new at a depth is encoded at once."""
         keys = [[(text, each.request.emphasis) for text in each.texts] for each in requests]
         rows = {key: row for key in {k for each in keys for k in each} if (row := self._rows.get(key)) is not None}
-        fresh = {key: None for each in keys for key in each if key not in rows}
-        contexts = self._encode(text for text, _ in fresh)
+        fresh = list(dict.fromkeys(key for each in keys for key in each if key not in rows))
+        encoded = self._encode(text for text, _ in fresh)
         for text, emphasis in fresh:
-            rows[text, emphasis] = row = _network_row(text, contexts, emphasis)
-            self._rows.put((text, emphasis), row, row.nbytes)
+            counts = Counter(text.variants)  # each counts as often as the schedule names it
+            distinct = list(counts)
+            contexts = np.stack([[encoded[text.layers, chunk.tokens] for chunk in variant] for variant in distinct])
+            weights = np.array([[chunk.weights for chunk in variant] for variant in distinct], dtype=np.float32)
+            for i in range(contexts.shape[1]):
+                contexts[:, i] = emphasise(contexts[:, i], weights[:, i], emphasis, list(counts.values()))
+            variants = tuple({"context": context.reshape(-1, context.shape[-1])} for context in contexts)
+            row = NetworkRow(text.weight, text.ends, tuple(map(distinct.index, text.variants)), variants)
+            rows[text, emphasis] = row
+            self._rows.put((text, emphasis), row, contexts.nbytes)
         return [tuple(rows[key] for key in each) for each in keys]
 
     def _encode(self, texts: Iterable[Text]) -> dict[tuple[int, tuple[int, ...]], Array]:
@@ -107,19 +111,6 @@ class TextEncoder:
             padded = np.pad(rows, ((0, size - len(rows)), (0, 0)), mode="edge")
             contexts.append(engine.run({"tokens": padded, "concepts": self._concepts})["context"][: len(rows)])
         return np.concatenate(contexts)
-
-
-def _network_row(text: Text, encoded: Mapping[tuple[int, tuple[int, ...]], Array], emphasis: str) -> NetworkRow:
-    """Apply emphasis to the encoded variants of a text; each counts as often as its schedule names it."""
-    counts = Counter(text.variants)
-    distinct = list(counts)
-    contexts = np.stack([[encoded[text.layers, chunk.tokens] for chunk in variant] for variant in distinct])
-    weights = np.array([[chunk.weights for chunk in variant] for variant in distinct], dtype=np.float32)
-    for position in range(contexts.shape[1]):
-        contexts[:, position] = emphasise(contexts[:, position], weights[:, position], emphasis, list(counts.values()))
-    flat = contexts.reshape(len(distinct), -1, contexts.shape[-1])
-    which = tuple(map(distinct.index, text.variants))
-    return NetworkRow(text.weight, text.ends, which, tuple({"context": context} for context in flat))
 
 
 def emphasise(context: Floats, weights: Floats, mode: str = "Original", counts: Sequence[int] | None = None) -> Floats:

@@ -7,10 +7,10 @@ for everybody's images. Knows nothing of requests and pictures.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 
-from clipskip.engines.manifest import Role
+from clipskip.engines.manifest import STEP
 from clipskip.engines.shapes import LATENT
 
 from .backends import Array
@@ -79,13 +79,6 @@ class Driver:
 
     def latents(self, images: Sequence[Image]) -> list[Array]:
         """The images [4,h,w] as they are between two calls of the network, at unit variance."""
-        with self._turn():
-            places = {image: batch for batch in self._batches for image in batch.images}
-            return [places[image].latents(image) if image in places else image.unit(image.latents) for image in images]
-
-    @contextmanager
-    def _turn(self) -> Iterator[None]:
-        """Nobody else touches the batches meanwhile."""
         with self._changed:
             self._visitors += 1
             while self._busy:
@@ -93,7 +86,8 @@ class Driver:
             self._visitors -= 1
             self._busy = True
         try:
-            yield
+            places = {image: batch for batch in self._batches for image in batch.images}
+            return [places[image].latents(image) if image in places else image.unit(image.latents) for image in images]
         finally:
             self._end_turn()
 
@@ -118,9 +112,10 @@ class Driver:
     def _step(self) -> None:
         """Let images join, then run the network for the batch whose turn it is; its failure is its images'."""
         self._admit()
-        if not self._batches:
+        batch = next((batch for batch in self._batches if batch.images), None)
+        if batch is None:
             return
-        batch = self._batches.pop(0)
+        self._batches.remove(batch)
         self._batches.append(batch)
         images = batch.images
         try:
@@ -140,37 +135,31 @@ class Driver:
         with self._changed:
             waiting = list(self._waiting)
         for image in waiting:
-            kin = next((batch for batch in self._batches if self._akin(batch, image)), None)
-            if kin is None and len(self._batches) == self._loops:
+            lengths = [batch.chunks for batch in self._batches if batch.size == image.latents.shape]
+            length = image.chunks
+            if self._share_lengths:
+                length = min((each for each in lengths if each % length == 0), default=length)
+            kind = image.latents.shape, length
+            batch = next((batch for batch in self._batches if (batch.size, batch.chunks) == kind), None)
+            if batch is None and len(self._batches) == self._loops:
                 return
-            if kin is not None and not self._has_room(kin, image):
+            if batch is not None and not self._has_room(batch, image):
                 continue
             with self._changed:
                 self._waiting.remove(image)
             try:
-                (kin or self._open(image)).add(image)
+                if not self._batches:  # the first batch opens the step engine, the last one to close gives it back
+                    self._engine = self._held.enter_context(self._engines.use(STEP))
+                if batch is None:
+                    self._batches.append(Batch(self._engine, image, exact_rows=self._exact_rows))
+                (batch or self._batches[-1]).add(image)
             except Exception as error:
                 self._failures[image] = error
 
-    def _akin(self, batch: Batch, image: Image) -> bool:
-        """Whether an image can join a batch as far as size and length go."""
-        if batch.size != image.latents.shape:
-            return False
-        return batch.chunks == image.chunks or (self._share_lengths and batch.chunks % image.chunks == 0)
-
     def _has_room(self, batch: Batch, image: Image) -> bool:
-        _, height, width = batch.size
-        most = min(self._limits.batch, self._limits.pixels // (height * width * LATENT**2))
+        most = min(self._limits.batch, self._limits.pixels // (batch.size[1] * batch.size[2] * LATENT**2))
         rows = sum(len(each.rows) for each in (*batch.images, image))
         return len(batch.images) < most and rows <= self._limits.rows
-
-    def _open(self, image: Image) -> Batch:
-        """A new batch of this image's kind; the first one opens the step engine, the last one to go gives it back."""
-        if not self._batches:
-            self._engine = self._held.enter_context(self._engines.use(Role("step")))
-        batch = Batch(self._engine, image, exact_rows=self._exact_rows)
-        self._batches.append(batch)
-        return batch
 
     def _close(self, batch: Batch) -> None:
         batch.close()

@@ -139,7 +139,10 @@ class Pipeline:
     def steps(self, *requests: Request | str) -> Iterator[Progress]:
         """As `run`, yielding whenever the network was called; to cancel, stop iterating."""
         clock = _Clock()
-        resolved = [self._resolved(request) for request in requests]
+        readers = self._limits, self._tokenizer, self._inversions
+        resolved = [resolve(as_request(request), self.model, *readers) for request in requests]
+        for layers in {text.layers for each in resolved for text in each.texts}:
+            self._engines.artefact(Role("text", layers))  # EngineMissing, before any engine runs
         groups = [self._images(*each) for each in zip(resolved, self._text.rows(resolved), strict=True)]
         images = [image for group in groups for image in group]
         clock.lap("text")
@@ -167,13 +170,6 @@ class Pipeline:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-    def _resolved(self, request: Request | str) -> Resolved:
-        """The request without open questions. Whatever can be refused is refused here, before any engine runs."""
-        resolved = resolve(as_request(request), self.model, self._limits, self._tokenizer, self._inversions)
-        for text in resolved.texts:
-            self._engines.artefact(Role("text", text.layers))
-        return resolved
 
     def _images(self, resolved: Resolved, rows: Sequence[NetworkRow]) -> list[Image]:
         """The images of one request: they share everything but their noise."""
