@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from doubles.cuda import SimulatedCuda
 from doubles.onnxruntime import SimulatedOnnxRuntime
 from doubles.store import TARGET, publish_plans, simulated
 
@@ -23,7 +24,8 @@ from clipskip.engines.store import Store
 from clipskip.errors import DeviceLost, DeviceOutOfMemory, EngineCorrupt, NumericalError, RequestError
 from clipskip.pipeline import Pipeline, Result
 
-SMALL = {"width": 64, "height": 64, "steps": 3, "cfg": 5.0}
+SMALL_SIZE = {"width": 64, "height": 64}
+SMALL = {**SMALL_SIZE, "steps": 3, "cfg": 5.0}
 DEPTHS = {0: 13, 5: 8, 11: 2, 12: 1}  # layers kept -> A1111's clip skip
 
 
@@ -227,3 +229,77 @@ def test_a_flipped_bit_in_an_engine_is_refused_before_tensorrt_sees_it(store: Pa
     with clipskip.open(root, backend=backend) as pipe, pytest.raises(EngineCorrupt, match="SHA-256"):
         pipe.run([Request(prompt="a red circle", seed=1, **SMALL)])
     assert not [call for call in device.trace if call.name == "launch"]
+
+
+def test_after_warming_up_the_first_request_opens_compiles_captures_and_allocates_nothing(store: Path) -> None:
+    backend, device = simulated()
+    with clipskip.open(store, backend=backend, warm=[(64, 64, 1)]) as pipe:
+        assert [call.name for call in device.trace if call.name == "capture"] == ["capture"]
+        device.trace.clear()
+        pipe("a red circle", negative_prompt="blue", seed=1, **SMALL)
+        assert not [call for call in device.trace if call.name in ("malloc", "pin", "capture", "stream")]
+
+
+def test_joining_costs_one_slot_written_and_leaving_one_slot_read_and_nothing_is_allocated(
+    store: Path, expected: Pipeline
+) -> None:
+    requests = [
+        Request(prompt="a red circle", negative_prompt="blue", seed=seed, steps=12, **SMALL_SIZE) for seed in range(4)
+    ]
+    backend, device = simulated()
+    with clipskip.open(store, backend=backend, warm=[(64, 64, count) for count in (1, 2, 4)]) as pipe:
+        pipe("a red circle", negative_prompt="blue", seed=9, steps=1, **SMALL_SIZE)
+        running = [pipe.steps(request) for request in requests]
+        for steps in running[:3]:
+            next(steps)
+        slot = 6 * 4 * 8 * 8 * 4  # bytes of one image's state
+        device.trace.clear()
+        next(running[3])  # joins three others in a loop for four
+        joining = [(call.name, call.direction) for call in device.trace]
+        sizes = [call.size for call in device.trace if call.direction == "HostToDevice"]
+        assert Counter(joining) == {("copy", "HostToDevice"): 2, ("launch", ""): 1}
+        assert sizes[0] == slot
+        device.trace.clear()
+        next(running[3])
+        assert [call.name for call in device.trace] == ["copy", "launch"]
+        assert device.trace[0].size < 4096
+        running.pop(1).close()  # leaves, and its slot stays free
+        next(running[0])  # what the others' calls have done for it meanwhile
+        device.trace.clear()
+        next(running[0])
+        assert [call.name for call in device.trace] == ["copy", "launch"]
+        device.trace.clear()
+        *_, last = running[0]
+        assert not [call for call in device.trace if call.name in ("malloc", "pin", "capture", "stream")]
+        assert same(list(last.results), expected.run(requests[:1]))
+        for steps, request in zip(running[1:], requests[2:], strict=True):
+            *_, last = steps
+            assert same(list(last.results), expected.run([request]))
+
+
+def test_two_pipelines_on_two_devices_of_one_process_leave_each_other_alone(store: Path, expected: Pipeline) -> None:
+    machine = SimulatedCuda(devices=2)
+    request = Request(prompt="a red circle", seed=1, **SMALL)
+    backends = [simulated(machine, index=index)[0] for index in range(2)]
+    with clipskip.open(store, backend=backends[0]) as one, clipskip.open(store, backend=backends[1]) as other:
+        assert same(one.run([request]), expected.run([request]))
+        assert not machine.devices[1].trace
+        machine.devices[0].trace.clear()
+        assert same(other.run([request]), expected.run([request]))
+        assert not machine.devices[0].trace
+
+
+@pytest.mark.parametrize("graphs", [True, False])
+def test_threads_that_share_a_device_get_what_they_get_alone(store: Path, expected: Pipeline, graphs: bool) -> None:
+    requests = [
+        Request(prompt=prompt, clip_skip=1 + seed, seed=seed, steps=2 + seed % 3, sampler=sampler, **SMALL_SIZE)
+        for seed, (prompt, sampler) in enumerate(
+            [("a red circle", "Euler a"), ("a ring AND a star", "Heun"), ("[a:b:1]", "DPM++ 2M")] * 4
+        )
+    ]
+    alone = [expected.run([request]) for request in requests]
+    backend, device = simulated(settings=Settings(graphs=graphs))
+    with clipskip.open(store, backend=backend) as pipe, ThreadPoolExecutor(8) as threads:
+        together = list(threads.map(lambda request: pipe.run([request]), requests))
+    assert all(same(one, other) for one, other in zip(alone, together, strict=True))
+    assert not device.blocks, "closing the pipeline left memory on the device"
