@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from clipskip.engines.gpu import Gpu, gpus
+from clipskip.engines.gpu import Gpu, describe
 from clipskip.errors import BackendUnavailable, ClipskipError, DeviceLost, DeviceOutOfMemory
 
 from . import Array
@@ -46,7 +46,7 @@ class Cuda:
         self._sticky = {getattr(self._errors, name) for name in STICKY}
         self._process = os.getpid()
         self._lost: str | None = None
-        self.gpu: Gpu = gpus(runtime)[index]
+        self.gpu: Gpu = describe(runtime, index)
 
     def check(self) -> None:
         """Refuse work that cannot succeed, after a fork or on a lost device; make this the thread's current device."""
