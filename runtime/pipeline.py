@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from clipskip.engines.manifest import ModelFacts, Role
+from clipskip.engines.manifest import DECODE, STEP, ModelFacts, Role
 from clipskip.engines.shapes import LATENT
 from clipskip.engines.store import Store, build_command, export_command
 
@@ -44,10 +44,10 @@ SHARED_LENGTHS = "shared calls of the network with longer prompts (share_lengths
 class Settings:
     """How a pipeline works; `clipskip.open` has what each means."""
 
-    text_engine_budget: int = 2 * 2**30
-    max_batch: int | None = None
-    share_lengths: bool = False
-    warm: Sequence[tuple[int, int, int]] = ()
+    text_engine_budget: int
+    max_batch: int | None
+    share_lengths: bool
+    warm: Sequence[tuple[int, int, int]]
 
 
 @dataclass(frozen=True)
@@ -106,18 +106,13 @@ class Pipeline:
         check_names(inversions, self._tokenizer)
         self._inversions = inversions
         self._noise_model = NoiseModel(facts.beta_start, facts.beta_end, facts.train_steps, facts.prediction)
-        step = self._engines.artefact(Role("step"))
+        step = self._engines.artefact(STEP)
         command = None if step.target == "onnx" else build_command(store.root, step.target, step.precision)
         self._limits = Limits.of(step, backend.batch_pixels, settings.max_batch, command)
         compiles = backend.compiles_per_shape
-        self._text = TextEncoder(self._engines, self._inversions.vectors, round_up=compiles)
-        self._driver = Driver(
-            self._engines,
-            self._limits,
-            loops=backend.loops,
-            exact_rows=not compiles,
-            share_lengths=settings.share_lengths,
-        )
+        self._text = TextEncoder(self._engines, inversions.vectors, round_up=compiles)
+        how = {"exact_rows": not compiles, "share_lengths": settings.share_lengths}
+        self._driver = Driver(self._engines, self._limits, loops=backend.loops, **how)
         for width, height, images in settings.warm:
             self("", negative_prompt="warm", width=width, height=height, batch=images, steps=1, seed=0)
 
@@ -141,9 +136,9 @@ class Pipeline:
         clock = _Clock()
         readers = self._limits, self._tokenizer, self._inversions
         resolved = [resolve(as_request(request), self.model, *readers) for request in requests]
-        for layers in {text.layers for each in resolved for text in each.texts}:
+        for layers in {layers for each in resolved for layers in (each.layers, each.negative_layers)}:
             self._engines.artefact(Role("text", layers))  # EngineMissing, before any engine runs
-        groups = [self._images(*each) for each in zip(resolved, self._text.rows(resolved), strict=True)]
+        groups = [list(self._images(*each)) for each in zip(resolved, self._text.rows(resolved), strict=True)]
         images = [image for group in groups for image in group]
         clock.lap("text")
         total, done = sum(len(image.table) for image in images), 0
@@ -171,18 +166,15 @@ class Pipeline:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _images(self, resolved: Resolved, rows: Sequence[NetworkRow]) -> list[Image]:
+    def _images(self, resolved: Resolved, rows: Sequence[NetworkRow]) -> Iterator[Image]:
         """The images of one request: they share everything but their noise."""
         request = resolved.request
         levels = sigmas(resolved.schedule, request.steps, self._noise_model)
-        rows_of_table = table(resolved.sampler, levels, self._noise_model)
+        calls = table(resolved.sampler, levels, self._noise_model)
         shape = LATENT_CHANNELS, resolved.height // LATENT, resolved.width // LATENT
-        images = []
         for seed, subseed in resolved.seeds:
             start, noise = initial(seed, shape, request.rng, subseed, request.subseed_strength)
-            latents = start * np.float32(levels[0])
-            images.append(Image(rows_of_table, rows, latents, noise, resolved.chunks, NOT_MASKED))
-        return images
+            yield Image(calls, rows, start * np.float32(levels[0]), noise, resolved.chunks, NOT_MASKED)
 
     def _previews(self, images: Sequence[Image], done: int) -> list[PIL.Image.Image]:
         return [self._picture(each, f"the latents after call {done}") for each in self._driver.latents(images)]
@@ -191,7 +183,7 @@ class Pipeline:
         """Decode [4,h,w] latents. NaN and infinity are an error, never a black picture."""
         if not np.isfinite(latents).all():
             raise NumericalError(f"{what} are not finite", hint="try a lower cfg, or engines at fp32")
-        with self._engines.use(Role("decode")) as engine:
+        with self._engines.use(DECODE) as engine:
             outputs = engine.run({"latents": latents[None]})
         if not outputs["finite"][0]:
             raise NumericalError(f"the decoder's output for {what} is not finite", hint="try engines at fp32")
@@ -201,7 +193,7 @@ class Pipeline:
         self, resolved: Resolved, images: Sequence[Image], pictures: Sequence[PIL.Image.Image], clock: _Clock
     ) -> Result:
         texts = {Role("text", layers) for layers in (resolved.layers, resolved.negative_layers)}
-        roles = sorted({str(role): role for role in (Role("step"), Role("decode"), *texts)}.items())
+        roles = {str(role): role for role in sorted({STEP, DECODE, *texts})}
         stretched = [SHARED_LENGTHS] if any(image.stretched for image in images) else []
         return Result(
             images=tuple(pictures),
@@ -209,7 +201,7 @@ class Pipeline:
             request=resolved.request,
             warnings=(*resolved.notes, *self._inversions.notes, *stretched),
             timings=clock.seconds,
-            engines={name: self._engines.artefact(role).key for name, role in roles},
+            engines={name: self._engines.artefact(role).key for name, role in roles.items()},
             model=self.model,
         )
 
