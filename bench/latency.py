@@ -21,7 +21,7 @@ import clipskip
 from clipskip.backends import Array, Backend, Engine, Loop
 from clipskip.backends.select import backend_named
 from clipskip.bench.measure import Seconds, interleaved, summary, table
-from clipskip.engines.manifest import Artefact, Port
+from clipskip.engines.manifest import Artefact, Identity, Port, Role
 from clipskip.engines.store import Store
 
 PROMPT = "a large red circle on a green background"
@@ -58,8 +58,8 @@ def _engines(store: Store, backend: Backend, rounds: int) -> dict[str, Seconds]:
     side = store.manifest().model.default_size // 8
     sizes = {"B": 1, "N": 2, "R": 2, "T": 77, "E": 1, "h": side, "w": side}
     taken: dict[str, Seconds] = {}
-    for role in [*(f"text-{layers:02}" for layers in range(13)), "step", "decode"]:
-        if store.manifest().find(role, backend.target, backend.precision) is None:
+    for role in [*(Role("text", layers) for layers in range(13)), Role("step"), Role("decode")]:
+        if store.manifest().find(Identity(role, backend.target, backend.precision)) is None:
             continue
         artefact = store.find(role, backend.target, backend.precision)
         taken |= _engine(artefact, backend, store.verify(artefact), sizes, rounds)
@@ -73,13 +73,13 @@ def _engine(
     opening = interleaved({f"open {artefact.role}": lambda: backend.open(artefact, path).close()}, rounds)
     engine = backend.open(artefact, path)
     try:
-        return opening | interleaved({artefact.role: lambda: engine.run(feeds)}, 4 * rounds, warmups=3)
+        return opening | interleaved({str(artefact.role): lambda: engine.run(feeds)}, 4 * rounds, warmups=3)
     finally:
         engine.close()
 
 
 def _example(port: Port, sizes: Mapping[str, int]) -> Array:
-    shape = [axis if isinstance(axis, int) else sizes[axis] for axis in port.shape]
+    shape = [dimension if isinstance(dimension, int) else dimension.size(sizes) for dimension in port.shape]
     values = np.random.default_rng(0).standard_normal(shape) / 10  # indices become 0, which is always valid
     return values.astype(port.dtype)
 

@@ -13,6 +13,17 @@ INSTALL = 'pip install "clipskip[tensorrt-rtx]"'
 
 
 @dataclass(frozen=True)
+class Device:
+    """Where engines run: the CPU, or one of the GPUs in CUDA's numbering. As people write it "cpu", "cuda:1"."""
+
+    kind: str = "cpu"
+    index: int = 0
+
+    def __str__(self) -> str:
+        return self.kind if self.kind == "cpu" else f"{self.kind}:{self.index}"
+
+
+@dataclass(frozen=True)
 class Gpu:
     """One device, as CUDA describes it."""
 
@@ -70,10 +81,15 @@ def check_driver(runtime: Any) -> int:
 
 def gpus(runtime: Any) -> list[Gpu]:
     """All devices, in CUDA's order. BackendUnavailable where there is none."""
-    return [_describe(runtime, index) for index in range(check_driver(runtime))]
+    return [describe(runtime, index) for index in range(check_driver(runtime))]
 
 
-def _describe(runtime: Any, index: int) -> Gpu:
+def describe(runtime: Any, index: int) -> Gpu:
+    """The GPU of this number. BackendUnavailable where there is none, naming those that there are."""
+    count = check_driver(runtime)
+    if not 0 <= index < count:
+        there = ", ".join(map(str, range(count)))
+        raise BackendUnavailable(f"there is no GPU {index} on this machine, only {there}", field="device")
     status, facts = runtime.cudaGetDeviceProperties(index)
     if status != runtime.cudaError_t.cudaSuccess:
         raise BackendUnavailable(f"GPU {index} does not answer ({runtime.cudaError_t(status).name})")

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Annotated
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Annotated, Any, NamedTuple
 
 from clipskip.engines import strict
 from clipskip.engines.errors import ManifestError
 
 SCHEMA = 1
-Identity = tuple[str, str, str]  # role, target, precision: a store has one artefact of each
 
 Name = Annotated[str, r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}"]
 Sha256 = Annotated[str, r"[0-9a-f]{64}"]
@@ -48,13 +48,66 @@ class ModelFacts:
     sources: Mapping[str, Sha256]  # file -> SHA-256
 
 
+@dataclass(frozen=True, order=True)
+class Role:
+    """What a network does; of the text encoder also how many of its layers it keeps. In JSON "text-11", "step"."""
+
+    part: str
+    layers: int | None = None
+
+    def __str__(self) -> str:
+        return self.part if self.layers is None else f"{self.part}-{self.layers:02}"
+
+    @classmethod
+    def parse(cls, text: str) -> Role:
+        """The role that is written so; ValueError where there is none."""
+        if not re.fullmatch(r"text-\d\d|step|decode|encode", text, re.ASCII):
+            raise ValueError(f"role {text!r}")
+        part, _, layers = text.partition("-")
+        return cls(part, int(layers) if layers else None)
+
+
+@dataclass(frozen=True)
+class Dim:
+    """A dynamic axis, or a multiple of one: `Dim("h", 8)` is 8 h. In JSON "h", "8*h"."""
+
+    axis: str
+    factor: int = 1
+
+    def __str__(self) -> str:
+        return self.axis if self.factor == 1 else f"{self.factor}*{self.axis}"
+
+    @classmethod
+    def parse(cls, text: str) -> Dim:
+        """The dimension that is written so; ValueError where there is none."""
+        if (match := re.fullmatch(r"(?:([1-9][0-9]{0,2})\*)?([A-Za-z][A-Za-z0-9_]{0,39})", text)) is None:
+            raise ValueError(f"dimension {text!r}")
+        return cls(match[2], int(match[1] or 1))
+
+    def size(self, axes: Mapping[str, int]) -> int:
+        """The number of elements where the axes have these sizes."""
+        return self.factor * axes[self.axis]
+
+
+class Identity(NamedTuple):
+    """What a store has one artefact of."""
+
+    role: Role
+    target: str
+    precision: str
+    variant: str = ""
+
+    def __str__(self) -> str:
+        return " ".join(map(str, self if self.variant else self[:3]))
+
+
 @dataclass(frozen=True)
 class Port:
-    """One input or output. A string in `shape` is a dynamic axis ("B", "h") or, on outputs, a multiple ("8*h")."""
+    """One input or output."""
 
     name: Name
     dtype: Annotated[str, "int64|int32|float32|float16|uint8|bool"]  # numpy's name
-    shape: tuple[Count | Annotated[str, r"(\d{1,3}\*)?[A-Za-z][A-Za-z0-9_]{0,39}"], ...]
+    shape: tuple[Count | Dim, ...]
 
 
 @dataclass(frozen=True)
@@ -84,7 +137,7 @@ class Artefact:
     empty: publish.Draft fills them in.
     """
 
-    role: Annotated[str, r"text-\d\d|step|decode|encode"]
+    role: Role
     target: Annotated[str, r"[a-z][a-z0-9-]{0,39}"]  # "onnx", "tensorrt", "tensorrt-rtx"
     precision: Annotated[str, "fp32|fp16"]
     inputs: tuple[Port, ...]
@@ -95,16 +148,17 @@ class Artefact:
     notes: tuple[str, ...] = ()
     ingredients: Mapping[str, str] = field(default_factory=dict)
     files: tuple[FileRecord, ...] = ()
+    variant: Annotated[str, r"([a-z0-9][a-z0-9._-]{0,39})?"] = ""  # another form of the same network; "" in most stores
 
     @property
     def identity(self) -> Identity:
-        """Role, target and precision."""
-        return self.role, self.target, self.precision
+        """What tells it from the other artefacts of a store."""
+        return Identity(self.role, self.target, self.precision, self.variant)
 
     @property
     def key(self) -> str:
         """SHA-256 over the ingredients and what was made of them: the artefact's name in results and reports."""
-        return key_of({"artefact": " ".join(self.identity), **self.ingredients})
+        return key_of({"artefact": str(self.identity), **self.ingredients})
 
     @property
     def model(self) -> str:
@@ -121,9 +175,9 @@ class Manifest:
     artefacts: tuple[Artefact, ...]
     tokenizer: tuple[FileRecord, ...]
 
-    def find(self, role: str, target: str, precision: str) -> Artefact | None:
+    def find(self, identity: Identity) -> Artefact | None:
         """The one artefact with this identity."""
-        return next((each for each in self.artefacts if each.identity == (role, target, precision)), None)
+        return next((artefact for artefact in self.artefacts if artefact.identity == identity), None)
 
     def folders(self) -> set[str]:
         """Names of the folders that this manifest refers to."""
@@ -138,21 +192,37 @@ def key_of(ingredients: Mapping[str, str]) -> str:
 
 def dumps(manifest: Manifest) -> str:
     """The manifest as JSON that `loads` accepts; a manifest that it would refuse is a ManifestError here already."""
-    text = json.dumps(asdict(manifest), indent=1) + "\n"
+    text = json.dumps(packed(manifest), indent=1) + "\n"
     loads(text.encode())
     return text
+
+
+def packed(value: Any) -> Any:
+    """A part of a manifest as JSON's own types. A variant is only there where it is not "", as before it existed."""
+    if isinstance(value, (Role, Dim)):
+        return str(value)
+    if is_dataclass(value):
+        entries = {each.name: packed(getattr(value, each.name)) for each in fields(value)}
+        return {name: entry for name, entry in entries.items() if (name, entry) != ("variant", "")}
+    if isinstance(value, Mapping):
+        return {name: packed(entry) for name, entry in value.items()}
+    return [packed(entry) for entry in value] if isinstance(value, tuple) else value
 
 
 def loads(data: bytes) -> Manifest:
     """The manifest in `data`; ManifestError names the first field that does not fit."""
     tree = strict.parse(data)
     _check_schema(tree)
+    artefacts = tree.get("artefacts")
+    for artefact in artefacts if isinstance(artefacts, list) else ():
+        if isinstance(artefact, dict):
+            artefact.setdefault("variant", "")
     manifest = strict.decode(Manifest, tree, "manifest")
     for artefact in manifest.artefacts:
         _check_artefact(artefact)
     for identity, count in Counter(each.identity for each in manifest.artefacts).items():
         if count > 1:
-            raise ManifestError(f"{' '.join(identity)} is there {count} times", field="manifest.artefacts")
+            raise ManifestError(f"{identity} is there {count} times", field="manifest.artefacts")
     if len({record.path.partition("/")[0] for record in manifest.tokenizer}) > 1:
         raise ManifestError("the tokenizer's files are in several folders", field="manifest.tokenizer")
     return manifest
@@ -173,11 +243,11 @@ def _check_schema(tree: object) -> None:
 
 def validate(artefact: Artefact) -> None:
     """Raise the ManifestError now that reading it back would raise."""
-    _check_artefact(strict.decode(Artefact, json.loads(json.dumps(asdict(artefact))), "artefact"))
+    _check_artefact(strict.decode(Artefact, {"variant": "", **packed(artefact)}, "artefact"))
 
 
 def _check_artefact(artefact: Artefact) -> None:
-    where = "manifest.artefacts." + " ".join(artefact.identity)
+    where = f"manifest.artefacts.{artefact.identity}"
     if not artefact.files:
         raise ManifestError(f"{where}: has no files", field=f"{where}.files")
     if "model" not in artefact.ingredients:

@@ -63,7 +63,7 @@ class Draft:
     def seal(self) -> dict[str, tuple[int, str]]:
         """Flush and hash what was recorded and remove the rest: name -> size and SHA-256."""
         if missing := self.wanted.keys() - self._artefacts.keys():
-            raise ExportError(f"the build ended without {', '.join(' '.join(each) for each in sorted(missing))}")
+            raise ExportError(f"the build ended without {', '.join(map(str, sorted(missing)))}")
         names = {name for _, each in self._artefacts.values() for name in each} | set(self._tokenizer)
         for path in self.folder.iterdir():
             if path.name not in names:
@@ -103,11 +103,12 @@ def build(
 ) -> Iterator[Draft | None]:
     """Publish the `wanted` artefacts as one immutable folder "label-key"; gives None where all is up to date.
 
-        wanted = {("step", "onnx", "fp32"): {"model": sha256, "precision": "fp32", "opset": "23", "torch": "2.13.0"}}
+        step = Identity(Role("step"), "onnx", "fp32")
+        wanted = {step: {"model": sha256, "precision": "fp32", "opset": "23", "torch": "2.13.0"}}
         with build(out, "onnx-fp32", wanted, model=facts, progress=log) as draft:
             if draft is not None:
                 ...  # write files into draft.folder
-                draft.add(Artefact("step", "onnx", "fp32", inputs, outputs, axes), ["step.onnx", "weights.bin"])
+                draft.add(Artefact(Role("step"), "onnx", "fp32", inputs, outputs, axes), ["step.onnx", "weights.bin"])
 
     Leaving without an exception publishes; any exception discards. So a program that wants SIGTERM to clean up must
     turn it into one. `model`: the facts to publish (an exporter knows them; an engine builder leaves them alone);
@@ -135,7 +136,7 @@ def folder_name(label: str, wanted: Wanted) -> str:
     """The name under which a build is published: the label and what it is made of."""
     if not _LABEL.fullmatch(label):
         raise ValueError(f"label {label!r}")
-    key = key_of({" ".join(identity): key_of(ingredients) for identity, ingredients in wanted.items()})
+    key = key_of({str(identity): key_of(ingredients) for identity, ingredients in wanted.items()})
     return f"{label}-{key[:16]}"
 
 

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from clipskip.engines import publish
+from clipskip.engines import manifest, publish
 from clipskip.engines.errors import StorageError, StoreError
 from clipskip.engines.files import readable_size
 from clipskip.engines.manifest import Artefact, FileRecord
@@ -29,7 +28,7 @@ def inspect(root: str | Path) -> dict[str, Any]:
     return {
         "store": str(store.root),
         "schema": content.schema,
-        "model": asdict(content.model),
+        "model": manifest.packed(content.model),
         "artefacts": [_artefact(each) for each in content.artefacts],
         "tokenizer": [record.path for record in content.tokenizer],
         "size": _size(records),
@@ -41,7 +40,7 @@ def inspect(root: str | Path) -> dict[str, Any]:
 def verify(root: str | Path) -> list[tuple[str, str | None]]:
     """Every artefact and the tokenizer, each with what is wrong with it or None. All bytes are read."""
     store = Store(root)
-    artefacts = [(" ".join(each.identity), _problem(store, each)) for each in store.manifest().artefacts]
+    artefacts = [(str(each.identity), _problem(store, each)) for each in store.manifest().artefacts]
     return [*artefacts, ("tokenizer", _problem(store, None))]
 
 
@@ -74,7 +73,7 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _artefact(artefact: Artefact) -> dict[str, Any]:
-    return {**asdict(artefact), "key": artefact.key, "size": _size(artefact.files)}
+    return {**manifest.packed(artefact), "key": artefact.key, "size": _size(artefact.files)}
 
 
 def _row(artefact: dict[str, Any]) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from clipskip.engines.errors import RequestError
-from clipskip.engines.manifest import AxisRange, ModelFacts, Port
+from clipskip.engines.manifest import AxisRange, Dim, ModelFacts, Port
 
 LATENT = 8  # pixels per latent
 TOKENS = 77  # per chunk
@@ -80,13 +80,13 @@ def _latent(sizes: AxisRange, step: int) -> AxisRange:
 
 def axes_of(ports: Sequence[Port], ranges: Mapping[str, AxisRange]) -> dict[str, AxisRange]:
     """The ranges of the dynamic axes that these inputs have."""
-    dimensions = {each for port in ports for each in port.shape if isinstance(each, str)}
-    return {name: ranges[name] for name in sorted({each.rpartition("*")[2] for each in dimensions})}
+    names = {dimension.axis for port in ports for dimension in port.shape if isinstance(dimension, Dim)}
+    return {name: ranges[name] for name in sorted(names)}
 
 
 def profiles(ports: Sequence[Port], axes: Mapping[str, AxisRange]) -> dict[str, tuple[Shape, Shape, Shape]]:
     """Smallest, usual and largest shape of each input that has a dynamic axis."""
-    dynamic = [port for port in ports if any(isinstance(each, str) for each in port.shape)]
+    dynamic = [port for port in ports if any(isinstance(dimension, Dim) for dimension in port.shape)]
     return {port.name: _profile(port, axes) for port in dynamic}
 
 
@@ -98,10 +98,5 @@ def _profile(port: Port, axes: Mapping[str, AxisRange]) -> tuple[Shape, Shape, S
 
 
 def sized(port: Port, sizes: Mapping[str, int]) -> Shape:
-    """The port's shape with numbers for its axes; "8*h" is eight times h."""
-    return tuple(each if isinstance(each, int) else _dimension(each, sizes) for each in port.shape)
-
-
-def _dimension(text: str, sizes: Mapping[str, int]) -> int:
-    factor, _, axis = text.rpartition("*")
-    return int(factor or 1) * sizes[axis]
+    """The port's shape with numbers for its axes."""
+    return tuple(dimension if isinstance(dimension, int) else dimension.size(sizes) for dimension in port.shape)

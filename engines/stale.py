@@ -38,7 +38,7 @@ def reasons(root: str | Path, wanted: Wanted, model: ModelFacts | None = None) -
 def explain(reasons: Mapping[Identity, str]) -> list[str]:
     """A line for each reason, naming the artefacts that share it."""
     return [
-        f"{', '.join(role for (role, _, _), each in reasons.items() if each == why)}: {why}"
+        f"{', '.join(str(identity.role) for identity, each in reasons.items() if each == why)}: {why}"
         for why in dict.fromkeys(reasons.values())
     ]
 
@@ -50,7 +50,7 @@ def _tokenizer_problem(root: Path, current: Manifest) -> str | None:
 def _reason(
     root: Path, current: Manifest, identity: Identity, ingredients: Mapping[str, str], model: ModelFacts | None
 ) -> str | None:
-    found = current.find(*identity)
+    found = current.find(identity)
     if found is None:
         return "not built yet"
     if changes := list(_changes(found.ingredients, ingredients, current.model, model)):

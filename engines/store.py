@@ -15,7 +15,7 @@ from threading import Lock
 
 from clipskip.engines import files, locks, manifest
 from clipskip.engines.errors import EngineCorrupt, EngineIncompatible, EngineMissing, ManifestError
-from clipskip.engines.manifest import Artefact, FileRecord, Manifest
+from clipskip.engines.manifest import Artefact, FileRecord, Identity, Manifest, Role
 from clipskip.engines.strict import LARGEST
 
 MANIFEST = "manifest.json"
@@ -49,12 +49,17 @@ class Store:
                 weakref.finalize(self, os.close, descriptor)
         return found if read_manifest(self.root) == found else self._held_manifest()
 
-    def find(self, role: str, target: str, precision: str) -> Artefact:
+    def find(self, role: Role, target: str, precision: str, variant: str = "") -> Artefact:
         """The artefact with this identity; EngineMissing or EngineIncompatible, with the command that builds it."""
-        found, model = self.manifest().find(role, target, precision), self.manifest().model
+        identity, model = Identity(role, target, precision, variant), self.manifest().model
+        found = self.manifest().find(identity)
         hint = build_command(self.root, target, precision)
         if found is None:
-            raise EngineMissing(f"{self.root} has no {role} for {target} at {precision}", path=self.root, hint=hint)
+            raise EngineMissing(
+                f"{self.root} has no {role} for {target} at {precision}{variant and f', {variant}'}",
+                path=self.root,
+                hint=hint,
+            )
         if found.model != model.model_sha256:
             raise EngineIncompatible(
                 f"{role} ({target}, {precision}) was made from another model than {model.name}",

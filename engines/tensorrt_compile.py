@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from clipskip.engines.errors import BackendUnavailable
+from clipskip.engines.gpu import cuda_runtime
 from clipskip.engines.tensorrt_config import (
     BuildError,
     Job,
@@ -133,6 +134,8 @@ def main() -> int:
         print(json.dumps({**event, "seconds": round(time.monotonic() - started, 2)}), file=events)
 
     try:
+        if job.device:  # 0 is CUDA's own choice
+            cuda_runtime().cudaSetDevice(job.device)
         report(build(load_package(job.target), job, report))
     except BuildError as error:
         report({"event": "failed", "kind": error.kind, "lines": error.lines, "peak_bytes": peak_bytes()})

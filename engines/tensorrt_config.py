@@ -48,6 +48,7 @@ class Job:
     compute_capabilities: tuple[str, ...] = ()  # "8.9"; none: the package's default
     workspace: int | None = None  # bytes
     timing_cache: str | None = None
+    device: int | None = None  # the GPU to time kernels on, in CUDA's numbering
 
 
 class BuildError(Exception):

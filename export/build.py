@@ -15,7 +15,7 @@ import onnx_ir as ir
 from torch import nn
 
 from clipskip.engines import gpu
-from clipskip.engines.manifest import Artefact, ModelFacts, Port
+from clipskip.engines.manifest import Artefact, ModelFacts, Port, Role
 from clipskip.engines.publish import Draft
 from clipskip.engines.shapes import LATENT
 from clipskip.export import cases, gates, graphs, models, onnxfile
@@ -24,7 +24,7 @@ from clipskip.export.graphs import Graph
 from clipskip.export.parts import Checkpoint
 
 Say = Callable[[str], None]
-Trials = Mapping[str, list[Case]]
+Trials = Mapping[Role, list[Case]]
 Maker = Callable[[Any], Graph]
 _USED = ("torch", "transformers", "diffusers", "onnx", "onnx-ir", "onnxscript")
 
@@ -32,7 +32,7 @@ _USED = ("torch", "transformers", "diffusers", "onnx", "onnx-ir", "onnxscript")
 def build(draft: Draft, source: Checkpoint, facts: ModelFacts, say: Say) -> None:
     """Everything that the draft wants, and the tokenizer. NumericalError where a graph disagrees with torch."""
     say("loading the networks")
-    precision = next(iter(draft.wanted))[2]
+    precision = next(iter(draft.wanted)).precision
     networks = models.load(source)
     if precision == "fp16":
         models.check_halves(networks)
@@ -51,18 +51,21 @@ def build(draft: Draft, source: Checkpoint, facts: ModelFacts, say: Say) -> None
     work.make(
         networks.text,
         {"text": partial(graphs.text_graph, **about)},
-        lambda: {f"text-{depth:02}": each for depth, each in enumerate(depths())},
+        lambda: {Role("text", depth): each for depth, each in enumerate(depths())},
     )
     work.make(
         networks.unet,
         {"step": partial(graphs.step_graph, **about)},
-        lambda: {"step": cases.step(networks.unet, depths()[-1][-1].exact["context"], facts, work.half)},
+        lambda: {Role("step"): cases.step(networks.unet, depths()[-1][-1].exact["context"], facts, work.half)},
     )
     work.make(
         networks.vae,
         {"decode": graphs.decode_graph, "encode": graphs.encode_graph},
         # In this order: the second leaves the autoencoder in the precision of the graphs.
-        lambda: {"decode": cases.decode(networks.vae), "encode": cases.encode(networks.vae, work.half)},
+        lambda: {
+            Role("decode"): cases.decode(networks.vae),
+            Role("encode"): cases.encode(networks.vae, work.half),
+        },
     )
 
 
@@ -95,15 +98,15 @@ class _Work:
             if roles:
                 self._part(makers[part](network), roles, trials)
 
-    def _roles(self, part: str) -> list[str]:
-        return sorted(role for role, _, _ in self.draft.wanted if role.partition("-")[0] == part)
+    def _roles(self, part: str) -> list[Role]:
+        return sorted(identity.role for identity in self.draft.wanted if identity.role.part == part)
 
-    def _part(self, graph: Graph, roles: Sequence[str], trials: Trials) -> None:
+    def _part(self, graph: Graph, roles: Sequence[Role], trials: Trials) -> None:
         """Trace one part, then write and measure the graphs that it falls into."""
-        self.say(f"tracing {graph.role}")
+        self.say(f"tracing {graph.part}")
         model = onnxfile.trace(graph, self.facts.size_step // LATENT)
-        self.say(f"measuring {graph.role}")
-        name = f"{graph.role}.bin"
+        self.say(f"measuring {graph.part}")
+        name = f"{graph.part}.bin"
         with (self.draft.folder / name).open("wb") as file:
             weights = onnxfile.Weights(file, name)
             for role, piece, outputs in _pieces(graph, model, roles):
@@ -112,7 +115,7 @@ class _Work:
                 parity = gates.measure(role, path, trials[role])
                 self.draft.add(self._artefact(role, replace(graph, outputs=outputs), parity), [path.name, name])
 
-    def _artefact(self, role: str, graph: Graph, parity: dict[str, float]) -> Artefact:
+    def _artefact(self, role: Role, graph: Graph, parity: dict[str, float]) -> Artefact:
         return Artefact(
             role, "onnx", self.precision, graph.inputs, graph.outputs,
             axes=graphs.axes(graph.inputs + graph.outputs, self.facts), parity=parity,
@@ -120,11 +123,11 @@ class _Work:
         )  # fmt: skip
 
 
-def _pieces(graph: Graph, model: ir.Model, roles: Sequence[str]) -> Iterator[tuple[str, ir.Model, tuple[Port, ...]]]:
+def _pieces(graph: Graph, model: ir.Model, roles: Sequence[Role]) -> Iterator[tuple[Role, ir.Model, tuple[Port, ...]]]:
     """The graphs that a traced model falls into: itself, or a text encoder of each depth."""
-    if graph.role != "text":
-        yield graph.role, model, graph.outputs
+    if graph.part != "text":
+        yield Role(graph.part), model, graph.outputs
         return
     for role in roles:
-        port = graph.outputs[int(role.partition("-")[2])]
+        port = graph.outputs[role.layers or 0]
         yield role, onnxfile.cut(model, port.name, "context"), (replace(port, name="context"),)

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from clipskip.engines import gpu
 from clipskip.engines.errors import ExportError, NumericalError
+from clipskip.engines.manifest import Role
 
 Array = npt.NDArray[Any]
 FP32_RELATIVE, FP32_ABSOLUTE = 1e-5, 1e-4
@@ -32,11 +33,11 @@ class Case:
     half: Mapping[str, Array]  # empty for an fp32 graph
 
 
-def measure(role: str, path: Path, cases: Sequence[Case]) -> dict[str, float]:
+def measure(role: Role, path: Path, cases: Sequence[Case]) -> dict[str, float]:
     """The graph's parity on the cases. NumericalError where it fails a gate, ExportError where it does not run."""
     run = _runner(path)
     pairs = [(case, run(case.feeds)) for case in cases]
-    if role == "decode":
+    if role.part == "decode":
         return _pictures(pairs)
     return _tensors(role, pairs)
 
@@ -62,13 +63,13 @@ def _runner(path: Path) -> Callable[[Mapping[str, Array]], dict[str, Array]]:
     return run
 
 
-def _tensors(role: str, pairs: Sequence[tuple[Case, Mapping[str, Array]]]) -> dict[str, float]:
+def _tensors(role: Role, pairs: Sequence[tuple[Case, Mapping[str, Array]]]) -> dict[str, float]:
     parity = {"relative_l2": _worst(relative_l2, [(got, case.exact) for case, got in pairs])}
     parity["max_abs"] = _worst(max_abs, [(got, case.exact) for case, got in pairs])
     limits = {"relative_l2": FP32_RELATIVE, "max_abs": FP32_ABSOLUTE}
     if halves := [(case.half, case.exact) for case, _ in pairs if case.half]:
         parity["torch_fp16_relative_l2"] = _worst(relative_l2, halves)
-        limits = {"relative_l2": min(FP16_RELATIVE[role.split("-")[0]], FP16_RATIO * parity["torch_fp16_relative_l2"])}
+        limits = {"relative_l2": min(FP16_RELATIVE[role.part], FP16_RATIO * parity["torch_fp16_relative_l2"])}
     for name, limit in limits.items():
         if not parity[name] <= limit:
             raise NumericalError(f"{role} differs from torch: {name} is {parity[name]:.3g}, allowed is {limit:.3g}")

@@ -14,7 +14,7 @@ from pathlib import Path
 from clipskip import clip_skip
 from clipskip.engines import publish, stale
 from clipskip.engines.errors import EngineMissing, ManifestError, RequestError
-from clipskip.engines.manifest import Identity, Manifest, ModelFacts
+from clipskip.engines.manifest import Identity, Manifest, ModelFacts, Role
 from clipskip.engines.store import read_manifest
 from clipskip.export import family
 from clipskip.export.checkpoint import Checkpoint, open_checkpoint
@@ -85,11 +85,11 @@ def _wanted(facts: ModelFacts, precision: str, depths: Iterable[int], root: Path
     """
     ingredients = {"model": facts.model_sha256, "precision": precision, "exporter": _exporter()}
     ingredients |= {library: version(library) for library in _LIBRARIES}
-    roles = [f"text-{depth:02}" for depth in depths] + ["step", "decode", "encode"]
-    wanted = {(role, TARGET, precision): ingredients for role in roles}
+    roles = [*(Role("text", depth) for depth in depths), Role("step"), Role("decode"), Role("encode")]
+    wanted = {Identity(role, TARGET, precision): ingredients for role in roles}
     missing = set(stale.reasons(root, wanted, facts))
-    if any(role.startswith("text") for role, _, _ in missing):
-        missing.update(each for each in wanted if each[0].startswith("text"))
+    if any(identity.role.part == "text" for identity in missing):
+        missing.update(identity for identity in wanted if identity.role.part == "text")
         missing.update(_texts(root, facts, precision))
     return dict.fromkeys(sorted(missing), ingredients) if missing else wanted
 
@@ -101,6 +101,6 @@ def _texts(root: Path, facts: ModelFacts, precision: str) -> Iterator[Identity]:
     except (EngineMissing, ManifestError):
         return
     for each in manifest.artefacts:
-        of_this_model = each.model == facts.model_sha256 and each.identity[1:] == (TARGET, precision)
-        if of_this_model and each.role.startswith("text"):
+        of_this_model = each.model == facts.model_sha256 and each.identity == Identity(each.role, TARGET, precision)
+        if of_this_model and each.role.part == "text":
             yield each.identity

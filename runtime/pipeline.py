@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from clipskip.engines.manifest import ModelFacts
+from clipskip.engines.manifest import ModelFacts, Role
 from clipskip.engines.shapes import LATENT
 from clipskip.engines.store import Store, build_command, export_command
 
@@ -172,7 +172,7 @@ class Pipeline:
 
     def _denoise(self, batch: Sequence[Job], latents: list[Array]) -> Iterator[Snapshot]:
         """Run one batch and put the finished latents where its jobs want them."""
-        with self._residents.use("step") as engine:
+        with self._residents.use(Role("step")) as engine:
             for snapshot in denoise(engine, [job.image for job in batch]):
                 yield snapshot
             for job, finished in zip(batch, snapshot.latents(), strict=True):
@@ -185,21 +185,21 @@ class Pipeline:
         """Decode [4,h,w] latents. NaN and infinity are an error, never a black picture."""
         if not np.isfinite(latents).all():
             raise NumericalError(f"{what} are not finite", hint="try a lower cfg, or engines at fp32")
-        with self._residents.use("decode") as engine:
+        with self._residents.use(Role("decode")) as engine:
             outputs = engine.run({"latents": latents[None]})
         if not outputs["finite"][0]:
             raise NumericalError(f"the decoder's output for {what} is not finite", hint="try engines at fp32")
         return PIL.Image.fromarray(outputs["image"][0])
 
     def _result(self, wanted: Resolved, pictures: Iterator[PIL.Image.Image], clock: _Clock) -> Result:
-        roles = ("step", "decode", *{text_role(wanted.layers), text_role(wanted.negative_layers)})
+        roles = (Role("step"), Role("decode"), *{text_role(wanted.layers), text_role(wanted.negative_layers)})
         return Result(
             images=tuple(islice(pictures, len(wanted.seeds))),
             seeds=tuple(seed for seed, _ in wanted.seeds),
             request=wanted.request,
             warnings=(*wanted.notes, *self._concepts.notes),
             timings=clock.seconds,
-            engines={role: self._residents.artefact(role).key for role in sorted(roles)},
+            engines={str(role): self._residents.artefact(role).key for role in sorted(roles)},
             model=self.model,
         )
 

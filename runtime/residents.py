@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from clipskip.engines.manifest import Artefact
+from clipskip.engines.manifest import Artefact, Identity, Role
 from clipskip.engines.store import Store
 
 from .backends import Array, Backend, Engine
@@ -26,16 +26,16 @@ class Residents:
         self._others: Lru[Engine] = Lru(2**62, dispose=lambda engine: engine.close())
         self._precision = self._chosen()
 
-    def artefact(self, role: str) -> Artefact:
+    def artefact(self, role: Role) -> Artefact:
         """The artefact that a role is opened from. EngineMissing with the command that builds it."""
         return self._store.find(role, self._backend.target, self._precision)
 
     @contextmanager
-    def use(self, role: str) -> Iterator[Engine]:
+    def use(self, role: Role) -> Iterator[Engine]:
         """The engine of a role, opened if need be, and kept open while it is in use."""
-        cache = self._text if role.startswith("text-") else self._others
+        cache = self._text if role.part == "text" else self._others
         try:
-            with cache.lease(role, lambda: self._open(role)) as engine:
+            with cache.lease(str(role), lambda: self._open(role)) as engine:
                 yield engine
         except Closed as error:
             raise RequestError("this pipeline is closed", hint="open it again with clipskip.open(...)") from error
@@ -60,10 +60,12 @@ class Residents:
         """The backend's preferred precision, or the other one where only that has a step engine."""
         preferred, manifest = self._backend.precision, self._store.manifest()
         other = "fp16" if preferred == "fp32" else "fp32"
-        here = [each for each in (preferred, other) if manifest.find("step", self._backend.target, each)]
+        here = [
+            each for each in (preferred, other) if manifest.find(Identity(Role("step"), self._backend.target, each))
+        ]
         return here[0] if here else preferred
 
-    def _open(self, role: str) -> tuple[Engine, int]:
+    def _open(self, role: Role) -> tuple[Engine, int]:
         artefact = self.artefact(role)
         rows = artefact.axes.get("E")
         if rows is not None and len(self._concepts) > rows.maximum:
@@ -84,6 +86,6 @@ def _round_up(tokens: Array, artefact: Artefact) -> Array:
     return np.pad(tokens, ((0, size - len(tokens)), (0, 0)), mode="edge")
 
 
-def text_role(layers: int) -> str:
-    """The name of the text engine that keeps `layers` layers."""
-    return f"text-{layers:02d}"
+def text_role(layers: int) -> Role:
+    """The role of the text engine that keeps `layers` layers."""
+    return Role("text", layers)

@@ -23,7 +23,7 @@ class Recording:
         self.batch_pixels = self._inner.batch_pixels
 
     def open(self, artefact: Artefact, path: Path) -> Engine:
-        return StillStep(artefact, self.calls) if artefact.role == "step" else self._inner.open(artefact, path)
+        return StillStep(artefact, self.calls) if artefact.role.part == "step" else self._inner.open(artefact, path)
 
     def describe(self) -> dict[str, str]:
         return self._inner.describe()

@@ -12,7 +12,7 @@ import onnx
 from onnx import numpy_helper, parser
 
 from clipskip.engines import publish
-from clipskip.engines.manifest import Artefact, AxisRange, ModelFacts, Port
+from clipskip.engines.manifest import Artefact, AxisRange, Dim, Identity, ModelFacts, Port, Role
 from clipskip.engines.shapes import BuildOptions, axes_of, axis_ranges
 from clipskip.engines.store import Store
 
@@ -148,32 +148,33 @@ def save(text: str, path: Path, seed: int = 0) -> Path:
     return path
 
 
-LATENTS = ("B", 4, "h", "w")
-PICTURE = Port("image", "uint8", ("B", "8*h", "8*w", 3))
+B, N, R, E, T, h, w = map(Dim, "BNREThw")
+LATENTS = (B, 4, h, w)
+PICTURE = Port("image", "uint8", (B, Dim("h", 8), Dim("w", 8), 3))
 SIGNATURES: dict[str, tuple[str, tuple[Port, ...], tuple[Port, ...]]] = {
     "step": (
         STEP,
         (
-            Port("state", "float32", ("B", 6, 4, "h", "w")),
-            Port("rows", "int64", ("N",)),
-            Port("c_in", "float32", ("B",)),
-            Port("timestep", "float32", ("B",)),
-            Port("context", "float16", ("N", "T", WIDTH)),
-            Port("mix", "float32", ("B", "N")),
-            Port("mask", "float32", ("B", 1, "h", "w")),
+            Port("state", "float32", (B, 6, 4, h, w)),
+            Port("rows", "int64", (N,)),
+            Port("c_in", "float32", (B,)),
+            Port("timestep", "float32", (B,)),
+            Port("context", "float16", (N, T, WIDTH)),
+            Port("mix", "float32", (B, N)),
+            Port("mask", "float32", (B, 1, h, w)),
             Port("known", "float32", LATENTS),
-            Port("pull", "float32", ("B", 2)),
+            Port("pull", "float32", (B, 2)),
             Port("noise", "float32", LATENTS),
-            Port("update", "float32", ("B", 6, 8)),
+            Port("update", "float32", (B, 6, 8)),
         ),
-        (Port("next_state", "float32", ("B", 6, 4, "h", "w")),),
+        (Port("next_state", "float32", (B, 6, 4, h, w)),),
     ),
     "text": (
         TEXT,
-        (Port("tokens", "int64", ("R", 77)), Port("concepts", "float32", ("E", WIDTH))),
-        (Port("context", "float16", ("R", 77, WIDTH)),),
+        (Port("tokens", "int64", (R, 77)), Port("concepts", "float32", (E, WIDTH))),
+        (Port("context", "float16", (R, 77, WIDTH)),),
     ),
-    "decode": (DECODE, (Port("latents", "float32", LATENTS),), (PICTURE, Port("finite", "bool", ("B",)))),
+    "decode": (DECODE, (Port("latents", "float32", LATENTS),), (PICTURE, Port("finite", "bool", (B,)))),
     "encode": (ENCODE, (PICTURE,), (Port("mean", "float32", LATENTS), Port("std", "float32", LATENTS))),
 }
 FACTS = ModelFacts(
@@ -186,11 +187,11 @@ LIMITS = axis_ranges(FACTS, BuildOptions(sizes=AxisRange(32, 64, 128)))
 
 def publish_graphs(root: Path, layers: tuple[int, ...] = (0, 3), seed: int = 0) -> Store:
     """A store with fp16 graphs of every role, as an export leaves it."""
-    roles = [*(f"text-{each:02}" for each in layers), "step", "decode", "encode"]
-    wanted = {(role, "onnx", "fp16"): {"model": FACTS.model_sha256, "seed": str(seed)} for role in roles}
+    roles = [*(Role("text", kept) for kept in layers), Role("step"), Role("decode"), Role("encode")]
+    wanted = {Identity(role, "onnx", "fp16"): {"model": FACTS.model_sha256, "seed": str(seed)} for role in roles}
     with publish.build(root, "onnx-fp16", wanted, progress=lambda line: None, model=FACTS) as draft:
         for number, role in enumerate(roles if draft is not None else ()):
-            text, inputs, outputs = SIGNATURES[role.partition("-")[0]]
+            text, inputs, outputs = SIGNATURES[role.part]
             save(text, draft.folder / f"{role}.onnx", seed + number)
             names = [each for each in (f"{role}.onnx", f"{role}.bin") if (draft.folder / each).exists()]
             draft.add(Artefact(role, "onnx", "fp16", inputs, outputs, axes_of(inputs, LIMITS)), names)

@@ -19,7 +19,7 @@ def check_version(artefact: Artefact, package: str, hint: str) -> None:
     built = artefact.provenance.get("package", "an unknown package")
     if built != package:
         message = f"{artefact.role} was built with {built}, installed is {package}"
-        raise EngineIncompatible(message, field=artefact.role, hint=f"build it again: {hint}")
+        raise EngineIncompatible(message, field=str(artefact.role), hint=f"build it again: {hint}")
 
 
 def check_device(artefact: Artefact, gpu: Gpu, supported: Sequence[str], strict: bool, hint: str) -> None:
@@ -32,12 +32,12 @@ def check_device(artefact: Artefact, gpu: Gpu, supported: Sequence[str], strict:
     if gpu.compute_capability not in built:
         found = f"{gpu.name} has {gpu.compute_capability}"
         message = f"{artefact.role} was built for compute capability {', '.join(built)}; {found}"
-        raise EngineIncompatible(message, field=artefact.role, hint=_other_build(gpu, hint))
+        raise EngineIncompatible(message, field=str(artefact.role), hint=_other_build(gpu, hint))
     device = artefact.provenance.get("device", "any")
     if device not in ("any", gpu.identity):
         message = f"{artefact.role} was tuned on {device}; this is {gpu.identity}: it may be slow or fail"
         if strict:
-            raise EngineIncompatible(message, field=artefact.role, hint=f"build it here: {hint}")
+            raise EngineIncompatible(message, field=str(artefact.role), hint=f"build it here: {hint}")
         warnings.warn(message, RuntimeWarning, stacklevel=2)
 
 

@@ -134,5 +134,5 @@ class Lane:
         """TensorRT answers False and puts the reason into its log; when the device is lost, that is the reason."""
         if not accepted:
             self._cuda.probe()
-            role = self._task.artefact.role
+            role = str(self._task.artefact.role)
             raise BackendUnavailable(f"TensorRT refused {what} ({role}): {self._complaints()}", field=role)

@@ -66,7 +66,7 @@ class OnnxRuntime:
 
     def open(self, artefact: Artefact, path: Path) -> OnnxRuntimeEngine:
         """Open the graph. EngineIncompatible; BackendUnavailable where the provider cannot be used after all."""
-        if self.graphs and artefact.role == "step":  # the one that runs in loops
+        if self.graphs and artefact.role.part == "step":  # the one that runs in loops
             with suppress(EngineIncompatible):  # ONNX Runtime refuses to capture what it leaves to the CPU in part
                 return self._engine(artefact, path, capturing=True)
         return self._engine(artefact, path, capturing=False)
@@ -84,7 +84,7 @@ class OnnxRuntime:
     def _engine(self, artefact: Artefact, path: Path, capturing: bool) -> OnnxRuntimeEngine:
         told = options(self._provider, path, artefact.precision == "fp16", capturing) | self._settings
         with translated(lambda said: self._not_opened(path, said)):
-            opened = self._opened(str(path), self._session_options(artefact.role), told)
+            opened = self._opened(str(path), self._session_options(artefact.role.part), told)
         session = Session(self._ort, opened, self._provider, exclusive=self.graphs, capturing=capturing)
         files = artefact.files if self._on_device else artefact.files[:1]  # the weights stay mapped from one file
         return OnnxRuntimeEngine(artefact, session, SESSION_BYTES + sum(each.size for each in files))
@@ -111,11 +111,11 @@ class OnnxRuntime:
             raise BackendUnavailable(message, hint=self._provider.needs)
         return session
 
-    def _session_options(self, role: str) -> Any:
+    def _session_options(self, part: str) -> Any:
         made = self._ort.SessionOptions()
         made.intra_op_num_threads = self.threads
         made.log_severity_level = 3
-        if role.startswith("text-"):
+        if part == "text":
             # All depths read the same weights: without prepacking they stay mapped from one file, and a further depth
             # costs megabytes instead of a copy (measured in LOG.md).
             made.add_session_config_entry("session.disable_prepacking", "1")

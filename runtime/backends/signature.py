@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from clipskip.engines.manifest import Artefact, Port
+from clipskip.engines.manifest import Artefact, Dim, Port
 from clipskip.engines.shapes import Shape, sized
 from clipskip.errors import RequestError
 
@@ -22,8 +22,8 @@ def bind(artefact: Artefact, feeds: Mapping[str, Array], build_command: str) -> 
         raise RequestError(f"{artefact.role}: the inputs do not match: {odd}", field=odd)
     sizes: dict[str, int] = {}
     for port in artefact.inputs:
-        _check_type(artefact.role, port, feeds[port.name])
-        for axis, size in _named(artefact.role, port, feeds[port.name].shape):
+        _check_type(str(artefact.role), port, feeds[port.name])
+        for axis, size in _named(str(artefact.role), port, feeds[port.name].shape):
             if sizes.setdefault(axis, size) != size:
                 raise RequestError(f"{artefact.role}: axis {axis} is {sizes[axis]} and {size} at once", field=port.name)
     _check_ranges(artefact, sizes, build_command)
@@ -44,9 +44,8 @@ def _check_type(role: str, port: Port, array: Array) -> None:
 
 def _named(role: str, port: Port, shape: Shape) -> Iterator[tuple[str, int]]:
     for dimension, size in zip(port.shape, shape, strict=True):
-        factor, _, axis = str(dimension).rpartition("*")
-        if isinstance(dimension, str) and size % int(factor or 1) == 0:
-            yield axis, size // int(factor or 1)
+        if isinstance(dimension, Dim) and size % dimension.factor == 0:
+            yield dimension.axis, size // dimension.factor
         elif dimension != size:
             raise RequestError(f"{role}: {port.name} has {size} where {dimension} is needed", field=port.name)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from clipskip.backends.cuda import Cuda
 from clipskip.backends.tensorrt import Settings, TensorRT
 from clipskip.engines import publish
-from clipskip.engines.manifest import Artefact
+from clipskip.engines.manifest import Artefact, Identity
 from clipskip.engines.shapes import BuildOptions, axes_of, axis_ranges, profiles
 from clipskip.engines.store import Store
 from doubles.cuda import SimulatedCuda
@@ -19,7 +19,7 @@ def publish_plans(store: Store, options: BuildOptions | None = None, precision: 
     ranges = axis_ranges(store.manifest().model, options or BuildOptions())
     graphs = [each for each in store.manifest().artefacts if (each.target, each.precision) == ("onnx", precision)]
     wanted = {
-        (each.role, TARGET, precision): {"model": each.model, "graph": each.key, "axes": repr(ranges)}
+        Identity(each.role, TARGET, precision): {"model": each.model, "graph": each.key, "axes": repr(ranges)}
         for each in graphs
     }
     with publish.build(store.root, TARGET, wanted, progress=lambda line: None) as draft:

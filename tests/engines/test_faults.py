@@ -100,8 +100,8 @@ def touch_all(workshop, what):
 
     def do(draft):
         for identity in what:
-            (draft.folder / identity[0]).touch()
-            draft.add(workshop.artefact(*identity), [identity[0]])
+            (draft.folder / str(identity.role)).touch()
+            draft.add(workshop.artefact(*identity[:3]), [str(identity.role)])
 
     return do
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipskip.engines import manifest
-from clipskip.engines.manifest import AxisRange, FileRecord, Manifest, NewerManifestError, Port
+from clipskip.engines.manifest import AxisRange, Dim, FileRecord, Identity, Manifest, NewerManifestError, Port, Role
 from clipskip.errors import ManifestError
 
 HASH = "d" * 64
@@ -53,8 +53,8 @@ def test_a_manifest_comes_back_as_it_was(sound):
 
 
 def test_an_artefact_is_found_by_role_target_and_precision_together(sound):
-    assert sound.find("step", "onnx", "fp32") is sound.artefacts[1]
-    assert sound.find("step", "onnx", "fp16") is None
+    assert sound.find(Identity(Role("step"), "onnx", "fp32")) is sound.artefacts[1]
+    assert sound.find(Identity(Role("step"), "onnx", "fp16")) is None
 
 
 def test_the_key_depends_on_every_ingredient_and_not_on_their_order():
@@ -226,3 +226,42 @@ def test_a_garbled_manifest_is_sound_or_a_manifest_error(tree, data):
         text = text[:begin] + text[data.draw(st.integers(begin, len(text))) :]
     with suppress(ManifestError):
         assert isinstance(manifest.loads(text.encode("utf-8", "surrogatepass")), Manifest)
+
+
+def test_roles_and_dimensions_are_written_as_they_are_read():
+    for role in (Role("text", 0), Role("text", 11), Role("step"), Role("decode"), Role("encode")):
+        assert Role.parse(str(role)) == role
+    for dimension in (Dim("h"), Dim("h", 8)):
+        assert Dim.parse(str(dimension)) == dimension
+    assert (str(Role("text", 3)), str(Dim("h", 8)), str(Dim("B"))) == ("text-03", "8*h", "B")
+    assert Dim("h", 8).size({"h": 4}) == 32
+    assert sorted([Role("text", 2), Role("step"), Role("text", 0)]) == [Role("step"), Role("text", 0), Role("text", 2)]
+
+
+@pytest.mark.parametrize("text", ["text", "text-1", "text-١٢", "text-100", "step-01", "", "Step", "step\n"])
+def test_another_role_is_none(text):
+    with pytest.raises(ValueError, match="role"):
+        Role.parse(text)
+
+
+@pytest.mark.parametrize("text", ["0*h", "1000*h", "8*", "*h", "8*8", "h*8", "", "8*h\n", "-1*h"])
+def test_another_dimension_is_none(text):
+    with pytest.raises(ValueError, match="dimension"):
+        Dim.parse(text)
+
+
+def test_a_store_written_before_there_were_variants_opens_with_the_keys_it_had(sound, tree):
+    assert not any("variant" in artefact for artefact in tree["artefacts"])
+    read = manifest.loads(json.dumps(tree).encode())
+    assert [artefact.variant for artefact in read.artefacts] == ["", ""]
+    old = manifest.key_of({"artefact": "text-00 onnx fp32", "model": sound.artefacts[0].model})
+    assert read.artefacts[0].key == old
+
+
+def test_a_variant_is_another_artefact_with_another_key(sound):
+    step = sound.artefacts[1]
+    other = replace(step, variant="painterly")
+    both = manifest.loads(manifest.dumps(replace(sound, artefacts=(step, other))).encode())
+    assert both.find(Identity(Role("step"), "onnx", "fp32", "painterly")) == other
+    assert both.find(Identity(Role("step"), "onnx", "fp32")) == step
+    assert step.key != other.key

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from clipskip.engines import report
-from clipskip.engines.manifest import AxisRange
+from clipskip.engines.manifest import AxisRange, Role
 from clipskip.engines.shapes import BuildOptions
 from clipskip.engines.store import Store
 from clipskip.engines.tensorrt import build
@@ -38,7 +38,7 @@ def test_sixteen_engines_are_built_once_and_other_sizes_rebuild_only_the_network
     assert rebuilt(root, BuildOptions(max_chunks=2)) == []
     store = Store(root)
     for role in ROLES:
-        assert store.verify(store.find(role, TARGET, "fp16")).stat().st_size > 10_000
+        assert store.verify(store.find(Role.parse(role), TARGET, "fp16")).stat().st_size > 10_000
     assert not [problem for _, problem in report.verify(root) if problem]
     options = BuildOptions(max_chunks=2, sizes=AxisRange(64, 128, 256))
     assert rebuilt(root, options) == ["step", "decode", "encode"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tiny_graphs import FACTS
 
-from clipskip.engines.manifest import AxisRange, Port
+from clipskip.engines.manifest import AxisRange, Dim, Port
 from clipskip.engines.shapes import BuildOptions, axes_of, axis_ranges, parse_sizes, profiles, sized
 from clipskip.errors import RequestError
 
@@ -52,10 +52,10 @@ def test_shapes_that_the_model_cannot_do_are_refused(options: BuildOptions) -> N
 
 
 def test_a_profile_has_the_shapes_of_inputs_with_a_dynamic_axis_only() -> None:
-    ports = (Port("image", "uint8", ("B", "8*h", "8*w", 3)), Port("fixed", "float32", (2, 2)))
+    ports = (Port("image", "uint8", (Dim("B"), Dim("h", 8), Dim("w", 8), 3)), Port("fixed", "float32", (2, 2)))
     axes = axes_of(ports, axis_ranges(FACTS, BuildOptions(max_batch=2)))
     assert profiles(ports, axes) == {"image": ((1, 32, 32, 3), (1, 64, 64, 3), (2, 96, 96, 3))}
 
 
 def test_a_dimension_may_be_a_multiple_of_an_axis() -> None:
-    assert sized(Port("image", "uint8", ("B", "8*h", 3)), {"B": 2, "h": 5}) == (2, 40, 3)
+    assert sized(Port("image", "uint8", (Dim("B"), Dim("h", 8), 3)), {"B": 2, "h": 5}) == (2, 40, 3)

@@ -13,7 +13,7 @@ import pytest
 from tiny_graphs import DECODE, HEADER, publish_graphs, save
 
 from clipskip.engines import tensorrt_child, tensorrt_compile
-from clipskip.engines.manifest import AxisRange
+from clipskip.engines.manifest import AxisRange, Role
 from clipskip.engines.shapes import BuildOptions
 from clipskip.engines.store import Store
 from clipskip.engines.tensorrt import Built, build, own_attentions
@@ -66,10 +66,11 @@ def test_a_child_counts_its_own_peak_memory_and_not_what_its_parent_held(tmp_pat
 def test_every_engine_is_published_and_verified(root: Path) -> None:
     store = Store(root)
     for role in ROLES:
-        artefact = store.find(role, TARGET, "fp16")
-        graph = store.find(role, "onnx", "fp16")
+        artefact = store.find(Role.parse(role), TARGET, "fp16")
+        graph = store.find(Role.parse(role), "onnx", "fp16")
         assert (
-            store.verify(artefact).read_bytes()[:4] == store.verify(store.find("step", TARGET, "fp16")).read_bytes()[:4]
+            store.verify(artefact).read_bytes()[:4]
+            == store.verify(store.find(Role("step"), TARGET, "fp16")).read_bytes()[:4]
         )
         assert (artefact.inputs, artefact.outputs) == (graph.inputs, graph.outputs)
         assert artefact.provenance == {
@@ -77,7 +78,7 @@ def test_every_engine_is_published_and_verified(root: Path) -> None:
             "compute capability": "default",
             "device": "any",
         }
-    assert store.find("step", TARGET, "fp16").axes["h"] == AxisRange(4, 8, 12)
+    assert store.find(Role("step"), TARGET, "fp16").axes["h"] == AxisRange(4, 8, 12)
 
 
 def test_a_rebuild_builds_nothing(root: Path) -> None:
@@ -112,7 +113,7 @@ def test_compute_capabilities_are_recorded_and_an_unknown_one_is_refused_by_name
 
 def test_a_damaged_graph_is_refused_before_tensorrt_reads_it(tmp_path: Path) -> None:
     store = publish_graphs(tmp_path)
-    path = tmp_path / store.find("text-00", "onnx", "fp16").files[0].path
+    path = tmp_path / store.find(Role("text", 0), "onnx", "fp16").files[0].path
     path.chmod(0o644)
     path.write_bytes(path.read_bytes()[:-1] + b"!")
     with pytest.raises(EngineCorrupt):
@@ -228,7 +229,7 @@ def test_a_killed_build_leaves_the_store_as_it_was_and_what_was_built_is_used(
         built(tmp_path)
     monkeypatch.undo()
     assert not [each for each in tmp_path.iterdir() if each.name.startswith(".tmp")]
-    assert {each.role for each in Store(tmp_path).manifest().artefacts if each.target == TARGET} == {"text-00"}
+    assert {str(each.role) for each in Store(tmp_path).manifest().artefacts if each.target == TARGET} == {"text-00"}
     assert rebuilt(built(tmp_path)) == ["step", "decode", "encode"]
 
 
@@ -279,7 +280,8 @@ def test_tensorrt_without_a_gpu_is_refused_before_any_work(tmp_path: Path, monke
         raise BackendUnavailable("no NVIDIA driver on this machine")
 
     monkeypatch.setattr("clipskip.engines.tensorrt.load_builder", lambda target: trt)
-    monkeypatch.setattr(gpu, "gpus", no_gpu)
+    monkeypatch.setattr(gpu, "cuda_runtime", lambda: None)
+    monkeypatch.setattr(gpu, "check_driver", no_gpu)
     with pytest.raises(BackendUnavailable, match="no NVIDIA driver"):
         build(publish_graphs(tmp_path), target="tensorrt", options=BuildOptions(), progress=print)
     options = BuildOptions(compute_capabilities=("8.9",))
@@ -317,7 +319,7 @@ def test_a_timing_cache_that_cannot_be_read_is_ignored(tmp_path: Path, data: byt
 
 def test_what_tensorrt_cannot_load_is_refused_by_the_package_itself(root: Path) -> None:
     """Empty, cut and foreign bytes: with a real deserialiser, which refuses them without a GPU."""
-    plan = Store(root).verify(Store(root).find("decode", TARGET, "fp16")).read_bytes()
+    plan = Store(root).verify(Store(root).find(Role("decode"), TARGET, "fp16")).read_bytes()
     logger, _ = tensorrt_compile.capture(trt, Log())
     runtime = trt.Runtime(logger)
     for data in (plan[: len(plan) // 2], b"\0" * 1000, b"not an engine at all, but long enough to have a header" * 9):

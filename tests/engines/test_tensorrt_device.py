@@ -16,6 +16,7 @@ from tiny_graphs import publish_graphs
 
 from clipskip.engines import gpu, tensorrt
 from clipskip.engines.gpu import Gpu
+from clipskip.engines.manifest import Role
 from clipskip.engines.shapes import BuildOptions
 from clipskip.engines.store import Store
 from clipskip.engines.tensorrt import build
@@ -37,7 +38,7 @@ class Workshop:
         monkeypatch.setattr(tensorrt, "load_builder", lambda target: SimpleNamespace(__version__=self.version))
         monkeypatch.setattr(tensorrt, "compile_in_child", self.compile)
         monkeypatch.setattr(gpu, "cuda_runtime", lambda: None)
-        monkeypatch.setattr(gpu, "gpus", lambda runtime: [self.card])
+        monkeypatch.setattr(gpu, "describe", lambda runtime, index: self.card)
 
     def compile(self, role: str, job: Job, progress: Any) -> Outcome:
         with self.lock:
@@ -64,7 +65,7 @@ def test_the_manifest_names_the_gpu_and_a_rebuild_on_it_builds_nothing(workshop:
     publish_graphs(tmp_path)
     assert len(workshop.rebuilt(tmp_path)) == 5
     assert workshop.rebuilt(tmp_path) == []
-    assert Store(tmp_path).find("step", "tensorrt", "fp16").provenance == {
+    assert Store(tmp_path).find(Role("step"), "tensorrt", "fp16").provenance == {
         "package": "tensorrt 11.4.0",
         "compute capability": "8.9",
         "device": "RTX 4090, compute capability 8.9, CUDA 13",

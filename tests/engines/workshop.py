@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from clipskip.engines.manifest import Artefact, AxisRange, ModelFacts, Port
+from clipskip.engines.manifest import Artefact, AxisRange, Dim, Identity, ModelFacts, Port, Role
 from clipskip.engines.publish import Draft, build
 from clipskip.engines.report import verify
 from clipskip.engines.stale import Wanted
@@ -37,19 +37,31 @@ def facts(**changes: Any) -> ModelFacts:
 
 def wanted(roles: tuple[str, ...] = ROLES, target: str = "onnx", precision: str = "fp32", **ingredients: str) -> Wanted:
     """What `make` builds, by default for `facts()`."""
-    return {(role, target, precision): {"model": MODEL, "precision": precision, **ingredients} for role in roles}
+    return {
+        Identity(Role.parse(role), target, precision): {"model": MODEL, "precision": precision, **ingredients}
+        for role in roles
+    }
 
 
-def artefact(role: str, target: str = "onnx", precision: str = "fp32") -> Artefact:
+def artefact(role: Role | str, target: str = "onnx", precision: str = "fp32") -> Artefact:
     """An artefact before it is published."""
-    inputs = (Port("tokens", "int64", ("R", 77)), Port("concepts", "float32", ("E", 64)))
-    outputs = (Port("image", "uint8", ("R", "8*h", 3)),)
-    return Artefact(role, target, precision, inputs, outputs, {"R": AxisRange(1, 2, 8)}, {"l2": 1e-6}, {"onnx": "1.2"})
+    inputs = (Port("tokens", "int64", (Dim("R"), 77)), Port("concepts", "float32", (Dim("E"), 64)))
+    outputs = (Port("image", "uint8", (Dim("R"), Dim("h", 8), 3)),)
+    return Artefact(
+        Role.parse(str(role)),
+        target,
+        precision,
+        inputs,
+        outputs,
+        {"R": AxisRange(1, 2, 8)},
+        {"l2": 1e-6},
+        {"onnx": "1.2"},
+    )
 
 
 def work(root: Path, what: Wanted, do: Callable[[Draft], object], **options: Any) -> bool:
     """Let `do` fill the draft of a build of `what`. False when it was up to date."""
-    target, precision = next(iter(what))[1:]
+    _, target, precision, _ = next(iter(what))
     with build(root, f"{target}-{precision}", what, **{"progress": lambda line: None, **options}) as draft:
         if draft is not None:
             do(draft)
@@ -61,11 +73,11 @@ def make(root: Path, what: Wanted, *, size: int = 3000, pause: float = 0.0, **op
 
     def do(draft: Draft) -> None:
         content = repr(sorted(what.items())).encode()
-        for name in ["weights.bin", "vocab.json", *(f"{role}.onnx" for role, _, _ in what)]:
+        for name in ["weights.bin", "vocab.json", *(f"{identity.role}.onnx" for identity in what)]:
             (draft.folder / name).write_bytes((name.encode() + content) * (1 + size // len(content)))
             time.sleep(pause)
         for identity in what:
-            draft.add(artefact(*identity), [f"{identity[0]}.onnx", "weights.bin"])
+            draft.add(artefact(*identity[:3]), [f"{identity.role}.onnx", "weights.bin"])
         if "model" in options:
             draft.tokenizer(["vocab.json"])
 

@@ -10,6 +10,7 @@ import onnxruntime as ort
 import pytest
 import torch
 
+from clipskip.engines.manifest import Dim, Role
 from clipskip.engines.store import Store
 from clipskip.export.checkpoint import open_checkpoint
 from clipskip.export.models import Networks, load
@@ -43,7 +44,9 @@ def networks(tiny: Path) -> Networks:
 
 
 def session(store: Store, role: str) -> ort.InferenceSession:
-    return ort.InferenceSession(store.verify(store.find(role, "onnx", "fp32")), providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(
+        store.verify(store.find(Role.parse(role), "onnx", "fp32")), providers=["CPUExecutionProvider"]
+    )
 
 
 def relative(found: np.ndarray[Any, Any], exact: np.ndarray[Any, Any]) -> float:
@@ -52,8 +55,11 @@ def relative(found: np.ndarray[Any, Any], exact: np.ndarray[Any, Any]) -> float:
 
 @pytest.mark.parametrize("role", CONTRACT)
 def test_the_borders_are_those_of_the_contract(store: Store, role: str) -> None:
-    artefact, opened = store.find(role, "onnx", "fp32"), session(store, role)
-    ports = {port.name: (port.dtype, port.shape) for port in (*artefact.inputs, *artefact.outputs)}
+    artefact, opened = store.find(Role.parse(role), "onnx", "fp32"), session(store, role)
+    ports = {
+        port.name: (port.dtype, tuple(str(size) if isinstance(size, Dim) else size for size in port.shape))
+        for port in (*artefact.inputs, *artefact.outputs)
+    }
     assert ports == CONTRACT[role]
     for value in (*opened.get_inputs(), *opened.get_outputs()):
         dtype, shape = CONTRACT[role][value.name]

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from clipskip.engines.manifest import Identity, Role
 from clipskip.engines.store import Store
 from clipskip.errors import NumericalError, RequestError
 from clipskip.export import cases, export
@@ -33,7 +34,7 @@ def content(root: Path) -> dict[str, bytes]:
 
 def test_everything_is_published_with_its_parity_and_the_tokenizer(store: Store) -> None:
     manifest = store.manifest()
-    roles = {artefact.role for artefact in manifest.artefacts}
+    roles = {str(artefact.role) for artefact in manifest.artefacts}
     assert roles == {"text-00", "text-01", "text-02", "text-03", "step", "decode", "encode"}
     for artefact in manifest.artefacts:
         assert artefact.parity.get("relative_l2", 0) <= 1e-5
@@ -120,8 +121,8 @@ def test_a_missing_depth_is_added_without_making_the_rest_again(tiny: Path, root
     (root / "manifest.json").write_text(json.dumps(manifest))
     before = Store(root).manifest()
     after = export(tiny, root, skips=[1])
-    assert {each.role for each in after.artefacts} == {each.role for each in before.artefacts} | {"text-03"}
-    assert after.find("step", "onnx", "fp32") == before.find("step", "onnx", "fp32")
+    assert {each.role for each in after.artefacts} == {each.role for each in before.artefacts} | {Role("text", 3)}
+    assert after.find(Identity(Role("step"), "onnx", "fp32")) == before.find(Identity(Role("step"), "onnx", "fp32"))
     store = Store(root)
     for artefact in after.artefacts:
         store.verify(artefact)
@@ -143,7 +144,7 @@ def test_a_missing_network_is_added_and_torch_is_asked_for_no_more_than_it_takes
         manifest["artefacts"] = [each for each in manifest["artefacts"] if each["role"] != role]
         (store / "manifest.json").write_text(json.dumps(manifest))
         asked.clear()
-        assert export(tiny, store, precision=precision).find(role, "onnx", precision) is not None
+        assert export(tiny, store, precision=precision).find(Identity(Role.parse(role), "onnx", precision)) is not None
         assert asked == needed
 
 
@@ -168,5 +169,5 @@ def test_half_precision_passes_its_gates_and_shows_only_in_the_context(tiny: Pat
     for artefact in manifest.artefacts:
         types = {port.name: port.dtype for port in (*artefact.inputs, *artefact.outputs)}
         assert [name for name, dtype in types.items() if dtype == "float16"] == ["context"] * ("context" in types)
-        if artefact.role != "decode":
+        if artefact.role.part != "decode":
             assert artefact.parity["relative_l2"] <= 2 * artefact.parity["torch_fp16_relative_l2"]

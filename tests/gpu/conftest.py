@@ -52,7 +52,7 @@ def _tensorrt() -> Backend:
         from doubles.store import simulated
 
         return simulated()[0]
-    found = gpu.gpus(gpu.cuda_runtime())[0]
+    found = gpu.describe(gpu.cuda_runtime(), 0)
     rtx = found.compute_capability in default_capabilities(load_package("tensorrt-rtx"))
     return tensorrt_backend("tensorrt-rtx" if rtx else "tensorrt")
 

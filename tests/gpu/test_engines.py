@@ -14,6 +14,7 @@ import clipskip
 from clipskip import Request
 from clipskip.backends import Array, Backend, Engine
 from clipskip.backends.onnxruntime import OnnxRuntime
+from clipskip.engines.manifest import Role
 from clipskip.engines.store import Store
 from clipskip.pipeline import Pipeline
 
@@ -53,7 +54,10 @@ def pair(engines: Path, backend: Backend) -> Callable[[str], tuple[Engine, Engin
     store, cpu = Store(engines), OnnxRuntime()
 
     def both(role: str) -> tuple[Engine, Engine]:
-        built, graph = store.find(role, backend.target, "fp16"), store.find(role, "onnx", "fp16")
+        built, graph = (
+            store.find(Role.parse(role), backend.target, "fp16"),
+            store.find(Role.parse(role), "onnx", "fp16"),
+        )
         return backend.open(built, store.verify(built)), cpu.open(graph, store.verify(graph))
 
     return both

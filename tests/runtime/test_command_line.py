@@ -11,6 +11,7 @@ import PIL.Image
 import pytest
 
 from clipskip.__main__ import main
+from clipskip.engines.manifest import Role
 from clipskip.engines.store import Store
 
 FAST = ("--steps", "2", "--width", "64", "--height", "64")
@@ -128,7 +129,7 @@ def test_inspect_and_verify_tell_what_a_store_holds(run, sample_store):
 
 def test_a_flipped_bit_is_found_before_anything_is_opened(run, sample_store, tmp_path):
     store = shutil.copytree(sample_store, tmp_path / "store")
-    victim = store / Store(store).find("step", "onnx", "fp32").files[1].path
+    victim = store / Store(store).find(Role("step"), "onnx", "fp32").files[1].path
     data = bytearray(victim.read_bytes())
     data[len(data) // 2] ^= 1
     victim.write_bytes(data)

@@ -8,6 +8,7 @@ import pytest
 
 import clipskip
 from clipskip.backends.onnxruntime import OnnxRuntime
+from clipskip.engines.manifest import Role
 from clipskip.engines.store import Store
 from clipskip.errors import EngineCorrupt, EngineMissing, NumericalError, RequestError
 
@@ -89,7 +90,7 @@ def test_a_depth_that_was_not_built_names_the_command_that_builds_it(sample_stor
 
 def test_a_truncated_engine_is_refused_when_it_is_first_needed(sample_store, tmp_path):
     store = shutil.copytree(sample_store, tmp_path / "store")
-    victim = store / Store(store).find("decode", "onnx", "fp32").files[0].path
+    victim = store / Store(store).find(Role("decode"), "onnx", "fp32").files[0].path
     victim.write_bytes(victim.read_bytes()[:-1])
     with clipskip.open(store) as pipe, pytest.raises(EngineCorrupt, match=r"decode\.onnx has \d+ bytes instead of"):
         pipe("a ring", **FAST)
@@ -119,7 +120,7 @@ class Broken(OnnxRuntime):
 
     def open(self, artefact, path):
         engine = super().open(artefact, path)
-        if artefact.role != self.role:
+        if artefact.role.part != self.role:
             return engine
         run, loop = engine.run, engine.loop
 

@@ -22,6 +22,7 @@ from clipskip.backends import Engine
 from clipskip.backends.onnxruntime import ONE_NODE, OnnxRuntime
 from clipskip.backends.providers import BY_TARGET, CUDA, TENSORRT, TENSORRT_RTX, options
 from clipskip.backends.select import backend_named
+from clipskip.engines.manifest import Role
 from clipskip.engines.store import Store
 from clipskip.errors import BackendUnavailable, EngineIncompatible, RequestError
 
@@ -43,7 +44,7 @@ def ort(monkeypatch: pytest.MonkeyPatch) -> SimulatedOnnxRuntime:
 
 
 def opened(store: Store, backend: OnnxRuntime, role: str = "step") -> Engine:
-    artefact = store.find(role, "onnx", "fp16")
+    artefact = store.find(Role.parse(role), "onnx", "fp16")
     return backend.open(artefact, store.verify(artefact))
 
 
@@ -166,7 +167,7 @@ def test_what_tensorrt_compiles_is_kept_beside_the_graph(ort: SimulatedOnnxRunti
     told = ort.sessions[-1].told
     folder = Path(told["trt_engine_cache_path"])
     assert folder.is_dir()
-    assert folder.parent == store.root / Path(store.find("step", "onnx", "fp16").files[0].path).parent
+    assert folder.parent == store.root / Path(store.find(Role("step"), "onnx", "fp16").files[0].path).parent
     assert told["trt_timing_cache_path"] == str(folder)
     assert (told["trt_engine_cache_enable"], told["trt_fp16_enable"]) == ("True", "True")
     assert ort.sessions[-1].names == [TENSORRT, CUDA], "CUDA computes what TensorRT cannot"
@@ -186,7 +187,7 @@ def test_one_s_own_settings_come_last(ort: SimulatedOnnxRuntime, store: Store) -
 
 
 def test_on_a_gpu_every_depth_counts_with_its_weights(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    files = store.find("text-03", "onnx", "fp16").files
+    files = store.find(Role("text", 3), "onnx", "fp16").files
     on_cpu = opened(store, OnnxRuntime(), "text-03")
     monkeypatch.setitem(sys.modules, "onnxruntime", SimulatedOnnxRuntime())
     on_gpu = opened(store, OnnxRuntime([CUDA]), "text-03")
@@ -235,7 +236,7 @@ def test_a_plugin_that_cannot_be_used_says_why(
 def test_a_graph_that_cannot_be_opened_is_incompatible(tmp_path: Path, store: Store) -> None:
     (tmp_path / "step.onnx").write_bytes(b"no graph")
     with pytest.raises(EngineIncompatible, match=r"cannot open step\.onnx"):
-        OnnxRuntime().open(store.find("step", "onnx", "fp16"), tmp_path / "step.onnx")
+        OnnxRuntime().open(store.find(Role("step"), "onnx", "fp16"), tmp_path / "step.onnx")
 
 
 def test_the_double_offers_nothing_that_the_package_does_not_have() -> None:

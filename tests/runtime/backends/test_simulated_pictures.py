@@ -18,6 +18,7 @@ import clipskip
 from clipskip import Request
 from clipskip.backends.onnxruntime import OnnxRuntime
 from clipskip.backends.tensorrt import Settings
+from clipskip.engines.manifest import Role
 from clipskip.engines.store import Store
 from clipskip.errors import DeviceLost, DeviceOutOfMemory, EngineCorrupt, NumericalError, RequestError
 from clipskip.pipeline import Pipeline, Result
@@ -115,7 +116,7 @@ def test_the_number_of_texts_changes_no_picture_and_few_shapes_are_compiled(stor
         for prompt in prompts:
             request = Request(prompt=prompt, seed=1, **{**SMALL, "cfg": 1.0, "steps": 1})
             assert same(pipe.run([request]), expected.run([request]))
-        with pipe._residents.use("text-12") as engine:
+        with pipe._residents.use(Role("text", 12)) as engine:
             assert sorted(dict(key[0])["tokens"][0] for key in engine._pool._idle.values()) == [2, 4]
 
 
@@ -215,7 +216,7 @@ def test_a_size_outside_the_engines_is_refused_before_any_gpu_work(store: Path) 
 def test_a_flipped_bit_in_an_engine_is_refused_before_tensorrt_sees_it(store: Path, tmp_path: Path) -> None:
     root = tmp_path / "store"
     shutil.copytree(store, root)
-    path = root / Store(root).find("step", TARGET, "fp32").files[0].path
+    path = root / Store(root).find(Role("step"), TARGET, "fp32").files[0].path
     data = bytearray(path.read_bytes())
     data[-2] ^= 1
     path.chmod(0o644)

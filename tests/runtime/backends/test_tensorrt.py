@@ -18,7 +18,7 @@ from tiny_graphs import WIDTH, publish_graphs
 from clipskip.backends import Array, Engine
 from clipskip.backends.onnxruntime import OnnxRuntime
 from clipskip.backends.tensorrt import Settings, TensorRT
-from clipskip.engines.manifest import AxisRange
+from clipskip.engines.manifest import AxisRange, Role
 from clipskip.engines.shapes import BuildOptions
 from clipskip.engines.store import Store
 from clipskip.errors import (
@@ -40,13 +40,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 def opened(store: Store, backend: TensorRT, role: str = "step") -> Engine:
-    artefact = store.find(role, TARGET, "fp16")
+    artefact = store.find(Role.parse(role), TARGET, "fp16")
     return backend.open(artefact, store.verify(artefact))
 
 
 def reference(store: Store, role: str = "step") -> Engine:
     """The same graph through ONNX Runtime, with as many threads as the double uses."""
-    artefact = store.find(role, "onnx", "fp16")
+    artefact = store.find(Role.parse(role), "onnx", "fp16")
     return OnnxRuntime(threads=1).open(artefact, store.verify(artefact))
 
 
@@ -312,7 +312,7 @@ def test_fifty_requests_hold_no_more_memory_than_one(store: Store) -> None:
 
 def test_a_flipped_bit_is_refused_before_tensorrt_sees_it(store: Store, tmp_path: Path) -> None:
     mine = publish_plans(publish_graphs(tmp_path))
-    artefact = mine.find("step", TARGET, "fp16")
+    artefact = mine.find(Role("step"), TARGET, "fp16")
     path = tmp_path / artefact.files[0].path
     data = bytearray(path.read_bytes())
     data[10] ^= 1
@@ -327,7 +327,7 @@ def artefact_with(store: Store, tmp_path: Path) -> Any:
     """Open the step engine with another provenance or other bytes."""
     from dataclasses import replace
 
-    found = store.find("step", TARGET, "fp16")
+    found = store.find(Role("step"), TARGET, "fp16")
 
     def open_with(backend: TensorRT, data: bytes | None = None, **provenance: str) -> Engine:
         path = tmp_path / "step.engine"
@@ -369,7 +369,7 @@ def test_an_engine_larger_than_the_free_memory_is_refused_before_it_is_loaded(ar
 
 
 def test_an_engine_with_other_inputs_than_the_manifest_s_is_refused(store: Store, artefact_with: Any) -> None:
-    other = (store.root / store.find("decode", TARGET, "fp16").files[0].path).read_bytes()
+    other = (store.root / store.find(Role("decode"), TARGET, "fp16").files[0].path).read_bytes()
     with pytest.raises(EngineIncompatible, match="is no step: it has latents"):
         artefact_with(simulated()[0], data=other)
 
