@@ -94,7 +94,7 @@ class Pipeline:
         self._noise_model = NoiseModel(facts.beta_start, facts.beta_end, facts.train_steps, facts.prediction)
         self._concepts = concepts
         self._residents = Residents(store, backend, concepts.vectors, text_engine_budget)
-        step = self._residents.artefact("step")
+        step = self._residents.artefact(Role("step"))
         command = None if step.target == "onnx" else build_command(store.root, step.target, step.precision)
         self._limits = Limits.of(step, backend.batch_pixels, max_batch, command)
         tokenizer = Tokenizer.open(store.verify_tokenizer())
