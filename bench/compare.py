@@ -11,7 +11,6 @@ import argparse
 import json
 import statistics
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from clipskip.backends.onnxruntime import OnnxRuntime
 from clipskip.bench.measure import Contenders, Seconds, interleaved, summary, table
 from clipskip.engines.manifest import Role
 from clipskip.engines.store import Store
+from clipskip.engines.tensorrt_child import python
 
 PROMPT, NEGATIVE, SEED = "a large red circle on a green background", "blue", 1
 STEPS, CFG = 20, 6.0
@@ -122,7 +122,7 @@ def _pictures(pipe: clipskip.Pipeline, peer: Peer, skip: int) -> tuple[Contender
 
 def _first_pictures(checkpoint: Path, store: Path, rounds: int) -> dict[str, Seconds]:
     def start(code: str) -> None:
-        subprocess.run([sys.executable, "-c", code, str(checkpoint), str(store)], check=True, capture_output=True)
+        subprocess.run([*python(code), str(checkpoint), str(store)], check=True, capture_output=True)
 
     return interleaved({who: lambda code=code: start(code) for who, code in FIRST_PICTURES.items()}, rounds)  # type: ignore[misc]
 

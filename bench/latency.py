@@ -23,6 +23,7 @@ from clipskip.backends.select import backend_named
 from clipskip.bench.measure import Seconds, interleaved, summary, table
 from clipskip.engines.manifest import Artefact, Identity, Port, Role
 from clipskip.engines.store import Store
+from clipskip.engines.tensorrt_child import python
 
 PROMPT = "a large red circle on a green background"
 FIRST_PICTURE = "import sys, clipskip; clipskip.open(sys.argv[1], backend=sys.argv[2])(sys.argv[3], seed=1)"
@@ -49,7 +50,7 @@ def measure(path: str | Path, target: str = "onnxruntime", *, steps: int = 20, r
 
 
 def _starting(path: str | Path, target: str, rounds: int) -> dict[str, Seconds]:
-    command = [sys.executable, "-c", FIRST_PICTURE, str(path), target, PROMPT]
+    command = [*python(FIRST_PICTURE), str(path), target, PROMPT]
     return interleaved({"first picture, from process start": lambda: subprocess.run(command, check=True)}, rounds)
 
 

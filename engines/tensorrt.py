@@ -20,8 +20,7 @@ from clipskip.engines.locks import locked
 from clipskip.engines.manifest import Artefact, AxisRange, FileRecord, Identity, Role, key_of
 from clipskip.engines.shapes import BuildOptions, axes_of, axis_ranges, profiles
 from clipskip.engines.store import Store
-from clipskip.engines.tensorrt_child import Outcome, Progress, compile_in_child
-from clipskip.engines.tensorrt_config import PACKAGES, Job, load_builder
+from clipskip.engines.tensorrt_child import PACKAGES, Job, Outcome, Progress, compile_in_child, load_builder
 
 PRECISION = "fp16"
 NETWORKS = (Role("step"), Role("decode"), Role("encode"))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from clipskip.engines import gpu
-from clipskip.engines.tensorrt_config import load_builder, load_package
+from clipskip.engines.tensorrt_child import load_builder, load_package
 
 from .backends.fit import default_capabilities
 from .backends.onnxruntime import OnnxRuntime

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+import time
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,8 +20,8 @@ from clipskip.engines.manifest import AxisRange, Role
 from clipskip.engines.shapes import BuildOptions
 from clipskip.engines.store import Store
 from clipskip.engines.tensorrt import Built, build, own_attentions
-from clipskip.engines.tensorrt_child import compile_in_child
-from clipskip.engines.tensorrt_config import BuildError, Job, Log, out_of_memory, set_timing_cache
+from clipskip.engines.tensorrt_child import Job, compile_in_child
+from clipskip.engines.tensorrt_compile import BuildError, Log, out_of_memory, set_timing_cache
 from clipskip.errors import (
     BackendUnavailable,
     DeviceOutOfMemory,
@@ -324,3 +327,40 @@ def test_what_tensorrt_cannot_load_is_refused_by_the_package_itself(root: Path) 
     runtime = trt.Runtime(logger)
     for data in (plan[: len(plan) // 2], b"\0" * 1000, b"not an engine at all, but long enough to have a header" * 9):
         assert runtime.deserialize_cuda_engine(data) is None
+
+
+def test_a_hostile_working_folder_has_no_say_in_a_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "hostile"
+    folder.mkdir()
+    names = {*sys.stdlib_module_names, "clipskip", "numpy", "cuda", TARGET.replace("-", "_"), "sitecustomize"}
+    for name in names:
+        (folder / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'a').write({name!r})")
+    monkeypatch.chdir(folder)
+    compile_in_child("decode", decode_job(tmp_path), lambda line: None)
+    assert not (tmp_path / "ran").exists()
+
+
+PARENT = """
+import json, sys
+from clipskip.engines.tensorrt_child import Job, _child
+with _child(Job(**json.loads(sys.argv[1])), sys.stderr.buffer) as (child, lines):
+    print(child.pid, flush=True)
+    lines.get()
+    print("at work", flush=True)
+    child.wait()
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks /proc for a process that is not our child")
+def test_a_child_ends_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    job = json.dumps(asdict(decode_job(tmp_path)))
+    command = [sys.executable, "-c", PARENT, job]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child = Path("/proc", parent.stdout.readline().strip())
+        parent.kill()
+    patience = time.monotonic() + 30
+    while child.exists() and "\nState:\tZ" not in (child / "status").read_text():
+        assert time.monotonic() < patience, "the child lives on"
+        time.sleep(0.02)
+    assert not (tmp_path / "decode.engine").exists()

@@ -20,8 +20,7 @@ from clipskip.engines.manifest import Role
 from clipskip.engines.shapes import BuildOptions
 from clipskip.engines.store import Store
 from clipskip.engines.tensorrt import build
-from clipskip.engines.tensorrt_child import Outcome
-from clipskip.engines.tensorrt_config import Job
+from clipskip.engines.tensorrt_child import Job, Outcome
 from clipskip.errors import BackendUnavailable
 
 CARD = Gpu("RTX 4090", "8.9", 24 << 30, "abc", "13.0")
