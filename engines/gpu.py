@@ -48,6 +48,11 @@ def onnxruntime() -> Any:
     return importlib.import_module("onnxruntime")
 
 
+def offline() -> None:
+    """Keep the libraries that know a model hub from asking it for anything; before transformers or diffusers."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
 def cuda_runtime() -> Any:
     """The module cuda.bindings.runtime; BackendUnavailable when it is not installed."""
     try:

@@ -5,6 +5,7 @@ Knows nothing of the command line; reads only.
 
 from __future__ import annotations
 
+import os
 import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -102,6 +103,6 @@ def _problem(store: Store, artefact: Artefact | None) -> str | None:
 
 
 def _warnings(root: Path) -> list[str]:
-    if root.stat().st_mode & stat.S_IWOTH:
+    if os.name == "posix" and root.stat().st_mode & stat.S_IWOTH:
         return ["everybody may write into this store, and engines are programs: chmod o-w"]
     return []

@@ -5,7 +5,8 @@ Knows nothing of TensorRT.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from clipskip.engines.errors import RequestError
@@ -58,11 +59,32 @@ def axis_ranges(model: ModelFacts, options: BuildOptions) -> dict[str, AxisRange
         "B": AxisRange(1, 1, options.max_batch),
         "N": AxisRange(1, 2, rows),
         "R": AxisRange(1, 2, rows * options.max_chunks),
-        "T": AxisRange(TOKENS, TOKENS, TOKENS * options.max_chunks),
+        "T": AxisRange(TOKENS, TOKENS, TOKENS * longest_common(options.max_chunks)),
         "E": AxisRange(1, 1, CONCEPT_ROWS),
         "h": latent,
         "w": latent,
     }
+
+
+def depths(skips: Iterable[int], layers: int) -> list[int]:
+    """The numbers of layers that text engines for these clip skips keep. RequestError for one out of range."""
+    for skip in skips:
+        if not 1 <= skip <= layers + 1:
+            raise RequestError(
+                f"clip_skip must be 1..{layers + 1}, not {skip!r}: it counts from 1 "
+                "(the last layer, diffusers' None or 0); 2 is the penultimate (diffusers' 1)",
+                field="clip_skip", hint=f"clip_skip_diffusers takes diffusers' own numbers, 0..{layers}",
+            )  # fmt: skip
+    return sorted({layers + 1 - skip for skip in skips})
+
+
+def longest_common(chunks: int) -> int:
+    """The longest context of prompts of up to so many chunks: the largest least common multiple that is at most 2n.
+
+    Prompts of different length share a call of the U-Net by repetition, which changes nothing in cross-attention.
+    """
+    lengths = range(1, chunks + 1)
+    return max(common for a in lengths for b in lengths if (common := math.lcm(a, b)) <= 2 * chunks)
 
 
 def _sizes(model: ModelFacts, sizes: AxisRange | None) -> AxisRange:

@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from clipskip import clip_skip
-from clipskip.engines import publish, stale
+from clipskip.engines import gpu, publish, shapes, stale
 from clipskip.engines.errors import EngineMissing, ManifestError, RequestError
 from clipskip.engines.manifest import Identity, Manifest, ModelFacts, Role
 from clipskip.engines.store import read_manifest
@@ -51,6 +50,7 @@ def export(
     needs = _size(source) * PRECISIONS[precision]
     with publish.build(out, f"{TARGET}-{precision}", wanted, progress=progress, model=facts, needs=needs) as draft:
         if draft is not None:
+            gpu.offline()
             from clipskip.export import build
 
             build.build(draft, source, facts, progress)
@@ -75,7 +75,7 @@ def _depths(skips: Sequence[int] | None, facts: ModelFacts) -> list[int]:
         return list(range(facts.layers + 1))
     if not skips:
         raise RequestError("skips must name at least one clip skip", field="skips")
-    return clip_skip.depths(skips, facts.layers)
+    return shapes.depths(skips, facts.layers)
 
 
 def _wanted(facts: ModelFacts, precision: str, depths: Iterable[int], root: Path) -> dict[Identity, dict[str, str]]:

@@ -6,7 +6,16 @@ import pytest
 from tiny_graphs import FACTS
 
 from clipskip.engines.manifest import AxisRange, Dim, Port
-from clipskip.engines.shapes import BuildOptions, axes_of, axis_ranges, parse_sizes, profiles, sized
+from clipskip.engines.shapes import (
+    BuildOptions,
+    axes_of,
+    axis_ranges,
+    depths,
+    longest_common,
+    parse_sizes,
+    profiles,
+    sized,
+)
 from clipskip.errors import RequestError
 
 
@@ -29,7 +38,19 @@ def test_the_default_sizes_are_around_the_model_s_own() -> None:
 
 def test_a_batch_of_four_and_three_chunks_give_the_rows_of_network_and_text_engine() -> None:
     ranges = axis_ranges(FACTS, BuildOptions(max_batch=4, max_chunks=3))
-    assert [ranges[name].maximum for name in "BNTR"] == [4, 8, 231, 24]
+    assert [ranges[name].maximum for name in "BNTR"] == [4, 8, 462, 24]
+
+
+def test_clip_skips_are_depths_in_the_words_of_a_request() -> None:
+    assert depths([1, 13, 2, 1], 12) == [0, 11, 12]
+    for skip in (0, 14):
+        with pytest.raises(RequestError, match=rf"clip_skip must be 1\.\.13, not {skip}: it counts from 1") as caught:
+            depths([skip], 12)
+        assert caught.value.hint == "clip_skip_diffusers takes diffusers' own numbers, 0..12"
+
+
+def test_the_longest_context_is_the_largest_common_length_of_at_most_twice_the_chunks() -> None:
+    assert [longest_common(chunks) for chunks in range(1, 7)] == [1, 2, 6, 6, 10, 12]
 
 
 def test_even_an_engine_for_one_image_takes_four_rows() -> None:
