@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import clipskip.engines.tensorrt as tensorrt
-from clipskip.engines.manifest import AxisRange
+from clipskip.engines.manifest import AxisRange, Role
 from clipskip.engines.shapes import BuildOptions
 from clipskip.engines.store import Store
 
@@ -71,7 +71,9 @@ def measure(folder: Path, tokenizer: Path) -> dict[str, Any]:
     exported = time.monotonic()
     built = tensorrt.build(Store(store), target="tensorrt-rtx", options=OPTIONS, progress=print)
     done = time.monotonic()
-    sizes = {each.role: Store(store).find(each.role, "tensorrt-rtx", "fp16").files[0].size for each in built}
+    sizes = {
+        each.role: Store(store).find(Role.parse(each.role), "tensorrt-rtx", "fp16").files[0].size for each in built
+    }
     return {
         "export_seconds": round(exported - began, 1),
         "build_seconds": round(done - exported, 1),

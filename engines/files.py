@@ -12,10 +12,10 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from io import FileIO
+from io import BufferedReader, FileIO
 from pathlib import Path
 
-from clipskip.engines.errors import StorageError
+from clipskip.engines.errors import CheckpointError, StorageError
 
 _FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -47,10 +47,20 @@ def _open(path: str, flags: int) -> int:
     return descriptor
 
 
-def sha256_file(path: Path) -> str:
-    """SHA-256 hex of a regular file's bytes."""
-    with open_regular(path) as file:
-        return sha256_of(file)
+def read_named(path: str | os.PathLike[str], limit: int) -> bytes:
+    """The first `limit` bytes of a file that a user names; links are followed, as in the Hugging Face cache.
+
+    CheckpointError if there is no regular file (a pipe or a device is not waited for), StorageError if it cannot be
+    read.
+    """
+    name = os.fspath(path)
+    if "\0" in name:
+        raise CheckpointError(f"{name!r} is no file name: it contains NUL")
+    try:
+        with open_regular(Path(os.path.realpath(name))) as file, BufferedReader(file) as reader:
+            return reader.read(limit)
+    except NotAFileError as error:
+        raise CheckpointError(f"{name} {error}", path=name) from error
 
 
 def sha256_of(file: FileIO) -> str:

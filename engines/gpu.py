@@ -14,7 +14,7 @@ INSTALL = 'pip install "clipskip[tensorrt-rtx]"'
 
 @dataclass(frozen=True)
 class Device:
-    """Where something runs: Device("cpu"), or Device("cuda", 1), the second GPU that CUDA lets this process see."""
+    """Where engines run: the CPU, or one of the GPUs in CUDA's numbering. As people write it "cpu", "cuda:1"."""
 
     kind: str = "cpu"
     index: int = 0
@@ -46,6 +46,11 @@ def onnxruntime() -> Any:
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     return importlib.import_module("onnxruntime")
+
+
+def offline() -> None:
+    """Keep the libraries that know a model hub from asking it for anything; before transformers or diffusers."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 def cuda_runtime() -> Any:
@@ -85,10 +90,11 @@ def gpus(runtime: Any) -> list[Gpu]:
 
 
 def describe(runtime: Any, index: int) -> Gpu:
-    """One device. BackendUnavailable where there is none with this number."""
-    if index not in range(count := check_driver(runtime)):
-        there = "only GPU 0 is" if count == 1 else f"GPUs 0 to {count - 1} are"
-        raise BackendUnavailable(f"there is no GPU {index}: {there} here", hint="clipskip doctor lists them")
+    """The GPU of this number. BackendUnavailable where there is none, naming those that there are."""
+    count = check_driver(runtime)
+    if not 0 <= index < count:
+        there = ", ".join(map(str, range(count)))
+        raise BackendUnavailable(f"there is no GPU {index} on this machine, only {there}", field="device")
     status, facts = runtime.cudaGetDeviceProperties(index)
     if status != runtime.cudaError_t.cudaSuccess:
         raise BackendUnavailable(f"GPU {index} does not answer ({runtime.cudaError_t(status).name})")

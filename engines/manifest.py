@@ -10,13 +10,13 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Annotated, Any, NamedTuple
 
 from clipskip.engines import strict
 from clipskip.engines.errors import ManifestError
 
-SCHEMA = 2
+SCHEMA = 1
 
 Name = Annotated[str, r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}"]
 Sha256 = Annotated[str, r"[0-9a-f]{64}"]
@@ -50,7 +50,7 @@ class ModelFacts:
 
 @dataclass(frozen=True, order=True)
 class Role:
-    """What a network is for: Role("step"), or Role("text", 11), the text encoder cut to 11 layers ("text-11")."""
+    """What a network does; of the text encoder also how many of its layers it keeps. In JSON "text-11", "step"."""
 
     part: str
     layers: int | None = None
@@ -60,19 +60,19 @@ class Role:
 
     @classmethod
     def parse(cls, text: str) -> Role:
-        """The role that `text` names. ValueError."""
-        found = re.fullmatch(r"(text)-(\d\d)|(step|decode|encode)", text, re.ASCII)
-        if found is None:
-            raise ValueError(text)
-        return cls(found[3]) if found[3] else cls(found[1], int(found[2]))
+        """The role that is written so; ValueError where there is none."""
+        if not re.fullmatch(r"text-\d\d|step|decode|encode", text, re.ASCII):
+            raise ValueError(f"role {text!r}")
+        part, _, layers = text.partition("-")
+        return cls(part, int(layers) if layers else None)
 
 
-STEP, DECODE, ENCODE = Role("step"), Role("decode"), Role("encode")
+STEP, DECODE, ENCODE = map(Role, ("step", "decode", "encode"))
 
 
 @dataclass(frozen=True)
 class Dim:
-    """A dynamic axis ("h") or, on outputs, a multiple of one ("8*h")."""
+    """A dynamic axis, or a multiple of one: `Dim("h", 8)` is 8 h. In JSON "h", "8*h"."""
 
     axis: str
     factor: int = 1
@@ -82,19 +82,18 @@ class Dim:
 
     @classmethod
     def parse(cls, text: str) -> Dim:
-        """The dimension that `text` names. ValueError."""
-        found = re.fullmatch(r"(?:(\d{1,3})\*)?([A-Za-z][A-Za-z0-9_]{0,39})", text, re.ASCII)
-        if found is None:
-            raise ValueError(text)
-        return cls(found[2], int(found[1] or 1))
+        """The dimension that is written so; ValueError where there is none."""
+        if (match := re.fullmatch(r"(?:([1-9][0-9]{0,2})\*)?([A-Za-z][A-Za-z0-9_]{0,39})", text)) is None:
+            raise ValueError(f"dimension {text!r}")
+        return cls(match[2], int(match[1] or 1))
 
-    def size(self, sizes: Mapping[str, int]) -> int:
-        """The number that it stands for where the axes have these sizes."""
-        return self.factor * sizes[self.axis]
+    def size(self, axes: Mapping[str, int]) -> int:
+        """The number of elements where the axes have these sizes."""
+        return self.factor * axes[self.axis]
 
 
 class Identity(NamedTuple):
-    """A store has one artefact of each. `variant` tells apart what is made of one graph for one target ("")."""
+    """What a store has one artefact of."""
 
     role: Role
     target: str
@@ -107,11 +106,15 @@ class Identity(NamedTuple):
 
 @dataclass(frozen=True)
 class Port:
-    """One input or output; a Dim in `shape` is as large as the caller makes it."""
+    """One input or output."""
 
     name: Name
     dtype: Annotated[str, "int64|int32|float32|float16|uint8|bool"]  # numpy's name
     shape: tuple[Count | Dim, ...]
+
+    def sized(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """The shape where the axes have these sizes."""
+        return tuple(each if isinstance(each, int) else each.size(sizes) for each in self.shape)
 
 
 @dataclass(frozen=True)
@@ -152,11 +155,11 @@ class Artefact:
     notes: tuple[str, ...] = ()
     ingredients: Mapping[str, str] = field(default_factory=dict)
     files: tuple[FileRecord, ...] = ()
-    variant: Annotated[str, r"[a-z0-9-]{0,40}"] = ""
+    variant: Annotated[str, r"([a-z0-9][a-z0-9._-]{0,39})?"] = ""  # another form of the same network; "" in most stores
 
     @property
     def identity(self) -> Identity:
-        """What it is found by."""
+        """What tells it from the other artefacts of a store."""
         return Identity(self.role, self.target, self.precision, self.variant)
 
     @property
@@ -196,17 +199,31 @@ def key_of(ingredients: Mapping[str, str]) -> str:
 
 def dumps(manifest: Manifest) -> str:
     """The manifest as JSON that `loads` accepts; a manifest that it would refuse is a ManifestError here already."""
-    text = json.dumps(strict.encode(manifest), indent=1) + "\n"
+    text = json.dumps(packed(manifest), indent=1) + "\n"
     loads(text.encode())
     return text
+
+
+def packed(value: Any) -> Any:
+    """A part of a manifest as JSON's own types. A variant is only there where it is not "", as before it existed."""
+    if isinstance(value, (Role, Dim)):
+        return str(value)
+    if is_dataclass(value):
+        entries = {each.name: packed(getattr(value, each.name)) for each in fields(value)}
+        return {name: entry for name, entry in entries.items() if (name, entry) != ("variant", "")}
+    if isinstance(value, Mapping):
+        return {name: packed(entry) for name, entry in value.items()}
+    return [packed(entry) for entry in value] if isinstance(value, tuple) else value
 
 
 def loads(data: bytes) -> Manifest:
     """The manifest in `data`; ManifestError names the first field that does not fit."""
     tree = strict.parse(data)
     _check_schema(tree)
-    if tree["schema"] == 1:
-        _add_variants(tree)
+    artefacts = tree.get("artefacts")
+    for artefact in artefacts if isinstance(artefacts, list) else ():
+        if isinstance(artefact, dict):
+            artefact.setdefault("variant", "")
     manifest = strict.decode(Manifest, tree, "manifest")
     for artefact in manifest.artefacts:
         _check_artefact(artefact)
@@ -227,20 +244,13 @@ def _check_schema(tree: object) -> None:
             f"made by a newer clipskip (schema {found}, this one reads {SCHEMA})",
             field="manifest.schema", hint="upgrade clipskip",
         )  # fmt: skip
-
-
-def _add_variants(tree: dict[str, Any]) -> None:
-    """Schema 1 had no variants; what it lacks otherwise is noticed by the decoder."""
-    artefacts = tree.get("artefacts")
-    for artefact in artefacts if isinstance(artefacts, list) else ():
-        if isinstance(artefact, dict):
-            artefact.setdefault("variant", "")
-    tree["schema"] = SCHEMA
+    if found < SCHEMA:
+        raise ManifestError(f"made by an older clipskip (schema {found})", field="manifest.schema")
 
 
 def validate(artefact: Artefact) -> None:
     """Raise the ManifestError now that reading it back would raise."""
-    _check_artefact(strict.decode(Artefact, json.loads(json.dumps(strict.encode(artefact))), "artefact"))
+    _check_artefact(strict.decode(Artefact, {"variant": "", **packed(artefact)}, "artefact"))
 
 
 def _check_artefact(artefact: Artefact) -> None:

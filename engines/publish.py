@@ -103,11 +103,12 @@ def build(
 ) -> Iterator[Draft | None]:
     """Publish the `wanted` artefacts as one immutable folder "label-key"; gives None where all is up to date.
 
-        wanted = {Identity(STEP, "onnx", "fp32"): {"model": sha256, "precision": "fp32", "torch": "2.13.0"}}
+        step = Identity(Role("step"), "onnx", "fp32")
+        wanted = {step: {"model": sha256, "precision": "fp32", "opset": "23", "torch": "2.13.0"}}
         with build(out, "onnx-fp32", wanted, model=facts, progress=log) as draft:
             if draft is not None:
                 ...  # write files into draft.folder
-                draft.add(Artefact(STEP, "onnx", "fp32", inputs, outputs, axes), ["step.onnx", "weights.bin"])
+                draft.add(Artefact(Role("step"), "onnx", "fp32", inputs, outputs, axes), ["step.onnx", "weights.bin"])
 
     Leaving without an exception publishes; any exception discards. So a program that wants SIGTERM to clean up must
     turn it into one. `model`: the facts to publish (an exporter knows them; an engine builder leaves them alone);

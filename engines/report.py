@@ -5,13 +5,13 @@ Knows nothing of the command line; reads only.
 
 from __future__ import annotations
 
+import os
 import stat
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from clipskip.engines import publish, strict
+from clipskip.engines import manifest, publish
 from clipskip.engines.errors import StorageError, StoreError
 from clipskip.engines.files import readable_size
 from clipskip.engines.manifest import Artefact, FileRecord
@@ -29,10 +29,8 @@ def inspect(root: str | Path) -> dict[str, Any]:
     return {
         "store": str(store.root),
         "schema": content.schema,
-        "model": asdict(content.model),
-        "artefacts": [
-            {**strict.encode(each), "key": each.key, "size": _size(each.files)} for each in content.artefacts
-        ],
+        "model": manifest.packed(content.model),
+        "artefacts": [_artefact(each) for each in content.artefacts],
         "tokenizer": [record.path for record in content.tokenizer],
         "size": _size(records),
         "unreferenced": publish.gc(store.root, dry_run=True),
@@ -75,6 +73,10 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     )
 
 
+def _artefact(artefact: Artefact) -> dict[str, Any]:
+    return {**manifest.packed(artefact), "key": artefact.key, "size": _size(artefact.files)}
+
+
 def _row(artefact: dict[str, Any]) -> tuple[str, ...]:
     axes = (
         f"{name} {axis['minimum']}" + (f"-{axis['maximum']}" if axis["maximum"] > axis["minimum"] else "")
@@ -101,6 +103,6 @@ def _problem(store: Store, artefact: Artefact | None) -> str | None:
 
 
 def _warnings(root: Path) -> list[str]:
-    if root.stat().st_mode & stat.S_IWOTH:
+    if os.name == "posix" and root.stat().st_mode & stat.S_IWOTH:
         return ["everybody may write into this store, and engines are programs: chmod o-w"]
     return []

@@ -5,9 +5,9 @@ Knows nothing of TensorRT.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import lcm
 
 from clipskip.engines.errors import RequestError
 from clipskip.engines.manifest import AxisRange, Dim, ModelFacts, Port
@@ -66,15 +66,25 @@ def axis_ranges(model: ModelFacts, options: BuildOptions) -> dict[str, AxisRange
     }
 
 
-def longest_common(chunks: int) -> int:
-    """The longest context, in chunks, that texts of up to `chunks` chunks share by repetition.
+def depths(skips: Iterable[int], layers: int) -> list[int]:
+    """The numbers of layers that text engines for these clip skips keep. RequestError for one out of range."""
+    for skip in skips:
+        if not 1 <= skip <= layers + 1:
+            raise RequestError(
+                f"clip_skip must be 1..{layers + 1}, not {skip!r}: it counts from 1 "
+                "(the last layer, diffusers' None or 0); 2 is the penultimate (diffusers' 1)",
+                field="clip_skip", hint=f"clip_skip_diffusers takes diffusers' own numbers, 0..{layers}",
+            )  # fmt: skip
+    return sorted({layers + 1 - skip for skip in skips})
 
-    That is the largest least common multiple of such lengths within twice the longest: 1, 2, 6, 6, 10 for 1 to 5.
+
+def longest_common(chunks: int) -> int:
+    """The longest context of prompts of up to so many chunks: the largest least common multiple that is at most 2n.
+
+    Prompts of different length share a call of the U-Net by repetition, which changes nothing in cross-attention.
     """
-    reachable = {1}
-    for length in range(2, chunks + 1):
-        reachable |= {common for each in reachable if (common := lcm(each, length)) <= 2 * chunks}
-    return max(reachable)
+    lengths = range(1, chunks + 1)
+    return max(common for a in lengths for b in lengths if (common := math.lcm(a, b)) <= 2 * chunks)
 
 
 def _sizes(model: ModelFacts, sizes: AxisRange | None) -> AxisRange:
@@ -98,7 +108,7 @@ def axes_of(ports: Sequence[Port], ranges: Mapping[str, AxisRange]) -> dict[str,
 
 def profiles(ports: Sequence[Port], axes: Mapping[str, AxisRange]) -> dict[str, tuple[Shape, Shape, Shape]]:
     """Smallest, usual and largest shape of each input that has a dynamic axis."""
-    dynamic = [port for port in ports if any(isinstance(each, Dim) for each in port.shape)]
+    dynamic = [port for port in ports if any(isinstance(dimension, Dim) for dimension in port.shape)]
     return {port.name: _profile(port, axes) for port in dynamic}
 
 
@@ -106,9 +116,4 @@ def _profile(port: Port, axes: Mapping[str, AxisRange]) -> tuple[Shape, Shape, S
     lowest = {name: each.minimum for name, each in axes.items()}
     usual = {name: each.optimum for name, each in axes.items()}
     largest = {name: each.maximum for name, each in axes.items()}
-    return sized(port, lowest), sized(port, usual), sized(port, largest)
-
-
-def sized(port: Port, sizes: Mapping[str, int]) -> Shape:
-    """The port's shape with numbers for its axes."""
-    return tuple(each if isinstance(each, int) else each.size(sizes) for each in port.shape)
+    return port.sized(lowest), port.sized(usual), port.sized(largest)

@@ -38,7 +38,7 @@ def reasons(root: str | Path, wanted: Wanted, model: ModelFacts | None = None) -
 def explain(reasons: Mapping[Identity, str]) -> list[str]:
     """A line for each reason, naming the artefacts that share it."""
     return [
-        f"{', '.join(str(each.role) for each, reason in reasons.items() if reason == why)}: {why}"
+        f"{', '.join(str(identity.role) for identity, each in reasons.items() if each == why)}: {why}"
         for why in dict.fromkeys(reasons.values())
     ]
 

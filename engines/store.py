@@ -51,11 +51,15 @@ class Store:
 
     def find(self, role: Role, target: str, precision: str, variant: str = "") -> Artefact:
         """The artefact with this identity; EngineMissing or EngineIncompatible, with the command that builds it."""
-        identity = Identity(role, target, precision, variant)
-        found, model = self.manifest().find(identity), self.manifest().model
+        identity, model = Identity(role, target, precision, variant), self.manifest().model
+        found = self.manifest().find(identity)
         hint = build_command(self.root, target, precision)
         if found is None:
-            raise EngineMissing(f"{self.root} has no {role} for {target} at {precision}", path=self.root, hint=hint)
+            raise EngineMissing(
+                f"{self.root} has no {role} for {target} at {precision}{variant and f', {variant}'}",
+                path=self.root,
+                hint=hint,
+            )
         if found.model != model.model_sha256:
             raise EngineIncompatible(
                 f"{role} ({target}, {precision}) was made from another model than {model.name}",

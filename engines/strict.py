@@ -1,7 +1,7 @@
 """Strict JSON for dataclasses: every field is there, of its own type, and nothing else is.
 
 Knows nothing of manifests; the field annotations are the schema: `Annotated[int, range(...)]` and
-`Annotated[str, "pattern"]` narrow a value, and a class with `parse` is read from a text.
+`Annotated[str, "pattern"]` narrow a value, and a class with `parse` is written as one string.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from clipskip.engines.errors import ManifestError
@@ -64,24 +64,10 @@ def decode(kind: type[T], value: Any, where: str) -> T:
     return result
 
 
-def encode(value: Any) -> Any:
-    """What `decode` reads: dataclasses as objects, and as texts those that can parse one."""
-    if hasattr(value, "parse"):
-        return str(value)
-    if is_dataclass(value):
-        return {field.name: encode(getattr(value, field.name)) for field in fields(value)}
-    if isinstance(value, Mapping):
-        return {key: encode(item) for key, item in value.items()}
-    return [encode(item) for item in value] if isinstance(value, tuple) else value
-
-
 def _decode(kind: Any, value: Any, where: str) -> Any:
     origin = get_origin(kind)
     if hasattr(kind, "parse"):
-        try:
-            return kind.parse(_text(_expect(str, value, where), where))
-        except ValueError as error:
-            raise ManifestError(f"{where}: {value!r:.80} is not allowed here", field=where) from error
+        return _decode_text(kind, _expect(str, value, where), where)
     if is_dataclass(kind):
         return _decode_object(kind, _expect(dict, value, where), where)
     if origin is tuple:
@@ -91,9 +77,16 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
         items = _expect(dict, value, where)
         return {_text(k, where): _decode(get_args(kind)[1], v, f"{where}.{k}") for k, v in items.items()}
     if origin is Union:
-        number, text = get_args(kind)
-        return _decode(text if isinstance(value, str) else number, value, where)
+        members = {str if hasattr(each, "parse") else get_args(each)[0]: each for each in get_args(kind)}
+        return _decode(members.get(type(value), next(iter(members.values()))), value, where)
     return _decode_scalar(kind, value, where)
+
+
+def _decode_text(kind: Any, value: str, where: str) -> Any:
+    try:
+        return kind.parse(value)
+    except ValueError as error:
+        raise ManifestError(f"{where}: {value!r:.80} is not allowed here", field=where) from error
 
 
 def _decode_object(kind: Any, value: dict[str, Any], where: str) -> Any:

@@ -15,17 +15,18 @@ from pathlib import Path
 
 from clipskip.engines import gpu, publish
 from clipskip.engines.errors import RequestError
+from clipskip.engines.gpu import Device
 from clipskip.engines.locks import locked
-from clipskip.engines.manifest import DECODE, ENCODE, STEP, Artefact, AxisRange, FileRecord, Identity, Role, key_of
+from clipskip.engines.manifest import Artefact, AxisRange, FileRecord, Identity, Role, key_of
 from clipskip.engines.shapes import BuildOptions, axes_of, axis_ranges, profiles
 from clipskip.engines.store import Store
-from clipskip.engines.tensorrt_child import Outcome, Progress, compile_in_child
-from clipskip.engines.tensorrt_config import PACKAGES, Job, load_builder
+from clipskip.engines.tensorrt_child import PACKAGES, Job, Outcome, Progress, compile_in_child, load_builder
 
 PRECISION = "fp16"
-NETWORKS = (STEP, DECODE, ENCODE)
+NETWORKS = (Role("step"), Role("decode"), Role("encode"))
 OWN_HEADS = (40, 64, 80, 160)  # Stable Diffusion 1.5's head sizes in the U-Net and the text encoder
 SCHEMA = "1"  # of the way this builder works
+FIRST_GPU = Device("cuda", 0)
 
 
 @dataclass(frozen=True)
@@ -46,17 +47,22 @@ class Toolchain:
     target: str
     version: str
     device: gpu.Gpu | None = None
+    index: int | None = None  # of the device
     timing_cache: str | None = None
 
 
-def build(store: Store, *, target: str, options: BuildOptions, progress: Progress) -> list[Built]:
+def build(
+    store: Store, *, target: str, options: BuildOptions, progress: Progress, device: Device = FIRST_GPU
+) -> list[Built]:
     """Build and publish what is missing or stale of text-KK, step, decode and encode, one after the other.
+
+    `device`: the GPU that TensorRT times its kernels on; TensorRT-RTX needs none.
 
     Each engine is a publication of its own: what was built before a failure stays and is used again. Open a new Store
     to see the result. BackendUnavailable without the package (or, for "tensorrt", without a GPU) before any work;
     EngineMissing without fp16 graphs; ExportError and DeviceOutOfMemory carry TensorRT's own words.
     """
-    tools = toolchain(store.root, target, options)
+    tools = toolchain(store.root, target, options, device)
     ranges = axis_ranges(store.manifest().model, options)
     graphs = [store.find(role, "onnx", PRECISION) for role in roles(store, options.layers)]
     with _device_lock(tools, progress):
@@ -68,22 +74,22 @@ def build(store: Store, *, target: str, options: BuildOptions, progress: Progres
 def roles(store: Store, layers: Sequence[int] | None) -> list[Role]:
     """The roles to build: the text engines for `layers` (None: those that were exported at fp16) and the networks."""
     if layers is not None:
-        return [*(Role("text", each) for each in sorted(set(layers))), *NETWORKS]
+        return [*(Role("text", kept) for kept in sorted(set(layers))), *NETWORKS]
     exported = [
         each.role for each in store.manifest().artefacts if (each.target, each.precision) == ("onnx", PRECISION)
     ]
     return [*sorted(role for role in exported if role.part == "text"), *NETWORKS]
 
 
-def toolchain(root: Path, target: str, options: BuildOptions) -> Toolchain:
+def toolchain(root: Path, target: str, options: BuildOptions, device: Device) -> Toolchain:
     """What `target` is built with here. BackendUnavailable where package or GPU is missing."""
     version = str(load_builder(target).__version__)
     if target == "tensorrt-rtx":
         return Toolchain(target, version)
     if options.compute_capabilities:
         raise RequestError("--compute-capability is for tensorrt-rtx: TensorRT builds for the GPU that is there")
-    device = gpu.gpus(gpu.cuda_runtime())[0]
-    return Toolchain(target, version, device, str(root / f"timing-{target}-{version}-{device.uuid}.cache"))
+    found = gpu.describe(gpu.cuda_runtime(), device.index)
+    return Toolchain(target, version, found, device.index, str(root / f"timing-{target}-{version}-{found.uuid}.cache"))
 
 
 @contextmanager
@@ -107,7 +113,7 @@ class _Recipe:
 
     @property
     def identity(self) -> Identity:
-        return Identity(self.graph.role, self.tools.target, PRECISION)
+        return Identity(self.graph.role, self.tools.target, PRECISION, self.graph.variant)
 
     def ingredients(self) -> dict[str, str]:
         """Everything that may change the bytes of the engine."""
@@ -135,6 +141,7 @@ class _Recipe:
             compute_capabilities=tuple(sorted(self.options.compute_capabilities)),
             workspace=self.options.workspace,
             timing_cache=self.tools.timing_cache,
+            device=self.tools.index,
         )
 
     def artefact(self, outcome: Outcome) -> Artefact:
@@ -142,8 +149,10 @@ class _Recipe:
         ingredients = self.ingredients()
         provenance = {name: ingredients[name] for name in ("package", "compute capability", "device")}
         notes = tuple(f"decomposed attention: {line}" for line in outcome.decomposed)
-        graph = self.graph
-        return Artefact(*self.identity[:3], graph.inputs, graph.outputs, self.axes, {}, provenance, notes)
+        graph, (role, target, precision, variant) = self.graph, self.identity
+        return Artefact(
+            role, target, precision, graph.inputs, graph.outputs, self.axes, {}, provenance, notes, variant=variant
+        )
 
 
 def content_key(files: Sequence[FileRecord]) -> str:

@@ -1,29 +1,31 @@
 """One compilation in a child process: starts it, passes on its progress, and turns how it ended into a result or error.
 
-Knows nothing of TensorRT's API or of stores. A child that is killed takes nothing else along.
+Knows nothing of TensorRT's API or of stores. A child that is killed takes nothing else along, and ends with its parent.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import queue
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from threading import Thread
 from typing import IO, Any
 
 from clipskip.engines.errors import BackendUnavailable, ClipskipError, DeviceOutOfMemory, ExportError, RequestError
-from clipskip.engines.tensorrt_config import Job
 
-COMMAND = (sys.executable, "-m", "clipskip.engines.tensorrt_compile")
+PACKAGES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}  # by target
+ISOLATED = "import sys; sys.path = [folder for folder in sys.path if folder]; "  # not from the working folder
 PULSE = 5.0  # seconds without a word after which a build says that it is alive
 LAST_WORDS = 2000  # bytes of a child's stderr that an error shows
 
+Shape = tuple[int, ...]
 Progress = Callable[[str], None]
 Lines = queue.Queue[str | None]
 _SMALLER = "build for smaller shapes: lower --max-batch, --max-chunks or --sizes"
@@ -34,6 +36,46 @@ _ERRORS: dict[str, tuple[type[ClipskipError], str]] = {
     "package": (BackendUnavailable, "run clipskip doctor"),
     "option": (RequestError, "choose another"),
 }
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one child builds. `profiles`: minimum, optimum and maximum shape of each input with a dynamic axis."""
+
+    target: str  # "tensorrt-rtx" or "tensorrt"
+    onnx: str
+    engine: str  # where to write
+    profiles: Mapping[str, tuple[Shape, Shape, Shape]]
+    compute_capabilities: tuple[str, ...] = ()  # "8.9"; none: the package's default
+    workspace: int | None = None  # bytes
+    timing_cache: str | None = None
+    device: int | None = None  # the GPU to time kernels on, in CUDA's numbering
+
+
+def python(code: str) -> tuple[str, ...]:
+    """A command that runs `code` in a Python which imports nothing from the working folder, whatever lies there."""
+    return sys.executable, "-c", ISOLATED + code
+
+
+COMMAND = python("from clipskip.engines.tensorrt_compile import main; sys.exit(main())")
+
+
+def load_package(target: str) -> Any:
+    """The target's package; BackendUnavailable when it cannot be loaded."""
+    try:
+        return importlib.import_module(PACKAGES[target])
+    except (ImportError, OSError) as error:  # OSError: a library of its own is missing
+        hint = f'pip install "clipskip[{target}]"'
+        raise BackendUnavailable(f"the package {PACKAGES[target]} cannot be loaded ({error})", hint=hint) from error
+
+
+def load_builder(target: str) -> Any:
+    """The target's package, if it can build from our graphs: TensorRT knows ONNX's Attention from 10.14 on."""
+    trt = load_package(target)
+    if not hasattr(trt, "IAttentionInputLayer"):
+        message = f"{PACKAGES[target]} {trt.__version__} cannot read the graphs: it does not know attention"
+        raise BackendUnavailable(message, hint=f'pip install --upgrade "clipskip[{target}]": 10.14 or newer is needed')
+    return trt
 
 
 @dataclass(frozen=True)
@@ -64,12 +106,15 @@ def _child(job: Job, stderr: IO[bytes]) -> Iterator[tuple[subprocess.Popen[str],
         reader = Thread(target=_read, args=(child.stdout, lines))
         reader.start()
         try:
-            with suppress(BrokenPipeError), child.stdin as stream:  # one that is dead already tells so by its status
-                stream.write(json.dumps(asdict(job)))
-            yield child, lines
+            with suppress(BrokenPipeError):  # one that is dead already tells so by its status
+                child.stdin.write(json.dumps(asdict(job)) + "\n")
+                child.stdin.flush()
+            yield child, lines  # stdin stays open: its end tells the child that we are gone
         finally:
             child.kill()  # it has ended, or nobody waits for it any more
             reader.join()
+            with suppress(BrokenPipeError):
+                child.stdin.close()
 
 
 def _read(stream: IO[str], lines: Lines) -> None:

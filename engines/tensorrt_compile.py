@@ -1,7 +1,7 @@
 """Compiles one ONNX graph into one TensorRT engine. TensorRT or TensorRT-RTX is an argument: `trt` is the package.
 
-Run as a child process (`python -m clipskip.engines.tensorrt_compile`, a job as JSON on stdin, events as JSON lines on
-stdout), so that the weights of one engine are gone before the next is built and a crash takes no store along.
+Run as a child process (see tensorrt_child: a job as one line of JSON on stdin, events as JSON lines on stdout), so that
+the weights of one engine are gone before the next is built and a crash takes no store along.
 Knows nothing of stores, keys or models.
 """
 
@@ -11,22 +11,18 @@ import json
 import os
 import sys
 import time
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from clipskip.engines.errors import BackendUnavailable
-from clipskip.engines.tensorrt_config import (
-    BuildError,
-    Job,
-    Log,
-    Report,
-    capture,
-    configure,
-    load_package,
-    monitor,
-    out_of_memory,
-)
+from clipskip.engines.gpu import cuda_runtime
+from clipskip.engines.tensorrt_child import Job, load_package
+
+Report = Callable[[dict[str, Any]], None]
+LINES = 20  # of the library's own words in an error message
 
 
 def build(trt: Any, job: Job, report: Report) -> dict[str, Any]:
@@ -110,6 +106,121 @@ def _builds(trt: Any, kind: tuple[Any, int, bool], job: Job, hooks: tuple[Any, A
     return builder.build_serialized_network(network, config) is not None
 
 
+class BuildError(Exception):
+    """`kind` is "option", "parse", "memory" or "build"; `lines` are the library's own words."""
+
+    def __init__(self, kind: str, lines: list[str]) -> None:
+        super().__init__(kind)
+        self.kind = kind
+        self.lines = lines[-LINES:]
+
+
+@dataclass
+class Log:
+    """What the library said: errors with their codes, and warnings."""
+
+    errors: list[tuple[Any, str]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        return [text for _, text in self.errors] or self.warnings
+
+
+def capture(trt: Any, log: Log) -> tuple[Any, Any]:
+    """A logger and an error recorder of `trt` that write into `log`; with a recorder, errors come with their codes."""
+
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR):
+                log.errors.append((None, message))
+            elif severity == trt.ILogger.Severity.WARNING:
+                log.warnings.append(message)
+
+    class Recorder(trt.IErrorRecorder):  # type: ignore[misc]
+        def report_error(self, code: Any, text: str) -> bool:
+            log.errors.append((code, text))
+            return True
+
+        def num_errors(self) -> int:
+            return len(log.errors)
+
+        def get_error_code(self, index: int) -> Any:
+            return log.errors[index][0]
+
+        def get_error_desc(self, index: int) -> str:
+            return log.errors[index][1]
+
+        def has_overflowed(self) -> bool:
+            return False
+
+        def clear(self) -> None:
+            log.errors.clear()
+
+    return Logger(), Recorder()
+
+
+def monitor(trt: Any, report: Report) -> Any:
+    """TensorRT's progress monitor: one event for each outermost phase and for each of its steps."""
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.outer: dict[str, int] = {}
+
+        def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
+            if parent is None:
+                self.outer[phase] = steps
+                report({"event": "progress", "phase": phase, "step": 0, "steps": steps})
+
+        def step_complete(self, phase: str, step: int) -> bool:
+            if phase in self.outer:
+                report({"event": "progress", "phase": phase, "step": step + 1, "steps": self.outer[phase]})
+            return True
+
+        def phase_finish(self, phase: str) -> None:
+            self.outer.pop(phase, None)
+
+    return Monitor()
+
+
+def out_of_memory(trt: Any, log: Log) -> bool:
+    """Whether one of the recorded error codes says so; the words are not looked at."""
+    return any(code == trt.ErrorCodeTRT.FAILED_ALLOCATION for code, _ in log.errors)
+
+
+def configure(trt: Any, builder: Any, job: Job) -> Any:
+    """The job's options as a builder configuration with one optimisation profile."""
+    config = builder.create_builder_config()
+    profile = builder.create_optimization_profile()
+    for name, shapes in job.profiles.items():
+        profile.set_shape(name, *shapes)
+    config.add_optimization_profile(profile)
+    if job.workspace is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, job.workspace)
+    set_compute_capabilities(trt, config, job.compute_capabilities)
+    if job.timing_cache is not None:
+        set_timing_cache(config, Path(job.timing_cache))
+    return config
+
+
+def set_compute_capabilities(trt: Any, config: Any, wanted: tuple[str, ...]) -> None:
+    """Ask for an engine that holds code for each of `wanted` ("8.9"); nothing is asked for when it is empty."""
+    if wanted:
+        config.num_compute_capabilities = len(wanted)
+    for index, capability in enumerate(wanted):
+        member = getattr(trt.ComputeCapability, "SM" + capability.replace(".", ""), None)
+        if member is None or not config.set_compute_capability(member, index):
+            known = ", ".join(sorted(name for name in dir(trt.ComputeCapability) if name.startswith("SM")))
+            raise BuildError("option", [f"compute capability {capability} is none of this package's: {known}"])
+
+
+def set_timing_cache(config: Any, path: Path) -> None:
+    """Start from the timings of earlier builds; a cache that is unreadable or another device's is never needed."""
+    data = path.read_bytes() if path.is_file() else b""
+    if not data or not config.set_timing_cache(config.create_timing_cache(data), False):
+        config.set_timing_cache(config.create_timing_cache(b""), False)
+
+
 def peak_bytes() -> int:
     """The most memory that this program has held. (getrusage would count what the parent held when it forked.)"""
     status = Path("/proc/self/status").read_text()
@@ -122,17 +233,26 @@ def _publish(path: Path, data: Any) -> None:
     os.replace(draft, path)
 
 
+def _end_with_parent() -> None:
+    """End at once when stdin does: whoever holds its other end was killed, and nobody waits for this engine."""
+    os.read(0, 1)
+    os._exit(1)
+
+
 def main() -> int:
     """Build the job on stdin. Only events go to the real stdout; what the library prints goes to stderr."""
     events = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    job = Job(**json.loads(sys.stdin.read()))
+    job = Job(**json.loads(sys.stdin.buffer.readline()))
+    Thread(target=_end_with_parent, daemon=True).start()
     started = time.monotonic()
 
     def report(event: dict[str, Any]) -> None:
         print(json.dumps({**event, "seconds": round(time.monotonic() - started, 2)}), file=events)
 
     try:
+        if job.device:  # 0 is CUDA's own choice
+            cuda_runtime().cudaSetDevice(job.device)
         report(build(load_package(job.target), job, report))
     except BuildError as error:
         report({"event": "failed", "kind": error.kind, "lines": error.lines, "peak_bytes": peak_bytes()})
@@ -141,7 +261,3 @@ def main() -> int:
         report({"event": "failed", "kind": "package", "lines": [error.message], "peak_bytes": peak_bytes()})
         return 1
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

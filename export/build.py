@@ -15,7 +15,7 @@ import onnx_ir as ir
 from torch import nn
 
 from clipskip.engines import gpu
-from clipskip.engines.manifest import DECODE, ENCODE, STEP, Artefact, ModelFacts, Port, Role
+from clipskip.engines.manifest import Artefact, ModelFacts, Port, Role
 from clipskip.engines.publish import Draft
 from clipskip.engines.shapes import LATENT
 from clipskip.export import cases, gates, graphs, models, onnxfile
@@ -56,13 +56,16 @@ def build(draft: Draft, source: Checkpoint, facts: ModelFacts, say: Say) -> None
     work.make(
         networks.unet,
         {"step": partial(graphs.step_graph, **about)},
-        lambda: {STEP: cases.step(networks.unet, depths()[-1][-1].exact["context"], facts, work.half)},
+        lambda: {Role("step"): cases.step(networks.unet, depths()[-1][-1].exact["context"], facts, work.half)},
     )
     work.make(
         networks.vae,
         {"decode": graphs.decode_graph, "encode": graphs.encode_graph},
         # In this order: the second leaves the autoencoder in the precision of the graphs.
-        lambda: {DECODE: cases.decode(networks.vae), ENCODE: cases.encode(networks.vae, work.half)},
+        lambda: {
+            Role("decode"): cases.decode(networks.vae),
+            Role("encode"): cases.encode(networks.vae, work.half),
+        },
     )
 
 
@@ -96,14 +99,14 @@ class _Work:
                 self._part(makers[part](network), roles, trials)
 
     def _roles(self, part: str) -> list[Role]:
-        return sorted(each.role for each in self.draft.wanted if each.role.part == part)
+        return sorted(identity.role for identity in self.draft.wanted if identity.role.part == part)
 
     def _part(self, graph: Graph, roles: Sequence[Role], trials: Trials) -> None:
         """Trace one part, then write and measure the graphs that it falls into."""
-        self.say(f"tracing {graph.role}")
+        self.say(f"tracing {graph.part}")
         model = onnxfile.trace(graph, self.facts.size_step // LATENT)
-        self.say(f"measuring {graph.role}")
-        name = f"{graph.role}.bin"
+        self.say(f"measuring {graph.part}")
+        name = f"{graph.part}.bin"
         with (self.draft.folder / name).open("wb") as file:
             weights = onnxfile.Weights(file, name)
             for role, piece, outputs in _pieces(graph, model, roles):
@@ -122,10 +125,9 @@ class _Work:
 
 def _pieces(graph: Graph, model: ir.Model, roles: Sequence[Role]) -> Iterator[tuple[Role, ir.Model, tuple[Port, ...]]]:
     """The graphs that a traced model falls into: itself, or a text encoder of each depth."""
-    if graph.role != "text":
-        yield Role(graph.role), model, graph.outputs
+    if graph.part != "text":
+        yield Role(graph.part), model, graph.outputs
         return
     for role in roles:
-        assert role.layers is not None
-        port = graph.outputs[role.layers]
+        port = graph.outputs[role.layers or 0]
         yield role, onnxfile.cut(model, port.name, "context"), (replace(port, name="context"),)

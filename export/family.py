@@ -31,8 +31,12 @@ def check_supported(checkpoint: Checkpoint) -> None:
     context, width = checkpoint.unet.config.get("cross_attention_dim"), checkpoint.text.config.get("hidden_size")
     if context != width:
         raise UnsupportedModelError(f"the U-Net reads a context of width {context}, the text encoder gives {width}")
-    if (highest := len(checkpoint.vocabulary)) > checkpoint.text.config["vocab_size"]:
-        raise CheckpointError(f"the tokenizer has {highest} tokens, more than the text encoder")
+    tokens, rows = len(checkpoint.vocabulary), checkpoint.text.config["vocab_size"]
+    if tokens > rows:
+        raise CheckpointError(f"the tokenizer has {tokens} tokens, more than the text encoder")
+    if tokens < rows:
+        hint = "is the tokenizer's added_tokens.json missing?"
+        raise CheckpointError(f"the tokenizer has {tokens} tokens, fewer than the text encoder's {rows}", hint=hint)
 
 
 Rule = tuple[Callable[[Config], object], str]  # what must not be, and what it means

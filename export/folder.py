@@ -17,11 +17,9 @@ def open_folder(root: Path) -> Checkpoint:
     """Look at every file of the checkpoint in the folder `root` and hash it. CheckpointError says what is wrong."""
     networks = text, unet, vae = _part(root, "text_encoder", "model"), _part(root, "unet"), _part(root, "vae")
     scheduler, index = root / "scheduler" / "scheduler_config.json", root / "model_index.json"
-    tokenizer = {name: root / "tokenizer" / name for name in ("vocab.json", "merges.txt")}
-    checkpoint_scheduler, contents = _json(scheduler), {name: _read(path) for name, path in tokenizer.items()}
-    parts.check_tokenizer(contents, root / "tokenizer")
+    checkpoint_scheduler, (contents, tokenizer) = _json(scheduler), _tokenizer(root / "tokenizer")
     configs = [root / part.name / "config.json" for part in networks]
-    read = [*configs, scheduler, *(part.weights for part in networks), *tokenizer.values()]
+    read = [*configs, scheduler, *(part.weights for part in networks), *tokenizer]
     states = {each: parts.state_of(each) for each in read}
     return Checkpoint(
         root, text, unet, vae, index=_json(index) if index.exists() else {}, scheduler=checkpoint_scheduler,
@@ -48,6 +46,22 @@ def _weights(folder: Path, stem: str) -> Path:
         hint = "only .safetensors files are read, for a pickle can run code; get the model in that format"
         raise UnsafeFileError(f"the weights are pickled: {pickles[0]}", path=pickles[0], hint=hint)
     raise CheckpointError(f"{folder / stem}.safetensors is missing", path=folder)
+
+
+def _tokenizer(folder: Path) -> tuple[dict[str, bytes], list[Path]]:
+    """vocab.json and merges.txt as a store has them, and the files that they were read from.
+
+    Older libraries write these two and, where words were added, added_tokens.json; transformers 5 one tokenizer.json.
+    """
+    whole, vocabulary, merges = (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
+    if whole.exists() and not (vocabulary.exists() and merges.exists()):
+        files, added = parts.unpack_tokenizer(_json(whole), whole)
+        read = [whole]
+    else:
+        files, added, read = {path.name: _read(path) for path in (vocabulary, merges)}, {}, [vocabulary, merges]
+        if (more := folder / "added_tokens.json").exists():
+            added, read = dict(_json(more)), [*read, more]
+    return parts.check_tokenizer(files, added, folder), read
 
 
 def _json(path: Path) -> Mapping[str, Any]:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from clipskip.engines import gpu
 from clipskip.engines.errors import ExportError, NumericalError
-from clipskip.engines.manifest import DECODE, Role
+from clipskip.engines.manifest import Role
 
 Array = npt.NDArray[Any]
 FP32_RELATIVE, FP32_ABSOLUTE = 1e-5, 1e-4
@@ -37,7 +37,7 @@ def measure(role: Role, path: Path, cases: Sequence[Case]) -> dict[str, float]:
     """The graph's parity on the cases. NumericalError where it fails a gate, ExportError where it does not run."""
     run = _runner(path)
     pairs = [(case, run(case.feeds)) for case in cases]
-    if role == DECODE:
+    if role.part == "decode":
         return _pictures(pairs)
     return _tensors(role, pairs)
 

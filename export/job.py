@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from clipskip import fields
-from clipskip.engines import publish, stale
+from clipskip.engines import gpu, publish, shapes, stale
 from clipskip.engines.errors import EngineMissing, ManifestError, RequestError
-from clipskip.engines.manifest import DECODE, ENCODE, STEP, Identity, Manifest, ModelFacts, Role
+from clipskip.engines.manifest import Identity, Manifest, ModelFacts, Role
 from clipskip.engines.store import read_manifest
 from clipskip.export import family
 from clipskip.export.checkpoint import Checkpoint, open_checkpoint
@@ -51,6 +50,7 @@ def export(
     needs = _size(source) * PRECISIONS[precision]
     with publish.build(out, f"{TARGET}-{precision}", wanted, progress=progress, model=facts, needs=needs) as draft:
         if draft is not None:
+            gpu.offline()
             from clipskip.export import build
 
             build.build(draft, source, facts, progress)
@@ -75,7 +75,7 @@ def _depths(skips: Sequence[int] | None, facts: ModelFacts) -> list[int]:
         return list(range(facts.layers + 1))
     if not skips:
         raise RequestError("skips must name at least one clip skip", field="skips")
-    return fields.kept_layers(skips, facts.layers)
+    return shapes.depths(skips, facts.layers)
 
 
 def _wanted(facts: ModelFacts, precision: str, depths: Iterable[int], root: Path) -> dict[Identity, dict[str, str]]:
@@ -85,11 +85,11 @@ def _wanted(facts: ModelFacts, precision: str, depths: Iterable[int], root: Path
     """
     ingredients = {"model": facts.model_sha256, "precision": precision, "exporter": _exporter()}
     ingredients |= {library: version(library) for library in _LIBRARIES}
-    roles = [*(Role("text", depth) for depth in depths), STEP, DECODE, ENCODE]
+    roles = [*(Role("text", depth) for depth in depths), Role("step"), Role("decode"), Role("encode")]
     wanted = {Identity(role, TARGET, precision): ingredients for role in roles}
     missing = set(stale.reasons(root, wanted, facts))
-    if any(each.role.part == "text" for each in missing):
-        missing.update(each for each in wanted if each.role.part == "text")
+    if any(identity.role.part == "text" for identity in missing):
+        missing.update(identity for identity in wanted if identity.role.part == "text")
         missing.update(_texts(root, facts, precision))
     return dict.fromkeys(sorted(missing), ingredients) if missing else wanted
 
@@ -101,6 +101,6 @@ def _texts(root: Path, facts: ModelFacts, precision: str) -> Iterator[Identity]:
     except (EngineMissing, ManifestError):
         return
     for each in manifest.artefacts:
-        of_this_model = each.model == facts.model_sha256 and each.identity[1:3] == (TARGET, precision)
+        of_this_model = each.model == facts.model_sha256 and each.identity == Identity(each.role, TARGET, precision)
         if of_this_model and each.role.part == "text":
             yield each.identity

@@ -19,7 +19,6 @@ import torch
 
 from clipskip.engines.errors import ExportError
 from clipskip.engines.manifest import Dim, Port
-from clipskip.engines.shapes import sized
 from clipskip.export.graphs import Graph
 
 OPSET = 23  # at 24 ONNX Runtime's causal Attention gave NaN on the CPU
@@ -61,7 +60,7 @@ def trace(graph: Graph, unit: int) -> ir.Model:
                 verbose=False,
             )
     except torch.onnx.errors.OnnxExporterError as error:
-        raise ExportError(f"torch could not export {graph.role}: {error}") from error
+        raise ExportError(f"torch could not export {graph.part}: {error}") from error
     model = cast(torch.onnx.ONNXProgram, program).model  # None is for the old exporter
     _tidy(model)
     for value, port in zip([*model.graph.inputs, *model.graph.outputs], [*graph.inputs, *graph.outputs], strict=True):
@@ -70,14 +69,14 @@ def trace(graph: Graph, unit: int) -> ir.Model:
 
 
 def _example(port: Port) -> torch.Tensor:
-    return torch.zeros(sized(port, _EXAMPLE), dtype=getattr(torch, port.dtype))
+    return torch.zeros(port.sized(_EXAMPLE), dtype=getattr(torch, port.dtype))
 
 
 def _dynamic(port: Port, dims: dict[str, Any]) -> dict[int, Any]:
     axes = {}
     for axis, size in enumerate(port.shape):
         if isinstance(size, Dim):
-            axes[axis] = size.factor * dims[size.axis] if size.factor > 1 else dims[size.axis]
+            axes[axis] = dims[size.axis] if size.factor == 1 else size.factor * dims[size.axis]
     return axes
 
 
@@ -97,7 +96,7 @@ def _settle(value: ir.Value, port: Port) -> None:
     """Give the value the port's axes, after checking that it is what the port says."""
     if value.name != port.name or value.dtype is None or value.dtype.numpy() != port.dtype:
         raise ExportError(f"the exporter gave {value.name} {value.dtype} where {port.name} {port.dtype} belongs")
-    value.shape = ir.Shape([size if isinstance(size, int) else str(size) for size in port.shape])
+    value.shape = ir.Shape([str(size) if isinstance(size, Dim) else size for size in port.shape])
 
 
 def cut(model: ir.Model, output: str, name: str) -> ir.Model:

@@ -70,12 +70,35 @@ def hashes(paths: Iterable[Path], root: Path) -> dict[str, str]:
     return found
 
 
-def check_tokenizer(tokenizer: Mapping[str, bytes], where: Path) -> None:
-    """CheckpointError where vocabulary and merges do not make one tokenizer, as after a download that broke off."""
-    tokens = parse_json(tokenizer["vocab.json"], where / "vocab.json")
+def unpack_tokenizer(tree: Mapping[str, Any], path: Path) -> tuple[dict[str, bytes], dict[str, int]]:
+    """vocab.json and merges.txt out of transformers' tokenizer.json, and the words that were added. CheckpointError."""
+    try:
+        model = tree["model"]
+        if model["type"] != "BPE":
+            raise CheckpointError(f"{path} holds a {model['type']} tokenizer; CLIP's is BPE", path=path)
+        merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+        added = {word["content"]: word["id"] for word in tree.get("added_tokens", ())}
+        vocabulary = json.dumps(dict(model["vocab"])).encode()
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        message = f"{path} is no tokenizer that transformers wrote ({error!r})"
+        raise CheckpointError(message, path=path) from error
+    return {"vocab.json": vocabulary, "merges.txt": "\n".join(["#version: 0.2", *merges, ""]).encode()}, added
+
+
+def check_tokenizer(tokenizer: dict[str, bytes], added: Mapping[str, Any], where: Path) -> dict[str, bytes]:
+    """The tokenizer with the words that were added to it, which nothing merges.
+
+    CheckpointError where vocabulary and merges do not make one tokenizer, as after a download that broke off.
+    """
+    own = parse_json(tokenizer["vocab.json"], where / "vocab.json")
+    tokens = {**own, **added}
+    if not all(type(number) is int for number in tokens.values()):
+        raise CheckpointError(f"{where / 'vocab.json'}: an id is no whole number", path=where)
     lines = tokenizer["merges.txt"].decode("utf-8", errors="replace").replace("\r", "").split("\n")
     made = {line.replace(" ", "", 1) for line in lines if line and not line.startswith("#version")}
-    words = {each for each in tokens if len(each.removesuffix("</w>")) > 1 and not each.startswith("<|")}
+    words = {
+        each for each in own.keys() - added.keys() if len(each.removesuffix("</w>")) > 1 and not each.startswith("<|")
+    }
     if missing := {"<|startoftext|>", "<|endoftext|>"} - tokens.keys():
         raise CheckpointError(f"{where / 'vocab.json'} has no {' and no '.join(sorted(missing))}", path=where)
     if set(tokens.values()) != set(range(len(tokens))):
@@ -84,6 +107,7 @@ def check_tokenizer(tokenizer: Mapping[str, bytes], where: Path) -> None:
         raise CheckpointError(f"{where / 'merges.txt'} makes {min(absent)!r}, which vocab.json has not", path=where)
     if lost := words - made:
         raise CheckpointError(f"{where / 'merges.txt'} is incomplete: nothing in it makes {min(lost)!r}", path=where)
+    return tokenizer | {"vocab.json": json.dumps(tokens).encode()} if tokens != own else tokenizer
 
 
 def parse_json(text: bytes, path: Path) -> Mapping[str, Any]:

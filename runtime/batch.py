@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from clipskip.engines.manifest import Dim
-from clipskip.engines.shapes import SLOTS, TOKENS, sized
+from clipskip.engines.shapes import SLOTS, TOKENS
 
 from .backends import Array, Engine, Loop
 from .conditioning import NetworkRow
@@ -173,7 +173,7 @@ class Batch:
             self.close()
             sizes = {"B": slots, "N": rows, "T": TOKENS * self.chunks, "h": self.size[1], "w": self.size[2]}
             ports = self._engine.artefact.inputs
-            self._arrays = {port.name: np.zeros(sized(port, sizes), port.dtype) for port in ports}
+            self._arrays = {port.name: np.zeros(port.sized(sizes), port.dtype) for port in ports}
             self._slots, self._rows, self._written = [None] * slots, [None] * rows, {}
             for image in images:
                 self._arrays[STATE][self._place(image)] = kept[image] if image in kept else image.first_state()

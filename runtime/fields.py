@@ -9,7 +9,7 @@ import dataclasses
 import math
 import re
 import reprlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import MISSING, dataclass
 from decimal import Decimal
 from typing import Any
@@ -131,11 +131,6 @@ def whole_clip_skip(field: str, value: float, layers: int) -> int:
     if not 1 <= skip <= layers + 1:
         raise _no_clip_skip(field, value, layers)
     return skip
-
-
-def kept_layers(skips: Iterable[int], layers: int) -> list[int]:
-    """The numbers of layers that text engines for these clip skips keep. RequestError for one out of range."""
-    return sorted({layers + 1 - whole_clip_skip("clip_skip", skip, layers) for skip in skips})
 
 
 def _no_clip_skip(field: str, value: object, layers: int) -> RequestError:

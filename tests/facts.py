@@ -1,6 +1,6 @@
 """Facts of a model and artefacts of no bytes, for tests that need no engine."""
 
-from clipskip.engines.manifest import STEP, Artefact, AxisRange, ModelFacts
+from clipskip.engines.manifest import Artefact, AxisRange, ModelFacts, Role
 
 MODEL = ModelFacts(
     name="sample",
@@ -24,4 +24,4 @@ MODEL = ModelFacts(
 def step_artefact(**axes):
     """A step artefact whose axes are given as (minimum, maximum)."""
     ranges = {name: AxisRange(low, low, high) for name, (low, high) in axes.items()}
-    return Artefact(STEP, "tensorrt-rtx", "fp16", (), (), ranges)
+    return Artefact(Role("step"), "tensorrt-rtx", "fp16", (), (), ranges)

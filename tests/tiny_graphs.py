@@ -148,26 +148,26 @@ def save(text: str, path: Path, seed: int = 0) -> Path:
     return path
 
 
-B, N, R, T, E, H, W = map(Dim, "BNRTEhw")
-LATENTS = (B, 4, H, W)
+B, N, R, E, T, h, w = map(Dim, "BNREThw")
+LATENTS = (B, 4, h, w)
 PICTURE = Port("image", "uint8", (B, Dim("h", 8), Dim("w", 8), 3))
 SIGNATURES: dict[str, tuple[str, tuple[Port, ...], tuple[Port, ...]]] = {
     "step": (
         STEP,
         (
-            Port("state", "float32", (B, 6, 4, H, W)),
+            Port("state", "float32", (B, 6, 4, h, w)),
             Port("rows", "int64", (N,)),
             Port("c_in", "float32", (B,)),
             Port("timestep", "float32", (B,)),
             Port("context", "float16", (N, T, WIDTH)),
             Port("mix", "float32", (B, N)),
-            Port("mask", "float32", (B, 1, H, W)),
+            Port("mask", "float32", (B, 1, h, w)),
             Port("known", "float32", LATENTS),
             Port("pull", "float32", (B, 2)),
             Port("noise", "float32", LATENTS),
             Port("update", "float32", (B, 6, 8)),
         ),
-        (Port("next_state", "float32", (B, 6, 4, H, W)),),
+        (Port("next_state", "float32", (B, 6, 4, h, w)),),
     ),
     "text": (
         TEXT,
@@ -187,7 +187,7 @@ LIMITS = axis_ranges(FACTS, BuildOptions(sizes=AxisRange(32, 64, 128)))
 
 def publish_graphs(root: Path, layers: tuple[int, ...] = (0, 3), seed: int = 0) -> Store:
     """A store with fp16 graphs of every role, as an export leaves it."""
-    roles = [*(Role("text", each) for each in layers), *map(Role, ("step", "decode", "encode"))]
+    roles = [*(Role("text", kept) for kept in layers), Role("step"), Role("decode"), Role("encode")]
     wanted = {Identity(role, "onnx", "fp16"): {"model": FACTS.model_sha256, "seed": str(seed)} for role in roles}
     with publish.build(root, "onnx-fp16", wanted, progress=lambda line: None, model=FACTS) as draft:
         for number, role in enumerate(roles if draft is not None else ()):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from clipskip.engines.manifest import Artefact, AxisRange, Dim, Port
-from clipskip.engines.shapes import Shape, sized
+from clipskip.engines.shapes import Shape
 from clipskip.errors import RequestError
 
 from . import Array
@@ -40,7 +40,7 @@ def bind(artefact: Artefact, feeds: Mapping[str, Array], build_command: str) -> 
 
 def shapes(artefact: Artefact, sizes: Mapping[str, int]) -> dict[str, Shape]:
     """The shape of every input and output at these sizes of the axes."""
-    return {port.name: sized(port, sizes) for port in (*artefact.inputs, *artefact.outputs)}
+    return {port.name: port.sized(sizes) for port in (*artefact.inputs, *artefact.outputs)}
 
 
 def check_like(old: Array, name: str, new: Array) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 from clipskip.engines.gpu import cuda_runtime
 from clipskip.engines.manifest import Artefact
 from clipskip.engines.store import build_command
-from clipskip.engines.tensorrt_config import PACKAGES, load_package
+from clipskip.engines.tensorrt_child import PACKAGES, load_package
 from clipskip.errors import DeviceOutOfMemory, EngineIncompatible
 
 from . import Array

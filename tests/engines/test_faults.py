@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
 import threading
 import time
@@ -39,10 +38,12 @@ def test_twenty_builds_killed_at_random_moments_leave_a_valid_store(tmp_path, st
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, -signal.SIGINT)])
 def test_a_signal_removes_the_temporary_folder_and_changes_nothing(root, start, number, status):
     before = (root / "manifest.json").read_bytes()
-    builders = [start("build", root, f"v{i}", 0.1) for i in range(3)]
+    builders = [start("build", root, f"v{i}", 60) for i in range(3)]
     for builder in builders:
-        builder.stdout.readline()
-        time.sleep(random.uniform(0.05, 0.1))
+        assert builder.stdout.readline() == "begin\n"
+    while len(stray(root)) < 3:  # each is at work, and would be for minutes
+        time.sleep(0.01)
+    for builder in builders:
         builder.send_signal(number)
     for builder in builders:
         finish(builder, status)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from doubles.cuda import SimulatedCuda
 
-from clipskip.engines.gpu import gpus
+from clipskip.engines.gpu import Device, describe, gpus
 from clipskip.errors import BackendUnavailable
 
 
@@ -43,3 +43,15 @@ def test_a_gpu_is_described() -> None:
     assert [(each.name, each.compute_capability, each.memory, each.cuda) for each in found] == [
         ("simulated GPU", "8.9", 10, "13.5")
     ]
+
+
+def test_one_gpu_of_several_is_described_and_one_that_is_not_there_names_those_that_are() -> None:
+    cuda = SimulatedCuda(capability=(8, 9), memory=10)
+    assert describe(cuda, 0).name == "simulated GPU"
+    for index in (1, -1):
+        with pytest.raises(BackendUnavailable, match=rf"there is no GPU {index} on this machine, only 0"):
+            describe(cuda, index)
+
+
+def test_a_device_is_written_as_people_write_it() -> None:
+    assert [str(Device()), str(Device("cuda", 1))] == ["cpu", "cuda:1"]

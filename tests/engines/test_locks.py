@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import os
+import subprocess
+import sys
 import threading
 import time
 
@@ -72,3 +74,31 @@ def test_a_system_without_flock_can_read_but_not_lock(tmp_path, monkeypatch):
     assert locks.in_use(tmp_path)
     with pytest.raises(StorageError, match="no flock"), locks.locked(tmp_path / ".lock", print):
         pass
+
+
+POOR = """
+import os, sys
+for name in ("fcntl", "resource", "pwd", "grp", "termios"):
+    sys.modules[name] = None
+for name in ("O_NOFOLLOW", "O_DIRECTORY", "O_NONBLOCK", "fork", "register_at_fork", "getuid", "sched_getaffinity"):
+    delattr(os, name)
+from pathlib import Path
+from clipskip.engines import publish, report
+from clipskip.engines.store import Store
+from clipskip.errors import StorageError
+store = Store(sys.argv[1])
+for artefact in store.manifest().artefacts:
+    store.verify(artefact)
+store.verify_tokenizer()
+report.inspect(sys.argv[1])
+try:
+    publish.gc(sys.argv[1])
+except StorageError as error:
+    print(error.message)
+"""
+
+
+def test_a_system_without_posix_reads_a_store_and_says_that_it_cannot_change_one(root):
+    done = subprocess.run([sys.executable, "-c", POOR, str(root)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "no flock: engine stores can be read here, not built" in done.stdout

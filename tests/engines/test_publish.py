@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from clipskip.engines import publish, stale
-from clipskip.engines.manifest import DECODE, ENCODE, STEP, Identity
+from clipskip.engines.manifest import Identity, Role
 from clipskip.engines.report import verify
 from clipskip.engines.store import Store
 from clipskip.errors import EngineIncompatible, EngineMissing, ExportError, ManifestError
@@ -31,9 +31,9 @@ def sound(root):
 
 def test_a_build_publishes_one_folder_named_by_what_it_is_made_of(root, workshop):
     assert folders(root) == {publish.folder_name("onnx-fp32", workshop.wanted())}
-    artefact = Store(root).find(STEP, "onnx", "fp32")
+    artefact = Store(root).find(Role("step"), "onnx", "fp32")
     assert [Path(record.path).name for record in artefact.files] == ["step.onnx", "weights.bin"]
-    assert artefact.ingredients == workshop.wanted()[Identity(STEP, "onnx", "fp32")]
+    assert artefact.ingredients == workshop.wanted()[Identity(Role("step"), "onnx", "fp32")]
     assert sound(root)
 
 
@@ -54,9 +54,9 @@ def test_touched_and_copied_files_are_up_to_date(root, workshop, tmp_path):
 def test_a_build_replaces_its_own_artefacts_and_keeps_the_others(root, workshop):
     workshop.make(root, workshop.wanted(("step",), "tensorrt-rtx", "fp16"))
     workshop.make(root, workshop.wanted(("step",), version="2"))
-    assert identities(root) == {*workshop.wanted(), Identity(STEP, "tensorrt-rtx", "fp16")}
-    assert Store(root).find(STEP, "onnx", "fp32").ingredients["version"] == "2"
-    assert "version" not in Store(root).find(DECODE, "onnx", "fp32").ingredients
+    assert identities(root) == {*workshop.wanted(), Identity(Role("step"), "tensorrt-rtx", "fp16")}
+    assert Store(root).find(Role("step"), "onnx", "fp32").ingredients["version"] == "2"
+    assert "version" not in Store(root).find(Role("decode"), "onnx", "fp32").ingredients
     assert sound(root)
 
 
@@ -64,9 +64,9 @@ def test_artefacts_of_an_earlier_model_leave_the_manifest(root, workshop):
     workshop.make(root, workshop.wanted(target="tensorrt", precision="fp16"))
     new = workshop.facts(model_sha256=workshop.OTHER_MODEL)
     workshop.make(root, workshop.wanted(("step", "encode"), model=workshop.OTHER_MODEL), model=new)
-    assert identities(root) == {Identity(STEP, "onnx", "fp32"), Identity(ENCODE, "onnx", "fp32")}
+    assert identities(root) == {*workshop.wanted(("step", "encode"))}
     with pytest.raises(EngineMissing):
-        Store(root).find(STEP, "tensorrt", "fp16")
+        Store(root).find(Role("step"), "tensorrt", "fp16")
 
 
 def test_an_engine_of_a_model_that_was_replaced_meanwhile_is_not_published(root, workshop):
@@ -164,7 +164,7 @@ def test_a_changed_checkpoint_is_named_by_its_files(root, workshop):
 @pytest.mark.parametrize("name", ["step.onnx", "weights.bin", "vocab.json"])
 def test_a_damaged_store_is_rebuilt_beside_the_damage(root, workshop, name):
     reader = Store(root)
-    path = reader.verify(reader.find(STEP, "onnx", "fp32")).with_name(name)
+    path = reader.verify(reader.find(Role("step"), "onnx", "fp32")).with_name(name)
     path.write_bytes(b"x" * path.stat().st_size)
     said = []
     assert workshop.make(root, workshop.wanted(), model=workshop.facts(), progress=said.append)
@@ -185,10 +185,10 @@ def test_an_export_starts_afresh_over_a_damaged_manifest_and_a_build_does_not(ro
 
 
 def test_a_manifest_of_a_newer_clipskip_is_never_replaced(root, workshop):
-    (root / "manifest.json").write_text('{"schema": 3}')
+    (root / "manifest.json").write_text('{"schema": 2}')
     with pytest.raises(ManifestError, match="newer"):
         workshop.make(root, workshop.wanted(), model=workshop.facts())
-    assert (root / "manifest.json").read_text() == '{"schema": 3}'
+    assert (root / "manifest.json").read_text() == '{"schema": 2}'
 
 
 def test_a_folder_that_was_never_committed_is_replaced(root, workshop):
@@ -230,7 +230,7 @@ def test_gc_removes_what_no_manifest_names_and_nothing_else(root, workshop):
 
 def test_gc_leaves_what_a_reader_has_open_until_the_reader_goes(root, workshop):
     reader = Store(root)
-    artefact = reader.find(STEP, "onnx", "fp32")
+    artefact = reader.find(Role("step"), "onnx", "fp32")
     workshop.rebuild(root, "2")
     assert publish.gc(root) == {}
     assert reader.verify(artefact).is_file()

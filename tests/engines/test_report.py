@@ -7,7 +7,7 @@ import json
 import pytest
 
 from clipskip.engines import report
-from clipskip.engines.manifest import DECODE
+from clipskip.engines.manifest import Role
 from clipskip.engines.store import Store
 from clipskip.errors import EngineMissing
 
@@ -19,7 +19,7 @@ def test_an_inspection_is_json_and_tells_what_is_there(root, workshop):
     assert [each["role"] for each in facts["artefacts"]] == ["decode", "step", "text-00"]
     decode = facts["artefacts"][0]
     assert decode["ingredients"]["version"] == "2"
-    assert decode["key"] == Store(root).find(DECODE, "onnx", "fp32").key
+    assert decode["key"] == Store(root).find(Role("decode"), "onnx", "fp32").key
     assert len({each["key"] for each in facts["artefacts"]}) == 3
     assert decode["size"] == sum(record["size"] for record in decode["files"])
     assert len(facts["unreferenced"]) == 1

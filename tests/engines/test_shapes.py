@@ -6,7 +6,15 @@ import pytest
 from tiny_graphs import FACTS
 
 from clipskip.engines.manifest import AxisRange, Dim, Port
-from clipskip.engines.shapes import BuildOptions, axes_of, axis_ranges, parse_sizes, profiles, sized
+from clipskip.engines.shapes import (
+    BuildOptions,
+    axes_of,
+    axis_ranges,
+    depths,
+    longest_common,
+    parse_sizes,
+    profiles,
+)
 from clipskip.errors import RequestError
 
 
@@ -30,6 +38,18 @@ def test_the_default_sizes_are_around_the_model_s_own() -> None:
 def test_a_batch_of_four_and_three_chunks_give_the_rows_of_network_and_text_engine() -> None:
     ranges = axis_ranges(FACTS, BuildOptions(max_batch=4, max_chunks=3))
     assert [ranges[name].maximum for name in "BNTR"] == [4, 8, 462, 24]
+
+
+def test_clip_skips_are_depths_in_the_words_of_a_request() -> None:
+    assert depths([1, 13, 2, 1], 12) == [0, 11, 12]
+    for skip in (0, 14):
+        with pytest.raises(RequestError, match=rf"clip_skip must be 1\.\.13, not {skip}: it counts from 1") as caught:
+            depths([skip], 12)
+        assert caught.value.hint == "clip_skip_diffusers takes diffusers' own numbers, 0..12"
+
+
+def test_the_longest_context_is_the_largest_common_length_of_at_most_twice_the_chunks() -> None:
+    assert [longest_common(chunks) for chunks in range(1, 7)] == [1, 2, 6, 6, 10, 12]
 
 
 def test_even_an_engine_for_one_image_takes_four_rows() -> None:
@@ -58,9 +78,4 @@ def test_a_profile_has_the_shapes_of_inputs_with_a_dynamic_axis_only() -> None:
 
 
 def test_a_dimension_may_be_a_multiple_of_an_axis() -> None:
-    assert sized(Port("image", "uint8", (Dim("B"), Dim("h", 8), 3)), {"B": 2, "h": 5}) == (2, 40, 3)
-
-
-@pytest.mark.parametrize(("chunks", "longest"), [(1, 1), (2, 2), (3, 6), (4, 6), (5, 10)])
-def test_a_build_takes_the_longest_context_that_prompts_of_its_length_share(chunks: int, longest: int) -> None:
-    assert axis_ranges(FACTS, BuildOptions(max_chunks=chunks))["T"] == AxisRange(77, 77, 77 * longest)
+    assert Port("image", "uint8", (Dim("B"), Dim("h", 8), 3)).sized({"B": 2, "h": 5}) == (2, 40, 3)

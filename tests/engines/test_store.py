@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from clipskip.engines import files
-from clipskip.engines.manifest import STEP
+from clipskip.engines.manifest import Role
 from clipskip.engines.store import Store
 from clipskip.errors import EngineCorrupt, EngineIncompatible, EngineMissing, ManifestError, StorageError
 
@@ -19,13 +19,13 @@ from clipskip.errors import EngineCorrupt, EngineIncompatible, EngineMissing, Ma
 def step(root):
     """The main file of one artefact."""
     store = Store(root)
-    return store.verify(store.find(STEP, "onnx", "fp32"))
+    return store.verify(store.find(Role("step"), "onnx", "fp32"))
 
 
 def look(root):
     """What a fresh reader gets."""
     store = Store(root)
-    return store.verify(store.find(STEP, "onnx", "fp32"))
+    return store.verify(store.find(Role("step"), "onnx", "fp32"))
 
 
 def flip(path, at=100):
@@ -134,7 +134,7 @@ def test_a_store_that_is_not_there_is_missing(tmp_path, name):
 
 def test_an_artefact_that_was_not_built_is_missing_with_the_command_that_builds_it(root):
     with pytest.raises(EngineMissing, match="no step for tensorrt at fp16") as caught:
-        Store(root).find(STEP, "tensorrt", "fp16")
+        Store(root).find(Role("step"), "tensorrt", "fp16")
     assert caught.value.hint == f"clipskip build {root} --target tensorrt"
 
 
@@ -142,7 +142,7 @@ def test_an_artefact_of_another_model_is_incompatible(root, workshop):
     text = (root / "manifest.json").read_text()
     (root / "manifest.json").write_text(text.replace(f'"model": "{workshop.MODEL}"', f'"model": "{"f" * 64}"'))
     with pytest.raises(EngineIncompatible, match="made from another model than tiny"):
-        Store(root).find(STEP, "onnx", "fp32")
+        Store(root).find(Role("step"), "onnx", "fp32")
 
 
 def test_a_bad_manifest_names_its_path_its_field_and_the_remedy(root):
@@ -157,7 +157,7 @@ def test_a_bad_manifest_names_its_path_its_field_and_the_remedy(root):
 
 
 def test_a_manifest_of_a_newer_clipskip_asks_for_an_upgrade(root):
-    (root / "manifest.json").write_text('{"schema": 3}')
+    (root / "manifest.json").write_text('{"schema": 2}')
     with pytest.raises(ManifestError, match="made by a newer clipskip") as caught:
         Store(root).manifest()
     assert caught.value.hint == "upgrade clipskip"
@@ -188,14 +188,15 @@ def test_a_reader_keeps_its_model_while_another_is_published(root, workshop):
         root, workshop.wanted(model=workshop.OTHER_MODEL), model=workshop.facts(model_sha256=workshop.OTHER_MODEL)
     )
     assert store.manifest() == old
-    assert store.verify(store.find(STEP, "onnx", "fp32")).is_file()
+    assert store.verify(store.find(Role("step"), "onnx", "fp32")).is_file()
     assert Store(root).manifest().model.model_sha256 == workshop.OTHER_MODEL
 
 
 def test_many_threads_may_share_a_store(root):
     store, found = Store(root), []
     threads = [
-        threading.Thread(target=lambda: found.append(store.verify(store.find(STEP, "onnx", "fp32")))) for _ in range(8)
+        threading.Thread(target=lambda: found.append(store.verify(store.find(Role("step"), "onnx", "fp32"))))
+        for _ in range(8)
     ]
     for thread in threads:
         thread.start()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+import time
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,12 +16,12 @@ import pytest
 from tiny_graphs import DECODE, HEADER, publish_graphs, save
 
 from clipskip.engines import tensorrt_child, tensorrt_compile
-from clipskip.engines.manifest import STEP, AxisRange, Role
+from clipskip.engines.manifest import AxisRange, Role
 from clipskip.engines.shapes import BuildOptions
 from clipskip.engines.store import Store
 from clipskip.engines.tensorrt import Built, build, own_attentions
-from clipskip.engines.tensorrt_child import compile_in_child
-from clipskip.engines.tensorrt_config import BuildError, Job, Log, out_of_memory, set_timing_cache
+from clipskip.engines.tensorrt_child import Job, compile_in_child
+from clipskip.engines.tensorrt_compile import BuildError, Log, out_of_memory, set_timing_cache
 from clipskip.errors import (
     BackendUnavailable,
     DeviceOutOfMemory,
@@ -69,7 +72,8 @@ def test_every_engine_is_published_and_verified(root: Path) -> None:
         artefact = store.find(Role.parse(role), TARGET, "fp16")
         graph = store.find(Role.parse(role), "onnx", "fp16")
         assert (
-            store.verify(artefact).read_bytes()[:4] == store.verify(store.find(STEP, TARGET, "fp16")).read_bytes()[:4]
+            store.verify(artefact).read_bytes()[:4]
+            == store.verify(store.find(Role("step"), TARGET, "fp16")).read_bytes()[:4]
         )
         assert (artefact.inputs, artefact.outputs) == (graph.inputs, graph.outputs)
         assert artefact.provenance == {
@@ -77,7 +81,7 @@ def test_every_engine_is_published_and_verified(root: Path) -> None:
             "compute capability": "default",
             "device": "any",
         }
-    assert store.find(STEP, TARGET, "fp16").axes["h"] == AxisRange(4, 8, 12)
+    assert store.find(Role("step"), TARGET, "fp16").axes["h"] == AxisRange(4, 8, 12)
 
 
 def test_a_rebuild_builds_nothing(root: Path) -> None:
@@ -112,7 +116,7 @@ def test_compute_capabilities_are_recorded_and_an_unknown_one_is_refused_by_name
 
 def test_a_damaged_graph_is_refused_before_tensorrt_reads_it(tmp_path: Path) -> None:
     store = publish_graphs(tmp_path)
-    path = tmp_path / store.find(Role.parse("text-00"), "onnx", "fp16").files[0].path
+    path = tmp_path / store.find(Role("text", 0), "onnx", "fp16").files[0].path
     path.chmod(0o644)
     path.write_bytes(path.read_bytes()[:-1] + b"!")
     with pytest.raises(EngineCorrupt):
@@ -279,7 +283,8 @@ def test_tensorrt_without_a_gpu_is_refused_before_any_work(tmp_path: Path, monke
         raise BackendUnavailable("no NVIDIA driver on this machine")
 
     monkeypatch.setattr("clipskip.engines.tensorrt.load_builder", lambda target: trt)
-    monkeypatch.setattr(gpu, "gpus", no_gpu)
+    monkeypatch.setattr(gpu, "cuda_runtime", lambda: None)
+    monkeypatch.setattr(gpu, "check_driver", no_gpu)
     with pytest.raises(BackendUnavailable, match="no NVIDIA driver"):
         build(publish_graphs(tmp_path), target="tensorrt", options=BuildOptions(), progress=print)
     options = BuildOptions(compute_capabilities=("8.9",))
@@ -317,8 +322,45 @@ def test_a_timing_cache_that_cannot_be_read_is_ignored(tmp_path: Path, data: byt
 
 def test_what_tensorrt_cannot_load_is_refused_by_the_package_itself(root: Path) -> None:
     """Empty, cut and foreign bytes: with a real deserialiser, which refuses them without a GPU."""
-    plan = Store(root).verify(Store(root).find(DECODE, TARGET, "fp16")).read_bytes()
+    plan = Store(root).verify(Store(root).find(Role("decode"), TARGET, "fp16")).read_bytes()
     logger, _ = tensorrt_compile.capture(trt, Log())
     runtime = trt.Runtime(logger)
     for data in (plan[: len(plan) // 2], b"\0" * 1000, b"not an engine at all, but long enough to have a header" * 9):
         assert runtime.deserialize_cuda_engine(data) is None
+
+
+def test_a_hostile_working_folder_has_no_say_in_a_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "hostile"
+    folder.mkdir()
+    names = {*sys.stdlib_module_names, "clipskip", "numpy", "cuda", TARGET.replace("-", "_"), "sitecustomize"}
+    for name in names:
+        (folder / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'a').write({name!r})")
+    monkeypatch.chdir(folder)
+    compile_in_child("decode", decode_job(tmp_path), lambda line: None)
+    assert not (tmp_path / "ran").exists()
+
+
+PARENT = """
+import json, sys
+from clipskip.engines.tensorrt_child import Job, _child
+with _child(Job(**json.loads(sys.argv[1])), sys.stderr.buffer) as (child, lines):
+    print(child.pid, flush=True)
+    lines.get()
+    print("at work", flush=True)
+    child.wait()
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks /proc for a process that is not our child")
+def test_a_child_ends_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    job = json.dumps(asdict(decode_job(tmp_path)))
+    command = [sys.executable, "-c", PARENT, job]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child = Path("/proc", parent.stdout.readline().strip())
+        parent.kill()
+    patience = time.monotonic() + 30
+    while child.exists() and "\nState:\tZ" not in (child / "status").read_text():
+        assert time.monotonic() < patience, "the child lives on"
+        time.sleep(0.02)
+    assert not (tmp_path / "decode.engine").exists()

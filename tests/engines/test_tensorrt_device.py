@@ -16,12 +16,11 @@ from tiny_graphs import publish_graphs
 
 from clipskip.engines import gpu, tensorrt
 from clipskip.engines.gpu import Gpu
-from clipskip.engines.manifest import STEP
+from clipskip.engines.manifest import Role
 from clipskip.engines.shapes import BuildOptions
 from clipskip.engines.store import Store
 from clipskip.engines.tensorrt import build
-from clipskip.engines.tensorrt_child import Outcome
-from clipskip.engines.tensorrt_config import Job
+from clipskip.engines.tensorrt_child import Job, Outcome
 from clipskip.errors import BackendUnavailable
 
 CARD = Gpu("RTX 4090", "8.9", 24 << 30, "abc", "13.0")
@@ -38,7 +37,7 @@ class Workshop:
         monkeypatch.setattr(tensorrt, "load_builder", lambda target: SimpleNamespace(__version__=self.version))
         monkeypatch.setattr(tensorrt, "compile_in_child", self.compile)
         monkeypatch.setattr(gpu, "cuda_runtime", lambda: None)
-        monkeypatch.setattr(gpu, "gpus", lambda runtime: [self.card])
+        monkeypatch.setattr(gpu, "describe", lambda runtime, index: self.card)
 
     def compile(self, role: str, job: Job, progress: Any) -> Outcome:
         with self.lock:
@@ -65,7 +64,7 @@ def test_the_manifest_names_the_gpu_and_a_rebuild_on_it_builds_nothing(workshop:
     publish_graphs(tmp_path)
     assert len(workshop.rebuilt(tmp_path)) == 5
     assert workshop.rebuilt(tmp_path) == []
-    assert Store(tmp_path).find(STEP, "tensorrt", "fp16").provenance == {
+    assert Store(tmp_path).find(Role("step"), "tensorrt", "fp16").provenance == {
         "package": "tensorrt 11.4.0",
         "compute capability": "8.9",
         "device": "RTX 4090, compute capability 8.9, CUDA 13",

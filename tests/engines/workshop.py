@@ -43,7 +43,7 @@ def wanted(roles: tuple[str, ...] = ROLES, target: str = "onnx", precision: str 
     }
 
 
-def artefact(role: str | Role, target: str = "onnx", precision: str = "fp32") -> Artefact:
+def artefact(role: Role | str, target: str = "onnx", precision: str = "fp32") -> Artefact:
     """An artefact before it is published."""
     inputs = (Port("tokens", "int64", (Dim("R"), 77)), Port("concepts", "float32", (Dim("E"), 64)))
     outputs = (Port("image", "uint8", (Dim("R"), Dim("h", 8), 3)),)

@@ -46,19 +46,21 @@ def test_a_text_matrix_scaled_by_two_percent_fails_below_it_only(store: Store, n
     wrong = scaled(networks.text, "encoder.layers.1.mlp.fc2.weight")
     trials = cases.text(wrong, store.manifest().model, VOCABULARY, half=False)
     for depth in (0, 1):
-        assert gates.measure("text", path_of(store, f"text-{depth:02}"), trials[depth])["relative_l2"] <= 1e-5
+        assert gates.measure(Role("text"), path_of(store, f"text-{depth:02}"), trials[depth])["relative_l2"] <= 1e-5
     for depth in (2, 3):
         with pytest.raises(NumericalError, match="text differs from torch: relative_l2"):
-            gates.measure("text", path_of(store, f"text-{depth:02}"), trials[depth])
+            gates.measure(Role("text"), path_of(store, f"text-{depth:02}"), trials[depth])
 
 
 def test_a_step_matrix_scaled_by_two_percent_fails(store: Store, networks: Networks, deepest: list[Case]) -> None:
     context = deepest[-1].exact["context"]
     right = cases.step(networks.unet, context, store.manifest().model, half=False)
-    assert gates.measure("step", path_of(store, "step"), right)["relative_l2"] <= 1e-5
+    assert gates.measure(Role("step"), path_of(store, "step"), right)["relative_l2"] <= 1e-5
     wrong = scaled(networks.unet, "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight")
     with pytest.raises(NumericalError) as caught:
-        gates.measure("step", path_of(store, "step"), cases.step(wrong, context, store.manifest().model, half=False))
+        gates.measure(
+            Role("step"), path_of(store, "step"), cases.step(wrong, context, store.manifest().model, half=False)
+        )
     assert caught.value.exit_status == 6
 
 
@@ -66,29 +68,29 @@ def test_a_vae_that_differs_fails_both_ways(store: Store, networks: Networks) ->
     wrong = scaled(networks.vae, "encoder.conv_out.weight")
     wrong.get_parameter("decoder.conv_out.bias").data.add_(0.1)
     with pytest.raises(NumericalError, match="encode differs"):
-        gates.measure("encode", path_of(store, "encode"), cases.encode(wrong, half=False))
+        gates.measure(Role("encode"), path_of(store, "encode"), cases.encode(wrong, half=False))
     with pytest.raises(NumericalError, match="PSNR"):
-        gates.measure("decode", path_of(store, "decode"), cases.decode(wrong))
+        gates.measure(Role("decode"), path_of(store, "decode"), cases.decode(wrong))
 
 
 def test_a_nan_fails_though_it_compares_as_no_error(store: Store, deepest: list[Case]) -> None:
     poisoned = deepest[1].feeds["concepts"] * np.nan
     trial = replace(deepest[1], feeds=deepest[1].feeds | {"concepts": poisoned})
     with pytest.raises(NumericalError, match="is inf"):
-        gates.measure("text", path_of(store, "text-03"), [trial])
+        gates.measure(Role("text"), path_of(store, "text-03"), [trial])
 
 
 def test_a_reference_that_is_not_finite_fails_too(store: Store, deepest: list[Case]) -> None:
     trial = replace(deepest[1], exact={"context": deepest[1].exact["context"] * np.nan})
     with pytest.raises(NumericalError):
-        gates.measure("text", path_of(store, "text-03"), [trial])
+        gates.measure(Role("text"), path_of(store, "text-03"), [trial])
 
 
 def test_a_decoder_that_hides_a_nan_fails(store: Store, networks: Networks) -> None:
     trials = cases.decode(networks.vae)
     blind = replace(trials[-1], exact=trials[-1].exact | {"finite": np.array([True, True])})
     with pytest.raises(NumericalError, match="finite as"):
-        gates.measure("decode", path_of(store, "decode"), [*trials[:-1], blind])
+        gates.measure(Role("decode"), path_of(store, "decode"), [*trials[:-1], blind])
 
 
 def test_one_zeroed_token_of_77_is_seen(deepest: list[Case]) -> None:
@@ -102,10 +104,10 @@ def test_half_precision_may_be_twice_as_wrong_as_torchs_own_and_no_more(store: S
     text = copy.deepcopy(networks.text)  # it is left in float16
     trial = cases.text(text, store.manifest().model, VOCABULARY, half=True)[3][1]
     path = path_of(store, "text-03")
-    assert 1e-4 < gates.measure("text", path, [trial])["torch_fp16_relative_l2"] < 4e-3
+    assert 1e-4 < gates.measure(Role("text"), path, [trial])["torch_fp16_relative_l2"] < 4e-3
     good_torch = replace(trial, half=trial.exact)
     with pytest.raises(NumericalError):
-        gates.measure("text", path, [good_torch])
+        gates.measure(Role("text"), path, [good_torch])
 
 
 def test_a_graph_that_does_not_open_or_run_is_an_export_error(
@@ -113,7 +115,7 @@ def test_a_graph_that_does_not_open_or_run_is_an_export_error(
 ) -> None:
     (tmp_path / "broken.onnx").write_bytes(b"nothing")
     with pytest.raises(ExportError, match="cannot open"):
-        gates.measure("text", tmp_path / "broken.onnx", deepest)
+        gates.measure(Role("text"), tmp_path / "broken.onnx", deepest)
     odd = replace(deepest[0], feeds={"tokens": np.zeros((1, 5), np.int64)})
     with pytest.raises(ExportError, match="cannot run"):
-        gates.measure("text", path_of(store, "text-03"), [odd])
+        gates.measure(Role("text"), path_of(store, "text-03"), [odd])

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from clipskip.engines.manifest import DECODE, STEP, Role
+from clipskip.engines.manifest import Identity, Role
 from clipskip.engines.store import Store
 from clipskip.errors import NumericalError, RequestError
 from clipskip.export import cases, export
@@ -122,7 +122,7 @@ def test_a_missing_depth_is_added_without_making_the_rest_again(tiny: Path, root
     before = Store(root).manifest()
     after = export(tiny, root, skips=[1])
     assert {each.role for each in after.artefacts} == {each.role for each in before.artefacts} | {Role("text", 3)}
-    assert after.find(STEP, "onnx", "fp32") == before.find(STEP, "onnx", "fp32")
+    assert after.find(Identity(Role("step"), "onnx", "fp32")) == before.find(Identity(Role("step"), "onnx", "fp32"))
     store = Store(root)
     for artefact in after.artefacts:
         store.verify(artefact)
@@ -144,7 +144,7 @@ def test_a_missing_network_is_added_and_torch_is_asked_for_no_more_than_it_takes
         manifest["artefacts"] = [each for each in manifest["artefacts"] if each["role"] != role]
         (store / "manifest.json").write_text(json.dumps(manifest))
         asked.clear()
-        assert export(tiny, store, precision=precision).find(Role.parse(role), "onnx", precision) is not None
+        assert export(tiny, store, precision=precision).find(Identity(Role.parse(role), "onnx", precision)) is not None
         assert asked == needed
 
 
@@ -169,5 +169,5 @@ def test_half_precision_passes_its_gates_and_shows_only_in_the_context(tiny: Pat
     for artefact in manifest.artefacts:
         types = {port.name: port.dtype for port in (*artefact.inputs, *artefact.outputs)}
         assert [name for name, dtype in types.items() if dtype == "float16"] == ["context"] * ("context" in types)
-        if artefact.role != DECODE:
+        if artefact.role.part != "decode":
             assert artefact.parity["relative_l2"] <= 2 * artefact.parity["torch_fp16_relative_l2"]

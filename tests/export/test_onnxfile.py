@@ -12,7 +12,7 @@ import pytest
 import torch
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
-from clipskip.engines.manifest import STEP, Role
+from clipskip.engines.manifest import Role
 from clipskip.engines.store import Store
 from clipskip.export.checkpoint import open_checkpoint
 from clipskip.export.models import load
@@ -27,7 +27,7 @@ def external(path: Path) -> dict[str, ExternalDataInfo]:
 
 @pytest.fixture(scope="module")
 def texts(store: Store) -> list[Path]:
-    return [store.verify(store.find(Role.parse(f"text-{depth:02}"), "onnx", "fp32")) for depth in range(4)]
+    return [store.verify(store.find(Role("text", depth), "onnx", "fp32")) for depth in range(4)]
 
 
 def test_all_text_graphs_read_one_file_and_share_its_pages(texts: list[Path]) -> None:
@@ -51,7 +51,7 @@ def test_no_graph_is_a_link(store: Store) -> None:
 
 
 def test_graphs_hold_no_paths_and_use_opset_23(texts: list[Path], store: Store) -> None:
-    for path in (*texts, store.verify(store.find(STEP, "onnx", "fp32"))):
+    for path in (*texts, store.verify(store.find(Role("step"), "onnx", "fp32"))):
         content = path.read_bytes()
         assert b".py" not in content
         assert b"/" + Path.home().name.encode() + b"/" not in content
@@ -60,7 +60,7 @@ def test_graphs_hold_no_paths_and_use_opset_23(texts: list[Path], store: Store) 
 
 
 def test_attention_and_group_norm_stay_single_nodes(store: Store) -> None:
-    graph = onnx.load(store.verify(store.find(STEP, "onnx", "fp32")), load_external_data=False).graph
+    graph = onnx.load(store.verify(store.find(Role("step"), "onnx", "fp32")), load_external_data=False).graph
     kinds = [node.op_type for node in graph.node]
     assert kinds.count("Attention") == 4
     assert "Softmax" not in kinds
@@ -74,7 +74,7 @@ def test_the_text_graph_of_each_depth_is_the_layernormed_hidden_state(
     store = Store(sample_store)
     encoder = load(open_checkpoint(sample_checkpoint)).text
     tokens = np.random.default_rng(depth).integers(0, store.manifest().model.vocabulary, (2, 77))
-    path = store.verify(store.find(Role.parse(f"text-{depth:02}"), "onnx", "fp32"))
+    path = store.verify(store.find(Role("text", depth), "onnx", "fp32"))
     feeds = {"tokens": tokens, "concepts": np.zeros((1, store.manifest().model.width), np.float32)}
     got = ort.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, feeds)[0]
     with torch.no_grad():

@@ -114,7 +114,7 @@ def test_the_names_of_a_full_sd_1_are_those_that_diffusers_converts_to(kind: str
 
 def test_the_packaged_tokenizer_is_clips() -> None:
     tokenizer = single_file.clip_tokenizer()
-    parts.check_tokenizer(tokenizer, Path("clip"))
+    parts.check_tokenizer(tokenizer, {}, Path("clip"))
     vocabulary = json.loads(tokenizer["vocab.json"])
     assert len(vocabulary) == 49408
     words = ("a</w>", "photo</w>", "of</w>", "cat</w>", "<|startoftext|>", "<|endoftext|>")

@@ -19,7 +19,7 @@ from clipskip.engines import gpu
 from clipskip.engines.shapes import BuildOptions
 from clipskip.engines.store import Store
 from clipskip.engines.tensorrt import build
-from clipskip.engines.tensorrt_config import load_package
+from clipskip.engines.tensorrt_child import load_package
 from clipskip.errors import BackendUnavailable
 
 SIMULATED = os.environ.get("CLIPSKIP_TEST_GPU") == "simulated"
