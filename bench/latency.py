@@ -21,7 +21,6 @@ from clipskip.backends import Array, Backend, backend_named
 from clipskip.backends.onnxruntime import OnnxRuntime
 from clipskip.bench.measure import Seconds, interleaved, summary, table
 from clipskip.engines.manifest import Artefact
-from clipskip.engines.shapes import sized
 from clipskip.engines.store import Store
 
 PROMPT = "a large red circle on a green background"
