@@ -9,6 +9,7 @@ from clipskip.engines.manifest import Artefact, Identity
 from clipskip.engines.shapes import BuildOptions, axes_of, axis_ranges, profiles
 from clipskip.engines.store import Store
 from doubles.cuda import SimulatedCuda
+from doubles.device import SimulatedDevice
 from doubles.tensorrt import VERSION, SimulatedTensorRT, plan
 
 TARGET = "tensorrt-rtx"
@@ -33,7 +34,9 @@ def publish_plans(store: Store, options: BuildOptions | None = None, precision: 
     return Store(store.root)
 
 
-def simulated(cuda: SimulatedCuda | None = None, settings: Settings | None = None) -> tuple[TensorRT, SimulatedCuda]:
+def simulated(
+    cuda: SimulatedCuda | None = None, settings: Settings | None = None, index: int = 0
+) -> tuple[TensorRT, SimulatedDevice]:
     """Our TensorRT backend on the doubles, and the device for its trace and faults."""
-    device = cuda or SimulatedCuda()
-    return TensorRT(SimulatedTensorRT(device), Cuda(device), TARGET, settings), device
+    cuda = cuda or SimulatedCuda()
+    return TensorRT(SimulatedTensorRT(cuda), Cuda(cuda, index), TARGET, settings), cuda.devices[index]
