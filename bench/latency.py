@@ -57,9 +57,7 @@ def _engine(
 ) -> dict[str, Seconds]:
     """Opening and running one engine on its own: one picture, which is two rows of text and of the U-Net."""
     random = np.random.default_rng(0)  # over ten: indices become 0, which is always valid
-    feeds = {
-        port.name: (random.standard_normal(port.sized(sizes)) / 10).astype(port.dtype) for port in artefact.inputs
-    }
+    feeds = {port.name: (random.standard_normal(port.sized(sizes)) / 10).astype(port.dtype) for port in artefact.inputs}
     opening = interleaved({f"open {artefact.role}": lambda: backend.open(artefact, path).close()}, rounds)
     engine = backend.open(artefact, path)
     try:

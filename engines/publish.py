@@ -245,7 +245,14 @@ def _free_name(root: Path, name: str, current: Manifest) -> str:
 
 
 def _commit(root: Path, new: Manifest, draft: Path, final: Path) -> None:
-    """The order makes a kill harmless: what the manifest names is on the disk before the manifest is."""
+    """Make a sealed draft part of the store. What the manifest names is on the disk before the manifest is:
+
+    .manifest.json.new   written, flushed
+    .tmp-NAME-xxxxxxxx/  --- renamed ---> NAME/            a kill here leaves a folder that no manifest names: gc's
+    STORE/               flushed: the new folder's name is on the disk
+    .manifest.json.new   --- renamed ---> manifest.json    the commit: readers see the old or the new one, whole
+    STORE/               flushed: so is the commit
+    """
     pending = root / f".{MANIFEST}.new"  # no other name is needed: we hold the store's lock
     try:
         pending.write_text(manifest.dumps(new), encoding="utf-8")

@@ -6,8 +6,10 @@ Knows nothing of TensorRT.
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 from clipskip.engines.errors import RequestError
 from clipskip.engines.manifest import AxisRange, Dim, ModelFacts, Port
@@ -66,16 +68,19 @@ def axis_ranges(model: ModelFacts, options: BuildOptions) -> dict[str, AxisRange
     }
 
 
-def depths(skips: Iterable[int], layers: int) -> list[int]:
-    """The numbers of layers that text engines for these clip skips keep. RequestError for one out of range."""
+def kept_layers(skips: Iterable[float], layers: int) -> list[int]:
+    """The numbers of layers that text engines for these clip skips keep; a fraction counts as the number below it.
+
+    RequestError for what is no clip skip, counted from 1, of a text encoder with `layers` layers.
+    """
     for skip in skips:
-        if not 1 <= skip <= layers + 1:
+        if isinstance(skip, bool) or not isinstance(skip, Real) or not 1 <= skip < layers + 2:
             raise RequestError(
-                f"clip_skip must be 1..{layers + 1}, not {skip!r}: it counts from 1 "
+                f"clip_skip must be 1..{layers + 1}, not {reprlib.repr(skip)}: it counts from 1 "
                 "(the last layer, diffusers' None or 0); 2 is the penultimate (diffusers' 1)",
                 field="clip_skip", hint=f"clip_skip_diffusers takes diffusers' own numbers, 0..{layers}",
             )  # fmt: skip
-    return sorted({layers + 1 - skip for skip in skips})
+    return sorted({layers + 1 - math.floor(skip) for skip in skips})
 
 
 def longest_common(chunks: int) -> int:

@@ -34,9 +34,9 @@ def text(encoder: CLIPTextModel, facts: ModelFacts, vocabulary: Mapping[str, int
     words = rng.integers(0, min(bos, eos), TOKENS - 4).tolist()
     full = [bos, facts.vocabulary, facts.vocabulary + 1, *words, eos]
     feeds = [{"tokens": np.array(rows), "concepts": concepts} for rows in ([empty], [full, empty])]
-    exact = [_depths(encoder, **each) for each in feeds]
+    exact = [_depths(encoder, **feed) for feed in feeds]
     none: list[Outputs] = [{}] * (facts.layers + 1)
-    halves = [_depths(encoder.half(), **each) if half else none for each in feeds]
+    halves = [_depths(encoder.half(), **feed) if half else none for feed in feeds]
     by_case = [
         [Case(feed, *outputs) for outputs in zip(*depths, strict=True)]
         for feed, *depths in zip(feeds, exact, halves, strict=True)
@@ -52,7 +52,7 @@ def _depths(encoder: CLIPTextModel, tokens: Array, concepts: Array) -> list[Outp
     arguments = {"input_ids": torch.from_numpy(tokens), "output_hidden_states": True}
     with torch.no_grad():
         hidden = torch.func.functional_call(encoder, {name: longer}, (), arguments).hidden_states
-        return [{"context": encoder.final_layer_norm(each).float().numpy()} for each in hidden]
+        return [{"context": encoder.final_layer_norm(state).float().numpy()} for state in hidden]
 
 
 def step(unet: UNet2DConditionModel, context: Array, facts: ModelFacts, half: bool) -> list[Case]:
@@ -71,7 +71,7 @@ def _step_feeds(context: Array, timesteps: list[float], mask: Array, half: bool)
     """Slot 0 of the next state is the network's output alone: anything added to it would hide an error."""
     rng = np.random.default_rng(1)
     count, rows, (height, width) = len(timesteps), len(context), mask.shape[-2:]
-    sigma = np.array([0.03 if each < 500 else 14.6 for each in timesteps])
+    sigma = np.array([0.03 if timestep < 500 else 14.6 for timestep in timesteps])
     state = rng.standard_normal((count, SLOTS, 4, height, width)) * sigma[:, None, None, None, None]
     update = rng.standard_normal((count, SLOTS, SLOTS + 2)) * 0.3
     update[:, 0] = np.eye(SLOTS + 2)[SLOTS]
@@ -103,17 +103,17 @@ def encode(vae: AutoencoderKL, half: bool) -> list[Case]:
 
 
 def _cases(module: nn.Module, half: bool, names: list[str], feeds: Sequence[Outputs]) -> list[Case]:
-    exact = [_run(module, names, each, widen=True) for each in feeds]
+    exact = [_run(module, names, feed, widen=True) for feed in feeds]
     none: list[Outputs] = [{}] * len(feeds)
-    halves = [_run(module.half(), names, each) for each in feeds] if half else none
-    return [Case(*each) for each in zip(feeds, exact, halves, strict=True)]
+    halves = [_run(module.half(), names, feed) for feed in feeds] if half else none
+    return [Case(*trial) for trial in zip(feeds, exact, halves, strict=True)]
 
 
 def _run(module: nn.Module, names: list[str], feeds: Outputs, widen: bool = False) -> dict[str, Array]:
     inputs = [torch.from_numpy(value) for value in feeds.values()]
     if widen:
-        inputs = [each.float() if each.dtype == torch.float16 else each for each in inputs]
+        inputs = [value.float() if value.dtype == torch.float16 else value for value in inputs]
     with torch.no_grad():
         outputs = module(*inputs)
     outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
-    return {name: each.numpy() for name, each in zip(names, outputs, strict=True)}
+    return {name: value.numpy() for name, value in zip(names, outputs, strict=True)}

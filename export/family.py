@@ -8,22 +8,19 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable
 
 from clipskip.engines.errors import CheckpointError, RequestError, UnsupportedModelError
 from clipskip.engines.manifest import ModelFacts
 from clipskip.engines.shapes import LATENT, TOKENS
-from clipskip.export.parts import Checkpoint
-
-Config = Mapping[str, Any]
+from clipskip.export.checkpoint import Checkpoint, Config
 
 
 def check_supported(checkpoint: Checkpoint) -> None:
     """UnsupportedModelError names what the checkpoint is, where it is not an SD 1.x that these graphs can express."""
-    found = str(checkpoint.index.get("_class_name", "StableDiffusionPipeline"))
-    if not re.fullmatch(r"StableDiffusion(Img2Img|Inpaint)?Pipeline(Safe)?", found):
-        raise UnsupportedModelError(f"{checkpoint.root} is a {found}; SD 1.x is supported", path=checkpoint.root)
+    pipeline = str(checkpoint.index.get("_class_name", "StableDiffusionPipeline"))
+    if not re.fullmatch(r"StableDiffusion(Img2Img|Inpaint)?Pipeline(Safe)?", pipeline):
+        raise UnsupportedModelError(f"{checkpoint.root} is a {pipeline}; SD 1.x is supported", path=checkpoint.root)
     configs = (checkpoint.unet, _UNET), (checkpoint.text, _TEXT), (checkpoint.vae, _VAE)
     for part, rules in configs:
         _apply(rules, part.config, checkpoint.root / part.name / "config.json")
@@ -31,12 +28,8 @@ def check_supported(checkpoint: Checkpoint) -> None:
     context, width = checkpoint.unet.config.get("cross_attention_dim"), checkpoint.text.config.get("hidden_size")
     if context != width:
         raise UnsupportedModelError(f"the U-Net reads a context of width {context}, the text encoder gives {width}")
-    tokens, rows = len(checkpoint.vocabulary), checkpoint.text.config["vocab_size"]
-    if tokens > rows:
+    if (tokens := len(checkpoint.vocabulary)) > checkpoint.text.config["vocab_size"]:
         raise CheckpointError(f"the tokenizer has {tokens} tokens, more than the text encoder")
-    if tokens < rows:
-        hint = "is the tokenizer's added_tokens.json missing?"
-        raise CheckpointError(f"the tokenizer has {tokens} tokens, fewer than the text encoder's {rows}", hint=hint)
 
 
 Rule = tuple[Callable[[Config], object], str]  # what must not be, and what it means

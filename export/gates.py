@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from clipskip.engines import gpu
 from clipskip.engines.errors import ExportError, NumericalError
-from clipskip.engines.manifest import Role
+from clipskip.engines.manifest import DECODE, Role
 
 Array = npt.NDArray[Any]
 FP32_RELATIVE, FP32_ABSOLUTE = 1e-5, 1e-4
@@ -37,7 +37,7 @@ def measure(role: Role, path: Path, cases: Sequence[Case]) -> dict[str, float]:
     """The graph's parity on the cases. NumericalError where it fails a gate, ExportError where it does not run."""
     run = _runner(path)
     pairs = [(case, run(case.feeds)) for case in cases]
-    if role.part == "decode":
+    if role == DECODE:
         return _pictures(pairs)
     return _tensors(role, pairs)
 
@@ -81,23 +81,23 @@ def _worst(
 ) -> float:
     """The largest error over all outputs; infinite where an output is not finite, for NaN compares as no error."""
     errors = []
-    for found, exact in pairs:
-        for name, wanted in exact.items():
-            got = found[name].astype(np.float64)
-            errors.append(error(got, wanted.astype(np.float64)) if np.isfinite(got).all() else np.inf)
+    for outputs, exact in pairs:
+        for name, expected in exact.items():
+            got = outputs[name].astype(np.float64)
+            errors.append(error(got, expected.astype(np.float64)) if np.isfinite(got).all() else np.inf)
     return float(max(errors))
 
 
-def relative_l2(found: Array, exact: Array) -> float:
+def relative_l2(got: Array, exact: Array) -> float:
     """The largest relative error over the vectors along the last axis, or over the planes of pictures and latents."""
-    axes = (-2, -1) if found.ndim > 3 else (-1,)
-    error = np.sqrt(np.square(found - exact).sum(axes))
+    axes = (-2, -1) if got.ndim > 3 else (-1,)
+    error = np.sqrt(np.square(got - exact).sum(axes))
     return float((error / np.maximum(np.sqrt(np.square(exact).sum(axes)), 1e-12)).max())
 
 
-def max_abs(found: Array, exact: Array) -> float:
+def max_abs(got: Array, exact: Array) -> float:
     """The largest difference."""
-    return float(np.abs(found - exact).max())
+    return float(np.abs(got - exact).max())
 
 
 def _pictures(pairs: Sequence[tuple[Case, Mapping[str, Array]]]) -> dict[str, float]:
@@ -111,7 +111,7 @@ def _pictures(pairs: Sequence[tuple[Case, Mapping[str, Array]]]) -> dict[str, fl
     return {"psnr_db": worst}
 
 
-def psnr(found: Array, exact: Array) -> float:
+def psnr(got: Array, exact: Array) -> float:
     """Peak signal-to-noise ratio of 8-bit pictures in dB, at most 120 (identical ones have an infinite one)."""
-    error = np.square(found.astype(np.float64) - exact.astype(np.float64)).mean()
+    error = np.square(got.astype(np.float64) - exact.astype(np.float64)).mean()
     return float(10 * np.log10(255**2 / max(error, 255**2 * 1e-12)))

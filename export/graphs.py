@@ -18,15 +18,14 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel
 
-_B, _N, _R, _E, _T = map(Dim, "BNRET")
-_LATENT = (4, Dim("h"), Dim("w"))
+B, N, R, T, E, H, W = map(Dim, "BNRTEhw")  # images, rows of the U-Net, rows of text, tokens, concepts, latent size
 
 
 @dataclass(frozen=True)
 class Graph:
     """A module to trace, with the names, types and dynamic axes that the runtime relies on."""
 
-    part: str
+    role: str
     module: nn.Module
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
@@ -48,7 +47,7 @@ class Text(nn.Module):
         depths = [hidden]
         for layer in self.encoder.encoder.layers:
             depths.append(layer(depths[-1], None, is_causal=True))
-        return tuple(self.encoder.final_layer_norm(each) for each in depths)
+        return tuple(self.encoder.final_layer_norm(state) for state in depths)
 
 
 class Step(nn.Module):
@@ -107,37 +106,38 @@ class Encode(nn.Module):
 def text_graph(encoder: CLIPTextModel, facts: ModelFacts, precision: str) -> Graph:
     """All depths in one graph; `onnxfile.cut` makes one graph of each."""
     outputs = tuple(
-        Port(f"context-{depth:02}", _name(precision), (_R, TOKENS, facts.width)) for depth in range(facts.layers + 1)
+        Port(f"context-{depth:02}", _name(precision), (R, TOKENS, facts.width)) for depth in range(facts.layers + 1)
     )
-    tokens, concepts = Port("tokens", "int64", (_R, TOKENS)), Port("concepts", "float32", (_E, facts.width))
+    tokens, concepts = Port("tokens", "int64", (R, TOKENS)), Port("concepts", "float32", (E, facts.width))
     return Graph("text", Text(encoder), (tokens, concepts), outputs)
 
 
 def step_graph(unet: UNet2DConditionModel, facts: ModelFacts, precision: str) -> Graph:
     """The signature is section 3 of the design, letter for letter."""
+    latent = (4, H, W)
     inputs = (
-        Port("state", "float32", (_B, SLOTS, *_LATENT)),
-        Port("rows", "int64", (_N,)),
-        Port("c_in", "float32", (_B,)),
-        Port("timestep", "float32", (_B,)),
-        Port("context", _name(precision), (_N, _T, facts.width)),
-        Port("mix", "float32", (_B, _N)),
-        Port("mask", "float32", (_B, 1, *_LATENT[1:])),
-        Port("known", "float32", (_B, *_LATENT)),
-        Port("pull", "float32", (_B, 2)),
-        Port("noise", "float32", (_B, *_LATENT)),
-        Port("update", "float32", (_B, SLOTS, SLOTS + 2)),
+        Port("state", "float32", (B, SLOTS, *latent)),
+        Port("rows", "int64", (N,)),
+        Port("c_in", "float32", (B,)),
+        Port("timestep", "float32", (B,)),
+        Port("context", _name(precision), (N, T, facts.width)),
+        Port("mix", "float32", (B, N)),
+        Port("mask", "float32", (B, 1, H, W)),
+        Port("known", "float32", (B, *latent)),
+        Port("pull", "float32", (B, 2)),
+        Port("noise", "float32", (B, *latent)),
+        Port("update", "float32", (B, SLOTS, SLOTS + 2)),
     )
-    return Graph("step", Step(unet), inputs, (Port("next_state", "float32", (_B, SLOTS, *_LATENT)),))
+    return Graph("step", Step(unet), inputs, (Port("next_state", "float32", (B, SLOTS, *latent)),))
 
 
-_LATENTS = (_B, *_LATENT)
-_PICTURE = Port("image", "uint8", (_B, Dim("h", LATENT), Dim("w", LATENT), 3))
+_LATENTS = (B, 4, H, W)
+_PICTURE = Port("image", "uint8", (B, Dim("h", LATENT), Dim("w", LATENT), 3))
 
 
 def decode_graph(vae: AutoencoderKL) -> Graph:
     """Latents to pictures."""
-    finite = Port("finite", "bool", (_B,))
+    finite = Port("finite", "bool", (B,))
     return Graph("decode", Decode(vae), (Port("latents", "float32", _LATENTS),), (_PICTURE, finite))
 
 
@@ -159,5 +159,5 @@ def axes(ports: tuple[Port, ...], facts: ModelFacts) -> dict[str, AxisRange]:
         "B": AxisRange(1, 1, 64), "N": AxisRange(1, 2, 256), "R": AxisRange(1, 2, 1024), "E": AxisRange(1, 1, 65536),
         "T": AxisRange(TOKENS, TOKENS, 64 * TOKENS), "h": side, "w": side,
     }  # fmt: skip
-    used = {dimension.axis for port in ports for dimension in port.shape if isinstance(dimension, Dim)}
+    used = {size.axis for port in ports for size in port.shape if isinstance(size, Dim)}
     return {name: limit for name, limit in limits.items() if name in used}

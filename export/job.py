@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 
-from clipskip.engines import gpu, publish, shapes, stale
+from clipskip.engines import publish, stale
 from clipskip.engines.errors import EngineMissing, ManifestError, RequestError
-from clipskip.engines.manifest import Identity, Manifest, ModelFacts, Role
+from clipskip.engines.manifest import DECODE, ENCODE, STEP, Identity, Manifest, ModelFacts, Role
+from clipskip.engines.shapes import kept_layers
 from clipskip.engines.store import read_manifest
 from clipskip.export import family
-from clipskip.export.checkpoint import Checkpoint, open_checkpoint
+from clipskip.export.checkpoint import open_checkpoint
 
 # What decides which graphs a checkpoint gives.
-GRAPH_WRITERS = ("build.py", "family.py", "graphs.py", "models.py", "names.py", "onnxfile.py", "single_file.py")
+GRAPH_WRITERS = (
+    "build.py", "checkpoint.py", "family.py", "graphs.py", "models.py", "names.py", "onnxfile.py", "tokenizer.py",
+)  # fmt: skip
 TARGET = "onnx"
 PRECISIONS = {"fp32": 4, "fp16": 2}  # bytes of a weight
 _LIBRARIES = ("torch", "transformers", "diffusers", "onnx", "onnx-ir", "onnxscript")
@@ -46,21 +50,18 @@ def export(
     progress("reading the checkpoint")
     source = open_checkpoint(Path(checkpoint))
     facts = family.facts(source, recommended_clip_skip)
-    wanted = _wanted(facts, precision, _depths(skips, facts), Path(out))
-    needs = _size(source) * PRECISIONS[precision]
-    with publish.build(out, f"{TARGET}-{precision}", wanted, progress=progress, model=facts, needs=needs) as draft:
+    if skips is not None and not skips:
+        raise RequestError("skips must name at least one clip skip", field="skips")
+    depths = range(facts.layers + 1) if skips is None else kept_layers(skips, facts.layers)
+    identities = _identities(facts, precision, depths, Path(out))
+    tensors = chain.from_iterable(part.tensors.values() for part in (source.text, source.unet, source.vae))
+    needs = PRECISIONS[precision] * sum(math.prod(tensor.shape) for tensor in tensors)
+    with publish.build(out, f"{TARGET}-{precision}", identities, progress=progress, model=facts, needs=needs) as draft:
         if draft is not None:
-            gpu.offline()
             from clipskip.export import build
 
             build.build(draft, source, facts, progress)
     return read_manifest(Path(out))
-
-
-def _size(source: Checkpoint) -> int:
-    """The number of weights."""
-    parts = (source.text, source.unet, source.vae)
-    return sum(math.prod(tensor.shape) for part in parts for tensor in part.tensors.values())
 
 
 def _exporter() -> str:
@@ -69,38 +70,24 @@ def _exporter() -> str:
     return hashlib.sha256(sources).hexdigest()[:16]
 
 
-def _depths(skips: Sequence[int] | None, facts: ModelFacts) -> list[int]:
-    """How many layers each text graph keeps."""
-    if skips is None:
-        return list(range(facts.layers + 1))
-    if not skips:
-        raise RequestError("skips must name at least one clip skip", field="skips")
-    return shapes.depths(skips, facts.layers)
-
-
-def _wanted(facts: ModelFacts, precision: str, depths: Iterable[int], root: Path) -> dict[Identity, dict[str, str]]:
+def _identities(facts: ModelFacts, precision: str, depths: Iterable[int], root: Path) -> dict[Identity, dict[str, str]]:
     """What is to be there in the end, less what is there already; all of it where nothing has to be made.
 
     The text graphs share a weight file, so one that is missing brings back those that the store has.
     """
     ingredients = {"model": facts.model_sha256, "precision": precision, "exporter": _exporter()}
     ingredients |= {library: version(library) for library in _LIBRARIES}
-    roles = [*(Role("text", depth) for depth in depths), Role("step"), Role("decode"), Role("encode")]
+    roles = [*(Role("text", depth) for depth in depths), STEP, DECODE, ENCODE]
     wanted = {Identity(role, TARGET, precision): ingredients for role in roles}
     missing = set(stale.reasons(root, wanted, facts))
     if any(identity.role.part == "text" for identity in missing):
         missing.update(identity for identity in wanted if identity.role.part == "text")
-        missing.update(_texts(root, facts, precision))
+        try:
+            manifest = read_manifest(root)
+        except (EngineMissing, ManifestError):
+            return dict.fromkeys(sorted(missing), ingredients)
+        for artefact in manifest.artefacts:
+            of_this_model = artefact.model == facts.model_sha256 and artefact.identity[1:3] == (TARGET, precision)
+            if of_this_model and artefact.role.part == "text":
+                missing.add(artefact.identity)
     return dict.fromkeys(sorted(missing), ingredients) if missing else wanted
-
-
-def _texts(root: Path, facts: ModelFacts, precision: str) -> Iterator[Identity]:
-    """The text graphs of this model that the store has."""
-    try:
-        manifest = read_manifest(root)
-    except (EngineMissing, ManifestError):
-        return
-    for each in manifest.artefacts:
-        of_this_model = each.model == facts.model_sha256 and each.identity == Identity(each.role, TARGET, precision)
-        if of_this_model and each.role.part == "text":
-            yield each.identity

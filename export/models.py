@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from clipskip.engines.errors import CheckpointError, ExportError, UnsupportedModelError
+from clipskip.engines.shapes import Shape
+from clipskip.export.checkpoint import Checkpoint, Part
 from clipskip.export.names import describe_keys
-from clipskip.export.parts import Checkpoint, Part
 
 HALF_MAX = 65504.0
 _FLOATS = {"F64", "F32", "F16", "BF16"}
@@ -35,17 +36,13 @@ class Networks:
 def load(checkpoint: Checkpoint) -> Networks:
     """The networks with the checkpoint's weights. CheckpointError, UnsupportedModelError, ExportError."""
     networks = Networks(
-        _fill(_text, checkpoint.text),
+        _fill(lambda c: CLIPTextModel(CLIPTextConfig.from_dict(c, attn_implementation="sdpa")), checkpoint.text),
         _fill(UNet2DConditionModel.from_config, checkpoint.unet),
         _fill(AutoencoderKL.from_config, checkpoint.vae),
     )
     networks.text.embeddings.position_ids = torch.arange(77)[None]  # the one buffer that no file holds
     checkpoint.check_unchanged()
     return networks
-
-
-def _text(config: dict[str, Any]) -> CLIPTextModel:
-    return CLIPTextModel(CLIPTextConfig.from_dict(config, attn_implementation="sdpa"))
 
 
 def _fill(make: Callable[[dict[str, Any]], Any], part: Part) -> Any:
@@ -57,7 +54,7 @@ def _fill(make: Callable[[dict[str, Any]], Any], part: Part) -> Any:
     return module.eval().requires_grad_(False)
 
 
-def _match(part: Part, expected: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
+def _match(part: Part, expected: Mapping[str, Shape]) -> dict[str, str]:
     """Name in the network -> name in the file, where names, shapes and dtypes fit."""
     source = {part.modern(name): name for name in part.tensors if not name.endswith("position_ids")}
     missing, unexpected = sorted(expected.keys() - source.keys()), sorted(source.keys() - expected.keys())
@@ -69,8 +66,8 @@ def _match(part: Part, expected: Mapping[str, tuple[int, ...]]) -> dict[str, str
             path=part.weights,
         )  # fmt: skip
     for name, shape in expected.items():
-        if (found := part.tensors[source[name]].shape) not in (shape, (*shape, 1, 1)):
-            message = f"{source[name]} has the shape {list(found)}, the configuration asks for {list(shape)}"
+        if (stored := part.tensors[source[name]].shape) not in (shape, (*shape, 1, 1)):
+            message = f"{source[name]} has the shape {list(stored)}, the configuration asks for {list(shape)}"
             raise CheckpointError(f"{part.weights}: {message}", path=part.weights)
     if strange := {tensor.dtype for tensor in part.tensors.values()} - _FLOATS - {"I64"}:
         raise UnsupportedModelError(f"{part.weights} holds {', '.join(sorted(strange))} weights", path=part.weights)
@@ -81,24 +78,19 @@ def _counted(what: str, names: list[str]) -> str:
     return f"{len(names)} {what}" + (f" ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})" if names else "")
 
 
-def _read(
-    part: Part, source: Mapping[str, str], expected: Mapping[str, tuple[int, ...]]
-) -> Iterator[tuple[str, Tensor]]:
+def _read(part: Part, source: Mapping[str, str], expected: Mapping[str, Shape]) -> Iterator[tuple[str, Tensor]]:
     try:
         with safe_open(part.weights, framework="pt", backend="pread") as file:  # a map would crash if the file shrank
             for name, shape in expected.items():
                 tensor = file.get_tensor(source[name]).float().reshape(shape)
-                _check_finite(source[name], tensor, part)
+                if not torch.isfinite(tensor).all():
+                    nan, infinite = int(tensor.isnan().sum()), int(tensor.isinf().sum())
+                    message = f"{part.weights}: {source[name]} has {nan} NaN and {infinite} infinite values"
+                    hint = "the file is damaged or the model was saved broken"
+                    raise CheckpointError(message, path=part.weights, hint=hint)
                 yield name, tensor
     except SafetensorError as error:
         raise CheckpointError(f"{part.weights} cannot be read ({error})", path=part.weights) from error
-
-
-def _check_finite(name: str, tensor: Tensor, part: Part) -> None:
-    if not torch.isfinite(tensor).all():
-        nan, infinite = int(tensor.isnan().sum()), int(tensor.isinf().sum())
-        message = f"{part.weights}: {name} has {nan} NaN and {infinite} infinite values"
-        raise CheckpointError(message, path=part.weights, hint="the file is damaged or the model was saved broken")
 
 
 def check_halves(networks: Networks) -> None:

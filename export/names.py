@@ -72,27 +72,21 @@ def unet_from_file(name: str, layers: int = 2) -> str:
     """The U-Net in the original one-file layout: numbered blocks, of which each resolution has `layers` + 1."""
     name = name.removeprefix("model.diffusion_model.")
     if match := re.fullmatch(r"(input|output)_blocks\.(\d+)\.(\d)\.(.*)", name):
-        side, number, place, rest = match[1], int(match[2]), int(match[3]), match[4]
-        if side == "input" and number > 0:
-            return _resnet(_down(*divmod(number - 1, layers + 1), place, rest))
-        if side == "output":
-            return _resnet(_up(*divmod(number, layers + 1), place, rest))
+        side = {"input": "down", "output": "up"}[match[1]]
+        number = int(match[2]) - (side == "down")  # the first on the way down is conv_in
+        if number >= 0:
+            return _resnet(_block(side, *divmod(number, layers + 1), int(match[3]), match[4]))
     for old, new in _ENDS.items():
         if name.startswith(f"{old}."):
             return _resnet(new + name[len(old) :])
     return name
 
 
-def _down(block: int, layer: int, place: int, rest: str) -> str:
-    if rest.startswith("op."):
-        return f"down_blocks.{block}.downsamplers.0.conv.{rest[3:]}"
-    return f"down_blocks.{block}.{('resnets', 'attentions')[min(place, 1)]}.{layer}.{rest}"
-
-
-def _up(block: int, layer: int, place: int, rest: str) -> str:
-    if rest.startswith("conv."):
-        return f"up_blocks.{block}.upsamplers.0.{rest}"
-    return f"up_blocks.{block}.{('resnets', 'attentions')[min(place, 1)]}.{layer}.{rest}"
+def _block(side: str, block: int, layer: int, place: int, rest: str) -> str:
+    mover, old = {"down": ("downsamplers.0.conv", "op"), "up": ("upsamplers.0.conv", "conv")}[side]
+    if rest.startswith(f"{old}."):
+        return f"{side}_blocks.{block}.{mover}.{rest.removeprefix(f'{old}.')}"
+    return f"{side}_blocks.{block}.{('resnets', 'attentions')[min(place, 1)]}.{layer}.{rest}"
 
 
 def _resnet(name: str) -> str:

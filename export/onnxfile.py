@@ -31,16 +31,16 @@ _EXAMPLE = {"B": 2, "N": 3, "R": 2, "E": 3, "T": 154, "h": 32, "w": 48}  # no si
 def quiet() -> Iterator[None]:
     """Keep the exporter's warnings about itself from our caller, who can do nothing about them."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch._export", "torch.__trace")]
-    levels = [each.level for each in loggers]
+    levels = [logger.level for logger in loggers]
     try:
-        for each in loggers:
-            each.setLevel(logging.ERROR)
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        for each, level in zip(loggers, levels, strict=True):
-            each.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def trace(graph: Graph, unit: int) -> ir.Model:
@@ -60,7 +60,7 @@ def trace(graph: Graph, unit: int) -> ir.Model:
                 verbose=False,
             )
     except torch.onnx.errors.OnnxExporterError as error:
-        raise ExportError(f"torch could not export {graph.part}: {error}") from error
+        raise ExportError(f"torch could not export {graph.role}: {error}") from error
     model = cast(torch.onnx.ONNXProgram, program).model  # None is for the old exporter
     _tidy(model)
     for value, port in zip([*model.graph.inputs, *model.graph.outputs], [*graph.inputs, *graph.outputs], strict=True):
@@ -76,7 +76,7 @@ def _dynamic(port: Port, dims: dict[str, Any]) -> dict[int, Any]:
     axes = {}
     for axis, size in enumerate(port.shape):
         if isinstance(size, Dim):
-            axes[axis] = dims[size.axis] if size.factor == 1 else size.factor * dims[size.axis]
+            axes[axis] = size.factor * dims[size.axis] if size.factor > 1 else dims[size.axis]
     return axes
 
 
@@ -96,7 +96,7 @@ def _settle(value: ir.Value, port: Port) -> None:
     """Give the value the port's axes, after checking that it is what the port says."""
     if value.name != port.name or value.dtype is None or value.dtype.numpy() != port.dtype:
         raise ExportError(f"the exporter gave {value.name} {value.dtype} where {port.name} {port.dtype} belongs")
-    value.shape = ir.Shape([str(size) if isinstance(size, Dim) else size for size in port.shape])
+    value.shape = ir.Shape([size if isinstance(size, int) else str(size) for size in port.shape])
 
 
 def cut(model: ir.Model, output: str, name: str) -> ir.Model:
@@ -104,7 +104,7 @@ def cut(model: ir.Model, output: str, name: str) -> ir.Model:
     graph = ir.convenience.extract(model.graph, inputs=list(model.graph.inputs), outputs=[output])
     graph.outputs[0].name = name
     weights = graph.initializers
-    ordered = {each: weights[each] for each in model.graph.initializers if each in weights}  # extract's order is random
+    ordered = {name: weights[name] for name in model.graph.initializers if name in weights}  # extract's order is random
     weights.clear()
     weights.update(ordered)
     return ir.Model(graph, ir_version=model.ir_version, producer_name=model.producer_name)

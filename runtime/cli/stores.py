@@ -110,7 +110,7 @@ def build(args: argparse.Namespace) -> Outcome:
         sizes=shapes.parse_sizes(args.sizes) if args.sizes else None,
         max_batch=_whole("max_batch", args.max_batch),
         max_chunks=_whole("max_chunks", args.max_chunks),
-        layers=None if skips is None else shapes.depths(skips, store.manifest().model.layers),
+        layers=None if skips is None else shapes.kept_layers(skips, store.manifest().model.layers),
         compute_capabilities=tuple(args.compute_capability),
         workspace=_whole("workspace", args.workspace) << 20 if args.workspace else None,
     )

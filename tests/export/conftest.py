@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from clipskip.engines.store import Store
-from clipskip.export import export
+from clipskip.export import cases, export
 
 MERGES = ["c a", "ca t</w>"]
 WIDTH = 32
@@ -92,6 +92,32 @@ def store(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
     root = tmp_path_factory.mktemp("stores") / "tiny"
     export(tiny, root)
     return Store(root)
+
+
+@pytest.fixture(scope="session")
+def half_store(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """All its graphs in fp16. Not to be changed."""
+    root = tmp_path_factory.mktemp("stores") / "tiny-fp16"
+    with pytest.MonkeyPatch.context() as patch:
+        parts = record(patch)
+        export(tiny, root, precision="fp16")
+    assert parts == ["text", "step", "decode", "encode"]  # each once, though the step takes the texts too
+    return Store(root)
+
+
+def record(patch: pytest.MonkeyPatch) -> list[str]:
+    """The parts that torch is asked for from now on."""
+    parts: list[str] = []
+    for part in ("text", "step", "decode", "encode"):
+        honest = getattr(cases, part)
+        patch.setattr(cases, part, lambda *rest, part=part, honest=honest: parts.append(part) or honest(*rest))
+    return parts
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The parts that torch is asked for."""
+    return record(monkeypatch)
 
 
 @pytest.fixture

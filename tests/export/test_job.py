@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from clipskip.engines.manifest import Identity, Role
+from clipskip.engines.manifest import DECODE, STEP, Role
 from clipskip.engines.store import Store
 from clipskip.errors import NumericalError, RequestError
 from clipskip.export import cases, export
@@ -122,30 +123,23 @@ def test_a_missing_depth_is_added_without_making_the_rest_again(tiny: Path, root
     before = Store(root).manifest()
     after = export(tiny, root, skips=[1])
     assert {each.role for each in after.artefacts} == {each.role for each in before.artefacts} | {Role("text", 3)}
-    assert after.find(Identity(Role("step"), "onnx", "fp32")) == before.find(Identity(Role("step"), "onnx", "fp32"))
+    assert after.find(STEP, "onnx", "fp32") == before.find(STEP, "onnx", "fp32")
     store = Store(root)
     for artefact in after.artefacts:
         store.verify(artefact)
 
 
+@pytest.mark.parametrize("role", ["step", "decode"])
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_a_missing_network_is_added_and_torch_is_asked_for_no_more_than_it_takes(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+    tiny: Path, store: Store, half_store: Store, tmp_path: Path, asked: list[str], precision: str, role: str
 ) -> None:
-    asked: list[str] = []
-    for part in ("text", "step", "decode", "encode"):
-        honest = getattr(cases, part)
-        monkeypatch.setattr(cases, part, lambda *rest, part=part, honest=honest: asked.append(part) or honest(*rest))
-    store = tmp_path / "store"
-    export(tiny, store, precision=precision)
-    assert asked == ["text", "step", "decode", "encode"]
-    for role, needed in (("step", ["text", "step"]), ("decode", ["decode", "encode"])):
-        manifest = json.loads((store / "manifest.json").read_text())
-        manifest["artefacts"] = [each for each in manifest["artefacts"] if each["role"] != role]
-        (store / "manifest.json").write_text(json.dumps(manifest))
-        asked.clear()
-        assert export(tiny, store, precision=precision).find(Identity(Role.parse(role), "onnx", precision)) is not None
-        assert asked == needed
+    root = shutil.copytree((store if precision == "fp32" else half_store).root, tmp_path / "store")
+    manifest = json.loads((root / "manifest.json").read_text())
+    manifest["artefacts"] = [artefact for artefact in manifest["artefacts"] if artefact["role"] != role]
+    (root / "manifest.json").write_text(json.dumps(manifest))
+    assert export(tiny, root, precision=precision).find(Role.parse(role), "onnx", precision) is not None
+    assert asked == {"step": ["text", "step"], "decode": ["decode", "encode"]}[role]
 
 
 def test_another_recommended_clip_skip_changes_the_manifest_only(tiny: Path, root: Path) -> None:
@@ -155,19 +149,25 @@ def test_another_recommended_clip_skip_changes_the_manifest_only(tiny: Path, roo
     assert after.artefacts == before
 
 
-@pytest.mark.parametrize("options", [{"precision": "int8"}, {"skips": [0]}, {"skips": [5]}, {"skips": []}])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": "int8"}, "precision must be one of fp32, fp16, not 'int8'"),
+        ({"skips": []}, "skips must name at least one clip skip"),
+        *(({"skips": [skip]}, f"clip_skip must be 1..4, not {skip}: it counts from 1 ") for skip in (0, 5, True, 0.9)),
+    ],
+)
 def test_what_the_model_does_not_have_is_refused_before_anything_is_read_twice(
-    tiny: Path, tmp_path: Path, options: dict[str, object]
+    tiny: Path, tmp_path: Path, options: dict[str, object], message: str
 ) -> None:
-    with pytest.raises(RequestError):
+    with pytest.raises(RequestError, match=re.escape(message)):
         export(tiny, tmp_path / "store", **options)
     assert not (tmp_path / "store").exists()
 
 
-def test_half_precision_passes_its_gates_and_shows_only_in_the_context(tiny: Path, tmp_path: Path) -> None:
-    manifest = export(tiny, tmp_path / "store", precision="fp16", skips=[2])
-    for artefact in manifest.artefacts:
+def test_half_precision_passes_its_gates_and_shows_only_in_the_context(half_store: Store) -> None:
+    for artefact in half_store.manifest().artefacts:
         types = {port.name: port.dtype for port in (*artefact.inputs, *artefact.outputs)}
         assert [name for name, dtype in types.items() if dtype == "float16"] == ["context"] * ("context" in types)
-        if artefact.role.part != "decode":
+        if artefact.role != DECODE:
             assert artefact.parity["relative_l2"] <= 2 * artefact.parity["torch_fp16_relative_l2"]

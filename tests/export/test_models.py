@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -111,3 +114,9 @@ def test_norms_stay_in_float32_in_a_half_precision_network(tiny: Path) -> None:
     assert norms
     assert all(each.norm.weight.dtype == torch.float32 for each in norms)
     assert vae.decoder.conv_in.weight.dtype == torch.float16
+
+
+def test_no_library_asks_the_hub_for_anything() -> None:
+    code = "from clipskip.export import models; from huggingface_hub import constants; assert constants.HF_HUB_OFFLINE"
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)

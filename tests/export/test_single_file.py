@@ -13,7 +13,8 @@ from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, con
 from safetensors.torch import load_file, save_file
 
 from clipskip.errors import CheckpointError, UnsupportedModelError
-from clipskip.export import names, parts, single_file
+from clipskip.export import checkpoint as checkpoints
+from clipskip.export import names, tokenizer
 from clipskip.export.checkpoint import open_checkpoint
 from clipskip.export.models import load
 
@@ -70,9 +71,9 @@ def one_file(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     """The tiny model as one file, and SD 1.x's configurations shrunk to its size."""
     folders = {"TEXT": "text_encoder", "UNET": "unet", "VAE": "vae"}
     for constant, folder in folders.items():
-        monkeypatch.setattr(single_file, constant, json.loads((tiny / folder / "config.json").read_text()))
-    tokenizer = {name: (tiny / "tokenizer" / name).read_bytes() for name in ("vocab.json", "merges.txt")}
-    monkeypatch.setattr(single_file, "clip_tokenizer", lambda: tokenizer)
+        monkeypatch.setattr(checkpoints, constant, json.loads((tiny / folder / "config.json").read_text()))
+    tiny_tokenizer = {name: (tiny / "tokenizer" / name).read_bytes() for name in ("vocab.json", "merges.txt")}
+    monkeypatch.setattr(tokenizer, "clip", lambda: tiny_tokenizer)
     text, unet, vae = (load_file(next((tiny / folder).glob("*.safetensors"))) for folder in folders.values())
     weights = {f"cond_stage_model.transformer.{name}": value for name, value in text.items()}
     weights |= {f"model.diffusion_model.{original_unet(name, 0, {1})}": value for name, value in unet.items()}
@@ -96,7 +97,7 @@ def test_a_model_in_one_file_is_the_model_in_a_folder(tiny: Path, one_file: Path
 def test_the_names_of_a_full_sd_1_are_those_that_diffusers_converts_to(kind: str) -> None:
     with torch.device("meta"):
         network = (UNet2DConditionModel if kind == "unet" else AutoencoderKL).from_config(
-            dict(single_file.UNET if kind == "unet" else single_file.VAE)
+            dict(checkpoints.UNET if kind == "unet" else checkpoints.VAE)
         )
     expected = list(network.state_dict())
     if kind == "unet":
@@ -113,9 +114,7 @@ def test_the_names_of_a_full_sd_1_are_those_that_diffusers_converts_to(kind: str
 
 
 def test_the_packaged_tokenizer_is_clips() -> None:
-    tokenizer = single_file.clip_tokenizer()
-    parts.check_tokenizer(tokenizer, {}, Path("clip"))
-    vocabulary = json.loads(tokenizer["vocab.json"])
+    vocabulary = json.loads(tokenizer.clip()["vocab.json"])  # it checks itself
     assert len(vocabulary) == 49408
     words = ("a</w>", "photo</w>", "of</w>", "cat</w>", "<|startoftext|>", "<|endoftext|>")
     assert [vocabulary[word] for word in words] == [320, 1125, 539, 2368, 49406, 49407]

@@ -1,78 +1,133 @@
-"""A checkpoint's tokenizer, as libraries of different years write it."""
+"""Whatever files a checkpoint's tokenizer is in, the runtime reads the ids that transformers gives."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from transformers import CLIPTokenizer
 
+import clipskip
 from clipskip.errors import CheckpointError
+from clipskip.export import export
 from clipskip.export.checkpoint import open_checkpoint
-from clipskip.export.family import facts
+from clipskip.tokenizer import Tokenizer
+
+TEXTS = ["a large red circle on a green background", "two (white) rings, 1cross!", "don't stop <|endoftext|> résumé 12"]
 
 
-def pack(folder: Path, pairs: bool = True, **changes: Any) -> None:
-    """Put tokenizer.json in the place of vocab.json and merges.txt, as transformers 5 does."""
-    vocabulary = json.loads((folder / "vocab.json").read_text())
-    merges = (folder / "merges.txt").read_text().splitlines()[1:]
+def split_merges(tree: dict[str, Any]) -> None:
+    tree["model"]["merges"] = [pair.split(" ") if isinstance(pair, str) else pair for pair in tree["model"]["merges"]]
+
+
+def join_merges(tree: dict[str, Any]) -> None:
+    tree["model"]["merges"] = [pair if isinstance(pair, str) else " ".join(pair) for pair in tree["model"]["merges"]]
+
+
+def saved_today(root: Path, change: Callable[[dict[str, Any]], None] = lambda tree: None) -> Path:
+    """Replace the tokenizer in the checkpoint `root` by the tokenizer.json that transformers makes of it."""
+    folder = root / "tokenizer"
+    saved = CLIPTokenizer.from_pretrained(folder)
+    shutil.rmtree(folder)
+    saved.save_pretrained(folder)
     for name in ("vocab.json", "merges.txt"):
-        (folder / name).unlink()
-    special = [{"id": vocabulary[word], "content": word} for word in ("<|startoftext|>", "<|endoftext|>")]
-    model = {"type": "BPE", "vocab": vocabulary, "merges": [merge.split(" ") for merge in merges] if pairs else merges}
-    tree = {"version": "1.0", "added_tokens": special, "model": model | changes}
+        (folder / name).unlink(missing_ok=True)
+    tree = json.loads((folder / "tokenizer.json").read_text())
+    change(tree)
     (folder / "tokenizer.json").write_text(json.dumps(tree))
+    return root
 
 
-@pytest.mark.parametrize("pairs", [True, False])
-def test_a_tokenizer_in_one_file_is_the_tokenizer_in_two(tiny: Path, checkpoint: Path, pairs: bool) -> None:
-    pack(checkpoint / "tokenizer", pairs)
-    found, same = open_checkpoint(checkpoint), open_checkpoint(tiny)
-    assert found.vocabulary == same.vocabulary
-    assert found.tokenizer["merges.txt"] == same.tokenizer["merges.txt"]
-    assert "tokenizer/tokenizer.json" in found.sources
-    assert "tokenizer/vocab.json" not in found.sources
+def tokenizer_of(root: Path, folder: Path) -> Tokenizer:
+    """What the runtime opens, of the checkpoint's tokenizer."""
+    folder.mkdir()
+    for name, content in open_checkpoint(root).tokenizer.items():
+        (folder / name).write_bytes(content)
+    return Tokenizer.open(folder)
 
 
-def test_where_both_layouts_are_the_two_files_count(tiny: Path, checkpoint: Path) -> None:
-    (checkpoint / "tokenizer" / "tokenizer.json").write_text("no JSON")
-    assert open_checkpoint(checkpoint).tokenizer == open_checkpoint(tiny).tokenizer
+def add_two_rows(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Two more embeddings, as a model has whose vocabulary was enlarged."""
+    name = "text_model.embeddings.token_embedding.weight"
+    return weights | {name: torch.cat([weights[name], weights[name][-2:]])}
+
+
+@pytest.fixture
+def sample(checkpoint: Path, sample_checkpoint: Path) -> Path:
+    """The tiny model with the sample model's tokenizer."""
+    shutil.rmtree(checkpoint / "tokenizer")
+    shutil.copytree(sample_checkpoint / "tokenizer", checkpoint / "tokenizer")
+    return checkpoint
+
+
+@pytest.mark.parametrize("layout", [split_merges, join_merges])
+def test_a_tokenizer_json_gives_the_ids_of_transformers(
+    sample: Path, tmp_path: Path, layout: Callable[[dict[str, Any]], None]
+) -> None:
+    theirs = CLIPTokenizer.from_pretrained(sample / "tokenizer")
+    ours = tokenizer_of(saved_today(sample, layout), tmp_path / "read")
+    assert [ours.ids(text) for text in TEXTS] == [theirs(text, add_special_tokens=False).input_ids for text in TEXTS]
+    assert ours.vocabulary == len(theirs)
+    sources = open_checkpoint(sample).sources
+    assert "tokenizer/tokenizer.json" in sources
+    assert "tokenizer/vocab.json" not in sources
+
+
+@pytest.mark.parametrize("json_alone", [False, True])
+def test_an_added_token_counts_wherever_it_is_written(checkpoint: Path, tmp_path: Path, json_alone: bool) -> None:
+    if json_alone:
+        saved_today(checkpoint, lambda tree: tree["added_tokens"].append({"id": 56, "content": "<thing>"}))
+    else:
+        (checkpoint / "tokenizer" / "added_tokens.json").write_text('{"<thing>": 56}')
+    assert open_checkpoint(checkpoint).vocabulary["<thing>"] == 56
+    assert tokenizer_of(checkpoint, tmp_path / "read").vocabulary == 57
+
+
+def test_a_model_with_an_added_token_and_an_embedding_without_one_makes_a_picture(
+    checkpoint: Path, tmp_path: Path, edit: Callable[..., None], edit_weights: Callable[..., None]
+) -> None:
+    edit(checkpoint / "text_encoder" / "config.json", vocab_size=58)
+    edit_weights(checkpoint / "text_encoder" / "model.safetensors", add_two_rows)
+    saved_today(checkpoint, lambda tree: tree["added_tokens"].append({"id": 56, "content": "<thing>"}))
+    export(checkpoint, tmp_path / "store", skips=[1])
+    with clipskip.open(tmp_path / "store") as pipeline:
+        image = pipeline(clipskip.Request(prompt="cat", steps=1, width=64, height=64)).images[0]
+    assert np.asarray(image).shape == (64, 64, 3)
+
+
+def test_a_token_beyond_the_text_encoder_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    (checkpoint / "tokenizer" / "added_tokens.json").write_text('{"<thing>": 56}')
+    with pytest.raises(CheckpointError, match="57 tokens, more than the text encoder"):
+        export(checkpoint, tmp_path / "store")
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("damage", "message"),
     [
-        ({"type": "WordPiece"}, "holds a WordPiece tokenizer; CLIP's is BPE"),
-        ({"merges": None}, "no tokenizer that transformers wrote"),
-        ({"merges": [[1, 2]]}, "no tokenizer that transformers wrote"),
-        ({"vocab": 3}, "no tokenizer that transformers wrote"),
-        ({"vocab": {"a": "b"}}, "an id is no whole number"),
+        (lambda tree: tree.update(model={"type": "Unigram", "vocab": []}), "type 'Unigram'"),
+        (lambda tree: tree["model"].update(end_of_word_suffix=None), "end_of_word_suffix None"),
+        (lambda tree: tree.update(model=[]), "not CLIP's 'BPE'"),
+        (lambda tree: tree["model"].pop("merges"), "is damaged"),
+        (lambda tree: tree["model"].update(merges=[1]), "is damaged"),
+        (lambda tree: tree["model"].update(vocab=7), "is damaged"),
+        (lambda tree: tree.update(added_tokens=[{}]), "is damaged"),
+        (lambda tree: tree["model"]["vocab"].update(a=None), "the ids are not 0 to"),
+        (lambda tree: tree["model"]["vocab"].update(a=[]), "the ids are not 0 to"),
+        (lambda tree: tree["model"]["merges"].append(["ca", "t</w>", "c"]), "makes 'cat</w>c'"),
+        (lambda tree: tree["model"]["merges"].append("ca"), "which are not two tokens"),
+        (lambda tree: tree["model"]["merges"].pop(), "nothing in it makes 'cat</w>'"),
     ],
 )
-def test_another_kind_of_tokenizer_is_refused(checkpoint: Path, changes: dict[str, Any], message: str) -> None:
-    pack(checkpoint / "tokenizer", **changes)
+def test_a_tokenizer_json_that_is_broken_or_another_models_is_refused_with_what_to_do(
+    checkpoint: Path, damage: Callable[[dict[str, Any]], None], message: str
+) -> None:
     with pytest.raises(CheckpointError, match=message) as caught:
-        open_checkpoint(checkpoint)
-    assert "tokenizer" in str(caught.value.path)
-
-
-def test_added_words_are_counted_as_part_of_the_vocabulary(checkpoint: Path, edit: Callable[..., None]) -> None:
-    (checkpoint / "tokenizer" / "added_tokens.json").write_text(json.dumps({"<ring>": 56}))
-    found = open_checkpoint(checkpoint)
-    assert found.vocabulary["<ring>"] == 56
-    assert len(found.vocabulary) == 57
-    with pytest.raises(CheckpointError, match="the tokenizer has 57 tokens, more than the text encoder"):
-        facts(found)
-    edit(checkpoint / "text_encoder" / "config.json", vocab_size=57)
-    assert facts(open_checkpoint(checkpoint)).vocabulary == 57
-    (checkpoint / "tokenizer" / "added_tokens.json").unlink()
-    with pytest.raises(CheckpointError, match="the tokenizer has 56 tokens, fewer than the text encoder's 57"):
-        facts(open_checkpoint(checkpoint))
-
-
-def test_an_added_word_whose_number_leaves_a_hole_is_refused(checkpoint: Path) -> None:
-    (checkpoint / "tokenizer" / "added_tokens.json").write_text(json.dumps({"<ring>": 99}))
-    with pytest.raises(CheckpointError, match="the ids are not 0 to 56"):
-        open_checkpoint(checkpoint)
+        open_checkpoint(saved_today(checkpoint, damage))
+    assert "tokenizer.json" in str(caught.value)
+    assert caught.value.exit_status == 3
