@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from clipskip.engines.manifest import DECODE, STEP, Role
+from clipskip.engines.manifest import DECODE, STEP, Identity, Role
 from clipskip.engines.store import Store
 from clipskip.errors import NumericalError, RequestError
 from clipskip.export import cases, export
@@ -123,7 +123,7 @@ def test_a_missing_depth_is_added_without_making_the_rest_again(tiny: Path, root
     before = Store(root).manifest()
     after = export(tiny, root, skips=[1])
     assert {each.role for each in after.artefacts} == {each.role for each in before.artefacts} | {Role("text", 3)}
-    assert after.find(STEP, "onnx", "fp32") == before.find(STEP, "onnx", "fp32")
+    assert after.find(Identity(STEP, "onnx", "fp32")) == before.find(Identity(STEP, "onnx", "fp32"))
     store = Store(root)
     for artefact in after.artefacts:
         store.verify(artefact)
@@ -138,7 +138,7 @@ def test_a_missing_network_is_added_and_torch_is_asked_for_no_more_than_it_takes
     manifest = json.loads((root / "manifest.json").read_text())
     manifest["artefacts"] = [artefact for artefact in manifest["artefacts"] if artefact["role"] != role]
     (root / "manifest.json").write_text(json.dumps(manifest))
-    assert export(tiny, root, precision=precision).find(Role.parse(role), "onnx", precision) is not None
+    assert export(tiny, root, precision=precision).find(Identity(Role.parse(role), "onnx", precision)) is not None
     assert asked == {"step": ["text", "step"], "decode": ["decode", "encode"]}[role]
 
 

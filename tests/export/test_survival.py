@@ -105,9 +105,12 @@ def test_an_export_killed_at_twenty_random_moments_leaves_the_store_valid(server
         time.sleep(moments.uniform(0, 0.9 * duration))
         with suppress(ProcessLookupError):  # it has ended already
             os.kill(child, signal.SIGKILL)
-        done = server.status() == 0  # it may have been faster this time
+        ended = server.status() == 0  # it may have been faster this time
         assert sound(root)
-        assert len(Store(root).manifest().artefacts) == (len(before.artefacts) + 3 if done else len(before.artefacts))
+        count = len(Store(root).manifest().artefacts)
+        assert count in (len(before.artefacts), len(before.artefacts) + 3)
+        done = count > len(before.artefacts)  # or have been killed with all of it published
+        assert done or not ended
         if done:
             shutil.rmtree(root)
             shutil.copytree(untouched, root)
