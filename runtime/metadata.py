@@ -25,7 +25,7 @@ from clipskip.engines import strict
 from clipskip.engines.files import storage_error
 from clipskip.engines.manifest import ModelFacts
 
-from . import inputs
+from . import files
 from .errors import CheckpointError, ManifestError, RequestError, StorageError
 from .fields import written
 from .request import FIELDS, Request
@@ -213,7 +213,7 @@ def read_request(image: str | os.PathLike[str] | bytes | PIL.Image.Image) -> Req
 
 
 def _opened(image: str | os.PathLike[str] | bytes) -> PIL.Image.Image:
-    data = image if isinstance(image, bytes) else inputs.read(image, LARGEST_FILE + 1)
+    data = image if isinstance(image, bytes) else files.read(image, LARGEST_FILE + 1)
     if len(data) > LARGEST_FILE:
         raise CheckpointError(f"the file has more than {LARGEST_FILE >> 20} MiB")
     try:

@@ -1,18 +1,19 @@
-"""Reads the tensors of small safetensors files with numpy alone, so that the runtime can do without the library."""
+"""Files that a user names: read whole, up to a limit; and the tensors of small safetensors files, with numpy alone."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from io import BytesIO
+from io import BufferedReader, BytesIO
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from clipskip.engines.files import NotAFileError, open_regular
 from clipskip.engines.strict import LARGEST as LONGEST_HEADER
 from clipskip.engines.tensorfile import read_header
 
-from . import inputs
 from .errors import CheckpointError, UnsupportedModelError
 
 LARGEST = 64 << 20  # bytes; a textual inversion of 75 vectors in float32 has 0.3 MB
@@ -39,27 +40,30 @@ class Tensor:
             return np.frombuffer(self.data, _FLOATS[self.dtype]).astype(np.float32).reshape(self.shape)
 
 
-def read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """All tensors of a safetensors file of at most 64 MiB, by name; links are followed, the content decides the format.
+def read(path: str | os.PathLike[str], limit: int) -> bytes:
+    """The file's first `limit` bytes; symbolic links are followed, as in the Hugging Face cache.
 
-    Raises CheckpointError (UnsafeFileError for pickles) that names the file and says what it is instead.
+    Raises CheckpointError if there is no regular file (a pipe or a device is not waited for), StorageError if it
+    cannot be read.
     """
-    data = inputs.read(path, LARGEST + 1)
+    name = os.fspath(path)
+    if "\0" in name:
+        raise CheckpointError(f"{name!r} is no file name: it contains NUL")
     try:
-        return parse(data)
-    except CheckpointError as error:
-        raise error.about(os.fspath(path)) from error
+        with open_regular(Path(os.path.realpath(name))) as file, BufferedReader(file) as reader:
+            return reader.read(limit)
+    except NotAFileError as error:
+        raise CheckpointError(f"{name} {error}", path=name) from error
 
 
-def parse(data: bytes) -> dict[str, Tensor]:
-    """As `read`, from the file's bytes."""
+def tensors(data: bytes) -> dict[str, Tensor]:
+    """The tensors of a safetensors file of at most 64 MiB, by name. CheckpointError, UnsafeFileError for a pickle."""
     if len(data) > LARGEST:
-        raise CheckpointError(
-            f"the file has more than {LARGEST >> 20} MiB: too much for a textual inversion",
-            hint="checkpoints are given to `clipskip export`",
-        )
+        message = f"the file has more than {LARGEST >> 20} MiB: too much for a textual inversion"
+        raise CheckpointError(message, hint="checkpoints are given to `clipskip export`")
     header = read_header(BytesIO(data), len(data), LONGEST_HEADER)
+    body = memoryview(data)[header.data :]
     return {
-        name: Tensor(entry.dtype, entry.shape, data[header.data + entry.begin : header.data + entry.end])
-        for name, entry in header.tensors.items()
+        name: Tensor(tensor.dtype, tensor.shape, bytes(body[tensor.begin : tensor.end]))
+        for name, tensor in header.tensors.items()
     }
