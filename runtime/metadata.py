@@ -1,8 +1,7 @@
 """What a picture's file says about how it was made: written into PNGs, read back from PNG, JPEG and WEBP.
 
-Two texts: `parameters`, A1111's, which carries settings from program to program and is ambiguous where a prompt has
-lines that look like it; and `clipskip`, the whole request as JSON, which is the truth. Nothing in a file is trusted.
-Knows nothing of pipelines.
+Two texts: `parameters`, A1111's, which is ambiguous where a prompt has lines that look like it; and `clipskip`, the
+whole request as JSON, which is the truth. Nothing in a file is trusted. Knows nothing of pipelines.
 """
 
 from __future__ import annotations
@@ -57,8 +56,8 @@ def save(
 ) -> None:
     """Write a PNG with its texts, in one step: `path` never holds half a picture.
 
-    With `overwrite` what was there is replaced; without, FileExistsError says that something is there, also when it
-    came while the picture was made, and nothing is touched. StorageError for everything else that fails.
+    Without `overwrite`, FileExistsError says that something is there, also when it came while the picture was made, and
+    nothing is touched. StorageError for everything else that fails.
     """
     if overwrite and path.exists() and not path.is_file():
         raise StorageError(f"{path} is there and is no file", path=path)
@@ -102,12 +101,8 @@ def pnginfo(request: Request, model: ModelFacts, engines: Mapping[str, str]) -> 
 
     RequestError if they would be larger than readers accept (1 MiB), which no request below the prompt's limit is.
     """
-    truth = {
-        "schema": SCHEMA,
-        "request": json.loads(request.to_json()),
-        "model": {"name": model.name, "sha256": model.model_sha256},
-        "engines": dict(engines),
-    }
+    named = {"name": model.name, "sha256": model.model_sha256}
+    truth = {"schema": SCHEMA, "request": json.loads(request.to_json()), "model": named, "engines": dict(engines)}
     texts = {"parameters": parameters(request, model), "clipskip": json.dumps(truth)}
     info = PngInfo()
     for name, text in texts.items():
@@ -125,16 +120,10 @@ def parameters(request: Request, model: ModelFacts) -> str:
     plain = {name: (field.infotext, written(getattr(request, name))) for name, field in FIELDS.items()}
     sources = list(model.sources.values())
     schedule = " ".join(_CAPITALS.get(word, word.capitalize()) for word in request.schedule.split("_"))
-    settings = [
-        plain["steps"],
-        ("Sampler", request.sampler),
-        ("Schedule type", schedule),
-        plain["cfg"],
-        plain["seed"],
-        ("Size", f"{request.width}x{request.height}"),
-        ("Model hash", (sources[0] if len(sources) == 1 else model.model_sha256)[:10]),
-        ("Model", model.name),
-    ]
+    settings = [plain["steps"], ("Sampler", request.sampler), ("Schedule type", schedule), plain["cfg"], plain["seed"]]
+    settings.append(("Size", f"{request.width}x{request.height}"))
+    settings.append(("Model hash", (sources[0] if len(sources) == 1 else model.model_sha256)[:10]))
+    settings.append(("Model", model.name))
     if request.subseed_strength:
         settings += [plain["subseed"], plain["subseed_strength"]]
     if request.clip_skip is not None and request.clip_skip > 1:
@@ -144,9 +133,7 @@ def parameters(request: Request, model: ModelFacts) -> str:
     settings.append(("RNG", request.rng.upper()))
     settings += [plain[name] for name in _RARE if getattr(request, name) != FIELDS[name].default]
     settings.append(("Version", "clipskip"))
-    lines = [request.prompt]
-    if request.negative_prompt:
-        lines.append(f"{NEGATIVE} {request.negative_prompt}")
+    lines = [request.prompt, *([f"{NEGATIVE} {request.negative_prompt}"] if request.negative_prompt else [])]
     quoted = [json.dumps(text, ensure_ascii=False) if set(text) & set(',:\n"') else text for _, text in settings]
     lines.append(", ".join(f"{name}: {text}" for (name, _), text in zip(settings, quoted, strict=True)))
     return "\n".join(lines).strip()
@@ -202,7 +189,7 @@ def read_request(image: str | os.PathLike[str] | bytes | PIL.Image.Image) -> Req
     try:
         texts = _texts(image if isinstance(image, PIL.Image.Image) else _opened(image))
         if "clipskip" in texts:
-            return _read_truth(texts["clipskip"])
+            return read_truth(texts["clipskip"])
         if "parameters" in texts:
             return read_parameters(texts["parameters"])
         others = f"; it has {', '.join(repr(name[:40]) for name in sorted(texts)[:5])}" if texts else ""
@@ -251,7 +238,8 @@ def _texts(image: PIL.Image.Image) -> dict[str, str]:
     return texts
 
 
-def _read_truth(text: str) -> Request:
+def read_truth(text: str) -> Request:
+    """The request in clipskip's own text. CheckpointError for a broken one, or one of another schema."""
     try:
         truth: Any = strict.parse(text.encode("utf-8", "replace"))
     except ManifestError as error:
