@@ -1,7 +1,4 @@
-"""Textual inversions: learned vectors that a prompt calls by the name of their file.
-
-Knows nothing of tokens and chunks: where a name stands in a prompt is found in `prompt`.
-"""
+"""Textual inversions: learned vectors that a prompt calls by the name of their file. Knows nothing of chunks."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ _EXIF_IFD, _USER_COMMENT = 0x8769, 0x9286
 _PLAIN = {field.infotext: name for name, field in FIELDS.items() if field.infotext}
 _KNOWN = {*_PLAIN, "Size", "Sampler", "Schedule type", "RNG"}
 _RARE = ("emphasis", "pad_cond_uncond")
-_RNGS = {"cpu": "cpu", "nv": "nv", "gpu": "nv", "cuda": "nv"}
+_RNGS = {"nv": "nv", "gpu": "nv", "cuda": "nv"}  # all others: "cpu"
 _SCHEDULES_IN_NAMES = {"karras", "exponential", "polyexponential"}
 _CAPITALS = {"sgm": "SGM", "kl": "KL", "ddim": "DDIM"}
 _SETTING = re.compile(r'(?:^|,) *([A-Za-z][\w /-]{0,60}): *("(?:[^"\\]|\\.)*"(?= *(?:,|$))|[^,]*)')
@@ -205,13 +205,13 @@ def _opened(image: str | os.PathLike[str] | bytes) -> PIL.Image.Image:
         raise CheckpointError(f"the file has more than {LARGEST_FILE >> 20} MiB")
     try:
         opened = PIL.Image.open(BytesIO(data), formats=FORMATS)
-        if opened.width * opened.height > MOST_PIXELS:
-            raise CheckpointError(f"{opened.width}x{opened.height} pixels are more than a picture to read back has")
-        opened.load()  # texts may follow the pixels, and a damaged file shows itself
-    except CheckpointError:
-        raise
+        small = opened.width * opened.height <= MOST_PIXELS
+        if small:
+            opened.load()  # texts may follow the pixels, and a damaged file shows itself
     except Exception as error:  # Pillow raises anything, from SyntaxError to struct.error, on broken files
         raise CheckpointError(f"no sound PNG, JPEG or WEBP ({type(error).__name__})") from error
+    if not small:
+        raise CheckpointError(f"{opened.width}x{opened.height} pixels are more than a picture to read back has")
     return opened
 
 

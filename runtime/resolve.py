@@ -1,7 +1,4 @@
-"""From a request to what will be run: every default filled in, both prompts parsed, every value checked.
-
-The one place that refuses a request, before anything is encoded or run. Knows nothing of how engines run.
-"""
+"""From a request to what will be run: the one place that refuses one. Knows nothing of how engines run."""
 
 from __future__ import annotations
 
@@ -72,10 +69,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Resolved:
-    """A request without open questions. `request` is the same with every None filled in, for metadata and repeats.
-
-    `chunks` is the length of every U-Net row's context: each text is repeated up to it.
-    """
+    """A request without open questions; `request` has every None filled in, for metadata and repeats."""
 
     request: Request
     seeds: tuple[tuple[int, int | None], ...]  # seed and subseed of each image
@@ -86,7 +80,7 @@ class Resolved:
     width: int
     height: int
     texts: tuple[Text, ...]
-    chunks: int
+    chunks: int  # of every U-Net row's context: each text is repeated up to it
     notes: tuple[str, ...]
 
     @property

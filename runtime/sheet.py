@@ -79,12 +79,11 @@ def requests(base: Request, x: Axis, y: Axis) -> list[Request]:
 
 def draw(results: Sequence[Result], x: Axis, y: Axis) -> PIL.Image.Image:
     """The first picture of each result, row by row, with the values of the axes above and at the left."""
-    width = max(result.images[0].width for result in results)
-    height = max(result.images[0].height for result in results)
+    pictures = [result.images[0] for result in results]
+    width, height = (max(sides) for sides in zip(*(picture.size for picture in pictures), strict=True))
     letters = max(11, width // 11)
     font = PIL.ImageFont.load_default(size=letters)
-    left = width + GAP
-    top = 2 * letters + 2 * GAP
+    left, top = width + GAP, 2 * letters + 2 * GAP
     size = left + len(x.values) * (width + GAP), top + len(y.values) * (height + GAP)
     sheet = PIL.Image.new("RGB", size, "white")
     pen = PIL.ImageDraw.Draw(sheet)
@@ -94,9 +93,9 @@ def draw(results: Sequence[Result], x: Axis, y: Axis) -> PIL.Image.Image:
     for row, value in enumerate(y.values):
         at = GAP, top + row * (height + GAP) + height // 2
         pen.multiline_text(at, wrap(y.label(value), width - GAP, font), "black", font, anchor="lm")
-    for number, result in enumerate(results):
+    for number, picture in enumerate(pictures):
         row, column = divmod(number, len(x.values))
-        sheet.paste(result.images[0], (left + column * (width + GAP), top + row * (height + GAP)))
+        sheet.paste(picture, (left + column * (width + GAP), top + row * (height + GAP)))
     return sheet
 
 
@@ -105,8 +104,5 @@ def wrap(text: str, width: int, font: Any) -> str:
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
-        if font.getlength(longer) <= width:
-            lines[-1] = longer
-        else:
-            lines.append(word)
+        lines[-1:] = [longer] if font.getlength(longer) <= width else [lines[-1], word]
     return "\n".join(line for line in lines if line)

@@ -22,7 +22,7 @@ class Text:
     """One text of a request: a part of the prompt, or the negative prompt.
 
     `weight` is its weight in the guidance mix, `layers` how many encode it. `variants[i]` is what it says up to and
-    including model evaluation `ends[i]`; all have one length.
+    including model evaluation `ends[i]`; all have `length` chunks.
     """
 
     weight: float
@@ -32,7 +32,6 @@ class Text:
 
     @property
     def length(self) -> int:
-        """In chunks."""
         return len(self.variants[0])
 
 
@@ -59,8 +58,8 @@ def parse(
 def joined(texts: tuple[Text, ...], most: int, tokenizer: Tokenizer) -> tuple[tuple[Text, ...], list[str]]:
     """The texts as one call can take them, and what the result says of it.
 
-    There every text is repeated up to their lengths' least common multiple, which changes nothing that the U-Net sees.
-    Where that is above `most` chunks or above twice the longest text, they are padded instead.
+    Each is repeated up to their lengths' least common multiple, which changes nothing that the U-Net sees; where that
+    is above `most` chunks or twice the longest text, they are padded instead.
     """
     lengths = sorted({text.length for text in texts})
     bound = min(2 * lengths[-1], most)
@@ -85,12 +84,11 @@ def _variants(
 ) -> tuple[tuple[int, ...], tuple[Chunks, ...]]:
     """The ends and the variants of one text. Sheets and repeats ask for the same ones again."""
     entries = editing(text, evaluations)
-    distinct = list(dict.fromkeys(variant for _, variant in entries))
-    cut = [
-        tuple(chunks(variant, tokenizer, emphasis=emphasis, comma_backtrack=comma_backtrack, spans=spans))
-        for variant in distinct
-    ]
-    by_text = dict(zip(distinct, _padded(cut, max(map(len, cut)), tokenizer), strict=True))
+    cut = {
+        variant: tuple(chunks(variant, tokenizer, emphasis=emphasis, comma_backtrack=comma_backtrack, spans=spans))
+        for variant in dict.fromkeys(variant for _, variant in entries)
+    }
+    by_text = dict(zip(cut, _padded(cut.values(), max(map(len, cut.values())), tokenizer), strict=True))
     return tuple(end for end, _ in entries), tuple(by_text[variant] for _, variant in entries)
 
 

@@ -16,10 +16,7 @@ _NETWORK = re.compile(r"<(\w+):([^>]+)>")
 
 
 def check_text(text: object, field: str) -> str:
-    """`text` if it can be a prompt: a string without NUL and lone surrogates, of at most 64 KiB in UTF-8.
-
-    Raises RequestError(field=field) otherwise, before any work is done on it.
-    """
+    """`text` if it is a string without NUL and lone surrogates, of at most 64 KiB in UTF-8. RequestError(field)."""
     if not isinstance(text, str):
         raise RequestError(f"{field} must be a string, not {type(text).__name__}", field=field)
     if len(text) > MAX_BYTES or len(text.encode("utf-8", "replace")) > MAX_BYTES:
@@ -61,8 +58,6 @@ def check_weight(weight: float, source: str) -> float:
     if abs(weight) <= MAX_WEIGHT:
         return weight
     excerpt = ascii(source if len(source) <= 60 else source[:60] + "...")  # on one line, safe for a terminal
-    raise RequestError(
-        f"a prompt weight of {weight:.4g} is beyond {MAX_WEIGHT:g}: {excerpt}",
-        field="prompt",
-        hint="weights between 0.5 and 1.5 are usual; write \\( and \\) for brackets that are text",
-    )
+    message = f"a prompt weight of {weight:.4g} is beyond {MAX_WEIGHT:g}: {excerpt}"
+    hint = "weights between 0.5 and 1.5 are usual; write \\( and \\) for brackets that are text"
+    raise RequestError(message, field="prompt", hint=hint)

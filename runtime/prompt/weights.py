@@ -59,38 +59,35 @@ class _Scan:
         self.closings = 0
 
     def take(self, token: str) -> None:
-        first = token[0]
+        first, weight = token[0], token[1:-1]
         if first in "([":
-            self.open(token)
+            opened = self.opened[")" if first == "(" else "]"]
+            self.parent.append(opened[-1])
+            opened.append(len(self.factor))
+            self.factor.append(ROUND if first == "(" else SQUARE)
+            self.closed.append(math.inf)
         elif first in ")]" and self.is_open(first):
             self.close(first)
         elif first == ":" and len(token) > 1 and self.is_open(")"):
-            self.close_weighted(token)
+            if _NUMBER.fullmatch(weight):
+                self.factor[self.opened[")"][-1]] = check_weight(float(weight), token)
+            else:
+                self.add(token[:-1])
+            self.close(")")
         elif first == "\\":
             self.add(token[1:])
         else:
-            self.add_words(token)
+            words, *others = _BREAK.split(token) if "BREAK" in token else [token]
+            self.add(words.rstrip() if others else words)
+            for left, words in enumerate(others, 1 - len(others)):
+                self.add(*BREAK)
+                self.add(words.strip() if left else words.lstrip())
 
     def add(self, text: str, sign: float = 1.0) -> None:
         self.texts.append(text)
         self.signs.append(sign)
         self.rounds.append(self.opened[")"][-1])
         self.squares.append(self.opened["]"][-1])
-
-    def add_words(self, token: str) -> None:
-        """Add `token` split at each BREAK, without the whitespace around it."""
-        first, *others = _BREAK.split(token) if "BREAK" in token else [token]
-        self.add(first.rstrip() if others else first)
-        for left, words in enumerate(others, 1 - len(others)):
-            self.add(*BREAK)
-            self.add(words.strip() if left else words.lstrip())
-
-    def open(self, token: str) -> None:
-        opened = self.opened[")" if token == "(" else "]"]
-        self.parent.append(opened[-1])
-        opened.append(len(self.factor))
-        self.factor.append(ROUND if token == "(" else SQUARE)
-        self.closed.append(math.inf)
 
     def is_open(self, token: str) -> bool:
         return len(self.opened[token]) > 1
@@ -99,23 +96,12 @@ class _Scan:
         self.closings += 1
         self.closed[self.opened[token].pop()] = self.closings
 
-    def close_weighted(self, token: str) -> None:
-        weight = token[1:-1]
-        if _NUMBER.fullmatch(weight):
-            self.factor[self.opened[")"][-1]] = check_weight(float(weight), token)
-        else:
-            self.add(token[:-1])
-        self.close(")")
-
     def fragments(self) -> list[tuple[str, float]]:
         """Close what is still open, and give each fragment its weight."""
         for token in (")", "]"):
             while self.is_open(token):
                 self.close(token)
-        if len(self.factor) == 1 or not self.texts:
-            return list(zip(self.texts, self.signs, strict=True))
-        weights = self._products() * np.array(self.signs)
-        return list(zip(self.texts, weights.tolist(), strict=True))
+        return list(zip(self.texts, (self._products() * np.array(self.signs)).tolist(), strict=True))
 
     @np.errstate(over="ignore", invalid="ignore")  # the caller refuses what is not finite
     def _products(self) -> npt.NDArray[np.float64]:
