@@ -35,11 +35,11 @@ class Kind:
     def check(self, field: str, value: object) -> Any:
         """`value` as plain Python; RequestError, in the field's name, if it is of another kind."""
         taken = self.take(value)
-        if taken is None and self is CLIP_SKIP:
+        if taken is not None:
+            return taken
+        if self is CLIP_SKIP:
             raise _no_clip_skip(field, value, SD1_LAYERS)
-        if taken is None:
-            raise RequestError(f"{field} must be {self.what}, not {shown(value)}", field=field)
-        return taken
+        raise RequestError(f"{field} must be {self.what}, not {shown(value)}", field=field)
 
 
 @dataclass(frozen=True)

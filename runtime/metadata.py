@@ -154,20 +154,15 @@ def read_parameters(text: str) -> Request:
     for name, value in known.items():
         with suppress(ValueError):  # such as a quote that does not end
             known[name] = str(json.loads(value)) if value.startswith('"') else value
-    prompts: dict[str, list[str]] = {"prompt": [], "negative_prompt": []}
-    current = "prompt"
-    for line in lines[:last]:
-        if line.startswith(NEGATIVE):
-            current, line = "negative_prompt", line.removeprefix(NEGATIVE).strip()
-        prompts[current].append(line)
-    fields = {name: "\n".join(part) for name, part in prompts.items()} | {"clip_skip": "1"}
+    first = next((i for i, line in enumerate(lines[:last]) if line.startswith(NEGATIVE)), last)
+    negative = "\n".join(line.removeprefix(NEGATIVE).strip() for line in lines[first:last])
+    fields = {"prompt": "\n".join(lines[:first]), "negative_prompt": negative, "clip_skip": "1"}
     fields |= {_PLAIN[name]: value for name, value in known.items() if name in _PLAIN}
-    sampler = known.get("Sampler")
-    if sampler is not None:
-        name, _, last = sampler.rpartition(" ")
+    if (sampler := known.get("Sampler")) is not None:
+        name, _, suffix = sampler.rpartition(" ")
         schedule = known.get("Schedule type")
-        if schedule is None and name and last.lower() in _SCHEDULES_IN_NAMES:  # as before 1.9
-            sampler, schedule = name, last
+        if schedule is None and name and suffix.lower() in _SCHEDULES_IN_NAMES:  # as before 1.9
+            sampler, schedule = name, suffix
         if schedule is None:
             schedule = "uniform" if sampler.lower().startswith("dpm") else "automatic"
         fields |= {"sampler": sampler, "schedule": "_".join(schedule.lower().split())}

@@ -83,11 +83,6 @@ class Resolved:
     chunks: int  # of every U-Net row's context: each text is repeated up to it
     notes: tuple[str, ...]
 
-    @property
-    def calls(self) -> int:
-        """Model evaluations that prompt editing is made for (A1111 counts calls, not steps)."""
-        return self.request.steps * self.sampler.calls_per_step
-
 
 def resolve(
     request: Request, model: ModelFacts, limits: Limits, tokenizer: Tokenizer, inversions: Inversions

@@ -7,7 +7,7 @@ engines or pictures. Every function is iterative and linear in the text (times t
 
 from .chunks import Chunk, Spans, chunks, empty_chunk
 from .editing import editing
-from .text import check_text, composition, networks
-from .weights import attention
+from .parts import check_text, networks
+from .weights import attention, composition
 
 __all__ = ["Chunk", "Spans", "attention", "check_text", "chunks", "composition", "editing", "empty_chunk", "networks"]

@@ -51,11 +51,9 @@ class _Program:
     def entries(self) -> list[tuple[int, str]]:
         """What the program gives at each step where it may change, run once for each state that it can be in."""
         ends = range(1, self.steps + 1) if self.period > 1 else sorted({*self.changes, self.steps} - {0})
-        changes, texts = sorted(self.changes), dict[tuple[int, int], str]()
+        changes = sorted(self.changes)
         states = [((end - 1) % self.period, bisect_left(changes, end)) for end in ends]
-        for end, state in zip(ends, states, strict=True):
-            if state not in texts:
-                texts[state] = self.text(end)
+        texts = {state: self.text(end) for state, end in dict(zip(states, ends, strict=True)).items()}
         return [(end, texts[state]) for end, state in zip(ends, states, strict=True)]
 
     def text(self, step: int) -> str:

@@ -1,20 +1,26 @@
-"""The one way into the grammar: the two prompts of a request parsed whole, into texts made of chunks."""
+"""The one way into the grammar: the two prompts of a request checked, and parsed whole into texts made of chunks."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import lcm
 
+from ..errors import RequestError
 from ..request import Request
 from ..tokenizer import Tokenizer
 from .chunks import Chunk, Spans, chunks, empty_chunk
 from .editing import editing
-from .text import composition
+from .weights import composition
 
 Chunks = tuple[Chunk, ...]
+MAX_BYTES = 64 * 1024
 LARGEST_REMEMBERED = 100_000  # characters times evaluations: a few megabytes of chunks at worst
+
+_UNUSABLE = re.compile(r"[\x00\ud800-\udfff]")
+_NETWORK = re.compile(r"<(\w+):([^>]+)>")
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,24 @@ class Text:
     @property
     def length(self) -> int:
         return len(self.variants[0])
+
+
+def check_text(text: object, field: str) -> str:
+    """`text` if it is a string without NUL and lone surrogates, of at most 64 KiB in UTF-8. RequestError(field)."""
+    if not isinstance(text, str):
+        raise RequestError(f"{field} must be a string, not {type(text).__name__}", field=field)
+    if len(text) > MAX_BYTES or len(text.encode("utf-8", "replace")) > MAX_BYTES:
+        raise RequestError(f"{field} is longer than {MAX_BYTES // 1024} KiB", field=field, hint="shorten it")
+    if found := _UNUSABLE.search(text):
+        what = "NUL" if found[0] == "\0" else f"a lone surrogate (U+{ord(found[0]):04X})"
+        raise RequestError(f"{field} has {what} at character {found.start()}", field=field, hint="remove it")
+    return text
+
+
+def networks(text: str) -> tuple[str, list[tuple[str, str]]]:
+    """`text` without its `<kind:arguments>` tags, and the tags as (kind, arguments): `<lora:name:0.8>` and the like."""
+    end = text.rfind(">") + 1  # a tag needs one after it: else each "<a:" would search to the end of the text
+    return _NETWORK.sub("", text[:end]) + text[end:], _NETWORK.findall(text[:end])
 
 
 def parse(
