@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from io import BufferedReader, BytesIO
 from pathlib import Path
 
@@ -12,32 +11,13 @@ import numpy.typing as npt
 
 from clipskip.engines.files import NotAFileError, open_regular
 from clipskip.engines.strict import LARGEST as LONGEST_HEADER
-from clipskip.engines.tensorfile import read_header
+from clipskip.engines.tensorfile import Header, read_header
 
 from .errors import CheckpointError, UnsupportedModelError
 
 LARGEST = 64 << 20  # bytes; a textual inversion of 75 vectors in float32 has 0.3 MB
 
 _FLOATS = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """One tensor as it lies in the file; `dtype` is safetensors' name, such as "BF16"."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    data: bytes
-
-    def floats(self) -> npt.NDArray[np.float32]:
-        """The tensor in float32. UnsupportedModelError if it holds integers or an 8-bit format."""
-        if self.dtype == "BF16":
-            bits = np.frombuffer(self.data, "<u2").astype(np.uint32) << 16
-            return bits.view(np.float32).reshape(self.shape)
-        if self.dtype not in _FLOATS:
-            raise UnsupportedModelError(f"holds {self.dtype} numbers; F16, BF16, F32 and F64 are supported")
-        with np.errstate(over="ignore"):  # a float64 that becomes infinite is refused with the other infinities
-            return np.frombuffer(self.data, _FLOATS[self.dtype]).astype(np.float32).reshape(self.shape)
 
 
 def read(path: str | os.PathLike[str], limit: int) -> bytes:
@@ -56,14 +36,21 @@ def read(path: str | os.PathLike[str], limit: int) -> bytes:
         raise CheckpointError(f"{name} {error}", path=name) from error
 
 
-def tensors(data: bytes) -> dict[str, Tensor]:
-    """The tensors of a safetensors file of at most 64 MiB, by name. CheckpointError, UnsafeFileError for a pickle."""
+def header_of(data: bytes) -> Header:
+    """What a safetensors file of at most 64 MiB holds. CheckpointError, UnsafeFileError for a pickle."""
     if len(data) > LARGEST:
         message = f"the file has more than {LARGEST >> 20} MiB: too much for a textual inversion"
         raise CheckpointError(message, hint="checkpoints are given to `clipskip export`")
-    header = read_header(BytesIO(data), len(data), LONGEST_HEADER)
-    body = memoryview(data)[header.data :]
-    return {
-        name: Tensor(tensor.dtype, tensor.shape, bytes(body[tensor.begin : tensor.end]))
-        for name, tensor in header.tensors.items()
-    }
+    return read_header(BytesIO(data), len(data), LONGEST_HEADER)
+
+
+def floats(data: bytes, header: Header, name: str) -> npt.NDArray[np.float32]:
+    """A tensor of that file in float32. UnsupportedModelError if it holds integers or an 8-bit format."""
+    tensor = header.tensors[name]
+    body = data[header.data + tensor.begin : header.data + tensor.end]
+    if tensor.dtype == "BF16":
+        return (np.frombuffer(body, "<u2").astype(np.uint32) << 16).view(np.float32).reshape(tensor.shape)
+    if tensor.dtype not in _FLOATS:
+        raise UnsupportedModelError(f"holds {tensor.dtype} numbers; F16, BF16, F32 and F64 are supported")
+    with np.errstate(over="ignore"):  # a float64 that becomes infinite is refused with the other infinities
+        return np.frombuffer(body, _FLOATS[tensor.dtype]).astype(np.float32).reshape(tensor.shape)

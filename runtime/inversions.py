@@ -93,7 +93,9 @@ def _files(locations: Sequence[Path]) -> list[Path]:
 
 def read(path: Location, width: int) -> Floats:
     """The rows [n,D] of a file's one tensor, or of the one whose name is known."""
-    tensors = files.tensors(files.read(path, files.LARGEST + 1))
+    data = files.read(path, files.LARGEST + 1)
+    header = files.header_of(data)
+    tensors = header.tensors
     if "clip_g" in tensors:
         raise UnsupportedModelError("this textual inversion is for SDXL (clip_g); SD 1.x is supported")
     names = [name for name in LAYOUTS if name in tensors] or list(tensors)
@@ -111,7 +113,7 @@ def read(path: Location, width: int) -> Floats:
         raise UnsupportedModelError(f"its vectors are {size} wide{made}; this model's are {width}")
     if count > MOST_VECTORS:
         raise CheckpointError(f"it has {count} vectors; a prompt's chunk has room for {MOST_VECTORS}")
-    vectors = tensors[names[0]].floats().reshape(count, width)
+    vectors = files.floats(data, header, names[0]).reshape(count, width)
     if broken := int(np.count_nonzero(~np.isfinite(vectors))):
         raise CheckpointError(f"{broken} of its numbers are NaN or infinite: the file is broken")
     return vectors

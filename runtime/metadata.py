@@ -39,7 +39,6 @@ NEGATIVE = "Negative prompt:"
 _EXIF_IFD, _USER_COMMENT = 0x8769, 0x9286
 _PLAIN = {field.infotext: name for name, field in FIELDS.items() if field.infotext}
 _KNOWN = {*_PLAIN, "Size", "Sampler", "Schedule type", "RNG"}
-_RARE = ("emphasis", "pad_cond_uncond")
 _RNGS = {"nv": "nv", "gpu": "nv", "cuda": "nv"}  # all others: "cpu"
 _SCHEDULES_IN_NAMES = {"karras", "exponential", "polyexponential"}
 _CAPITALS = {"sgm": "SGM", "kl": "KL", "ddim": "DDIM"}
@@ -113,17 +112,13 @@ def pnginfo(request: Request, model: ModelFacts, engines: Mapping[str, str]) -> 
 
 
 def parameters(request: Request, model: ModelFacts) -> str:
-    """A1111's text (1.10) for one picture: a resolved request, with its own seed and every default filled in.
-
-    As there, what has its default is left out from the variation seed on.
-    """
+    """A1111's text (1.10) for one picture of a resolved request; as there, defaults are left out from subseed on."""
     plain = {name: (field.infotext, written(getattr(request, name))) for name, field in FIELDS.items()}
     sources = list(model.sources.values())
     schedule = " ".join(_CAPITALS.get(word, word.capitalize()) for word in request.schedule.split("_"))
     settings = [plain["steps"], ("Sampler", request.sampler), ("Schedule type", schedule), plain["cfg"], plain["seed"]]
-    settings.append(("Size", f"{request.width}x{request.height}"))
-    settings.append(("Model hash", (sources[0] if len(sources) == 1 else model.model_sha256)[:10]))
-    settings.append(("Model", model.name))
+    settings += [("Size", f"{request.width}x{request.height}")]
+    settings += [("Model hash", (sources[0] if len(sources) == 1 else model.model_sha256)[:10]), ("Model", model.name)]
     if request.subseed_strength:
         settings += [plain["subseed"], plain["subseed_strength"]]
     if request.clip_skip is not None and request.clip_skip > 1:
@@ -131,7 +126,8 @@ def parameters(request: Request, model: ModelFacts) -> str:
     if request.negative_clip_skip not in (None, request.clip_skip):
         settings.append(plain["negative_clip_skip"])
     settings.append(("RNG", request.rng.upper()))
-    settings += [plain[name] for name in _RARE if getattr(request, name) != FIELDS[name].default]
+    rare = ("emphasis", "pad_cond_uncond")
+    settings += [plain[name] for name in rare if getattr(request, name) != FIELDS[name].default]
     settings.append(("Version", "clipskip"))
     lines = [request.prompt, *([f"{NEGATIVE} {request.negative_prompt}"] if request.negative_prompt else [])]
     quoted = [json.dumps(text, ensure_ascii=False) if set(text) & set(',:\n"') else text for _, text in settings]
