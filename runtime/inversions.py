@@ -51,10 +51,9 @@ def load(locations: Location | Sequence[Location], width: int) -> Inversions:
     """The textual inversions in .safetensors files and in folders of them, for a text encoder of this width.
 
     Subfolders are searched, pickles in folders (.pt, .bin) are left out with a note. Layouts: A1111 and kohya
-    (`emb_params`), ComfyUI (`clip_l`), diffusers (one tensor, whatever its name); one vector or up to 75.
-
-    Raises CheckpointError for a file that cannot be used or a name that two files share, UnsafeFileError for a pickle,
-    and UnsupportedModelError for an inversion made for another model.
+    (`emb_params`), ComfyUI (`clip_l`), diffusers (one tensor, whatever its name); one vector or up to 75. Raises
+    CheckpointError for a file that cannot be used or a name that two files share, UnsafeFileError for a pickle, and
+    UnsupportedModelError for an inversion made for another model.
     """
     given = [Path(path) for path in ([locations] if isinstance(locations, (str, os.PathLike)) else locations)]
     paths: dict[str, Path] = {}

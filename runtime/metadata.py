@@ -172,9 +172,8 @@ def read_request(image: str | os.PathLike[str] | bytes | PIL.Image.Image) -> Req
     """The request that made a picture, from its path, its bytes or an opened image.
 
     Pictures of clipskip give exactly what they were made with; those of A1111 (PNG, or JPEG and WEBP with an Exif
-    comment) what clipskip has of their settings. Ranges are checked when the request meets a model.
-
-    Raises CheckpointError for what is no PNG, JPEG or WEBP, is damaged, carries no settings or broken ones.
+    comment) what clipskip has of their settings. Ranges are checked when the request meets a model. CheckpointError for
+    what is no PNG, JPEG or WEBP, is damaged, carries no settings or broken ones.
     """
     path = None if isinstance(image, (bytes, PIL.Image.Image)) else os.fspath(image)
     try:

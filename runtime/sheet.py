@@ -63,9 +63,9 @@ def _values(kind: Kind, item: str) -> Sequence[object]:
         if low <= high and step > 0 and (high - low) // step < MAX_CELLS:
             return range(low, high + 1, step)
     value = kind.read(item.strip())
-    if not isinstance(value, str):
-        return [value]
-    raise RequestError(f"{item!r} is neither a number nor a range such as 1-13 or 10-30(+5)", field="axis")
+    if isinstance(value, str):
+        raise RequestError(f"{item!r} is neither a number nor a range such as 1-13 or 10-30(+5)", field="axis")
+    return [value]
 
 
 def requests(base: Request, x: Axis, y: Axis) -> list[Request]:

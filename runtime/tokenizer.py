@@ -31,18 +31,16 @@ class Tokenizer:
     @classmethod
     def open(cls, folder: str | Path) -> Tokenizer:
         """Read vocab.json and merges.txt in `folder`. Raises CheckpointError when they are missing or do not fit."""
-        folder = Path(folder)
+        folder, again = Path(folder), "export the model again"
         vocab, merges = (folder / name for name in FILES)
         for path in (vocab, merges):
             if not path.is_file():
-                raise CheckpointError(f"{path.name} is missing in {folder}", path=path, hint="export the model again")
+                raise CheckpointError(f"{path.name} is missing in {folder}", path=path, hint=again)
         try:
             pairs = BPE.from_file(str(vocab), str(merges), unk_token=EOS, end_of_word_suffix="</w>", fuse_unk=False)
         except Exception as error:  # the library raises bare Exception
-            message = (
-                f"the tokenizer in {folder} cannot be read: {' and '.join(FILES)} are damaged or not from one model"
-            )
-            raise CheckpointError(message, path=folder, hint="export the model again") from error
+            what = "cannot be read: vocab.json and merges.txt are damaged or not from one model"
+            raise CheckpointError(f"the tokenizer in {folder} {what}", path=folder, hint=again) from error
         model = tokenizers.Tokenizer(pairs)
         bos, eos = (model.token_to_id(name) for name in (BOS, EOS))
         if bos is None or eos is None:
