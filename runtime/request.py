@@ -122,7 +122,7 @@ def check_types(request: Request) -> Request:
 
 def unknown_field(name: str) -> RequestError:
     """The RequestError for a field that Request does not have, with the closest one as the hint."""
-    return unknown("field", name, dict(zip(FIELDS, FIELDS, strict=True)) | ALIASES)
+    return unknown("field", name, {field: field for field in FIELDS} | ALIASES)
 
 
 def unknown(kind: str, name: str, known: Mapping[str, str]) -> RequestError:

@@ -8,9 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import PIL.Image
-import PIL.ImageDraw
-import PIL.ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
 from .errors import RequestError
 from .fields import TEXT, Kind
@@ -77,16 +75,16 @@ def requests(base: Request, x: Axis, y: Axis) -> list[Request]:
     return [replace(base, **{y.field: j, x.field: i}) for j in y.values for i in x.values]
 
 
-def draw(results: Sequence[Result], x: Axis, y: Axis) -> PIL.Image.Image:
+def draw(results: Sequence[Result], x: Axis, y: Axis) -> Image.Image:
     """The first picture of each result, row by row, with the values of the axes above and at the left."""
     pictures = [result.images[0] for result in results]
     width, height = (max(sides) for sides in zip(*(picture.size for picture in pictures), strict=True))
     letters = max(11, width // 11)
-    font = PIL.ImageFont.load_default(size=letters)
+    font = ImageFont.load_default(size=letters)
     left, top = width + GAP, 2 * letters + 2 * GAP
     size = left + len(x.values) * (width + GAP), top + len(y.values) * (height + GAP)
-    sheet = PIL.Image.new("RGB", size, "white")
-    pen = PIL.ImageDraw.Draw(sheet)
+    sheet = Image.new("RGB", size, "white")
+    pen = ImageDraw.Draw(sheet)
     for column, value in enumerate(x.values):
         at = left + column * (width + GAP) + width // 2, top // 2
         pen.text(at, x.label(value), "black", font, anchor="mm")

@@ -89,10 +89,8 @@ def joined(texts: tuple[Text, ...], most: int, tokenizer: Tokenizer) -> tuple[tu
     bound = min(2 * lengths[-1], most)
     if lcm(*lengths) <= bound:
         return texts, []
-    note = (
-        f"texts of {' and '.join(map(str, lengths))} chunks have no common multiple up to {bound}: "
-        "the shorter ones are filled up with empty chunks, as pad_cond_uncond does"
-    )
+    note = f"texts of {' and '.join(map(str, lengths))} chunks have no common multiple up to {bound}: "
+    note += "the shorter ones are filled up with empty chunks, as pad_cond_uncond does"
     return padded(texts, tokenizer), [note]
 
 
