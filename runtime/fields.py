@@ -1,7 +1,4 @@
-"""What a field of a request is: its kind of value, how that is typed and written, and the words that refuse the rest.
-
-The same for Python, JSON, the command line and `/render`. Knows nothing of which fields there are.
-"""
+"""Kinds of fields, for every front end: how a value is typed, written and refused. Not which fields there are."""
 
 from __future__ import annotations
 
@@ -28,8 +25,7 @@ _DECIMAL = re.compile(r"-?[0-9]+(\.[0-9]+)?", re.ASCII)
 class Kind:
     """A type of value: `take` makes it plain Python's, or None of what is none; `read` takes what was typed.
 
-    What `read` cannot make sense of comes back as the text that it is, to be refused in the words that a string from
-    Python gets.
+    What `read` cannot make sense of stays the text that it is, to be refused as a string from Python is.
     """
 
     what: str
@@ -39,21 +35,20 @@ class Kind:
     def check(self, field: str, value: object) -> Any:
         """`value` as plain Python; RequestError, in the field's name, if it is of another kind."""
         taken = self.take(value)
-        if taken is None:
-            if self is CLIP_SKIP:
-                raise _no_clip_skip(field, value, SD1_LAYERS)
-            raise RequestError(f"{field} must be {self.what}, not {shown(value)}", field=field)
-        return taken
+        if taken is not None:
+            return taken
+        if self is CLIP_SKIP:
+            raise _no_clip_skip(field, value, SD1_LAYERS)
+        raise RequestError(f"{field} must be {self.what}, not {shown(value)}", field=field)
 
 
 @dataclass(frozen=True)
 class Field:
     """One row of the table of fields.
 
-    `low` and `high` bound a number, and `choices` are the names that a text may be; a field without them is bounded by
-    the model or not at all. `option` is its name on the command line ("" where it has none), `help` what is said there;
-    `aliases` are names that other programs and `/render` use. `infotext` is the setting of A1111's text that has this
-    field's value as it stands.
+    `low` and `high` bound a number, `choices` a text; without them the model does, or nothing. `option` is its name on
+    the command line ("" where it has none), `help` what is said there; `aliases` are names that other programs and
+    `/render` use. `infotext` is the setting of A1111's text that has this field's value as it stands.
     """
 
     name: str
@@ -71,9 +66,8 @@ class Field:
     @classmethod
     def of(cls, field: dataclasses.Field[Any]) -> Field:
         """The row of a dataclass's field: its kind follows from its type. What is required is no option of commands."""
-        required = field.default is MISSING
+        kind, required = KINDS[str(field.type).removesuffix(" | None")], field.default is MISSING
         option = "" if required else f"--{field.name.replace('_', '-')}"
-        kind = KINDS[str(field.type).removesuffix(" | None")]
         row = {"help": "", "option": option, **field.metadata}
         return cls(field.name, kind, None if required else field.default, required, **row)
 
@@ -84,15 +78,9 @@ class Field:
 
 def parse(text: str) -> int | float | str:
     """The number that `text` is, if it is plain ASCII decimals such as "2", "-1" or "7.5"; else `text` itself."""
-    found = _DECIMAL.fullmatch(text) if len(text) <= LONGEST else None
-    if found is None:
+    if len(text) > LONGEST or not (decimal := _DECIMAL.fullmatch(text)):
         return text
-    return float(text) if found[1] else int(text)
-
-
-def parse_flag(text: str) -> bool | str:
-    """What "true" or "false" says, in any case; else `text` itself."""
-    return {"true": True, "false": False}.get(text.lower(), text)
+    return float(text) if decimal[1] else int(text)
 
 
 def written(value: object) -> str:
@@ -120,7 +108,11 @@ def _plain(value: Any) -> object:
 TEXT = Kind("a string", lambda value: str(value) if isinstance(value, str) else None, str)
 WHOLE = Kind("a whole number", lambda value: found if isinstance(found := number(value), int) else None, parse)
 FRACTION = Kind("a finite number", lambda value: None if (found := number(value)) is None else float(found), parse)
-FLAG = Kind("true or false", lambda value: found if isinstance(found := _plain(value), bool) else None, parse_flag)
+FLAG = Kind(
+    "true or false",
+    lambda value: found if isinstance(found := _plain(value), bool) else None,
+    lambda text: {"true": True, "false": False}.get(text.lower(), text),
+)
 CLIP_SKIP = Kind("a clip skip", number, parse)
 KINDS = {"str": TEXT, "int": WHOLE, "float": FRACTION, "int | float": CLIP_SKIP, "bool": FLAG}
 
@@ -134,13 +126,11 @@ def whole_clip_skip(field: str, value: float, layers: int) -> int:
 
 
 def _no_clip_skip(field: str, value: object, layers: int) -> RequestError:
+    first, meaning = 1, "it counts from 1 (the last layer, diffusers' None or 0); 2 is the penultimate (diffusers' 1)"
+    hint = f"clip_skip_diffusers takes diffusers' own numbers, 0..{layers}"
     if field == "clip_skip_diffusers":
         first, meaning = 0, "it counts from 0 (the last layer, clip_skip 1); 1 is the penultimate (clip_skip 2)"
         hint = f"clip_skip is the same setting counted from 1: 1..{layers + 1}"
-    else:
-        first = 1
-        meaning = "it counts from 1 (the last layer, diffusers' None or 0); 2 is the penultimate (diffusers' 1)"
-        hint = f"clip_skip_diffusers takes diffusers' own numbers, 0..{layers}"
     message = f"{field} must be {first}..{layers + first}, not {shown(value)}: {meaning}"
     return RequestError(message, field=field, hint=hint)
 
@@ -162,8 +152,7 @@ def ranges(field: str, text: str) -> list[int]:
     numbers: set[int] = set()
     for item in text.split(","):
         low, dash, high = item.strip().partition("-")
-        first = whole(field, low)
-        last = whole(field, high) if dash else first
+        first, last = whole(field, low), whole(field, high if dash else low)
         if not 0 <= first <= last < 1000:
             raise RequestError(f"{field} {item.strip()!r} is no range of numbers below 1000", field=field)
         numbers.update(range(first, last + 1))

@@ -1,21 +1,17 @@
-"""Textual inversions: learned vectors that a prompt calls by the name of their file.
-
-Knows nothing of tokens and chunks: where a name stands in a prompt is found in `prompt`.
-"""
+"""Textual inversions: learned vectors that a prompt calls by the name of their file. Knows nothing of chunks."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from . import tensorfile
+from . import files
 from .errors import CheckpointError, UnsupportedModelError
-from .tensorfile import Tensor
 from .tokenizer import Tokenizer
 
 Location = str | os.PathLike[str]
@@ -55,12 +51,11 @@ def load(locations: Location | Sequence[Location], width: int) -> Inversions:
     """The textual inversions in .safetensors files and in folders of them, for a text encoder of this width.
 
     Subfolders are searched, pickles in folders (.pt, .bin) are left out with a note. Layouts: A1111 and kohya
-    (`emb_params`), ComfyUI (`clip_l`), diffusers (one tensor, whatever its name); one vector or up to 75.
-
-    Raises CheckpointError for a file that cannot be used or a name that two files share, UnsafeFileError for a pickle,
-    and UnsupportedModelError for an inversion made for another model.
+    (`emb_params`), ComfyUI (`clip_l`), diffusers (one tensor, whatever its name); one vector or up to 75. Raises
+    CheckpointError for a file that cannot be used or a name that two files share, UnsafeFileError for a pickle, and
+    UnsupportedModelError for an inversion made for another model.
     """
-    given = list(map(Path, [locations] if isinstance(locations, (str, os.PathLike)) else locations))
+    given = [Path(path) for path in ([locations] if isinstance(locations, (str, os.PathLike)) else locations)]
     paths: dict[str, Path] = {}
     blocks, notes = [], []
     for path in _files(given):
@@ -73,32 +68,33 @@ def load(locations: Location | Sequence[Location], width: int) -> Inversions:
             raise CheckpointError(message, path=path, hint="rename or remove one of them")
         paths[name] = path
         try:
-            blocks.append(_vectors(tensorfile.read(path), width))
+            blocks.append(read(path, width))
         except CheckpointError as error:
             if error.path is None:
                 raise error.about(path) from error
             raise
     ends = np.cumsum([0, *map(len, blocks)]).tolist()
-    return Inversions(
-        vectors=np.concatenate(blocks) if blocks else np.zeros((1, width), np.float32),
-        spans={name: range(*ends[i : i + 2]) for i, name in enumerate(paths)},
-        notes=tuple(notes),
-    )
+    vectors = np.concatenate(blocks) if blocks else np.zeros((1, width), np.float32)
+    spans = {name: range(*ends[i : i + 2]) for i, name in enumerate(paths)}
+    return Inversions(vectors, spans, tuple(notes))
 
 
-def _files(locations: Iterable[Path]) -> list[Path]:
+def _files(locations: Sequence[Path]) -> list[Path]:
     """The files given and those in the folders given, each once."""
-    files: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
     for location in locations:
         inside = sorted(location.rglob("*")) if location.is_dir() else []
         named = [path for path in inside if path.suffix.lower() in {SUFFIX, *PICKLES} and path.name[0] != "."]
         for path in named if location.is_dir() else [location]:
-            files.setdefault(os.path.abspath(path), path)
-    return list(files.values())
+            paths.setdefault(os.path.abspath(path), path)
+    return list(paths.values())
 
 
-def _vectors(tensors: Mapping[str, Tensor], width: int) -> Floats:
+def read(path: Location, width: int) -> Floats:
     """The rows [n,D] of a file's one tensor, or of the one whose name is known."""
+    data = files.read(path, files.LARGEST + 1)
+    header = files.header_of(data)
+    tensors = header.tensors
     if "clip_g" in tensors:
         raise UnsupportedModelError("this textual inversion is for SDXL (clip_g); SD 1.x is supported")
     names = [name for name in LAYOUTS if name in tensors] or list(tensors)
@@ -116,8 +112,7 @@ def _vectors(tensors: Mapping[str, Tensor], width: int) -> Floats:
         raise UnsupportedModelError(f"its vectors are {size} wide{made}; this model's are {width}")
     if count > MOST_VECTORS:
         raise CheckpointError(f"it has {count} vectors; a prompt's chunk has room for {MOST_VECTORS}")
-    vectors = tensors[names[0]].floats().reshape(count, width)
-    broken = int(np.count_nonzero(~np.isfinite(vectors)))
-    if broken:
+    vectors = files.floats(data, header, names[0]).reshape(count, width)
+    if broken := int(np.count_nonzero(~np.isfinite(vectors))):
         raise CheckpointError(f"{broken} of its numbers are NaN or infinite: the file is broken")
     return vectors

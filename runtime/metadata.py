@@ -1,8 +1,7 @@
 """What a picture's file says about how it was made: written into PNGs, read back from PNG, JPEG and WEBP.
 
-Two texts: `parameters`, A1111's, which carries settings from program to program and is ambiguous where a prompt has
-lines that look like it; and `clipskip`, the whole request as JSON, which is the truth. Nothing in a file is trusted.
-Knows nothing of pipelines.
+Two texts: `parameters`, A1111's, which is ambiguous where a prompt has lines that look like it; and `clipskip`, the
+whole request as JSON, which is the truth. Nothing in a file is trusted. Knows nothing of pipelines.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from clipskip.engines import strict
 from clipskip.engines.files import storage_error
 from clipskip.engines.manifest import ModelFacts
 
-from . import inputs
+from . import files
 from .errors import CheckpointError, ManifestError, RequestError, StorageError
 from .fields import written
 from .request import FIELDS, Request
@@ -40,8 +39,7 @@ NEGATIVE = "Negative prompt:"
 _EXIF_IFD, _USER_COMMENT = 0x8769, 0x9286
 _PLAIN = {field.infotext: name for name, field in FIELDS.items() if field.infotext}
 _KNOWN = {*_PLAIN, "Size", "Sampler", "Schedule type", "RNG"}
-_RARE = ("emphasis", "pad_cond_uncond")
-_RNGS = {"cpu": "cpu", "nv": "nv", "gpu": "nv", "cuda": "nv"}
+_RNGS = {"nv": "nv", "gpu": "nv", "cuda": "nv"}  # all others: "cpu"
 _SCHEDULES_IN_NAMES = {"karras", "exponential", "polyexponential"}
 _CAPITALS = {"sgm": "SGM", "kl": "KL", "ddim": "DDIM"}
 _SETTING = re.compile(r'(?:^|,) *([A-Za-z][\w /-]{0,60}): *("(?:[^"\\]|\\.)*"(?= *(?:,|$))|[^,]*)')
@@ -57,8 +55,8 @@ def save(
 ) -> None:
     """Write a PNG with its texts, in one step: `path` never holds half a picture.
 
-    With `overwrite` what was there is replaced; without, FileExistsError says that something is there, also when it
-    came while the picture was made, and nothing is touched. StorageError for everything else that fails.
+    Without `overwrite`, FileExistsError says that something is there, also when it came while the picture was made, and
+    nothing is touched. StorageError for everything else that fails.
     """
     if overwrite and path.exists() and not path.is_file():
         raise StorageError(f"{path} is there and is no file", path=path)
@@ -102,12 +100,8 @@ def pnginfo(request: Request, model: ModelFacts, engines: Mapping[str, str]) -> 
 
     RequestError if they would be larger than readers accept (1 MiB), which no request below the prompt's limit is.
     """
-    truth = {
-        "schema": SCHEMA,
-        "request": json.loads(request.to_json()),
-        "model": {"name": model.name, "sha256": model.model_sha256},
-        "engines": dict(engines),
-    }
+    named = {"name": model.name, "sha256": model.model_sha256}
+    truth = {"schema": SCHEMA, "request": json.loads(request.to_json()), "model": named, "engines": dict(engines)}
     texts = {"parameters": parameters(request, model), "clipskip": json.dumps(truth)}
     info = PngInfo()
     for name, text in texts.items():
@@ -118,23 +112,13 @@ def pnginfo(request: Request, model: ModelFacts, engines: Mapping[str, str]) -> 
 
 
 def parameters(request: Request, model: ModelFacts) -> str:
-    """A1111's text (1.10) for one picture: a resolved request, with its own seed and every default filled in.
-
-    As there, what has its default is left out from the variation seed on.
-    """
+    """A1111's text (1.10) for one picture of a resolved request; as there, defaults are left out from subseed on."""
     plain = {name: (field.infotext, written(getattr(request, name))) for name, field in FIELDS.items()}
     sources = list(model.sources.values())
     schedule = " ".join(_CAPITALS.get(word, word.capitalize()) for word in request.schedule.split("_"))
-    settings = [
-        plain["steps"],
-        ("Sampler", request.sampler),
-        ("Schedule type", schedule),
-        plain["cfg"],
-        plain["seed"],
-        ("Size", f"{request.width}x{request.height}"),
-        ("Model hash", (sources[0] if len(sources) == 1 else model.model_sha256)[:10]),
-        ("Model", model.name),
-    ]
+    settings = [plain["steps"], ("Sampler", request.sampler), ("Schedule type", schedule), plain["cfg"], plain["seed"]]
+    settings += [("Size", f"{request.width}x{request.height}")]
+    settings += [("Model hash", (sources[0] if len(sources) == 1 else model.model_sha256)[:10]), ("Model", model.name)]
     if request.subseed_strength:
         settings += [plain["subseed"], plain["subseed_strength"]]
     if request.clip_skip is not None and request.clip_skip > 1:
@@ -142,11 +126,10 @@ def parameters(request: Request, model: ModelFacts) -> str:
     if request.negative_clip_skip not in (None, request.clip_skip):
         settings.append(plain["negative_clip_skip"])
     settings.append(("RNG", request.rng.upper()))
-    settings += [plain[name] for name in _RARE if getattr(request, name) != FIELDS[name].default]
+    rare = ("emphasis", "pad_cond_uncond")
+    settings += [plain[name] for name in rare if getattr(request, name) != FIELDS[name].default]
     settings.append(("Version", "clipskip"))
-    lines = [request.prompt]
-    if request.negative_prompt:
-        lines.append(f"{NEGATIVE} {request.negative_prompt}")
+    lines = [request.prompt, *([f"{NEGATIVE} {request.negative_prompt}"] if request.negative_prompt else [])]
     quoted = [json.dumps(text, ensure_ascii=False) if set(text) & set(',:\n"') else text for _, text in settings]
     lines.append(", ".join(f"{name}: {text}" for (name, _), text in zip(settings, quoted, strict=True)))
     return "\n".join(lines).strip()
@@ -167,20 +150,15 @@ def read_parameters(text: str) -> Request:
     for name, value in known.items():
         with suppress(ValueError):  # such as a quote that does not end
             known[name] = str(json.loads(value)) if value.startswith('"') else value
-    prompts: dict[str, list[str]] = {"prompt": [], "negative_prompt": []}
-    current = "prompt"
-    for line in lines[:last]:
-        if line.startswith(NEGATIVE):
-            current, line = "negative_prompt", line.removeprefix(NEGATIVE).strip()
-        prompts[current].append(line)
-    fields = {name: "\n".join(part) for name, part in prompts.items()} | {"clip_skip": "1"}
+    first = next((i for i, line in enumerate(lines[:last]) if line.startswith(NEGATIVE)), last)
+    negative = "\n".join(line.removeprefix(NEGATIVE).strip() for line in lines[first:last])
+    fields = {"prompt": "\n".join(lines[:first]), "negative_prompt": negative, "clip_skip": "1"}
     fields |= {_PLAIN[name]: value for name, value in known.items() if name in _PLAIN}
-    sampler = known.get("Sampler")
-    if sampler is not None:
-        name, _, last = sampler.rpartition(" ")
+    if (sampler := known.get("Sampler")) is not None:
+        name, _, suffix = sampler.rpartition(" ")
         schedule = known.get("Schedule type")
-        if schedule is None and name and last.lower() in _SCHEDULES_IN_NAMES:  # as before 1.9
-            sampler, schedule = name, last
+        if schedule is None and name and suffix.lower() in _SCHEDULES_IN_NAMES:  # as before 1.9
+            sampler, schedule = name, suffix
         if schedule is None:
             schedule = "uniform" if sampler.lower().startswith("dpm") else "automatic"
         fields |= {"sampler": sampler, "schedule": "_".join(schedule.lower().split())}
@@ -194,15 +172,14 @@ def read_request(image: str | os.PathLike[str] | bytes | PIL.Image.Image) -> Req
     """The request that made a picture, from its path, its bytes or an opened image.
 
     Pictures of clipskip give exactly what they were made with; those of A1111 (PNG, or JPEG and WEBP with an Exif
-    comment) what clipskip has of their settings. Ranges are checked when the request meets a model.
-
-    Raises CheckpointError for what is no PNG, JPEG or WEBP, is damaged, carries no settings or broken ones.
+    comment) what clipskip has of their settings. Ranges are checked when the request meets a model. CheckpointError for
+    what is no PNG, JPEG or WEBP, is damaged, carries no settings or broken ones.
     """
     path = None if isinstance(image, (bytes, PIL.Image.Image)) else os.fspath(image)
     try:
         texts = _texts(image if isinstance(image, PIL.Image.Image) else _opened(image))
         if "clipskip" in texts:
-            return _read_truth(texts["clipskip"])
+            return read_truth(texts["clipskip"])
         if "parameters" in texts:
             return read_parameters(texts["parameters"])
         others = f"; it has {', '.join(repr(name[:40]) for name in sorted(texts)[:5])}" if texts else ""
@@ -213,18 +190,18 @@ def read_request(image: str | os.PathLike[str] | bytes | PIL.Image.Image) -> Req
 
 
 def _opened(image: str | os.PathLike[str] | bytes) -> PIL.Image.Image:
-    data = image if isinstance(image, bytes) else inputs.read(image, LARGEST_FILE + 1)
+    data = image if isinstance(image, bytes) else files.read(image, LARGEST_FILE + 1)
     if len(data) > LARGEST_FILE:
         raise CheckpointError(f"the file has more than {LARGEST_FILE >> 20} MiB")
     try:
         opened = PIL.Image.open(BytesIO(data), formats=FORMATS)
-        if opened.width * opened.height > MOST_PIXELS:
-            raise CheckpointError(f"{opened.width}x{opened.height} pixels are more than a picture to read back has")
-        opened.load()  # texts may follow the pixels, and a damaged file shows itself
-    except CheckpointError:
-        raise
+        small = opened.width * opened.height <= MOST_PIXELS
+        if small:
+            opened.load()  # texts may follow the pixels, and a damaged file shows itself
     except Exception as error:  # Pillow raises anything, from SyntaxError to struct.error, on broken files
         raise CheckpointError(f"no sound PNG, JPEG or WEBP ({type(error).__name__})") from error
+    if not small:
+        raise CheckpointError(f"{opened.width}x{opened.height} pixels are more than a picture to read back has")
     return opened
 
 
@@ -251,7 +228,8 @@ def _texts(image: PIL.Image.Image) -> dict[str, str]:
     return texts
 
 
-def _read_truth(text: str) -> Request:
+def read_truth(text: str) -> Request:
+    """The request in clipskip's own text. CheckpointError for a broken one, or one of another schema."""
     try:
         truth: Any = strict.parse(text.encode("utf-8", "replace"))
     except ManifestError as error:

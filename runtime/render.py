@@ -26,13 +26,10 @@ COMMANDS |= {_squash(alias): name for alias, name in ALIASES.items()}
 def parse_render(text: str) -> Request:
     """The request of a line such as `/render /clipskip:2 /seed:7 /size:512x768 /sampler:dpm2m a prompt`.
 
-    Commands are `/name:value`, in any order before the prompt; case, `-` and `_` in names do not matter, and
-    `/render` itself may be left out. A value with spaces is quoted as in JSON: `/negative:"blurry, \\"low\\" quality"`.
-    What follows the commands is the prompt, in which a `/` is text; a prompt that starts with one is written
-    `/prompt:"/..."`.
-
-    Every field of Request and every alias of one is a command (`COMMANDS`), and `size` (512x768), and `parser:new`, the
-    grammar there is. Numbers are plain ASCII decimals.
+    Commands are `/name:value`, in any order before the prompt: every field of Request and every alias of one, `size`
+    (512x768), and `parser:new`, the grammar there is. Case, `-` and `_` in names do not matter; `/render` itself may be
+    left out. A value with spaces is quoted as in JSON: `/negative:"blurry, \\"low\\" quality"`; numbers are plain ASCII
+    decimals. What follows is the prompt, in which a `/` is text; one that starts with it is written `/prompt:"/..."`.
 
     Raises RequestError for an unknown command, with the closest one, for one given twice, and for values of a wrong
     type. Ranges are checked when the request meets a model.
@@ -43,8 +40,7 @@ def parse_render(text: str) -> Request:
 def fields(text: str) -> dict[str, str]:
     """What a `/render` line sets, by field of Request and as it was typed."""
     given: dict[str, str] = {}
-    start = _START.match(text)
-    position = start.end() if start else 0
+    text, position = _START.sub("", text, count=1), 0
     while text.startswith("/", position):
         name, value, position = _command(text, position)
         if name == "parser":

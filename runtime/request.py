@@ -1,7 +1,4 @@
-"""What a user asks for: one immutable value, and the table of its fields that every front end is made from.
-
-Knows nothing of models or engines.
-"""
+"""What a user asks for, and the table of its fields that every front end is made from. Knows nothing of models."""
 
 from __future__ import annotations
 
@@ -17,29 +14,29 @@ from clipskip.engines import strict
 from .errors import ManifestError, RequestError
 from .fields import Field, shown
 
+EMPHASES = ("Original", "No norm", "Ignore", "None")
 
-def setting(default: Any, help: str, **row: Any) -> Any:
+
+def setting(default: Any, help: str, *aliases: str, **row: Any) -> Any:
     """A field of Request, with what else its row in FIELDS says (see `fields.Field`)."""
-    return dataclasses.field(default=default, metadata={"help": help, **row})
+    return dataclasses.field(default=default, metadata={"help": help, "aliases": aliases, **row})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """One picture, or `batch` pictures that differ only in their seed. Conventions are AUTOMATIC1111's (1.10).
 
-    None means the default, for every field but the prompt. Beside what each row says:
-
-    Prompts have up to 64 KiB each, in the grammar of `clipskip.prompt`; the negative is without AND. A fraction of a
-    clip skip counts as the whole number below it; by default it is the model's recommended one. Image i of a batch has
-    seed + i, or subseed + i where subseed_strength is above 0. At a cfg of 1 and below the negative prompt is not used
-    (unless AND needs it). Names of samplers and schedules are matched without case, spaces and punctuation; "DPM++ 2M
-    Karras" names both. Sizes are multiples of 64 that the engines were built for.
-
-    Types are checked by `check_types`, ranges when the request meets a model (`resolve`): RequestError names the field.
+    None means the default, for every field but the prompt. Beside what each row says: prompts have up to 64 KiB each,
+    in the grammar of `clipskip.prompt`; the negative is without AND, and not used at a cfg of 1 and below (unless AND
+    needs it). A fraction of a clip skip counts as the whole number below it; the default is the model's recommended
+    one. Image i of a batch has seed + i, or subseed + i where subseed_strength is above 0. Names of samplers and
+    schedules are matched without case, spaces and punctuation; "DPM++ 2M Karras" names both. Sizes are multiples of 64
+    that the engines were built for. Types are checked by `check_types`, ranges by `resolve`: RequestError names the
+    field.
     """
 
     prompt: str
-    negative_prompt: str = setting("", "what the picture should not show", option="--negative", aliases=("negative",))
+    negative_prompt: str = setting("", "what the picture should not show", "negative", option="--negative")
     clip_skip: int | float | None = setting(
         None, "1 is no skip, 2 the penultimate layer, 13 leaves only the embeddings", infotext="Clip skip"
     )
@@ -47,34 +44,27 @@ class Request:
     negative_clip_skip: int | float | None = setting(
         None,
         "another depth for the negative prompt (default: the same)",
-        aliases=("neg_clip_skip",),
+        "neg_clip_skip",
         infotext="Negative clip skip",
     )
     seed: int | None = setting(None, "0..2^64-1; -1 draws one (the default)", infotext="Seed")
     subseed: int | None = setting(
-        None, "the seed that a variation goes towards", aliases=("variation_seed",), infotext="Variation seed"
+        None, "the seed that a variation goes towards", "variation_seed", infotext="Variation seed"
     )
     subseed_strength: float = setting(
-        0.0, "how far it goes, 0..1", low=0, high=1, aliases=("variation_strength",), infotext="Variation seed strength"
+        0.0, "how far it goes, 0..1", "variation_strength", low=0, high=1, infotext="Variation seed strength"
     )
-    steps: int = setting(20, "default 20", low=1, high=1000, aliases=("num_inference_steps",), infotext="Steps")
+    steps: int = setting(20, "default 20", "num_inference_steps", low=1, high=1000, infotext="Steps")
     cfg: float = setting(
-        7.0, "guidance scale, default 7", low=0, high=100, aliases=("guidance", "guidance_scale"), infotext="CFG scale"
+        7.0, "guidance scale, default 7", "guidance", "guidance_scale", low=0, high=100, infotext="CFG scale"
     )
     sampler: str = setting("DPM++ 2M", 'default "DPM++ 2M"')
-    schedule: str = setting(
-        "automatic", "automatic, uniform, karras, exponential or sgm_uniform", aliases=("scheduler",)
-    )
+    schedule: str = setting("automatic", "automatic, uniform, karras, exponential or sgm_uniform", "scheduler")
     width: int | None = setting(None, "in pixels (default: the model's)")
     height: int | None = setting(None, "in pixels (default: the model's)")
-    batch: int = setting(1, "number of pictures, each with the next seed", low=1, high=100, aliases=("batch_size",))
+    batch: int = setting(1, "number of pictures, each with the next seed", "batch_size", low=1, high=100)
     rng: str = setting("cpu", "cpu or nv: whose random numbers", choices=("cpu", "nv"))
-    emphasis: str = setting(
-        "Original",
-        "Original, No norm, Ignore or None",
-        choices=("Original", "No norm", "Ignore", "None"),
-        infotext="Emphasis",
-    )
+    emphasis: str = setting("Original", "Original, No norm, Ignore or None", choices=EMPHASES, infotext="Emphasis")
     comma_backtrack: int = setting(20, "tokens to look back for a comma when a chunk is full", low=0, high=74)
     compat: str | None = setting(None, "a1111: read `text:2` as a weight without AND, too", choices=("a1111",))
     pad_cond_uncond: bool = setting(
@@ -87,7 +77,15 @@ class Request:
 
         Raises RequestError for what is no JSON object, for unknown or repeated fields, NaN, Infinity and wrong types.
         """
-        given = source if isinstance(source, Mapping) else _parse(source)
+        if not isinstance(source, (str, bytes, Mapping)):
+            raise RequestError(f"a request in JSON must be text or an object, not {shown(source)}")
+        try:
+            text = source.encode("utf-8", "surrogatepass") if isinstance(source, str) else source
+            given = text if isinstance(text, Mapping) else strict.parse(text)
+        except ManifestError as error:
+            raise RequestError(f"the request is not a JSON object: {error.message[:200]}", field=error.field) from error
+        if not isinstance(given, Mapping):
+            raise RequestError(f"the request must be a JSON object, not {shown(given)}")
         for name in given:
             if name not in FIELDS:
                 raise unknown_field(str(name))
@@ -124,7 +122,7 @@ def check_types(request: Request) -> Request:
 
 def unknown_field(name: str) -> RequestError:
     """The RequestError for a field that Request does not have, with the closest one as the hint."""
-    return unknown("field", name, {each: each for each in FIELDS} | ALIASES)
+    return unknown("field", name, {field: field for field in FIELDS} | ALIASES)
 
 
 def unknown(kind: str, name: str, known: Mapping[str, str]) -> RequestError:
@@ -133,15 +131,3 @@ def unknown(kind: str, name: str, known: Mapping[str, str]) -> RequestError:
     names = ", ".join(dict.fromkeys(known.values()))
     hint = f"did you mean {known[close[0]]!r}?" if close else f"known: {names}"
     return RequestError(f"unknown {kind} {shown(name)}", field=name, hint=hint)
-
-
-def _parse(source: str | bytes) -> Mapping[str, Any]:
-    if not isinstance(source, (str, bytes)):
-        raise RequestError(f"a request in JSON must be text or an object, not {shown(source)}")
-    try:
-        content = strict.parse(source if isinstance(source, bytes) else source.encode("utf-8", "surrogatepass"))
-    except ManifestError as error:
-        raise RequestError(f"the request is not a JSON object: {error.message[:200]}", field=error.field) from error
-    if not isinstance(content, dict):
-        raise RequestError(f"the request must be a JSON object, not {shown(content)}")
-    return content

@@ -1,8 +1,4 @@
-"""From a request to what will be run: every default filled in, both prompts parsed, every value checked.
-
-This is the one place that refuses a request: for what it is, for the model, and for what the engines take. Nothing has
-been encoded or run by then. Knows nothing of how engines run.
-"""
+"""From a request to what will be run: the one place that refuses one. Knows nothing of how engines run."""
 
 from __future__ import annotations
 
@@ -39,10 +35,7 @@ SCHEDULE_ALIASES = {"sgm": "sgmuniform"}
 
 @dataclass(frozen=True)
 class Limits:
-    """What one call of the step engine takes: shapes that it was built for, and what its device likes.
-
-    `height` and `width` are latents, `batch` and `pixels` count images, `rows` rows of the U-Net.
-    """
+    """What one call of the step engine takes. Heights and widths are latents, `rows` those of the U-Net's batch."""
 
     height: AxisRange
     width: AxisRange
@@ -55,28 +48,28 @@ class Limits:
     @classmethod
     def of(cls, step: Artefact, batch_pixels: int, max_batch: int | None, build_command: str | None) -> Limits:
         """The limits of a step artefact, its backend, and the caller's wish for at most `max_batch` images at once."""
-        axes = {name: step.axes.get(name, UNBOUNDED) for name in ("h", "w", "B", "N", "T")}
-        return cls(
-            height=axes["h"],
-            width=axes["w"],
-            batch=min(max_batch or axes["B"].maximum, axes["B"].maximum),
-            pixels=batch_pixels,
-            rows=axes["N"].maximum,
-            chunks=axes["T"].maximum // TOKENS,
-            build_command=build_command,
-        )
+        h, w, images, rows, tokens = (step.axes.get(axis, UNBOUNDED) for axis in ("h", "w", "B", "N", "T"))
+        batch = min(max_batch or images.maximum, images.maximum)
+        return cls(h, w, batch, batch_pixels, rows.maximum, tokens.maximum // TOKENS, build_command)
 
     def rebuild(self, option: str) -> str | None:
         """The command that builds engines which take more."""
         return None if self.build_command is None else f"{self.build_command} {option}"
 
+    def check_texts(self, texts: tuple[Text, ...]) -> None:
+        """Refuse a prompt of more parts (AND, and the negative) or more chunks than the engines take."""
+        if len(texts) > self.rows:
+            message = f"the prompt has {len(texts)} parts with its negative; the engines take {self.rows}"
+            raise RequestError(message, field="prompt", hint=self.rebuild(f"--max-batch {-(-len(texts) // 2)}"))
+        longest = max(text.length for text in texts)
+        if longest > self.chunks:
+            message = f"the prompt needs {longest} chunks of 75 tokens; the engines take {self.chunks}"
+            raise RequestError(message, field="prompt", hint=self.rebuild(f"--max-chunks {longest}") or "shorten it")
+
 
 @dataclass(frozen=True)
 class Resolved:
-    """A request without open questions. `request` is the same with every None filled in, for metadata and repeats.
-
-    `chunks` is the length of every U-Net row's context: each text is repeated up to it.
-    """
+    """A request without open questions; `request` has every None filled in, for metadata and repeats."""
 
     request: Request
     seeds: tuple[tuple[int, int | None], ...]  # seed and subseed of each image
@@ -87,13 +80,8 @@ class Resolved:
     width: int
     height: int
     texts: tuple[Text, ...]
-    chunks: int
+    chunks: int  # of every U-Net row's context: each text is repeated up to it
     notes: tuple[str, ...]
-
-    @property
-    def calls(self) -> int:
-        """Model evaluations that prompt editing is made for (A1111 counts calls, not steps)."""
-        return self.request.steps * self.sampler.calls_per_step
 
 
 def resolve(
@@ -105,44 +93,28 @@ def resolve(
     """
     request = _checked(request, model)
     skip, negative_skip, notes = _clip_skips(request, model)
+    request = replace(request, clip_skip=skip, clip_skip_diffusers=None, negative_clip_skip=negative_skip)
+    layers, negative_layers = model.layers + 1 - skip, model.layers + 1 - negative_skip
     sampler, schedule = _sampler_and_schedule(request)
     width, height = _size(request, model, limits)
+    request = replace(request, sampler=sampler.name, schedule=schedule, width=width, height=height)
     seed = _seed("seed", request.seed)
     varied = request.subseed_strength or request.subseed is not None
     subseed = _seed("subseed", request.subseed) if varied else None
-    filled = replace(
-        request,
-        clip_skip=skip,
-        clip_skip_diffusers=None,
-        negative_clip_skip=negative_skip,
-        seed=seed,
-        subseed=subseed,
-        sampler=sampler.name,
-        schedule=schedule,
-        width=width,
-        height=height,
-    )
-    layers = model.layers + 1 - skip, model.layers + 1 - negative_skip
-    calls = filled.steps * sampler.calls_per_step
-    texts = parts.parse(filled, calls, layers, tokenizer, tuple(inversions.spans.items()))
-    _check_texts(texts, limits)
-    if filled.cfg <= 1 and filled.negative_prompt and len(texts) == 1:
-        notes.append(f"the negative prompt is not used at cfg {filled.cfg:g}: guidance needs a cfg above 1")
-    if filled.pad_cond_uncond:
+    request = replace(request, seed=seed, subseed=subseed)
+    seeds = tuple(image_seeds(seed, subseed, request.subseed_strength, request.batch))
+    spans = tuple(inversions.spans.items())
+    texts = parts.parse(request, request.steps * sampler.calls_per_step, (layers, negative_layers), tokenizer, spans)
+    limits.check_texts(texts)
+    if request.cfg <= 1 and request.negative_prompt and len(texts) == 1:
+        notes.append(f"the negative prompt is not used at cfg {request.cfg:g}: guidance needs a cfg above 1")
+    if request.pad_cond_uncond:
         texts = parts.padded(texts, tokenizer)
     texts, padding = parts.joined(texts, limits.chunks, tokenizer)
+    chunks = math.lcm(*(text.length for text in texts))
+    notes += padding
     return Resolved(
-        request=filled,
-        seeds=tuple(image_seeds(seed, subseed, filled.subseed_strength, filled.batch)),
-        layers=layers[0],
-        negative_layers=layers[1],
-        sampler=sampler,
-        schedule=schedule,
-        width=width,
-        height=height,
-        texts=texts,
-        chunks=math.lcm(*(text.length for text in texts)),
-        notes=(*notes, *padding),
+        request, seeds, layers, negative_layers, sampler, schedule, width, height, texts, chunks, tuple(notes)
     )
 
 
@@ -153,11 +125,9 @@ def _checked(request: Request, model: ModelFacts) -> Request:
     check_text(request.negative_prompt, "negative_prompt")
     for kind, arguments in networks(request.prompt)[1]:
         if kind.lower() in NETWORK_KINDS:  # they change the networks: without them it would be another picture
-            raise RequestError(
-                f"the prompt asks for <{kind}:{arguments}>, and networks cannot be changed by a request",
-                field="prompt",
-                hint="merge it into the checkpoint before the export, and take it out of the prompt",
-            )
+            message = f"the prompt asks for <{kind}:{arguments}>, and networks cannot be changed by a request"
+            hint = "merge it into the checkpoint before the export, and take it out of the prompt"
+            raise RequestError(message, field="prompt", hint=hint)
     choices: dict[str, Any] = {}
     for name, field in FIELDS.items():
         value = getattr(request, name)
@@ -173,11 +143,9 @@ def _checked(request: Request, model: ModelFacts) -> Request:
 def _clip_skips(request: Request, model: ModelFacts) -> tuple[int, int, list[str]]:
     """The prompt's and the negative prompt's clip skip, counted from 1, and what the result says of them."""
     if request.clip_skip is not None and request.clip_skip_diffusers is not None:
-        raise RequestError(
-            "clip_skip and clip_skip_diffusers are two numberings of one setting: give one of them",
-            field="clip_skip_diffusers",
-            hint="clip_skip is clip_skip_diffusers + 1",
-        )
+        message = "clip_skip and clip_skip_diffusers are two numberings of one setting: give one of them"
+        hint = "clip_skip is clip_skip_diffusers + 1"
+        raise RequestError(message, field="clip_skip_diffusers", hint=hint)
     names = ("clip_skip", "clip_skip_diffusers", "negative_clip_skip")
     given = {name: value for name in names if (value := getattr(request, name)) is not None}
     whole = {name: whole_clip_skip(name, value, model.layers) for name, value in given.items()}
@@ -199,11 +167,8 @@ def _clip_skips(request: Request, model: ModelFacts) -> tuple[int, int, list[str
 def _sampler_and_schedule(request: Request) -> tuple[Sampler, str]:
     """A sampler's name may end in its schedule's, as in "DPM++ 2M Karras"; an explicit schedule must agree with it."""
     if _key(request.sampler) == "dpmadaptive":
-        raise RequestError(
-            "DPM adaptive chooses its steps while it runs, and every sampler here is a table made beforehand",
-            field="sampler",
-            hint="'DPM++ 2M' is the closest one",
-        )
+        message = "DPM adaptive chooses its steps while it runs, and every sampler here is a table made beforehand"
+        raise RequestError(message, field="sampler", hint="'DPM++ 2M' is the closest one")
     name, suffix = request.sampler, None
     for schedule in sorted(SCHEDULES, key=len):
         words = request.sampler.replace("_", " ").rsplit(None, len(schedule.split("_")))
@@ -212,17 +177,14 @@ def _sampler_and_schedule(request: Request) -> tuple[Sampler, str]:
     samplers = {sampler.name: sampler for sampler in SAMPLERS}
     sampler = samplers[_choice("sampler", name, samplers, SAMPLER_ALIASES)]
     schedule = _choice("schedule", request.schedule, ("automatic", *SCHEDULES), SCHEDULE_ALIASES)
-    if suffix is not None:
-        if schedule not in ("automatic", suffix):
-            message = f"sampler {request.sampler!r} names the schedule {suffix}, and schedule says {schedule}"
-            raise RequestError(message, field="schedule", hint="give one of them")
-        schedule = suffix
-    return sampler, sampler.automatic if schedule == "automatic" else schedule
+    if suffix and schedule not in ("automatic", suffix):
+        message = f"sampler {request.sampler!r} names the schedule {suffix}, and schedule says {schedule}"
+        raise RequestError(message, field="schedule", hint="give one of them")
+    return sampler, suffix or (sampler.automatic if schedule == "automatic" else schedule)
 
 
 def _choice(field: str, value: str, valid: Iterable[str], aliases: Mapping[str, str] | None = None) -> str:
-    by_key = {_key(name): name for name in valid}
-    key = _key(value)
+    by_key, key = {_key(name): name for name in valid}, _key(value)
     key = (aliases or {}).get(key, key)
     if key in by_key:
         return by_key[key]
@@ -242,22 +204,20 @@ def _size(request: Request, model: ModelFacts, limits: Limits) -> tuple[int, int
     width = model.default_size if request.width is None else request.width
     height = model.default_size if request.height is None else request.height
     step, most = model.size_step, MAX_PIXELS // model.size_step
-    for field, value in (("width", width), ("height", height)):
+    for name, value in (("width", width), ("height", height)):
         if value > most:
-            raise RequestError(f"{field} must be at most {most} pixels, not {value}", field=field)
+            raise RequestError(f"{name} must be at most {most} pixels, not {value}", field=name)
         if value < step or value % step:
             below = max(step, value // step * step)
             near = f"{below}" if value <= step else f"{below} or {below + step}"
-            raise RequestError(
-                f"{field} must be a multiple of {step} pixels, not {value}; nearest: {near}", field=field
-            )
+            raise RequestError(f"{name} must be a multiple of {step} pixels, not {value}; nearest: {near}", field=name)
     if width * height > MAX_PIXELS:
         raise RequestError(f"{width}x{height} is above the limit of {MAX_PIXELS} pixels", field="width")
-    for field, value, axis in (("height", height, limits.height), ("width", width, limits.width)):
+    for name, value, axis in (("height", height, limits.height), ("width", width, limits.width)):
         low, high = axis.minimum * LATENT, axis.maximum * LATENT
         if not low <= value <= high:
-            message = f"{field} {value} is outside {low}..{high}, which the engines were built for"
-            raise RequestError(message, field=field, hint=limits.rebuild("--sizes ..."))
+            message = f"{name} {value} is outside {low}..{high}, which the engines were built for"
+            raise RequestError(message, field=name, hint=limits.rebuild("--sizes ..."))
     return width, height
 
 
@@ -272,20 +232,3 @@ def _seed(field: str, value: int | None) -> int:
 def random_seed() -> int:
     """A seed below 2^32, which other programs take too."""
     return secrets.randbelow(2**32)
-
-
-def _check_texts(texts: tuple[Text, ...], limits: Limits) -> None:
-    """Refuse a prompt of more parts (AND, and the negative) or more chunks than the engines take."""
-    if len(texts) > limits.rows:
-        raise RequestError(
-            f"the prompt has {len(texts)} parts with its negative; the engines take {limits.rows}",
-            field="prompt",
-            hint=limits.rebuild(f"--max-batch {-(-len(texts) // 2)}"),
-        )
-    longest = max(text.length for text in texts)
-    if longest > limits.chunks:
-        raise RequestError(
-            f"the prompt needs {longest} chunks of 75 tokens; the engines take {limits.chunks}",
-            field="prompt",
-            hint=limits.rebuild(f"--max-chunks {longest}") or "shorten it",
-        )

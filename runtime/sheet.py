@@ -8,9 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import PIL.Image
-import PIL.ImageDraw
-import PIL.ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
 from .errors import RequestError
 from .fields import TEXT, Kind
@@ -63,9 +61,9 @@ def _values(kind: Kind, item: str) -> Sequence[object]:
         if low <= high and step > 0 and (high - low) // step < MAX_CELLS:
             return range(low, high + 1, step)
     value = kind.read(item.strip())
-    if not isinstance(value, str):
-        return [value]
-    raise RequestError(f"{item!r} is neither a number nor a range such as 1-13 or 10-30(+5)", field="axis")
+    if isinstance(value, str):
+        raise RequestError(f"{item!r} is neither a number nor a range such as 1-13 or 10-30(+5)", field="axis")
+    return [value]
 
 
 def requests(base: Request, x: Axis, y: Axis) -> list[Request]:
@@ -77,26 +75,25 @@ def requests(base: Request, x: Axis, y: Axis) -> list[Request]:
     return [replace(base, **{y.field: j, x.field: i}) for j in y.values for i in x.values]
 
 
-def draw(results: Sequence[Result], x: Axis, y: Axis) -> PIL.Image.Image:
+def draw(results: Sequence[Result], x: Axis, y: Axis) -> Image.Image:
     """The first picture of each result, row by row, with the values of the axes above and at the left."""
-    width = max(result.images[0].width for result in results)
-    height = max(result.images[0].height for result in results)
+    pictures = [result.images[0] for result in results]
+    width, height = (max(sides) for sides in zip(*(picture.size for picture in pictures), strict=True))
     letters = max(11, width // 11)
-    font = PIL.ImageFont.load_default(size=letters)
-    left = width + GAP
-    top = 2 * letters + 2 * GAP
+    font = ImageFont.load_default(size=letters)
+    left, top = width + GAP, 2 * letters + 2 * GAP
     size = left + len(x.values) * (width + GAP), top + len(y.values) * (height + GAP)
-    sheet = PIL.Image.new("RGB", size, "white")
-    pen = PIL.ImageDraw.Draw(sheet)
+    sheet = Image.new("RGB", size, "white")
+    pen = ImageDraw.Draw(sheet)
     for column, value in enumerate(x.values):
         at = left + column * (width + GAP) + width // 2, top // 2
         pen.text(at, x.label(value), "black", font, anchor="mm")
     for row, value in enumerate(y.values):
         at = GAP, top + row * (height + GAP) + height // 2
         pen.multiline_text(at, wrap(y.label(value), width - GAP, font), "black", font, anchor="lm")
-    for number, result in enumerate(results):
+    for number, picture in enumerate(pictures):
         row, column = divmod(number, len(x.values))
-        sheet.paste(result.images[0], (left + column * (width + GAP), top + row * (height + GAP)))
+        sheet.paste(picture, (left + column * (width + GAP), top + row * (height + GAP)))
     return sheet
 
 
@@ -105,8 +102,5 @@ def wrap(text: str, width: int, font: Any) -> str:
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
-        if font.getlength(longer) <= width:
-            lines[-1] = longer
-        else:
-            lines.append(word)
+        lines[-1:] = [longer] if font.getlength(longer) <= width else [lines[-1], word]
     return "\n".join(line for line in lines if line)

@@ -1,7 +1,4 @@
-"""CLIP's byte-pair tokenizer, from a folder with vocab.json and merges.txt.
-
-Knows nothing of prompt syntax, chunks or padding to 77; text goes in, vocabulary ids come out.
-"""
+"""CLIP's byte-pair tokenizer: text goes in, vocabulary ids come out. Knows nothing of prompt syntax or chunks."""
 
 from __future__ import annotations
 
@@ -34,31 +31,25 @@ class Tokenizer:
     @classmethod
     def open(cls, folder: str | Path) -> Tokenizer:
         """Read vocab.json and merges.txt in `folder`. Raises CheckpointError when they are missing or do not fit."""
-        folder = Path(folder)
+        folder, again = Path(folder), "export the model again"
         vocab, merges = (folder / name for name in FILES)
         for path in (vocab, merges):
             if not path.is_file():
-                raise CheckpointError(f"{path.name} is missing in {folder}", path=path, hint="export the model again")
+                raise CheckpointError(f"{path.name} is missing in {folder}", path=path, hint=again)
         try:
-            words = BPE.from_file(str(vocab), str(merges), unk_token=EOS, end_of_word_suffix="</w>", fuse_unk=False)
+            pairs = BPE.from_file(str(vocab), str(merges), unk_token=EOS, end_of_word_suffix="</w>", fuse_unk=False)
         except Exception as error:  # the library raises bare Exception
-            what = "vocab.json and merges.txt are damaged or not from one model"
-            message = f"the tokenizer in {folder} cannot be read: {what}"
-            raise CheckpointError(message, path=folder, hint="export the model again") from error
-        model = tokenizers.Tokenizer(words)
+            what = "cannot be read: vocab.json and merges.txt are damaged or not from one model"
+            raise CheckpointError(f"the tokenizer in {folder} {what}", path=folder, hint=again) from error
+        model = tokenizers.Tokenizer(pairs)
         bos, eos = (model.token_to_id(name) for name in (BOS, EOS))
         if bos is None or eos is None:
             message = f"the tokenizer in {folder} has no {BOS if bos is None else EOS}"
             raise CheckpointError(message, path=vocab, hint="is it CLIP's?")
-        model.normalizer = normalizers.Sequence(
-            [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
-        )
-        model.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Split(Regex(WORD), behavior="removed", invert=True),
-                pre_tokenizers.ByteLevel(add_prefix_space=False),
-            ]
-        )
+        spaces = normalizers.Replace(Regex(r"\s+"), " ")
+        model.normalizer = normalizers.Sequence([normalizers.NFC(), spaces, normalizers.Lowercase()])
+        words = pre_tokenizers.Split(Regex(WORD), behavior="removed", invert=True)
+        model.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False)])
         model.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in (BOS, EOS)])
         return cls(bos, eos, eos, model.token_to_id(",</w>"), model.get_vocab_size(), model)
 

@@ -1,24 +1,13 @@
 """The prompt grammar of AUTOMATIC1111 1.10, from a text to chunks of 77 weighted token ids.
 
-In the order in which they are applied: `composition` splits at AND, `editing` says which text is used up to which
-step, `attention` finds the weights in one text, `chunks` cuts it into what the text encoder takes; `parts` does it all
-for a request. Knows nothing of engines, contexts or pictures. Every function is iterative and linear in the text (times
-the steps for `editing`).
+In order: `composition` splits at AND, `editing` says which text is used up to which step, `attention` finds the weights
+in one text, `chunks` cuts it into what the text encoder takes; `parts` does it all for a request. Knows nothing of
+engines or pictures. Every function is iterative and linear in the text (times the steps for `editing`).
 """
 
 from .chunks import Chunk, Spans, chunks, empty_chunk
 from .editing import editing
-from .text import check_text, composition, networks
-from .weights import attention
+from .parts import check_text, networks
+from .weights import attention, composition
 
-__all__ = [
-    "Chunk",
-    "Spans",
-    "attention",
-    "check_text",
-    "chunks",
-    "composition",
-    "editing",
-    "empty_chunk",
-    "networks",
-]
+__all__ = ["Chunk", "Spans", "attention", "check_text", "chunks", "composition", "editing", "empty_chunk", "networks"]

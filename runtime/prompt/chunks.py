@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 from ..errors import RequestError
@@ -24,12 +23,7 @@ class Chunk:
 
 
 def chunks(
-    text: str,
-    tokenizer: Tokenizer,
-    *,
-    emphasis: str = "Original",
-    comma_backtrack: int = 20,
-    spans: Spans = (),
+    text: str, tokenizer: Tokenizer, *, emphasis: str = "Original", comma_backtrack: int = 20, spans: Spans = ()
 ) -> list[Chunk]:
     """The chunks of one text (no AND, no schedules), at least one; follows AUTOMATIC1111 1.10.
 
@@ -37,8 +31,8 @@ def chunks(
     brackets and BREAK included. BREAK ends the chunk, also an empty one. When a token meets a full chunk whose last
     comma is at most `comma_backtrack` (0..74) tokens back, what follows that comma moves to the next chunk; a comma
     itself never causes a move. Where the tokenised name of a textual inversion stands in a fragment, in any case and
-    also inside a longer run of words, the ids `tokenizer.vocabulary + row` of its vectors stand instead (the longest
-    name first), together in one chunk; unlike in A1111 they move with a comma. Raises RequestError(field="prompt") for
+    also inside a run of words, the ids `tokenizer.vocabulary + row` of its vectors stand instead (the longest name
+    first), together in one chunk; unlike in A1111 they move with a comma. Raises RequestError(field="prompt") for
     weights beyond 10 and for an inversion of more than 75 vectors.
     """
     packer = _Packer(tokenizer, comma_backtrack)
@@ -47,9 +41,16 @@ def chunks(
         if (fragment, weight) == BREAK:
             packer.close()
             continue
-        for token, group in _groups(tokenizer.ids(fragment), index):
+        ids, place = tokenizer.ids(fragment), 0
+        while place < len(ids):
+            token = ids[place]
+            names = (*index.get(token, ()), ([token], [token]))  # what is no inversion's name stands for itself
+            name, group = next(pair for pair in names if ids[place : place + len(pair[0])] == pair[0])
             packer.add(token, group, weight)
-    return packer.finish()
+            place += len(name)
+    if packer.tokens or not packer.done:
+        packer.close()
+    return packer.done
 
 
 @lru_cache(maxsize=4)
@@ -58,11 +59,9 @@ def empty_chunk(tokenizer: Tokenizer) -> Chunk:
     return chunks("", tokenizer)[0]
 
 
-_Index = Mapping[int, Sequence[tuple[list[int], list[int]]]]  # first id of a name -> (ids of the name, ids of vectors)
-
-
 @lru_cache(maxsize=4)
-def _index(tokenizer: Tokenizer, spans: Spans) -> _Index:
+def _index(tokenizer: Tokenizer, spans: Spans) -> dict[int, list[tuple[list[int], list[int]]]]:
+    """By the first id of an inversion's name: all its ids and those of its vectors, the longest name first."""
     index: dict[int, list[tuple[list[int], list[int]]]] = {}
     for name, rows in spans:
         if ids := tokenizer.ids(name):
@@ -70,31 +69,16 @@ def _index(tokenizer: Tokenizer, spans: Spans) -> _Index:
     return {first: sorted(names, key=lambda name: -len(name[0])) for first, names in index.items()}
 
 
-def _groups(ids: list[int], index: _Index) -> Iterator[tuple[int, list[int]]]:
-    """The ids that must stay together, one by one, each group with the id that stood there before."""
-    position = 0
-    while position < len(ids):
-        token = ids[position]
-        for name, vectors in index.get(token, ()):
-            if ids[position : position + len(name)] == name:
-                yield token, vectors
-                position += len(name)
-                break
-        else:
-            yield token, [token]
-            position += 1
-
-
+@dataclass
 class _Packer:
     """Fills chunks in order; `comma` is where the last comma of the open chunk stands."""
 
-    def __init__(self, tokenizer: Tokenizer, backtrack: int) -> None:
-        self.tokenizer = tokenizer
-        self.backtrack = backtrack
-        self.done: list[Chunk] = []
-        self.tokens: list[int] = []
-        self.weights: list[float] = []
-        self.comma: int | None = None
+    tokenizer: Tokenizer
+    backtrack: int
+    done: list[Chunk] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
+    comma: int | None = None
 
     def add(self, token: int, group: list[int], weight: float) -> None:
         if token == self.tokenizer.comma:
@@ -121,8 +105,3 @@ class _Packer:
             tokens[after:] = [self.tokenizer.pad] * (len(tokens) - after)
         self.done.append(Chunk(tuple(tokens), (1.0, *self.weights, *[1.0] * (padding + 1))))
         self.tokens, self.weights, self.comma = [], [], None
-
-    def finish(self) -> list[Chunk]:
-        if self.tokens or not self.done:
-            self.close()
-        return self.done

@@ -1,8 +1,8 @@
 """Which text a prompt stands for at which step: `[from:to:when]` and `[a|b]`. Knows nothing of weights or tokens.
 
-The prompt is compiled once into a flat program of literal texts and jumps, and run once for each step at which the
-text may change. Brackets become jumps only when their closing bracket shows that they hold a schedule or an
-alternation; until then, and if they do not, each is the literal text that it was. So nothing nests, at any depth.
+The prompt is compiled once into a flat program of texts and jumps, and run for each step at which the text may change.
+Brackets become jumps only when the closing one shows that they hold a schedule or an alternation; until then, and if
+they do not, each is the literal text that it was. So nothing nests, at any depth.
 """
 
 from __future__ import annotations
@@ -28,11 +28,10 @@ def editing(text: str, steps: int) -> list[tuple[int, str]]:
     it is clamped to `steps`, and below 1 the first text never shows. Escaped brackets are text and stay escaped, for
     `attention`. Neighbours may be equal (`[:5]`).
 
-    What holds no schedule is literal: `[a:b]`, `[a:b:c:3]`, brackets that do not match, and every bracket around
-    such text. As in A1111 the *whole* prompt is literal where a `|` stands outside `[a|b]` (`a | b`, `(a|b)`,
-    `[a|b:3]`) or a backslash escapes nothing (at the end of the text or of a line). Where a literal bracket or colon
-    directly follows a schedule (`[a:3]]`), A1111's parser takes it or leaves it by chance; here it counts. Never
-    raises.
+    What holds no schedule is literal: `[a:b]`, `[a:b:c:3]`, brackets that do not match, and every bracket around it. As
+    in A1111 the *whole* prompt is literal where a `|` stands outside `[a|b]` (`a | b`, `(a|b)`, `[a|b:3]`) or a
+    backslash escapes nothing (at the end of the text or of a line). Where a literal bracket or colon directly follows a
+    schedule (`[a:3]]`), A1111's parser takes it or leaves it by chance; here it counts. Never raises.
     """
     if "[" not in text:
         return [(steps, text)]
@@ -52,11 +51,9 @@ class _Program:
     def entries(self) -> list[tuple[int, str]]:
         """What the program gives at each step where it may change, run once for each state that it can be in."""
         ends = range(1, self.steps + 1) if self.period > 1 else sorted({*self.changes, self.steps} - {0})
-        changes, texts = sorted(self.changes), dict[tuple[int, int], str]()
+        changes = sorted(self.changes)
         states = [((end - 1) % self.period, bisect_left(changes, end)) for end in ends]
-        for end, state in zip(ends, states, strict=True):
-            if state not in texts:
-                texts[state] = self.text(end)
+        texts = {state: self.text(end) for state, end in dict(zip(states, ends, strict=True)).items()}
         return [(end, texts[state]) for end, state in zip(ends, states, strict=True)]
 
     def text(self, step: int) -> str:
@@ -75,7 +72,8 @@ class _Program:
         """Make the brackets at `start` and `end` a choice by step; each option ends with a jump behind them."""
         options = [place + 1 for place in (start, *bars)]
         self.operations[start] = lambda step: options[(step - 1) % len(options)]
-        self._jump([*bars, end], end + 1)
+        for place in (*bars, end):
+            self.operations[place] = end + 1
         self.period = lcm(self.period, len(options))
 
     def change(self, start: int, colons: list[int], end: int, when: str) -> None:
@@ -84,12 +82,9 @@ class _Program:
         number = float(when) * (self.steps if "." in when else 1)
         last = int(min(max(0.0, number), self.steps))  # clamped first: an exponent may make it infinite
         self.operations[start] = lambda step: before if step <= last else after
-        self._jump(colons, end + 1)
+        for place in colons:
+            self.operations[place] = end + 1
         self.changes.add(last)
-
-    def _jump(self, places: list[int], target: int) -> None:
-        for place in places:
-            self.operations[place] = target
 
 
 def _compile(text: str, steps: int) -> _Program | None:
@@ -125,16 +120,13 @@ def _close(program: _Program, tokens: list[str], ends: tuple[int, int], separato
     bars = [place for place in separators if tokens[place] == "|"]
     if brackets == "()":
         return not bars and len(separators) <= 1
-    if brackets != "[]":
-        return False
-    if not separators:
-        return True
-    if len(bars) == len(separators):
+    if brackets != "[]" or not separators:
+        return brackets == "[]"
+    if bars == separators:
         program.alternate(start, bars, end)
         return True
-    if bars or len(separators) > 2 or separators[-1] != end - 2:
-        return False
     when = _WHEN.fullmatch(tokens[end - 1])
-    if when:
-        program.change(start, separators, end, when[1])
-    return when is not None
+    if bars or len(separators) > 2 or separators[-1] != end - 2 or when is None:
+        return False
+    program.change(start, separators, end, when[1])
+    return True

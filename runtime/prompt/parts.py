@@ -1,20 +1,26 @@
-"""The one way into the grammar: the two prompts of a request parsed whole, into texts made of chunks."""
+"""The one way into the grammar: the two prompts of a request checked, and parsed whole into texts made of chunks."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import lcm
 
+from ..errors import RequestError
 from ..request import Request
 from ..tokenizer import Tokenizer
 from .chunks import Chunk, Spans, chunks, empty_chunk
 from .editing import editing
-from .text import composition
+from .weights import composition
 
 Chunks = tuple[Chunk, ...]
+MAX_BYTES = 64 * 1024
 LARGEST_REMEMBERED = 100_000  # characters times evaluations: a few megabytes of chunks at worst
+
+_UNUSABLE = re.compile(r"[\x00\ud800-\udfff]")
+_NETWORK = re.compile(r"<(\w+):([^>]+)>")
 
 
 @dataclass(frozen=True)
@@ -22,7 +28,7 @@ class Text:
     """One text of a request: a part of the prompt, or the negative prompt.
 
     `weight` is its weight in the guidance mix, `layers` how many encode it. `variants[i]` is what it says up to and
-    including model evaluation `ends[i]`; all have one length.
+    including model evaluation `ends[i]`; all have `length` chunks.
     """
 
     weight: float
@@ -32,8 +38,25 @@ class Text:
 
     @property
     def length(self) -> int:
-        """In chunks."""
         return len(self.variants[0])
+
+
+def check_text(text: object, field: str) -> str:
+    """`text` if it is a string without NUL and lone surrogates, of at most 64 KiB in UTF-8. RequestError(field)."""
+    if not isinstance(text, str):
+        raise RequestError(f"{field} must be a string, not {type(text).__name__}", field=field)
+    if len(text) > MAX_BYTES or len(text.encode("utf-8", "replace")) > MAX_BYTES:
+        raise RequestError(f"{field} is longer than {MAX_BYTES // 1024} KiB", field=field, hint="shorten it")
+    if found := _UNUSABLE.search(text):
+        what = "NUL" if found[0] == "\0" else f"a lone surrogate (U+{ord(found[0]):04X})"
+        raise RequestError(f"{field} has {what} at character {found.start()}", field=field, hint="remove it")
+    return text
+
+
+def networks(text: str) -> tuple[str, list[tuple[str, str]]]:
+    """`text` without its `<kind:arguments>` tags, and the tags as (kind, arguments): `<lora:name:0.8>` and the like."""
+    end = text.rfind(">") + 1  # a tag needs one after it: else each "<a:" would search to the end of the text
+    return _NETWORK.sub("", text[:end]) + text[end:], _NETWORK.findall(text[:end])
 
 
 def parse(
@@ -59,17 +82,15 @@ def parse(
 def joined(texts: tuple[Text, ...], most: int, tokenizer: Tokenizer) -> tuple[tuple[Text, ...], list[str]]:
     """The texts as one call can take them, and what the result says of it.
 
-    There every text is repeated up to their lengths' least common multiple, which changes nothing that the U-Net sees.
-    Where that is above `most` chunks or above twice the longest text, they are padded instead.
+    Each is repeated up to their lengths' least common multiple, which changes nothing that the U-Net sees; where that
+    is above `most` chunks or twice the longest text, they are padded instead.
     """
     lengths = sorted({text.length for text in texts})
     bound = min(2 * lengths[-1], most)
     if lcm(*lengths) <= bound:
         return texts, []
-    note = (
-        f"texts of {' and '.join(map(str, lengths))} chunks have no common multiple up to {bound}: "
-        "the shorter ones are filled up with empty chunks, as pad_cond_uncond does"
-    )
+    note = f"texts of {' and '.join(map(str, lengths))} chunks have no common multiple up to {bound}: "
+    note += "the shorter ones are filled up with empty chunks, as pad_cond_uncond does"
     return padded(texts, tokenizer), [note]
 
 
@@ -85,12 +106,11 @@ def _variants(
 ) -> tuple[tuple[int, ...], tuple[Chunks, ...]]:
     """The ends and the variants of one text. Sheets and repeats ask for the same ones again."""
     entries = editing(text, evaluations)
-    distinct = list(dict.fromkeys(variant for _, variant in entries))
-    cut = [
-        tuple(chunks(variant, tokenizer, emphasis=emphasis, comma_backtrack=comma_backtrack, spans=spans))
-        for variant in distinct
-    ]
-    by_text = dict(zip(distinct, _padded(cut, max(map(len, cut)), tokenizer), strict=True))
+    cut = {
+        variant: tuple(chunks(variant, tokenizer, emphasis=emphasis, comma_backtrack=comma_backtrack, spans=spans))
+        for variant in dict.fromkeys(variant for _, variant in entries)
+    }
+    by_text = dict(zip(cut, _padded(cut.values(), max(map(len, cut.values())), tokenizer), strict=True))
     return tuple(end for end, _ in entries), tuple(by_text[variant] for _, variant in entries)
 
 

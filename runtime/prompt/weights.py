@@ -1,4 +1,4 @@
-"""The weights in a text: `(more)`, `[less]`, `(this:1.3)`, BREAK. Knows nothing of schedules or tokens.
+"""Weights: of the parts between AND, and in one text: `(more)`, `[less]`, `(this:1.3)`, BREAK. Knows nothing of tokens.
 
 Each fragment of text lies in a chain of round brackets and a chain of square ones, which may cross. Its weight is the
 product of their factors, taken in the order in which they close, so that it is AUTOMATIC1111's to the last bit.
@@ -14,15 +14,35 @@ from operator import itemgetter
 import numpy as np
 import numpy.typing as npt
 
-from .text import check_weight
+from ..errors import RequestError
 
 ROUND, SQUARE = 1.1, 1 / 1.1
 BREAK = ("BREAK", -1.0)
+MAX_WEIGHT = 10.0  # beyond it vectors overflow or drown all others
 EXACT_DEPTH = 32  # so many factors are multiplied in closing order; those of brackets further out in one go
 
 _TOKEN = re.compile(r"\\[()\[\]\\]?|[()\[\]]|:\s*[+-]?[.\d]+\s*\)|[^\\()\[\]:]+|:")
 _NUMBER = re.compile(r"\s*[+-]?(?:\d+(?:\.\d*)?|\.\d+)\s*")
+_AND = re.compile(r"\bAND\b")
 _BREAK = re.compile(r"\bBREAK\b")
+
+
+def composition(text: str, compat: str | None = None) -> list[tuple[str, float]]:
+    """The parts of a prompt between the words AND, each with its weight: `a cat AND a dog :0.5`.
+
+    A part's ending `: weight` (signed decimal, no exponent) and the whitespace before it are no part of the text.
+    Without an AND the text is one part, untouched, of weight 1. `compat="a1111"` reads an ending weight there too, as
+    A1111 does (`photo, 16:9` weighs 9). Raises RequestError(field="prompt") where |weight| is above 10.
+    """
+    parts = _AND.split(text)
+    if len(parts) == 1 and compat != "a1111":
+        return [(text, 1.0)]
+    weighted = []
+    for part in parts:
+        head, colon, tail = part.rpartition(":")
+        plain = not colon or not _NUMBER.fullmatch(tail)
+        weighted.append((part.rstrip(), 1.0) if plain else (head.rstrip(), check_weight(float(tail), part)))
+    return weighted
 
 
 def attention(text: str) -> list[tuple[str, float]]:
@@ -59,38 +79,35 @@ class _Scan:
         self.closings = 0
 
     def take(self, token: str) -> None:
-        first = token[0]
+        first, weight = token[0], token[1:-1]
         if first in "([":
-            self.open(token)
+            opened = self.opened[")" if first == "(" else "]"]
+            self.parent.append(opened[-1])
+            opened.append(len(self.factor))
+            self.factor.append(ROUND if first == "(" else SQUARE)
+            self.closed.append(math.inf)
         elif first in ")]" and self.is_open(first):
             self.close(first)
         elif first == ":" and len(token) > 1 and self.is_open(")"):
-            self.close_weighted(token)
+            if _NUMBER.fullmatch(weight):
+                self.factor[self.opened[")"][-1]] = check_weight(float(weight), token)
+            else:
+                self.add(token[:-1])
+            self.close(")")
         elif first == "\\":
             self.add(token[1:])
         else:
-            self.add_words(token)
+            words, *others = _BREAK.split(token) if "BREAK" in token else [token]
+            self.add(words.rstrip() if others else words)
+            for left, words in enumerate(others, 1 - len(others)):
+                self.add(*BREAK)
+                self.add(words.strip() if left else words.lstrip())
 
     def add(self, text: str, sign: float = 1.0) -> None:
         self.texts.append(text)
         self.signs.append(sign)
         self.rounds.append(self.opened[")"][-1])
         self.squares.append(self.opened["]"][-1])
-
-    def add_words(self, token: str) -> None:
-        """Add `token` split at each BREAK, without the whitespace around it."""
-        first, *others = _BREAK.split(token) if "BREAK" in token else [token]
-        self.add(first.rstrip() if others else first)
-        for left, words in enumerate(others, 1 - len(others)):
-            self.add(*BREAK)
-            self.add(words.strip() if left else words.lstrip())
-
-    def open(self, token: str) -> None:
-        opened = self.opened[")" if token == "(" else "]"]
-        self.parent.append(opened[-1])
-        opened.append(len(self.factor))
-        self.factor.append(ROUND if token == "(" else SQUARE)
-        self.closed.append(math.inf)
 
     def is_open(self, token: str) -> bool:
         return len(self.opened[token]) > 1
@@ -99,23 +116,12 @@ class _Scan:
         self.closings += 1
         self.closed[self.opened[token].pop()] = self.closings
 
-    def close_weighted(self, token: str) -> None:
-        weight = token[1:-1]
-        if _NUMBER.fullmatch(weight):
-            self.factor[self.opened[")"][-1]] = check_weight(float(weight), token)
-        else:
-            self.add(token[:-1])
-        self.close(")")
-
     def fragments(self) -> list[tuple[str, float]]:
         """Close what is still open, and give each fragment its weight."""
         for token in (")", "]"):
             while self.is_open(token):
                 self.close(token)
-        if len(self.factor) == 1 or not self.texts:
-            return list(zip(self.texts, self.signs, strict=True))
-        weights = self._products() * np.array(self.signs)
-        return list(zip(self.texts, weights.tolist(), strict=True))
+        return list(zip(self.texts, (self._products() * np.array(self.signs)).tolist(), strict=True))
 
     @np.errstate(over="ignore", invalid="ignore")  # the caller refuses what is not finite
     def _products(self) -> npt.NDArray[np.float64]:
@@ -135,3 +141,13 @@ class _Scan:
         total = np.array(totals)
         product *= total[rounds] * total[squares]
         return product
+
+
+def check_weight(weight: float, source: str) -> float:
+    """`weight` if it is usable; `source` is the text it stands in, for the message."""
+    if abs(weight) <= MAX_WEIGHT:
+        return weight
+    excerpt = ascii(source if len(source) <= 60 else source[:60] + "...")  # on one line, safe for a terminal
+    message = f"a prompt weight of {weight:.4g} is beyond {MAX_WEIGHT:g}: {excerpt}"
+    hint = "weights between 0.5 and 1.5 are usual; write \\( and \\) for brackets that are text"
+    raise RequestError(message, field="prompt", hint=hint)

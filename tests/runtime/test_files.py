@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from clipskip import tensorfile
+from clipskip import files, inversions
 from clipskip.errors import CheckpointError, UnsafeFileError, UnsupportedModelError
 
 TENSORS = {
@@ -44,30 +44,31 @@ def entry(begin: int, end: int, dtype: str = "F32", shape: list[int] | None = No
 
 
 def test_every_float_format_is_read_as_the_safetensors_package_reads_it() -> None:
-    found = tensorfile.parse(SOUND)
-    assert found.keys() == TENSORS.keys()
+    header = files.header_of(SOUND)
+    assert header.tensors.keys() == TENSORS.keys()
     for name, tensor in TENSORS.items():
-        floats = found[name].floats()
+        floats = files.floats(SOUND, header, name)
         assert floats.dtype == np.float32
         np.testing.assert_array_equal(floats, tensor.to(torch.float32).numpy())
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.float8_e4m3fn])
 def test_what_is_no_float_is_read_but_not_converted(dtype: torch.dtype) -> None:
-    tensor = tensorfile.parse(save({"x": torch.zeros(4, dtype=dtype)}))["x"]
+    data = save({"x": torch.zeros(4, dtype=dtype)})
+    header = files.header_of(data)
     with pytest.raises(UnsupportedModelError, match="F16, BF16, F32 and F64"):
-        tensor.floats()
+        files.floats(data, header, "x")
 
 
 def test_a_file_cut_anywhere_is_refused() -> None:
     for length in range(len(SOUND)):
         with pytest.raises(CheckpointError):
-            tensorfile.parse(SOUND[:length])
+            files.header_of(SOUND[:length])
 
 
 def test_a_cut_body_is_an_incomplete_download_with_both_numbers() -> None:
     with pytest.raises(CheckpointError, match=r"30 of 40 bytes of tensors are there: the download is incomplete"):
-        tensorfile.parse(made({"x": entry(0, 40)}, bytes(30)))
+        files.header_of(made({"x": entry(0, 40)}, bytes(30)))
 
 
 @pytest.mark.parametrize(
@@ -102,7 +103,7 @@ def test_a_cut_body_is_an_incomplete_download_with_both_numbers() -> None:
 def test_a_header_that_does_not_describe_the_file_is_refused(data: bytes, message: str) -> None:
     start = time.perf_counter()
     with pytest.raises(CheckpointError, match=message) as caught:
-        tensorfile.parse(data)
+        files.header_of(data)
     assert time.perf_counter() - start < 0.5
     assert caught.value.exit_status == 3
 
@@ -110,7 +111,7 @@ def test_a_header_that_does_not_describe_the_file_is_refused(data: bytes, messag
 def test_a_header_of_100_million_bytes_is_refused_without_reading_it() -> None:
     data = (100_000_001).to_bytes(8, "little") + b"{" + b" " * 100
     with pytest.raises(CheckpointError, match="cut off in its header"):
-        tensorfile.parse(data)
+        files.header_of(data)
 
 
 def zipped() -> bytes:
@@ -123,7 +124,7 @@ def zipped() -> bytes:
 @pytest.mark.parametrize("data", [zipped(), *(pickle.dumps({"a": [1.0] * 50}, protocol=n) for n in (2, 3, 4, 5))])
 def test_a_pickle_is_named_whatever_the_file_is_called_and_never_opened(data: bytes) -> None:
     with pytest.raises(UnsafeFileError, match="pickle") as caught:
-        tensorfile.parse(data)
+        files.header_of(data)
     assert "weights_only=True" in str(caught.value)
 
 
@@ -131,7 +132,7 @@ def test_a_pickle_is_named_whatever_the_file_is_called_and_never_opened(data: by
 def test_a_header_length_that_looks_like_a_pickles_first_bytes_is_no_pickle(padding: int) -> None:
     length = 0x0280 + padding  # little-endian: 80 02, a pickle of protocol 2
     text = json.dumps({"x": entry(0, 4)}).encode().ljust(length)
-    assert tensorfile.parse(made(text, bytes(4)))["x"].shape == (1,)
+    assert files.header_of(made(text, bytes(4))).tensors["x"].shape == (1,)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +146,7 @@ def test_a_header_length_that_looks_like_a_pickles_first_bytes_is_no_pickle(padd
 )
 def test_what_was_downloaded_instead_is_named(data: bytes, message: str) -> None:
     with pytest.raises(CheckpointError) as caught:
-        tensorfile.parse(data)
+        files.header_of(data)
     assert message in str(caught.value)
 
 
@@ -153,18 +154,18 @@ def test_messages_name_the_file(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     path.write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"x\.safetensors: the file is empty") as caught:
-        tensorfile.read(path)
+        inversions.load(path, 8)
     assert caught.value.path == str(path)
 
 
 def test_a_link_is_followed_and_a_pipe_a_folder_or_nothing_is_refused_at_once(tmp_path: Path) -> None:
     (tmp_path / "blob").write_bytes(SOUND)
     (tmp_path / "link").symlink_to("blob")
-    assert tensorfile.read(tmp_path / "link").keys() == TENSORS.keys()
+    assert files.header_of(files.read(tmp_path / "link", files.LARGEST + 1)).tensors.keys() == TENSORS.keys()
     os.mkfifo(tmp_path / "pipe")
     for name in ("pipe", ".", "missing", "with\0nul"):
         with pytest.raises(CheckpointError):
-            tensorfile.read(tmp_path / name)
+            files.header_of(files.read(tmp_path / name, files.LARGEST + 1))
 
 
 def test_a_file_of_gigabytes_is_refused_after_its_first_64_mib(tmp_path: Path) -> None:
@@ -173,7 +174,7 @@ def test_a_file_of_gigabytes_is_refused_after_its_first_64_mib(tmp_path: Path) -
         file.write(made({"x": entry(0, 2**33)}))
         file.truncate(2**33)
     with pytest.raises(CheckpointError, match="more than 64 MiB") as caught:
-        tensorfile.read(path)
+        files.header_of(files.read(path, files.LARGEST + 1))
     assert "clipskip export" in str(caught.value)
 
 
@@ -182,5 +183,6 @@ def test_a_file_of_gigabytes_is_refused_after_its_first_64_mib(tmp_path: Path) -
 def test_a_damaged_file_gives_tensors_or_a_checkpoint_error_and_nothing_else(place: int, damage: bytes) -> None:
     data = SOUND[:place] + damage + SOUND[place + len(damage) :]
     with suppress(CheckpointError):
-        for tensor in tensorfile.parse(data).values():
-            assert len(tensor.data) >= np.prod(tensor.shape)
+        for tensor in files.header_of(data).tensors.values():
+            assert tensor.end - tensor.begin >= np.prod(tensor.shape)
+            assert tensor.end <= len(data)
