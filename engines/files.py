@@ -12,10 +12,10 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from io import BufferedReader, FileIO
+from io import FileIO
 from pathlib import Path
 
-from clipskip.engines.errors import CheckpointError, StorageError
+from clipskip.engines.errors import StorageError
 
 _FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -45,22 +45,6 @@ def _open(path: str, flags: int) -> int:
         os.close(descriptor)
         raise NotAFileError("is not a regular file")
     return descriptor
-
-
-def read_named(path: str | os.PathLike[str], limit: int) -> bytes:
-    """The first `limit` bytes of a file that a user names; links are followed, as in the Hugging Face cache.
-
-    CheckpointError if there is no regular file (a pipe or a device is not waited for), StorageError if it cannot be
-    read.
-    """
-    name = os.fspath(path)
-    if "\0" in name:
-        raise CheckpointError(f"{name!r} is no file name: it contains NUL")
-    try:
-        with open_regular(Path(os.path.realpath(name))) as file, BufferedReader(file) as reader:
-            return reader.read(limit)
-    except NotAFileError as error:
-        raise CheckpointError(f"{name} {error}", path=name) from error
 
 
 def sha256_of(file: FileIO) -> str:

@@ -1,32 +1,22 @@
-"""Safetensors files, read without trusting any of their numbers: which tensors there are, where, and small ones whole.
+"""The header of a safetensors file, read without trusting any of its numbers: which tensors there are, and where.
 
-Proves that the tensors fill the file exactly. Knows nothing of what they are for; needs no library but, for `floats`,
-numpy.
+Proves that the tensors fill the file exactly. Knows nothing of what they are for, and reads none of them.
 """
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from io import BytesIO
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 from clipskip.engines import strict
 from clipskip.engines.errors import CheckpointError, ManifestError, UnsafeFileError, UnsupportedModelError
-from clipskip.engines.files import read_named
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
 
 LONGEST_HEADER = 100_000_000  # bytes, safetensors' own limit
-LARGEST = 64 << 20  # bytes of a file that is read whole; a textual inversion of 75 vectors in float32 has 0.3 MB
 
 _SIZES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1}
 _SIZES |= {"U16": 2, "I16": 2, "F16": 2, "BF16": 2, "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8}
-_FLOATS = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
 _PROTOCOLS = (b"\x02", b"\x03", b"\x04", b"\x05")  # of pickle, behind its first byte 0x80
 
 CONVERT = (
@@ -126,50 +116,3 @@ def _check_layout(tensors: Mapping[str, Entry], size: int) -> None:
         raise CheckpointError(f"{size} of {end} bytes of tensors are there: the download is incomplete")
     if size > end:
         raise CheckpointError(f"{size - end} extra bytes after the last tensor")
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """One tensor as it lies in the file; `dtype` is safetensors' name, such as "BF16"."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    data: bytes
-
-    def floats(self) -> npt.NDArray[np.float32]:
-        """The tensor in float32. UnsupportedModelError if it holds integers or an 8-bit format."""
-        import numpy as np
-
-        if self.dtype == "BF16":
-            bits = np.frombuffer(self.data, "<u2").astype(np.uint32) << 16
-            return bits.view(np.float32).reshape(self.shape)
-        if self.dtype not in _FLOATS:
-            raise UnsupportedModelError(f"holds {self.dtype} numbers; F16, BF16, F32 and F64 are supported")
-        with np.errstate(over="ignore"):  # a float64 that becomes infinite is refused with the other infinities
-            return np.frombuffer(self.data, _FLOATS[self.dtype]).astype(np.float32).reshape(self.shape)
-
-
-def read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """All tensors of a safetensors file of at most 64 MiB, by name; links are followed, the content decides the format.
-
-    Raises CheckpointError (UnsafeFileError for pickles) that names the file and says what it is instead.
-    """
-    data = read_named(path, LARGEST + 1)
-    try:
-        return parse(data)
-    except CheckpointError as error:
-        raise error.about(os.fspath(path)) from error
-
-
-def parse(data: bytes) -> dict[str, Tensor]:
-    """As `read`, from the file's bytes."""
-    if len(data) > LARGEST:
-        raise CheckpointError(
-            f"the file has more than {LARGEST >> 20} MiB: too much for a textual inversion",
-            hint="checkpoints are given to `clipskip export`",
-        )
-    header = read_header(BytesIO(data), len(data), strict.LARGEST)
-    return {
-        name: Tensor(entry.dtype, entry.shape, data[header.data + entry.begin : header.data + entry.end])
-        for name, entry in header.tensors.items()
-    }
