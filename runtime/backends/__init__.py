@@ -59,7 +59,7 @@ class Backend(Protocol):
     target: str  # the target whose artefacts it opens: "onnx" for ONNX Runtime
     precision: str  # the precision it prefers: "fp32" on the CPU, "fp16" on NVIDIA GPUs
     batch_pixels: int  # images share one call of the network up to so many pixels in all
-    compiles_per_shape: bool  # whether an engine compiles kernels for every shape that it meets
+    compiles_per_shape: bool  # whether an engine compiles, or captures a graph, for every shape that it meets
     loops: int  # how many loops of one engine may be open at once
 
     def open(self, artefact: Artefact, path: Path) -> Engine:

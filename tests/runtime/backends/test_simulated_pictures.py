@@ -303,3 +303,17 @@ def test_threads_that_share_a_device_get_what_they_get_alone(store: Path, expect
         together = list(threads.map(lambda request: pipe.run([request]), requests))
     assert all(same(one, other) for one, other in zip(alone, together, strict=True))
     assert not device.blocks, "closing the pipeline left memory on the device"
+
+
+def test_with_captured_graphs_a_batch_that_changes_needs_few_of_them(
+    store: Path, expected: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ort = SimulatedOnnxRuntime()
+    monkeypatch.setitem(sys.modules, "onnxruntime", ort)
+    requests = [
+        Request(prompt="a ring", seed=seed, steps=2 + seed, cfg=(1.0, 5.0)[seed % 2], **SMALL_SIZE) for seed in range(4)
+    ]
+    with clipskip.open(store, backend="onnxruntime-cuda") as pipe:
+        assert same(pipe.run(requests), expected.run(requests))
+        (step,) = (session for session in ort.sessions if session.capturing and session.replays)
+        assert len(step.graphs) == 3  # for (4, 8), (2, 4) and (1, 2) slots and rows
