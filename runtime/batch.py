@@ -102,6 +102,11 @@ class Batch:
         self._repeated = {port.name: port.shape.index(Dim("T")) - 1 for port in ports if Dim("T") in port.shape}
 
     @property
+    def fits(self) -> bool:
+        """Whether there is a loop for the images; when there is none after a failed step, none of them was fed."""
+        return self._loop is not None
+
+    @property
     def images(self) -> list[Image]:
         """Those in a slot, then those that join with the next step."""
         return [*(image for image in self._slots if image is not None), *self._joining]
@@ -123,9 +128,7 @@ class Batch:
         for place, member in enumerate(self._rows):
             for name, value in {} if member is None else member[1].feeds(member[0].call).items():
                 self._put(name, place, value)
-        if self._loop is None:
-            self._loop = self._engine.loop(self._arrays, {OUTPUT: STATE})
-            self._changed = set()
+        assert self._loop is not None
         self._loop.run({name: self._arrays[name] for name in self._changed})
         self._changed = set()
         images = self.images
@@ -159,9 +162,10 @@ class Batch:
             self._loop = None
 
     def _fit(self) -> None:
-        """Give the joining images free places; where these are too few or too many, prepare a loop of another shape.
+        """Give the joining images free places; where these are too few or too many, bind a loop of another shape.
 
-        The state goes from one loop to the next through the host.
+        The state goes from one loop to the next through the host. Where the device has no memory for the other loop,
+        the batch may go on with fewer images.
         """
         axes, images = self._engine.artefact.axes, self.images
         slots, rows = (axes[axis].maximum if axis in axes else 2**31 for axis in ("B", "N"))
@@ -177,12 +181,14 @@ class Batch:
             self._slots, self._rows, self._written = [None] * slots, [None] * rows, {}
             for image in images:
                 self._arrays[STATE][self._place(image)] = kept[image] if image in kept else image.first_state()
+            self._joining = []
             self._lay_out()
+            self._loop = self._engine.loop(self._arrays, {OUTPUT: STATE})
         elif self._joining:
             for image in self._joining:
                 self._loop.write(STATE, self._place(image), image.first_state())
+            self._joining = []
             self._lay_out()
-        self._joining = []
 
     def _place(self, image: Image) -> int:
         """The slot that is now the image's; its rows have places as well."""

@@ -16,7 +16,7 @@ from clipskip.engines.shapes import LATENT
 from .backends import Array
 from .batch import Batch, Image
 from .engine_cache import EngineCache
-from .errors import Busy
+from .errors import Busy, DeviceOutOfMemory
 from .resolve import Limits
 
 
@@ -121,9 +121,15 @@ class Driver:
         try:
             batch.step()
         except BaseException as error:
+            late = [image for image in images if not image.call]
+            if isinstance(error, DeviceOutOfMemory) and not batch.fits and 0 < len(late) < len(images):
+                for image in late:  # those who run go on without those who wanted to join
+                    batch.remove(image)
+                images = late
+            else:
+                self._close(batch)
             interrupted = Busy("the call of the network that this image shared was interrupted", hint="try again")
             self._failures |= dict.fromkeys(images, error if isinstance(error, Exception) else interrupted)
-            self._close(batch)
             if not isinstance(error, Exception):
                 raise
 

@@ -12,7 +12,7 @@ from facts import step_artefact
 from fake_step import SETTINGS, FakeStep, finished, image, row
 
 from clipskip.driver import Driver
-from clipskip.errors import Busy, DeviceLost, EngineCorrupt
+from clipskip.errors import Busy, DeviceLost, DeviceOutOfMemory, EngineCorrupt
 from clipskip.resolve import Limits
 
 
@@ -256,3 +256,27 @@ def test_no_thread_sees_an_image_done_before_its_latents_are_there():
     shared.advance([mine], 0)
     assert mine.latents is not first
     driving.join()
+
+
+def test_where_a_larger_loop_has_no_memory_those_who_wanted_to_join_are_told_and_the_others_go_on():
+    engines = Engines()
+    shared, running = driver(engines), image(**SETTINGS[3])
+    shared.add([running])
+    shared.advance([running], 1)
+    loop_of = engines.step.loop
+
+    def full(feeds, feedback):
+        if len(feeds["mix"]) > 1:
+            raise DeviceOutOfMemory("full")
+        return loop_of(feeds, feedback)
+
+    engines.step.loop = full
+    late = [image(seed=seed) for seed in (7, 8)]
+    shared.add(late)
+    for each in late:
+        with pytest.raises(DeviceOutOfMemory):
+            shared.advance([each], 0)
+    shared.remove(late)
+    finish(shared, running)
+    np.testing.assert_array_equal(running.latents, finished(FakeStep(), image(**SETTINGS[3]))[0])
+    assert engines.users == 0
