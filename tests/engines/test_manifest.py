@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import time
 from contextlib import suppress
 from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pace import pace
 
 from clipskip.engines import manifest
 from clipskip.engines.manifest import AxisRange, Dim, FileRecord, Identity, Manifest, NewerManifestError, Port, Role
@@ -163,10 +163,11 @@ def test_an_overflowing_number_is_refused(sound):
 
 @pytest.mark.parametrize("data", [b'"' + b'\\"' * 500_000, b'"' * 1_000_000, b"[[{" * 300_000, b"\\" * 1_000_000])
 def test_a_hostile_megabyte_is_refused_in_no_time(data):
-    began = time.process_time()
-    with pytest.raises(ManifestError):
-        manifest.loads(data)
-    assert time.process_time() - began < 1
+    def refused():
+        with pytest.raises(ManifestError):
+            manifest.loads(data)
+
+    assert pace(refused) < 50
 
 
 def test_an_older_schema_says_so(tree, monkeypatch):

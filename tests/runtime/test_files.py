@@ -6,7 +6,6 @@ import io
 import json
 import os
 import pickle
-import time
 import zipfile
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pace import pace
 from safetensors.torch import save
 
 from clipskip import files, inversions
@@ -101,11 +101,12 @@ def test_a_cut_body_is_an_incomplete_download_with_both_numbers() -> None:
     ],
 )
 def test_a_header_that_does_not_describe_the_file_is_refused(data: bytes, message: str) -> None:
-    start = time.perf_counter()
-    with pytest.raises(CheckpointError, match=message) as caught:
-        files.header_of(data)
-    assert time.perf_counter() - start < 0.5
-    assert caught.value.exit_status == 3
+    def refused() -> None:
+        with pytest.raises(CheckpointError, match=message) as caught:
+            files.header_of(data)
+        assert caught.value.exit_status == 3
+
+    assert pace(refused) < 25
 
 
 def test_a_header_of_100_million_bytes_is_refused_without_reading_it() -> None:

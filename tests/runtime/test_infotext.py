@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -11,6 +10,7 @@ import facts
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pace import pace
 
 from clipskip.errors import CheckpointError, RequestError
 from clipskip.metadata import parameters as write
@@ -243,7 +243,9 @@ def test_no_text_gives_anything_but_a_request_or_a_refusal(text: str) -> None:
 @pytest.mark.parametrize("part", ["a", ",", " ", ",a", ", a:", ',a:"', ',a:"\\"', ",a b" * 20 + ":", "Steps:", "\n"])
 def test_hostile_text_is_read_in_linear_time(part: str) -> None:
     text = "x\nSteps: 5, " + part * (2**20 // len(part))
-    start = time.perf_counter()
-    with suppress(CheckpointError, RequestError):
-        read(text)
-    assert time.perf_counter() - start < 5  # measured: 0.5 s at most; quadratic would be minutes
+
+    def answered() -> None:
+        with suppress(CheckpointError, RequestError):
+            read(text)
+
+    assert pace(answered) < 150  # measured: 0.5 s at most; quadratic would be minutes

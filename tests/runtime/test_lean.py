@@ -47,10 +47,11 @@ def test_importing_clipskip_loads_no_library_at_all():
     assert loaded.split() == []
 
 
-def test_importing_clipskip_takes_less_than_a_quarter_of_a_second():
-    """Of processor time: the clock on the wall depends on what else the machine does."""
-    code = "import time; t = time.process_time(); import clipskip; print(time.process_time() - t)"
-    assert min(float(python(code)) for _ in range(5)) < 0.25
+def test_importing_clipskip_takes_less_than_importing_numpy():
+    """In processor time, each in processes of its own."""
+    code = "import time; t = time.process_time(); import {}; print(time.process_time() - t)"
+    ours, numpys = (min(float(python(code.format(name))) for _ in range(5)) for name in ("clipskip", "numpy"))
+    assert ours < numpys
 
 
 def test_a_whole_picture_is_made_without_the_exporters_packages(sample_store, tmp_path):
@@ -68,13 +69,16 @@ def test_a_whole_picture_is_made_without_the_exporters_packages(sample_store, tm
     assert "onnxruntime" in out
 
 
-def test_from_process_start_to_the_first_picture_takes_under_three_seconds(sample_store):
-    """Three seconds on two cores, counted in processor time."""
+def test_the_first_picture_of_a_process_takes_less_than_six_more(sample_store):
+    """In processor time, starting and opening included; of a small model, which makes it hard."""
     code = """
         import time
         import clipskip
         with clipskip.open(sys.argv[1]) as pipe:
             pipe("a red circle", seed=1)
-        print(time.process_time())
+            first = time.process_time()
+            pipe("a red circle", seed=2)
+            print(first, time.process_time() - first)
         """
-    assert min(float(python(code, sample_store)) for _ in range(3)) < 2 * 3
+    first, second = min(tuple(map(float, python(code, sample_store).split())) for _ in range(3))
+    assert first < 6 * second
