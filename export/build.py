@@ -1,12 +1,10 @@
-"""Fill a draft with graphs: load the networks, trace them, measure each graph against torch.
-
-Knows nothing of what is stale and how a draft is published.
-"""
+"""Fill a draft with graphs, each measured against torch. Knows nothing of what is stale and how it is published."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 
 from torch import nn
@@ -27,7 +25,7 @@ def build(draft: Draft, source: Checkpoint, facts: ModelFacts, say: Callable[[st
     """Everything that the draft wants, and the tokenizer. NumericalError where a graph disagrees with torch.
 
     Torch is asked for a network's cases before its norms are settled and it is traced, and leaves it in the precision
-    of the graphs: nobody copies a network, for two of them do not fit into the memory of a small machine.
+    of the graphs: two copies of a network do not fit into the memory of a small machine.
     """
     say("loading the networks")
     roles = {identity.role for identity in draft.wanted}
@@ -42,7 +40,7 @@ def build(draft: Draft, source: Checkpoint, facts: ModelFacts, say: Callable[[st
     draft.tokenizer(list(source.tokenizer))
 
     settle: Callable[[nn.Module], object] = models.keep_norms_in_float if half else nn.Module.eval
-    writer = _Writer(draft, facts, precision, say)
+    write = partial(_write, draft, facts, say)
     texts = [Role("text", layers) for layers in range(facts.layers + 1) if Role("text", layers) in roles]
     if texts or STEP in roles:
         say("asking torch for the contexts")
@@ -50,48 +48,41 @@ def build(draft: Draft, source: Checkpoint, facts: ModelFacts, say: Callable[[st
     if texts:
         settle(networks.text)
         trials = {role: depths[role.layers or 0] for role in texts}
-        writer.write(graphs.text_graph(networks.text, facts, precision), trials)
+        write(graphs.text_graph(networks.text, facts, precision), trials)
     if STEP in roles:
         trials = {STEP: cases.step(networks.unet, depths[-1][-1].exact["context"], facts, half)}
         settle(networks.unet)
-        writer.write(graphs.step_graph(networks.unet, facts, precision), trials)
+        write(graphs.step_graph(networks.unet, facts, precision), trials)
     if roles & {DECODE, ENCODE}:
         decoded, encoded = cases.decode(networks.vae), cases.encode(networks.vae, half)  # in float32, and then in half
         settle(networks.vae)
         if DECODE in roles:
-            writer.write(graphs.decode_graph(networks.vae), {DECODE: decoded})
+            write(graphs.decode_graph(networks.vae), {DECODE: decoded})
         if ENCODE in roles:
-            writer.write(graphs.encode_graph(networks.vae), {ENCODE: encoded})
+            write(graphs.encode_graph(networks.vae), {ENCODE: encoded})
 
 
-@dataclass(frozen=True)
-class _Writer:
-    """Writes the graphs of one build, and measures them."""
-
-    draft: Draft
-    facts: ModelFacts
-    precision: str
-    say: Callable[[str], None]
-
-    def write(self, graph: Graph, trials: Mapping[Role, list[Case]]) -> None:
-        """Trace the graph and write it for each role: itself, or of the text encoder a graph per depth, on one file."""
-        self.say(f"tracing {graph.role}")
-        model = onnxfile.trace(graph, self.facts.size_step // LATENT)
-        self.say(f"measuring {graph.role}")
-        name = f"{graph.role}.bin"
-        provenance = {library: version(library) for library in _USED} | {"onnxruntime": gpu.onnxruntime().__version__}
-        with (self.draft.folder / name).open("wb") as file:
-            weights = onnxfile.Weights(file, name)
-            for role, expected in trials.items():
-                piece, outputs = model, graph.outputs
-                if role.layers is not None:
-                    deepest = graph.outputs[role.layers]
-                    piece, outputs = onnxfile.cut(model, deepest.name, "context"), (replace(deepest, name="context"),)
-                path = self.draft.folder / f"{role}.onnx"
-                weights.save(piece, path)
-                artefact = Artefact(
-                    role, "onnx", self.precision, graph.inputs, outputs,
-                    axes=graphs.axes(graph.inputs + outputs, self.facts),
-                    parity=gates.measure(role, path, expected), provenance=provenance,
-                )  # fmt: skip
-                self.draft.add(artefact, [path.name, name])
+def _write(
+    draft: Draft, facts: ModelFacts, say: Callable[[str], None], graph: Graph, trials: Mapping[Role, list[Case]]
+) -> None:
+    """Trace the graph, write it for each role (of the text encoder a graph per depth, on one file) and measure it."""
+    say(f"tracing {graph.role}")
+    model = onnxfile.trace(graph, facts.size_step // LATENT)
+    say(f"measuring {graph.role}")
+    name = f"{graph.role}.bin"
+    provenance = {library: version(library) for library in _USED} | {"onnxruntime": gpu.onnxruntime().__version__}
+    with (draft.folder / name).open("wb") as file:
+        weights = onnxfile.Weights(file, name)
+        for role, expected in trials.items():
+            piece, outputs = model, graph.outputs
+            if role.layers is not None:
+                deepest = graph.outputs[role.layers]
+                piece, outputs = onnxfile.cut(model, deepest.name, "context"), (replace(deepest, name="context"),)
+            path = draft.folder / f"{role}.onnx"
+            weights.save(piece, path)
+            artefact = Artefact(
+                role, "onnx", next(iter(draft.wanted)).precision, graph.inputs, outputs,
+                axes=graphs.axes(graph.inputs + outputs, facts),
+                parity=gates.measure(role, path, expected), provenance=provenance,
+            )  # fmt: skip
+            draft.add(artefact, [path.name, name])

@@ -7,22 +7,17 @@ With `half`, torch's own float16 is asked too, and the network is left in it: a 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
+from transformers import CLIPTextModel
 
 from clipskip.engines.manifest import ModelFacts
 from clipskip.engines.shapes import LATENT, SLOTS, TOKENS
-from clipskip.export.gates import Array, Case
+from clipskip.export.gates import Array, Arrays, Case
 from clipskip.export.graphs import Decode, Encode, Step
-
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextModel
-
-Outputs = Mapping[str, Array]
 
 
 def text(encoder: CLIPTextModel, facts: ModelFacts, vocabulary: Mapping[str, int], half: bool) -> list[list[Case]]:
@@ -35,16 +30,13 @@ def text(encoder: CLIPTextModel, facts: ModelFacts, vocabulary: Mapping[str, int
     full = [bos, facts.vocabulary, facts.vocabulary + 1, *words, eos]
     feeds = [{"tokens": np.array(rows), "concepts": concepts} for rows in ([empty], [full, empty])]
     exact = [_depths(encoder, **feed) for feed in feeds]
-    none: list[Outputs] = [{}] * (facts.layers + 1)
+    none: list[Arrays] = [{}] * (facts.layers + 1)
     halves = [_depths(encoder.half(), **feed) if half else none for feed in feeds]
-    by_case = [
-        [Case(feed, *outputs) for outputs in zip(*depths, strict=True)]
-        for feed, *depths in zip(feeds, exact, halves, strict=True)
-    ]
-    return [list(depth) for depth in zip(*by_case, strict=True)]
+    trials = list(zip(feeds, exact, halves, strict=True))
+    return [[Case(feed, wide[depth], low[depth]) for feed, wide, low in trials] for depth in range(facts.layers + 1)]
 
 
-def _depths(encoder: CLIPTextModel, tokens: Array, concepts: Array) -> list[Outputs]:
+def _depths(encoder: CLIPTextModel, tokens: Array, concepts: Array) -> list[Arrays]:
     """What each text graph is to give: transformers runs with the concepts appended to its table of embeddings."""
     name = "embeddings.token_embedding.weight"
     table = encoder.state_dict()[name]
@@ -88,32 +80,29 @@ def _step_feeds(context: Array, timesteps: list[float], mask: Array, half: bool)
 def decode(vae: AutoencoderKL) -> list[Case]:
     """Two sizes; and two latents of which one is broken. Pictures are judged by the float32 ones alone."""
     rng = np.random.default_rng(2)
-    shapes = (1, 4, 8, 8), (2, 4, 8, 16), (2, 4, 8, 8)
-    feeds = [{"latents": rng.standard_normal(shape).astype(np.float32)} for shape in shapes]
+    sizes = (1, 4, 8, 8), (2, 4, 8, 16), (2, 4, 8, 8)
+    feeds = [{"latents": rng.standard_normal(size).astype(np.float32)} for size in sizes]
     feeds[-1]["latents"][1, 0, 0, 0] = np.nan
     return _cases(Decode(vae), False, ["image", "finite"], feeds)
 
 
 def encode(vae: AutoencoderKL, half: bool) -> list[Case]:
-    """Two sizes."""
     rng = np.random.default_rng(3)
-    shapes = (1, 64, 64, 3), (2, 64, 128, 3)
-    feeds = [{"image": rng.integers(0, 256, shape, dtype=np.uint8)} for shape in shapes]
+    feeds = [{"image": rng.integers(0, 256, size, dtype=np.uint8)} for size in ((1, 64, 64, 3), (2, 64, 128, 3))]
     return _cases(Encode(vae), half, ["mean", "std"], feeds)
 
 
-def _cases(module: nn.Module, half: bool, names: list[str], feeds: Sequence[Outputs]) -> list[Case]:
+def _cases(module: nn.Module, half: bool, names: list[str], feeds: Sequence[Arrays]) -> list[Case]:
     exact = [_run(module, names, feed, widen=True) for feed in feeds]
-    none: list[Outputs] = [{}] * len(feeds)
-    halves = [_run(module.half(), names, feed) for feed in feeds] if half else none
+    halves = [_run(module.half(), names, feed) if half else {} for feed in feeds]
     return [Case(*trial) for trial in zip(feeds, exact, halves, strict=True)]
 
 
-def _run(module: nn.Module, names: list[str], feeds: Outputs, widen: bool = False) -> dict[str, Array]:
+def _run(module: nn.Module, names: list[str], feeds: Arrays, widen: bool = False) -> dict[str, Array]:
     inputs = [torch.from_numpy(value) for value in feeds.values()]
     if widen:
         inputs = [value.float() if value.dtype == torch.float16 else value for value in inputs]
     with torch.no_grad():
         outputs = module(*inputs)
-    outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
-    return {name: value.numpy() for name, value in zip(names, outputs, strict=True)}
+    tensors = (outputs,) if isinstance(outputs, Tensor) else outputs
+    return {name: value.numpy() for name, value in zip(names, tensors, strict=True)}

@@ -1,7 +1,7 @@
 """What a user calls a checkpoint, as named parts: a folder in diffusers' layout, or one .safetensors file of SD 1.x.
 
-A file holds weights only: its configurations are SD 1.x's own and its tokenizer is CLIP's. Reads no tensor and imports
-no large library, so an export that has nothing to do is over at once. Knows nothing of what configurations mean.
+A file holds weights only: its configurations are SD 1.x's own and its tokenizer is CLIP's. Reads no tensor, imports
+no large library, and knows nothing of what configurations mean.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _BESIDE = ("text_projection.weight", "logit_scale")  # of the CLIP that the enco
 
 @dataclass(frozen=True)
 class Part:
-    """One network: its configuration, and the file that its weights are in."""
+    """One network: its configuration, and where its weights are."""
 
     name: str
     config: Config
@@ -85,52 +85,26 @@ def open_checkpoint(path: Path) -> Checkpoint:
         root = path.resolve(strict=True)
     except (OSError, RuntimeError, ValueError) as error:
         raise CheckpointError(f"no checkpoint at {path}: {getattr(error, 'strerror', error)}", path=path) from error
-    return _open_folder(root) if root.is_dir() else _open_file(root)
+    if not root.is_dir():
+        return _open_file(root)
 
-
-def _open_folder(root: Path) -> Checkpoint:
     def part(name: str, stem: str = "diffusion_pytorch_model") -> Part:
         config, weights = _json(root / name / "config.json"), _weights(root / name, stem)
         return Part(name, config, weights, _header(weights), names.from_folder)
 
-    networks = text, unet, vae = part("text_encoder", "model"), part("unet"), part("vae")
+    parts = part("text_encoder", "model"), part("unet"), part("vae")
     scheduler, index = root / "scheduler" / "scheduler_config.json", root / "model_index.json"
     settings = _json(scheduler)
     tokens, tokenizer_paths = _tokens(root / "tokenizer")
-    configs = [root / network.name / "config.json" for network in networks]
-    paths = [*configs, scheduler, *(network.weights for network in networks), *tokenizer_paths]
-    states = {path: _state(path) for path in paths}
-    return Checkpoint(
-        root, text, unet, vae, index=_json(index) if index.exists() else {}, scheduler=settings,
-        tokenizer=tokens.files(), sources=_hashes(paths, root), states=states,
-    )  # fmt: skip
+    configs = [root / part.name / "config.json" for part in parts]
+    paths = [*configs, scheduler, *(part.weights for part in parts), *tokenizer_paths]
+    indexed = _json(index) if index.exists() else {}
+    return Checkpoint(root, *parts, indexed, settings, tokens.files(), *_read_states(paths, root))
 
 
 def _open_file(path: Path) -> Checkpoint:
-    header, state = _header(path), _state(path)
-    _check_kind(path, header)
-
-    def part(name: str, config: Config, prefixes: tuple[str, ...], modern: Callable[[str], str]) -> Part:
-        mine = {key: entry for key, entry in header.items() if key.startswith(prefixes) and not key.endswith(_BESIDE)}
-        if not mine:
-            raise CheckpointError(f"{path} has no {name} in it (no tensor {prefixes[0]}*)", path=path)
-        return Part(name, config, path, mine, modern)
-
-    return Checkpoint(
-        path,
-        part("text_encoder", TEXT, _TEXT, names.text_from_file),
-        part("unet", UNET, _UNET, partial(names.unet_from_file, layers=UNET["layers_per_block"])),
-        part("vae", VAE, _VAE, partial(names.vae_from_file, blocks=len(VAE["block_out_channels"]))),
-        index={},
-        scheduler={"prediction_type": "v_prediction" if "v_pred" in header else "epsilon"},
-        tokenizer=tokenizer.clip(),
-        sources=_hashes([path], path.parent),
-        states={path: state},
-    )
-
-
-def _check_kind(path: Path, header: Mapping[str, Entry]) -> None:
-    """Tell SD 1.x from what looks like it. A part that is missing is named later, and so is a wrong shape."""
+    """SD 1.x in one file, told from what looks like it. A missing part is named here, a wrong shape when it is read."""
+    header = _header(path)
     kind = names.describe_keys(header)
     first = header.get("model.diffusion_model.input_blocks.0.0.weight")
     what = None
@@ -145,12 +119,24 @@ def _check_kind(path: Path, header: Mapping[str, Entry]) -> None:
     if what:
         raise UnsupportedModelError(f"{path} {what}", path=path)
 
+    def part(name: str, config: Config, prefixes: tuple[str, ...], modern: Callable[[str], str]) -> Part:
+        mine = {key: entry for key, entry in header.items() if key.startswith(prefixes) and not key.endswith(_BESIDE)}
+        if not mine:
+            raise CheckpointError(f"{path} has no {name} in it (no tensor {prefixes[0]}*)", path=path)
+        return Part(name, config, path, mine, modern)
+
+    text = part("text_encoder", TEXT, _TEXT, names.text_from_file)
+    unet = part("unet", UNET, _UNET, partial(names.unet_from_file, layers=UNET["layers_per_block"]))
+    vae = part("vae", VAE, _VAE, partial(names.vae_from_file, blocks=len(VAE["block_out_channels"])))
+    scheduler = {"prediction_type": "v_prediction" if "v_pred" in header else "epsilon"}
+    return Checkpoint(path, text, unet, vae, {}, scheduler, tokenizer.clip(), *_read_states([path], path.parent))
+
 
 def _weights(folder: Path, stem: str) -> Path:
     """The plain file if it is there, else the half-precision variant."""
-    for name in (f"{stem}.safetensors", f"{stem}.fp16.safetensors"):
-        if (folder / name).exists() or (folder / name).is_symlink():
-            return folder / name
+    for path in (folder / f"{stem}.safetensors", folder / f"{stem}.fp16.safetensors"):
+        if path.exists() or path.is_symlink():
+            return path
     if others := sorted(folder.glob("*.safetensors")):
         if len(others) == 1:
             return others[0]
@@ -175,7 +161,6 @@ def _tokens(folder: Path) -> tuple[Tokens, list[Path]]:
 
 
 def _json(path: Path) -> Config:
-    """The JSON object in a configuration file."""
     try:
         tree = json.loads(_read(path))
     except (ValueError, RecursionError) as error:
@@ -223,10 +208,10 @@ def _state(path: Path) -> State:
     return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns
 
 
-def _hashes(paths: Iterable[Path], root: Path) -> dict[str, str]:
-    """SHA-256 of each file by its name below `root`."""
-    hashes = {}
-    for path in paths:
+def _read_states(paths: Iterable[Path], root: Path) -> tuple[dict[str, str], dict[Path, State]]:
+    """SHA-256 of each file by its name below `root`, and the states that the files had before."""
+    states, hashes = {path: _state(path) for path in paths}, {}
+    for path in states:
         with path.open("rb", buffering=0) as file:
             hashes[path.relative_to(root).as_posix()] = files.sha256_of(file)
-    return hashes
+    return hashes, states

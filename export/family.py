@@ -1,7 +1,4 @@
-"""Decide from its configurations whether a checkpoint is a Stable Diffusion 1.x, and what the planner must know of it.
-
-What is not known to work is refused by name. Knows nothing of files and of tensors.
-"""
+"""Which configurations are a Stable Diffusion 1.x's, and the facts of one; what is not known to work is refused."""
 
 from __future__ import annotations
 
@@ -21,8 +18,7 @@ def check_supported(checkpoint: Checkpoint) -> None:
     pipeline = str(checkpoint.index.get("_class_name", "StableDiffusionPipeline"))
     if not re.fullmatch(r"StableDiffusion(Img2Img|Inpaint)?Pipeline(Safe)?", pipeline):
         raise UnsupportedModelError(f"{checkpoint.root} is a {pipeline}; SD 1.x is supported", path=checkpoint.root)
-    configs = (checkpoint.unet, _UNET), (checkpoint.text, _TEXT), (checkpoint.vae, _VAE)
-    for part, rules in configs:
+    for part, rules in (checkpoint.unet, _UNET), (checkpoint.text, _TEXT), (checkpoint.vae, _VAE):
         _apply(rules, part.config, checkpoint.root / part.name / "config.json")
     _apply(_SCHEDULER, checkpoint.scheduler, checkpoint.root / "scheduler" / "scheduler_config.json")
     context, width = checkpoint.unet.config.get("cross_attention_dim"), checkpoint.text.config.get("hidden_size")
@@ -72,9 +68,8 @@ def facts(checkpoint: Checkpoint, recommended_clip_skip: int = 1) -> ModelFacts:
     text, unet, scheduler = checkpoint.text.config, checkpoint.unet.config, checkpoint.scheduler
     layers = text.get("num_hidden_layers", 12)
     if type(recommended_clip_skip) is not int or not 1 <= recommended_clip_skip <= layers + 1:
-        raise RequestError(
-            f"recommended_clip_skip must be a whole number from 1 to {layers + 1}", field="recommended_clip_skip"
-        )
+        name = "recommended_clip_skip"
+        raise RequestError(f"{name} must be a whole number from 1 to {layers + 1}", field=name)
     return ModelFacts(
         name=re.sub(r"[^A-Za-z0-9_.-]+", "-", checkpoint.root.name).strip("-.")[:100] or "model",
         family="sd1",
@@ -87,13 +82,8 @@ def facts(checkpoint: Checkpoint, recommended_clip_skip: int = 1) -> ModelFacts:
         train_steps=scheduler.get("num_train_timesteps", 1000),
         scaling_factor=float(checkpoint.vae.config.get("scaling_factor", 0.18215)),
         default_size=unet.get("sample_size", 64) * LATENT,
-        size_step=unit(unet) * LATENT,
+        size_step=LATENT << (len(unet.get("block_out_channels", (0,) * 4)) - 1),  # each block but the last halves
         recommended_clip_skip=recommended_clip_skip,
         model_sha256=hashlib.sha256(json.dumps(dict(checkpoint.sources), sort_keys=True).encode()).hexdigest(),
         sources=checkpoint.sources,
     )
-
-
-def unit(unet: Config) -> int:
-    """The multiple that latent sizes must be of: each block of the U-Net but the last halves them."""
-    return 1 << (len(unet.get("block_out_channels", (0,) * 4)) - 1)

@@ -1,7 +1,4 @@
-"""The gates of the design's section 7: a graph is published only if ONNX Runtime gets what torch gets.
-
-Knows nothing of how the graph was made. What is compared, and on which inputs, is `cases`' business.
-"""
+"""The gates: a graph is published only if ONNX Runtime gets what torch gets. `cases` says on which inputs."""
 
 from __future__ import annotations
 
@@ -18,6 +15,7 @@ from clipskip.engines.errors import ExportError, NumericalError
 from clipskip.engines.manifest import DECODE, Role
 
 Array = npt.NDArray[Any]
+Arrays = Mapping[str, Array]
 FP32_RELATIVE, FP32_ABSOLUTE = 1e-5, 1e-4
 FP16_RELATIVE = {"text": 4e-3, "step": 1e-2, "encode": 1e-2}
 FP16_RATIO = 2.0  # of torch's own fp16 error
@@ -28,21 +26,30 @@ PSNR = 40.0  # dB
 class Case:
     """Inputs, what torch makes of them in float32 and, to judge a half-precision graph by, in float16."""
 
-    feeds: Mapping[str, Array]
-    exact: Mapping[str, Array]
-    half: Mapping[str, Array]  # empty for an fp32 graph
+    feeds: Arrays
+    exact: Arrays
+    half: Arrays  # empty for an fp32 graph
 
 
 def measure(role: Role, path: Path, cases: Sequence[Case]) -> dict[str, float]:
     """The graph's parity on the cases. NumericalError where it fails a gate, ExportError where it does not run."""
-    run = _runner(path)
-    pairs = [(case, run(case.feeds)) for case in cases]
+    pairs = _run(path, cases)
     if role == DECODE:
         return _pictures(pairs)
-    return _tensors(role, pairs)
+    parity = {"relative_l2": _worst(relative_l2, [(got, case.exact) for case, got in pairs])}
+    parity["max_abs"] = _worst(max_abs, [(got, case.exact) for case, got in pairs])
+    limits = {"relative_l2": FP32_RELATIVE, "max_abs": FP32_ABSOLUTE}
+    if halves := [(case.half, case.exact) for case in cases if case.half]:
+        parity["torch_fp16_relative_l2"] = _worst(relative_l2, halves)
+        limits = {"relative_l2": min(FP16_RELATIVE[role.part], FP16_RATIO * parity["torch_fp16_relative_l2"])}
+    for name, limit in limits.items():
+        if not parity[name] <= limit:
+            raise NumericalError(f"{role} differs from torch: {name} is {parity[name]:.3g}, allowed is {limit:.3g}")
+    return parity
 
 
-def _runner(path: Path) -> Callable[[Mapping[str, Array]], dict[str, Array]]:
+def _run(path: Path, cases: Sequence[Case]) -> list[tuple[Case, Arrays]]:
+    """Each case, and what ONNX Runtime makes of it."""
     onnxruntime = gpu.onnxruntime()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
@@ -53,39 +60,18 @@ def _runner(path: Path) -> Callable[[Mapping[str, Array]], dict[str, Array]]:
     except Exception as error:  # its exceptions have no common type of their own
         raise ExportError(f"ONNX Runtime cannot open {path.name}: {error}") from error
     names = [output.name for output in session.get_outputs()]
-
-    def run(feeds: Mapping[str, Array]) -> dict[str, Array]:
-        try:
-            return dict(zip(names, session.run(names, dict(feeds)), strict=True))
-        except Exception as error:
-            raise ExportError(f"ONNX Runtime cannot run {path.name}: {error}") from error
-
-    return run
+    try:
+        return [(case, dict(zip(names, session.run(names, dict(case.feeds)), strict=True))) for case in cases]
+    except Exception as error:
+        raise ExportError(f"ONNX Runtime cannot run {path.name}: {error}") from error
 
 
-def _tensors(role: Role, pairs: Sequence[tuple[Case, Mapping[str, Array]]]) -> dict[str, float]:
-    parity = {"relative_l2": _worst(relative_l2, [(got, case.exact) for case, got in pairs])}
-    parity["max_abs"] = _worst(max_abs, [(got, case.exact) for case, got in pairs])
-    limits = {"relative_l2": FP32_RELATIVE, "max_abs": FP32_ABSOLUTE}
-    if halves := [(case.half, case.exact) for case, _ in pairs if case.half]:
-        parity["torch_fp16_relative_l2"] = _worst(relative_l2, halves)
-        limits = {"relative_l2": min(FP16_RELATIVE[role.part], FP16_RATIO * parity["torch_fp16_relative_l2"])}
-    for name, limit in limits.items():
-        if not parity[name] <= limit:
-            raise NumericalError(f"{role} differs from torch: {name} is {parity[name]:.3g}, allowed is {limit:.3g}")
-    return parity
-
-
-def _worst(
-    error: Callable[[Array, Array], float], pairs: Sequence[tuple[Mapping[str, Array], Mapping[str, Array]]]
-) -> float:
+def _worst(error: Callable[[Array, Array], float], pairs: Sequence[tuple[Arrays, Arrays]]) -> float:
     """The largest error over all outputs; infinite where an output is not finite, for NaN compares as no error."""
-    errors = []
-    for outputs, exact in pairs:
-        for name, expected in exact.items():
-            got = outputs[name].astype(np.float64)
-            errors.append(error(got, expected.astype(np.float64)) if np.isfinite(got).all() else np.inf)
-    return float(max(errors))
+    tensors = [
+        (outputs[name].astype(np.float64), exact[name].astype(np.float64)) for outputs, exact in pairs for name in exact
+    ]
+    return float(max(error(got, exact) if np.isfinite(got).all() else np.inf for got, exact in tensors))
 
 
 def relative_l2(got: Array, exact: Array) -> float:
@@ -96,11 +82,10 @@ def relative_l2(got: Array, exact: Array) -> float:
 
 
 def max_abs(got: Array, exact: Array) -> float:
-    """The largest difference."""
     return float(np.abs(got - exact).max())
 
 
-def _pictures(pairs: Sequence[tuple[Case, Mapping[str, Array]]]) -> dict[str, float]:
+def _pictures(pairs: Sequence[tuple[Case, Arrays]]) -> dict[str, float]:
     """8-bit pictures, and whether a picture that is not finite is called so. The last bit may fall either way."""
     for case, got in pairs:
         if not np.array_equal(got["finite"], case.exact["finite"]):

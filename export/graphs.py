@@ -1,24 +1,21 @@
-"""The four graphs of the design as torch modules, and their signatures.
-
-State, latents and guidance stay in float32 whatever the network's own precision. Knows nothing of ONNX files.
-"""
+"""The four graphs as torch modules, with their signatures: float32 outside the networks. Knows nothing of ONNX."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
+from transformers import CLIPTextModel
 
 from clipskip.engines.manifest import AxisRange, Dim, ModelFacts, Port
 from clipskip.engines.shapes import LATENT, SLOTS, TOKENS
 
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextModel
-
+FLOATS = {"fp32": "float32", "fp16": "float16"}  # a port's type by the precision of the network
 B, N, R, T, E, H, W = map(Dim, "BNRTEhw")  # images, rows of the U-Net, rows of text, tokens, concepts, latent size
+_LATENTS = (B, 4, H, W)
+_PICTURE = Port("image", "uint8", (B, Dim("h", LATENT), Dim("w", LATENT), 3))
 
 
 @dataclass(frozen=True)
@@ -105,50 +102,40 @@ class Encode(nn.Module):
 
 def text_graph(encoder: CLIPTextModel, facts: ModelFacts, precision: str) -> Graph:
     """All depths in one graph; `onnxfile.cut` makes one graph of each."""
-    outputs = tuple(
-        Port(f"context-{depth:02}", _name(precision), (R, TOKENS, facts.width)) for depth in range(facts.layers + 1)
-    )
+    shape = R, TOKENS, facts.width
+    outputs = tuple(Port(f"context-{depth:02}", FLOATS[precision], shape) for depth in range(facts.layers + 1))
     tokens, concepts = Port("tokens", "int64", (R, TOKENS)), Port("concepts", "float32", (E, facts.width))
     return Graph("text", Text(encoder), (tokens, concepts), outputs)
 
 
 def step_graph(unet: UNet2DConditionModel, facts: ModelFacts, precision: str) -> Graph:
     """The signature is section 3 of the design, letter for letter."""
-    latent = (4, H, W)
+    state = B, SLOTS, *_LATENTS[1:]
     inputs = (
-        Port("state", "float32", (B, SLOTS, *latent)),
+        Port("state", "float32", state),
         Port("rows", "int64", (N,)),
         Port("c_in", "float32", (B,)),
         Port("timestep", "float32", (B,)),
-        Port("context", _name(precision), (N, T, facts.width)),
+        Port("context", FLOATS[precision], (N, T, facts.width)),
         Port("mix", "float32", (B, N)),
         Port("mask", "float32", (B, 1, H, W)),
-        Port("known", "float32", (B, *latent)),
+        Port("known", "float32", _LATENTS),
         Port("pull", "float32", (B, 2)),
-        Port("noise", "float32", (B, *latent)),
+        Port("noise", "float32", _LATENTS),
         Port("update", "float32", (B, SLOTS, SLOTS + 2)),
     )
-    return Graph("step", Step(unet), inputs, (Port("next_state", "float32", (B, SLOTS, *latent)),))
-
-
-_LATENTS = (B, 4, H, W)
-_PICTURE = Port("image", "uint8", (B, Dim("h", LATENT), Dim("w", LATENT), 3))
+    return Graph("step", Step(unet), inputs, (Port("next_state", "float32", state),))
 
 
 def decode_graph(vae: AutoencoderKL) -> Graph:
-    """Latents to pictures."""
-    finite = Port("finite", "bool", (B,))
-    return Graph("decode", Decode(vae), (Port("latents", "float32", _LATENTS),), (_PICTURE, finite))
+    return Graph(
+        "decode", Decode(vae), (Port("latents", "float32", _LATENTS),), (_PICTURE, Port("finite", "bool", (B,)))
+    )
 
 
 def encode_graph(vae: AutoencoderKL) -> Graph:
-    """Pictures to latents."""
     outputs = Port("mean", "float32", _LATENTS), Port("std", "float32", _LATENTS)
     return Graph("encode", Encode(vae), (_PICTURE,), outputs)
-
-
-def _name(precision: str) -> str:
-    return {"fp32": "float32", "fp16": "float16"}[precision]
 
 
 def axes(ports: tuple[Port, ...], facts: ModelFacts) -> dict[str, AxisRange]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
@@ -20,7 +21,7 @@ from clipskip.engines.store import read_manifest
 from clipskip.export import family
 from clipskip.export.checkpoint import open_checkpoint
 
-# What decides which graphs a checkpoint gives.
+# What decides which graphs a checkpoint gives: a store made by another version of it is stale.
 GRAPH_WRITERS = (
     "build.py", "checkpoint.py", "family.py", "graphs.py", "models.py", "names.py", "onnxfile.py", "tokenizer.py",
 )  # fmt: skip
@@ -64,30 +65,22 @@ def export(
     return read_manifest(Path(out))
 
 
-def _exporter() -> str:
-    """A hash of our own source, so that a store made by another version of it is stale without anybody's doing."""
-    sources = b"".join(Path(__file__).with_name(name).read_bytes() for name in GRAPH_WRITERS)
-    return hashlib.sha256(sources).hexdigest()[:16]
-
-
 def _identities(facts: ModelFacts, precision: str, depths: Iterable[int], root: Path) -> dict[Identity, dict[str, str]]:
     """What is to be there in the end, less what is there already; all of it where nothing has to be made.
 
     The text graphs share a weight file, so one that is missing brings back those that the store has.
     """
-    ingredients = {"model": facts.model_sha256, "precision": precision, "exporter": _exporter()}
+    sources = b"".join(Path(__file__).with_name(name).read_bytes() for name in GRAPH_WRITERS)
+    exporter = hashlib.sha256(sources).hexdigest()[:16]
+    ingredients = {"model": facts.model_sha256, "precision": precision, "exporter": exporter}
     ingredients |= {library: version(library) for library in _LIBRARIES}
     roles = [*(Role("text", depth) for depth in depths), STEP, DECODE, ENCODE]
     wanted = {Identity(role, TARGET, precision): ingredients for role in roles}
     missing = set(stale.reasons(root, wanted, facts))
     if any(identity.role.part == "text" for identity in missing):
         missing.update(identity for identity in wanted if identity.role.part == "text")
-        try:
-            manifest = read_manifest(root)
-        except (EngineMissing, ManifestError):
-            return dict.fromkeys(sorted(missing), ingredients)
-        for artefact in manifest.artefacts:
-            of_this_model = artefact.model == facts.model_sha256 and artefact.identity[1:3] == (TARGET, precision)
-            if of_this_model and artefact.role.part == "text":
-                missing.add(artefact.identity)
+        with suppress(EngineMissing, ManifestError):
+            mine = [artefact for artefact in read_manifest(root).artefacts if artefact.model == facts.model_sha256]
+            stored = [artefact.identity for artefact in mine if artefact.identity[1:3] == (TARGET, precision)]
+            missing.update(identity for identity in stored if identity.role.part == "text")
     return dict.fromkeys(sorted(missing), ingredients) if missing else wanted

@@ -1,7 +1,4 @@
-"""Load a checkpoint's networks through transformers and diffusers, with every tensor accounted for.
-
-Reads safetensors only and never asks a network for anything. Knows nothing of ONNX.
-"""
+"""A checkpoint's networks, filled from safetensors with every tensor accounted for. Knows nothing of ONNX."""
 
 from __future__ import annotations
 
@@ -46,16 +43,10 @@ def load(checkpoint: Checkpoint) -> Networks:
 
 
 def _fill(make: Callable[[dict[str, Any]], Any], part: Part) -> Any:
+    """The network that `make` gives, with the part's weights; names, shapes and dtypes must fit."""
     with torch.device("meta"):  # no memory and no random numbers for weights that are replaced at once
         module = make(dict(part.config))
     expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    source = _match(part, expected)
-    module.load_state_dict(dict(_read(part, source, expected)), assign=True)
-    return module.eval().requires_grad_(False)
-
-
-def _match(part: Part, expected: Mapping[str, Shape]) -> dict[str, str]:
-    """Name in the network -> name in the file, where names, shapes and dtypes fit."""
     source = {part.modern(name): name for name in part.tensors if not name.endswith("position_ids")}
     missing, unexpected = sorted(expected.keys() - source.keys()), sorted(source.keys() - expected.keys())
     if missing or unexpected:
@@ -71,7 +62,8 @@ def _match(part: Part, expected: Mapping[str, Shape]) -> dict[str, str]:
             raise CheckpointError(f"{part.weights}: {message}", path=part.weights)
     if strange := {tensor.dtype for tensor in part.tensors.values()} - _FLOATS - {"I64"}:
         raise UnsupportedModelError(f"{part.weights} holds {', '.join(sorted(strange))} weights", path=part.weights)
-    return source
+    module.load_state_dict(dict(_read(part, source, expected)), assign=True)
+    return module.eval().requires_grad_(False)
 
 
 def _counted(what: str, names: list[str]) -> str:
@@ -95,12 +87,11 @@ def _read(part: Part, source: Mapping[str, str], expected: Mapping[str, Shape]) 
 
 def check_halves(networks: Networks) -> None:
     """ExportError where a weight has no finite value in float16."""
-    large = [
-        f"{part}.{name} ({tensor.abs().max():.0f})"
-        for part, module in vars(networks).items()
-        for name, tensor in module.state_dict().items()
-        if tensor.is_floating_point() and tensor.abs().max() > HALF_MAX
-    ]
+    large = []
+    for part, module in vars(networks).items():
+        floats = {name: tensor for name, tensor in module.state_dict().items() if tensor.is_floating_point()}
+        largest = {name: tensor.abs().max() for name, tensor in floats.items()}
+        large += [f"{part}.{name} ({weight:.0f})" for name, weight in largest.items() if weight > HALF_MAX]
     if large:
         message = f"{len(large)} tensors have weights above {HALF_MAX:.0f}, fp16's largest: {', '.join(large[:5])}"
         raise ExportError(message, hint="export with --precision fp32")

@@ -1,7 +1,4 @@
-"""What checkpoints call their weights, in terms of the names that today's transformers and diffusers use.
-
-Knows nothing of files and shapes.
-"""
+"""What checkpoints call their weights, in the names of today's transformers and diffusers. Opens no file."""
 
 from __future__ import annotations
 
@@ -10,25 +7,21 @@ from collections.abc import Iterable
 
 WHOLE = "a whole SD 1.x model in one file"
 OTHER_MODELS = ("SDXL", "an SDXL refiner", "SD 2.x", "SD 3", "Flux", "a ControlNet")
-_MARKS = {  # part of a tensor's name -> what a file with such names is
-    "conditioner.embedders.1": "SDXL",
-    "conditioner.embedders.0.model": "an SDXL refiner",
-    "cond_stage_model.model.": "SD 2.x",
-    "joint_blocks": "SD 3",
-    "double_blocks": "Flux",
-    "control_model": "a ControlNet",
-    "controlnet_": "a ControlNet",
-    "lora_": "a LoRA",
-    ".lora": "a LoRA",
-    "hada_w": "a LyCORIS",
-    "string_to_param": "a textual inversion",
-    "emb_params": "a textual inversion",
-    "cond_stage_model.transformer": WHOLE,
-    "model_ema.": "the moving averages of a training run",
-    "down_blocks.0.resnets": "a U-Net or VAE",
-    "encoder.layers": "a text encoder",
-    "first_stage_model": "a VAE in one file",
-    "decoder.up": "a VAE in one file",
+_MARKS = {  # what a file is -> parts of its tensors' names, the surest first
+    "SDXL": ("conditioner.embedders.1",),
+    "an SDXL refiner": ("conditioner.embedders.0.model",),
+    "SD 2.x": ("cond_stage_model.model.",),
+    "SD 3": ("joint_blocks",),
+    "Flux": ("double_blocks",),
+    "a ControlNet": ("control_model", "controlnet_"),
+    "a LoRA": ("lora_", ".lora"),
+    "a LyCORIS": ("hada_w",),
+    "a textual inversion": ("string_to_param", "emb_params"),
+    WHOLE: ("cond_stage_model.transformer",),
+    "the moving averages of a training run": ("model_ema.",),
+    "a U-Net or VAE": ("down_blocks.0.resnets",),
+    "a text encoder": ("encoder.layers",),
+    "a VAE in one file": ("first_stage_model", "decoder.up"),
 }
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _RESNET = {
@@ -42,10 +35,8 @@ _ENDS = {
     "middle_block.2": "mid_block.resnets.1",
 }  # fmt: skip
 _VAE = (
-    (r"\.down\.(\d+)\.block\.", r".down_blocks.\1.resnets."),
-    (r"\.down\.(\d+)\.downsample\.", r".down_blocks.\1.downsamplers.0."),
-    (r"\.up\.(\d+)\.block\.", r".up_blocks.\1.resnets."),
-    (r"\.up\.(\d+)\.upsample\.", r".up_blocks.\1.upsamplers.0."),
+    (r"\.(down|up)\.(\d+)\.block\.", r".\1_blocks.\2.resnets."),
+    (r"\.(down|up)\.(\d+)\.\1sample\.", r".\1_blocks.\2.\1samplers.0."),
     (r"\.mid\.block_1\.", ".mid_block.resnets.0."),
     (r"\.mid\.block_2\.", ".mid_block.resnets.1."),
     (r"\.mid\.attn_1\.norm\.", ".mid_block.attentions.0.group_norm."),
@@ -72,21 +63,18 @@ def unet_from_file(name: str, layers: int = 2) -> str:
     """The U-Net in the original one-file layout: numbered blocks, of which each resolution has `layers` + 1."""
     name = name.removeprefix("model.diffusion_model.")
     if match := re.fullmatch(r"(input|output)_blocks\.(\d+)\.(\d)\.(.*)", name):
-        side = {"input": "down", "output": "up"}[match[1]]
+        side, mover, old = ("down", "downsamplers", "op.") if match[1] == "input" else ("up", "upsamplers", "conv.")
         number = int(match[2]) - (side == "down")  # the first on the way down is conv_in
+        block, layer = divmod(number, layers + 1)
+        place, rest = f"{'attentions' if int(match[3]) else 'resnets'}.{layer}", match[4]
+        if rest.startswith(old):
+            place, rest = f"{mover}.0.conv", rest.removeprefix(old)
         if number >= 0:
-            return _resnet(_block(side, *divmod(number, layers + 1), int(match[3]), match[4]))
+            return _resnet(f"{side}_blocks.{block}.{place}.{rest}")
     for old, new in _ENDS.items():
         if name.startswith(f"{old}."):
             return _resnet(new + name[len(old) :])
     return name
-
-
-def _block(side: str, block: int, layer: int, place: int, rest: str) -> str:
-    mover, old = {"down": ("downsamplers.0.conv", "op"), "up": ("upsamplers.0.conv", "conv")}[side]
-    if rest.startswith(f"{old}."):
-        return f"{side}_blocks.{block}.{mover}.{rest.removeprefix(f'{old}.')}"
-    return f"{side}_blocks.{block}.{('resnets', 'attentions')[min(place, 1)]}.{layer}.{rest}"
 
 
 def _resnet(name: str) -> str:
@@ -107,4 +95,4 @@ def vae_from_file(name: str, blocks: int = 4) -> str:
 def describe_keys(names: Iterable[str]) -> str | None:
     """A guess at what a file with tensors of these names is."""
     names = list(names)
-    return next((kind for mark, kind in _MARKS.items() if any(mark in name for name in names)), None)
+    return next((kind for kind, marks in _MARKS.items() if any(mark in name for mark in marks for name in names)), None)

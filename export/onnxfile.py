@@ -1,7 +1,4 @@
-"""Torch modules -> ONNX graphs whose weights lie in one shared, content-addressed file.
-
-Knows nothing of checkpoints, stores and what the graphs compute.
-"""
+"""Torch modules -> ONNX graphs whose weights lie in one shared file, by content. Knows nothing of checkpoints."""
 
 from __future__ import annotations
 
@@ -32,9 +29,9 @@ def quiet() -> Iterator[None]:
     """Keep the exporter's warnings about itself from our caller, who can do nothing about them."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch._export", "torch.__trace")]
     levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
@@ -51,7 +48,7 @@ def trace(graph: Graph, unit: int) -> ir.Model:
         with quiet(), torch.no_grad():
             program = torch.onnx.export(
                 graph.module.eval(),
-                tuple(_example(port) for port in graph.inputs),
+                tuple(torch.zeros(port.sized(_EXAMPLE), dtype=getattr(torch, port.dtype)) for port in graph.inputs),
                 dynamic_shapes=tuple(_dynamic(port, dims) for port in graph.inputs),
                 input_names=[port.name for port in graph.inputs],
                 output_names=[port.name for port in graph.outputs],
@@ -64,20 +61,15 @@ def trace(graph: Graph, unit: int) -> ir.Model:
     model = cast(torch.onnx.ONNXProgram, program).model  # None is for the old exporter
     _tidy(model)
     for value, port in zip([*model.graph.inputs, *model.graph.outputs], [*graph.inputs, *graph.outputs], strict=True):
-        _settle(value, port)
+        if value.name != port.name or value.dtype is None or value.dtype.numpy() != port.dtype:
+            raise ExportError(f"the exporter gave {value.name} {value.dtype} where {port.name} {port.dtype} belongs")
+        value.shape = ir.Shape([size if isinstance(size, int) else str(size) for size in port.shape])
     return model
 
 
-def _example(port: Port) -> torch.Tensor:
-    return torch.zeros(port.sized(_EXAMPLE), dtype=getattr(torch, port.dtype))
-
-
 def _dynamic(port: Port, dims: dict[str, Any]) -> dict[int, Any]:
-    axes = {}
-    for axis, size in enumerate(port.shape):
-        if isinstance(size, Dim):
-            axes[axis] = size.factor * dims[size.axis] if size.factor > 1 else dims[size.axis]
-    return axes
+    sizes = {axis: size for axis, size in enumerate(port.shape) if isinstance(size, Dim)}
+    return {axis: dims[d.axis] if d.factor == 1 else d.factor * dims[d.axis] for axis, d in sizes.items()}
 
 
 def _tidy(model: ir.Model) -> None:
@@ -90,13 +82,6 @@ def _tidy(model: ir.Model) -> None:
         for value in node.outputs:
             value.shape = None
             value.metadata_props.clear()
-
-
-def _settle(value: ir.Value, port: Port) -> None:
-    """Give the value the port's axes, after checking that it is what the port says."""
-    if value.name != port.name or value.dtype is None or value.dtype.numpy() != port.dtype:
-        raise ExportError(f"the exporter gave {value.name} {value.dtype} where {port.name} {port.dtype} belongs")
-    value.shape = ir.Shape([size if isinstance(size, int) else str(size) for size in port.shape])
 
 
 def cut(model: ir.Model, output: str, name: str) -> ir.Model:
@@ -114,26 +99,23 @@ class Weights:
     """The file that several graphs read their weights from, each different tensor once and on a page of its own."""
 
     def __init__(self, file: BinaryIO, name: str) -> None:
-        self._file = file
-        self._name = name
+        self._file, self._name = file, name
         self._places: dict[str, tuple[int, int]] = {}  # SHA-256 -> offset, length
         self._digests: dict[int, tuple[str, ir.TensorProtocol]] = {}  # the tensor is kept so that its id stays its own
 
     def save(self, model: ir.Model, path: Path) -> None:
         """Write the graph to `path`, beside the weight file, and what is new of its weights to that file."""
         inside = {name: value.const_value for name, value in model.graph.initializers.items()}
-        for name, value in model.graph.initializers.items():
-            if value.const_value is not None and value.const_value.nbytes >= SMALLEST:
-                value.const_value = self._outside(name, value.const_value)
+        for name, tensor in inside.items():
+            if tensor is not None and tensor.nbytes >= SMALLEST:
+                place, shape = self._place(tensor), ir.Shape(tensor.shape.numpy())
+                outside = ir.ExternalTensor(self._name, *place, tensor.dtype, shape=shape, name=name)
+                model.graph.initializers[name].const_value = outside
         self._file.flush()
         ir.save(model, path)
         for name, tensor in inside.items():  # other graphs are still to be cut from this one
             model.graph.initializers[name].const_value = tensor
         onnx.checker.check_model(path)
-
-    def _outside(self, name: str, tensor: ir.TensorProtocol) -> ir.ExternalTensor:
-        place, shape = self._place(tensor), ir.Shape(tensor.shape.numpy())
-        return ir.ExternalTensor(self._name, *place, tensor.dtype, shape=shape, name=name)
 
     def _place(self, tensor: ir.TensorProtocol) -> tuple[int, int]:
         if id(tensor) not in self._digests:

@@ -1,13 +1,10 @@
-"""A checkpoint's tokenizer as the runtime reads it: vocab.json with every token that has an id, and merges.txt.
-
-Made from those two files, or from the tokenizer.json that today's transformers writes instead of them. Opens no file.
-"""
+"""A checkpoint's tokenizer as the runtime reads it: vocab.json and merges.txt, also from a tokenizer.json."""
 
 from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -45,25 +42,24 @@ class Tokens:
     def files(self) -> dict[str, bytes]:
         """vocab.json and merges.txt. CheckpointError where they make no one tokenizer, as after a broken download."""
         tokens = {**self.vocabulary, **self.added}
-        for path, problem in self._problems(tokens):
-            raise CheckpointError(f"{path}{problem}", path=path)
-        lines = ["#version: 0.2", *self.merges, ""]
-        return {"vocab.json": json.dumps(tokens).encode(), "merges.txt": "\n".join(lines).encode()}
-
-    def _problems(self, tokens: Mapping[str, int]) -> Iterator[tuple[Path, str]]:
         pairs = [pair.split(" ") for pair in self.merges]
         made = {"".join(pair) for pair in pairs}
         words = {token for token in self.vocabulary if len(token.removesuffix("</w>")) > 1 and token not in self.added}
+        path, problem = self.merges_path, ""
         if missing := {"<|startoftext|>", "<|endoftext|>"} - tokens.keys():
-            yield self.vocabulary_path, f" has no {' and no '.join(sorted(missing))}"
-        if not all(type(place) is int for place in tokens.values()) or {*tokens.values()} != {*range(len(tokens))}:
-            yield self.vocabulary_path, f": the ids are not 0 to {len(tokens) - 1}"
-        if absent := made - tokens.keys():
-            yield self.merges_path, f" makes {min(absent)!r}, which {self.vocabulary_path.name} has not"
-        if strange := [pair for pair in pairs if len(pair) != 2 or not tokens.keys() >= {*pair}]:
-            yield self.merges_path, f" joins {strange[0]}, which are not two tokens of {self.vocabulary_path.name}"
-        if lost := {word for word in words - made if not word.startswith("<|")}:
-            yield self.merges_path, f" is incomplete: nothing in it makes {min(lost)!r}"
+            path, problem = self.vocabulary_path, f" has no {' and no '.join(sorted(missing))}"
+        elif not all(type(place) is int for place in tokens.values()) or {*tokens.values()} != {*range(len(tokens))}:
+            path, problem = self.vocabulary_path, f": the ids are not 0 to {len(tokens) - 1}"
+        elif absent := made - tokens.keys():
+            problem = f" makes {min(absent)!r}, which {self.vocabulary_path.name} has not"
+        elif strange := [pair for pair in pairs if len(pair) != 2 or not tokens.keys() >= {*pair}]:
+            problem = f" joins {strange[0]}, which are not two tokens of {self.vocabulary_path.name}"
+        elif lost := {word for word in words - made if not word.startswith("<|")}:
+            problem = f" is incomplete: nothing in it makes {min(lost)!r}"
+        if problem:
+            raise CheckpointError(f"{path}{problem}", path=path)
+        lines = ["#version: 0.2", *self.merges, ""]
+        return {"vocab.json": json.dumps(tokens).encode(), "merges.txt": "\n".join(lines).encode()}
 
 
 def filled(vocabulary: Mapping[str, int], rows: int) -> bytes:

@@ -23,19 +23,15 @@ _DECIMAL = re.compile(r"-?[0-9]+(\.[0-9]+)?", re.ASCII)
 
 @dataclass(frozen=True)
 class Kind:
-    """A type of value: `take` makes it plain Python's, or None of what is none; `read` takes what was typed.
-
-    What `read` cannot make sense of stays the text that it is, to be refused as a string from Python is.
-    """
+    """A type of value."""
 
     what: str
-    take: Callable[[object], Any]
-    read: Callable[[str], object]
+    take: Callable[[object], Any]  # a value -> plain Python's, None where it is of another kind
+    read: Callable[[str], object]  # what was typed -> its value, or the text itself, to be refused as any string is
 
     def check(self, field: str, value: object) -> Any:
         """`value` as plain Python; RequestError, in the field's name, if it is of another kind."""
-        taken = self.take(value)
-        if taken is not None:
+        if (taken := self.take(value)) is not None:
             return taken
         if self is CLIP_SKIP:
             raise _no_clip_skip(field, value, SD1_LAYERS)
@@ -44,24 +40,19 @@ class Kind:
 
 @dataclass(frozen=True)
 class Field:
-    """One row of the table of fields.
-
-    `low` and `high` bound a number, `choices` a text; without them the model does, or nothing. `option` is its name on
-    the command line ("" where it has none), `help` what is said there; `aliases` are names that other programs and
-    `/render` use. `infotext` is the setting of A1111's text that has this field's value as it stands.
-    """
+    """One row of the table of fields; what has no bounds and no choices is bounded by the model, or by nothing."""
 
     name: str
     kind: Kind
     default: Any
     required: bool
-    option: str
-    help: str
+    option: str  # on the command line; "" where it has none
+    help: str  # there
     low: float | None = None
     high: float | None = None
     choices: tuple[str, ...] = ()
-    aliases: tuple[str, ...] = ()
-    infotext: str = ""
+    aliases: tuple[str, ...] = ()  # what other programs and `/render` call it
+    infotext: str = ""  # the setting of A1111's text that has the field's value as it stands
 
     @classmethod
     def of(cls, field: dataclasses.Field[Any]) -> Field:

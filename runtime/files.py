@@ -23,8 +23,7 @@ _FLOATS = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
 def read(path: str | os.PathLike[str], limit: int) -> bytes:
     """The file's first `limit` bytes; symbolic links are followed, as in the Hugging Face cache.
 
-    Raises CheckpointError if there is no regular file (a pipe or a device is not waited for), StorageError if it
-    cannot be read.
+    CheckpointError if there is no regular file (a pipe is not waited for), StorageError if it cannot be read.
     """
     name = os.fspath(path)
     if "\0" in name:

@@ -26,22 +26,17 @@ WIDTHS = {768: "SD 1.x", 1024: "SD 2.x", 1280: "SDXL"}
 
 @dataclass(frozen=True)
 class Inversions:
-    """The vectors of all textual inversions, for the text engines' input `concepts`.
+    """The vectors of all textual inversions, for the text engines' input `concepts`."""
 
-    `vectors` is float32 [E,D]; E is at least 1: a row of zeros stands there when there are none. `spans` maps each
-    lower-cased name to its rows. `notes` says which files were left out and why.
-    """
-
-    vectors: Floats
-    spans: Mapping[str, range] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+    vectors: Floats  # float32 [E,D]; a row of zeros when there are none
+    spans: Mapping[str, range] = field(default_factory=dict)  # lower-cased name -> rows
+    notes: tuple[str, ...] = ()  # which files were left out and why
 
 
 def check_names(inversions: Inversions, tokenizer: Tokenizer) -> None:
     """Refuse names that no prompt can call, and ordinary words, which prompts would call without meaning to."""
     for name in inversions.spans:
-        ids = tokenizer.ids(name)
-        if len(ids) < 2:
+        if len(ids := tokenizer.ids(name)) < 2:
             what = "is a word of the vocabulary: prompts could not use the word any more" if ids else "has no letters"
             message = f"the name of the embedding {name!r} {what}"
             raise CheckpointError(message, field="embeddings", hint="rename the file")
@@ -51,9 +46,8 @@ def load(locations: Location | Sequence[Location], width: int) -> Inversions:
     """The textual inversions in .safetensors files and in folders of them, for a text encoder of this width.
 
     Subfolders are searched, pickles in folders (.pt, .bin) are left out with a note. Layouts: A1111 and kohya
-    (`emb_params`), ComfyUI (`clip_l`), diffusers (one tensor, whatever its name); one vector or up to 75. Raises
-    CheckpointError for a file that cannot be used or a name that two files share, UnsafeFileError for a pickle, and
-    UnsupportedModelError for an inversion made for another model.
+    (`emb_params`), ComfyUI (`clip_l`), diffusers (one tensor, whatever its name); one vector or up to 75.
+    CheckpointError for a file or a name that cannot be used, UnsafeFileError, UnsupportedModelError.
     """
     given = [Path(path) for path in ([locations] if isinstance(locations, (str, os.PathLike)) else locations)]
     paths: dict[str, Path] = {}
@@ -92,8 +86,7 @@ def _files(locations: Sequence[Path]) -> list[Path]:
 
 def read(path: Location, width: int) -> Floats:
     """The rows [n,D] of a file's one tensor, or of the one whose name is known."""
-    data = files.read(path, files.LARGEST + 1)
-    header = files.header_of(data)
+    header = files.header_of(data := files.read(path, files.LARGEST + 1))
     tensors = header.tensors
     if "clip_g" in tensors:
         raise UnsupportedModelError("this textual inversion is for SDXL (clip_g); SD 1.x is supported")

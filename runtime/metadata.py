@@ -1,7 +1,6 @@
-"""What a picture's file says about how it was made: written into PNGs, read back from PNG, JPEG and WEBP.
+"""A picture's two texts, written into PNGs and read from PNG, JPEG and WEBP: `parameters`, A1111's, and `clipskip`.
 
-Two texts: `parameters`, A1111's, which is ambiguous where a prompt has lines that look like it; and `clipskip`, the
-whole request as JSON, which is the truth. Nothing in a file is trusted. Knows nothing of pipelines.
+The first is ambiguous where a prompt has lines that look like it, the other the request as JSON. Trusts no file.
 """
 
 from __future__ import annotations
@@ -36,6 +35,8 @@ LARGEST_FILE = 256 << 20
 MOST_PIXELS = 1 << 25
 NEGATIVE = "Negative prompt:"
 
+Engines = Mapping[str, str]  # role -> key of the engine that was used
+
 _EXIF_IFD, _USER_COMMENT = 0x8769, 0x9286
 _PLAIN = {field.infotext: name for name, field in FIELDS.items() if field.infotext}
 _KNOWN = {*_PLAIN, "Size", "Sampler", "Schedule type", "RNG"}
@@ -46,17 +47,12 @@ _SETTING = re.compile(r'(?:^|,) *([A-Za-z][\w /-]{0,60}): *("(?:[^"\\]|\\.)*"(?=
 
 
 def save(
-    image: PIL.Image.Image,
-    path: Path,
-    request: Request,
-    model: ModelFacts,
-    engines: Mapping[str, str],
-    overwrite: bool = True,
+    image: PIL.Image.Image, path: Path, request: Request, model: ModelFacts, engines: Engines, overwrite: bool = True
 ) -> None:
     """Write a PNG with its texts, in one step: `path` never holds half a picture.
 
-    Without `overwrite`, FileExistsError says that something is there, also when it came while the picture was made, and
-    nothing is touched. StorageError for everything else that fails.
+    Without `overwrite`, FileExistsError where something is there, also when it came while the picture was made.
+    StorageError for everything else that fails.
     """
     if overwrite and path.exists() and not path.is_file():
         raise StorageError(f"{path} is there and is no file", path=path)
@@ -95,11 +91,8 @@ def _create(draft: Path, path: Path) -> None:
             raise
 
 
-def pnginfo(request: Request, model: ModelFacts, engines: Mapping[str, str]) -> PngInfo:
-    """The texts for the PNG of one picture: a resolved request with the picture's own seed, and the engines' keys.
-
-    RequestError if they would be larger than readers accept (1 MiB), which no request below the prompt's limit is.
-    """
+def pnginfo(request: Request, model: ModelFacts, engines: Engines) -> PngInfo:
+    """The texts of one picture, made by a resolved request with the picture's own seed. RequestError above 1 MiB."""
     named = {"name": model.name, "sha256": model.model_sha256}
     truth = {"schema": SCHEMA, "request": json.loads(request.to_json()), "model": named, "engines": dict(engines)}
     texts = {"parameters": parameters(request, model), "clipskip": json.dumps(truth)}
@@ -116,31 +109,29 @@ def parameters(request: Request, model: ModelFacts) -> str:
     plain = {name: (field.infotext, written(getattr(request, name))) for name, field in FIELDS.items()}
     sources = list(model.sources.values())
     schedule = " ".join(_CAPITALS.get(word, word.capitalize()) for word in request.schedule.split("_"))
+    digest = (sources[0] if len(sources) == 1 else model.model_sha256)[:10]
     settings = [plain["steps"], ("Sampler", request.sampler), ("Schedule type", schedule), plain["cfg"], plain["seed"]]
-    settings += [("Size", f"{request.width}x{request.height}")]
-    settings += [("Model hash", (sources[0] if len(sources) == 1 else model.model_sha256)[:10]), ("Model", model.name)]
+    settings += [("Size", f"{request.width}x{request.height}"), ("Model hash", digest), ("Model", model.name)]
     if request.subseed_strength:
         settings += [plain["subseed"], plain["subseed_strength"]]
     if request.clip_skip is not None and request.clip_skip > 1:
         settings.append(plain["clip_skip"])
     if request.negative_clip_skip not in (None, request.clip_skip):
         settings.append(plain["negative_clip_skip"])
-    settings.append(("RNG", request.rng.upper()))
-    rare = ("emphasis", "pad_cond_uncond")
-    settings += [plain[name] for name in rare if getattr(request, name) != FIELDS[name].default]
-    settings.append(("Version", "clipskip"))
+    rare = [name for name in ("emphasis", "pad_cond_uncond") if getattr(request, name) != FIELDS[name].default]
+    settings += [("RNG", request.rng.upper()), *(plain[name] for name in rare), ("Version", "clipskip")]
+    quoted = {
+        name: json.dumps(text, ensure_ascii=False) if set(text) & set(',:\n"') else text for name, text in settings
+    }
     lines = [request.prompt, *([f"{NEGATIVE} {request.negative_prompt}"] if request.negative_prompt else [])]
-    quoted = [json.dumps(text, ensure_ascii=False) if set(text) & set(',:\n"') else text for _, text in settings]
-    lines.append(", ".join(f"{name}: {text}" for (name, _), text in zip(settings, quoted, strict=True)))
-    return "\n".join(lines).strip()
+    return "\n".join([*lines, ", ".join(f"{name}: {text}" for name, text in quoted.items())]).strip()
 
 
 def read_parameters(text: str) -> Request:
-    """The request that A1111's text means, as far as clipskip has such settings; others are ignored.
+    """The request that A1111's text means; settings that clipskip has not are ignored.
 
-    A missing `Clip skip` is 1. A missing `RNG` is a GPU's (as in A1111), so "nv". A DPM sampler without a schedule is
-    from before A1111 1.9 and ran on the uniform one. Raises CheckpointError if there is no line of settings, and
-    RequestError for values of a wrong type.
+    A missing `Clip skip` is 1, a missing `RNG` a GPU's. A DPM sampler without a schedule is from before A1111 1.9 and
+    ran on the uniform one. CheckpointError without a line of settings, RequestError for values of a wrong type.
     """
     lines = [line.strip() for line in text.strip().split("\n")]
     last = max((i for i, line in enumerate(lines) if line.startswith("Steps:")), default=None)
@@ -171,9 +162,8 @@ def read_parameters(text: str) -> Request:
 def read_request(image: str | os.PathLike[str] | bytes | PIL.Image.Image) -> Request:
     """The request that made a picture, from its path, its bytes or an opened image.
 
-    Pictures of clipskip give exactly what they were made with; those of A1111 (PNG, or JPEG and WEBP with an Exif
-    comment) what clipskip has of their settings. Ranges are checked when the request meets a model. CheckpointError for
-    what is no PNG, JPEG or WEBP, is damaged, carries no settings or broken ones.
+    Those of clipskip give exactly what they were made with, those of A1111 what clipskip has of their settings. Ranges
+    are checked when it meets a model. CheckpointError for another or damaged file, and no or broken settings.
     """
     path = None if isinstance(image, (bytes, PIL.Image.Image)) else os.fspath(image)
     try:
@@ -206,18 +196,15 @@ def _opened(image: str | os.PathLike[str] | bytes) -> PIL.Image.Image:
 
 
 def _texts(image: PIL.Image.Image) -> dict[str, str]:
-    """All texts of an image, by name; Exif's UserComment counts as `parameters`.
-
-    Eight bytes name the comment's encoding. UTF-16 is big-endian in A1111's, mostly little-endian elsewhere.
-    """
+    """All texts of an image, by name; Exif's UserComment counts as `parameters`."""
     texts = {str(name): str(value) for name, value in image.info.items() if isinstance(value, str)}
     try:
         comment = None if "parameters" in texts else image.getexif().get_ifd(_EXIF_IFD).get(_USER_COMMENT)
     except Exception as error:  # as above
         raise CheckpointError(f"its Exif data is broken ({type(error).__name__})") from error
     if isinstance(comment, bytes):
-        encoding = "utf-8"
-        if comment.startswith(b"UNICODE\0"):
+        encoding = "utf-8"  # the comment's first eight bytes name it
+        if comment.startswith(b"UNICODE\0"):  # UTF-16, big-endian in A1111's, mostly little-endian elsewhere
             encoding = "utf-16-le" if comment[8:9] and comment[9:10] == b"\0" else "utf-16-be"
         comment = comment[8:].decode(encoding, "replace")
     if comment and isinstance(comment, str):

@@ -28,11 +28,9 @@ def parse_render(text: str) -> Request:
 
     Commands are `/name:value`, in any order before the prompt: every field of Request and every alias of one, `size`
     (512x768), and `parser:new`, the grammar there is. Case, `-` and `_` in names do not matter; `/render` itself may be
-    left out. A value with spaces is quoted as in JSON: `/negative:"blurry, \\"low\\" quality"`; numbers are plain ASCII
-    decimals. What follows is the prompt, in which a `/` is text; one that starts with it is written `/prompt:"/..."`.
-
-    Raises RequestError for an unknown command, with the closest one, for one given twice, and for values of a wrong
-    type. Ranges are checked when the request meets a model.
+    left out. A value with spaces is quoted as in JSON: `/negative:"blurry, \\"low\\" quality"`. What follows is the
+    prompt, in which a `/` is text; one that starts with it is written `/prompt:"/..."`. RequestError for an unknown
+    command, one given twice, and values of a wrong type; ranges are checked when the request meets a model.
     """
     return Request.from_text(fields(text))
 

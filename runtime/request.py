@@ -31,8 +31,7 @@ class Request:
     needs it). A fraction of a clip skip counts as the whole number below it; the default is the model's recommended
     one. Image i of a batch has seed + i, or subseed + i where subseed_strength is above 0. Names of samplers and
     schedules are matched without case, spaces and punctuation; "DPM++ 2M Karras" names both. Sizes are multiples of 64
-    that the engines were built for. Types are checked by `check_types`, ranges by `resolve`: RequestError names the
-    field.
+    that the engines were built for. `check_types` checks types, `resolve` ranges.
     """
 
     prompt: str
@@ -73,9 +72,9 @@ class Request:
 
     @classmethod
     def from_json(cls, source: str | bytes | Mapping[str, Any]) -> Request:
-        """A request from JSON text, or from an object already parsed; only `prompt` must be there.
+        """A request from JSON text, or an object already parsed; only `prompt` must be there.
 
-        Raises RequestError for what is no JSON object, for unknown or repeated fields, NaN, Infinity and wrong types.
+        RequestError for what is no JSON object, unknown or repeated fields, NaN, Infinity and wrong types.
         """
         if not isinstance(source, (str, bytes, Mapping)):
             raise RequestError(f"a request in JSON must be text or an object, not {shown(source)}")
@@ -86,9 +85,8 @@ class Request:
             raise RequestError(f"the request is not a JSON object: {error.message[:200]}", field=error.field) from error
         if not isinstance(given, Mapping):
             raise RequestError(f"the request must be a JSON object, not {shown(given)}")
-        for name in given:
-            if name not in FIELDS:
-                raise unknown_field(str(name))
+        if strange := [str(name) for name in given if name not in FIELDS]:
+            raise unknown_field(strange[0])
         if "prompt" not in given:
             raise RequestError("the field 'prompt' is missing", field="prompt")
         return check_types(cls(**given))
@@ -128,6 +126,5 @@ def unknown_field(name: str) -> RequestError:
 def unknown(kind: str, name: str, known: Mapping[str, str]) -> RequestError:
     """The RequestError for a name that is not among `known`; the closest one's value is the hint."""
     close = difflib.get_close_matches(name[:100].lower(), known, n=1)
-    names = ", ".join(dict.fromkeys(known.values()))
-    hint = f"did you mean {known[close[0]]!r}?" if close else f"known: {names}"
+    hint = f"did you mean {known[close[0]]!r}?" if close else f"known: {', '.join(dict.fromkeys(known.values()))}"
     return RequestError(f"unknown {kind} {shown(name)}", field=name, hint=hint)

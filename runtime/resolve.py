@@ -98,9 +98,8 @@ def resolve(
     sampler, schedule = _sampler_and_schedule(request)
     width, height = _size(request, model, limits)
     request = replace(request, sampler=sampler.name, schedule=schedule, width=width, height=height)
-    seed = _seed("seed", request.seed)
     varied = request.subseed_strength or request.subseed is not None
-    subseed = _seed("subseed", request.subseed) if varied else None
+    seed, subseed = _seed("seed", request.seed), _seed("subseed", request.subseed) if varied else None
     request = replace(request, seed=seed, subseed=subseed)
     seeds = tuple(image_seeds(seed, subseed, request.subseed_strength, request.batch))
     spans = tuple(inversions.spans.items())
@@ -111,8 +110,7 @@ def resolve(
     if request.pad_cond_uncond:
         texts = parts.padded(texts, tokenizer)
     texts, padding = parts.joined(texts, limits.chunks, tokenizer)
-    chunks = math.lcm(*(text.length for text in texts))
-    notes += padding
+    chunks, notes = math.lcm(*(text.length for text in texts)), notes + padding
     return Resolved(
         request, seeds, layers, negative_layers, sampler, schedule, width, height, texts, chunks, tuple(notes)
     )
@@ -144,8 +142,7 @@ def _clip_skips(request: Request, model: ModelFacts) -> tuple[int, int, list[str
     """The prompt's and the negative prompt's clip skip, counted from 1, and what the result says of them."""
     if request.clip_skip is not None and request.clip_skip_diffusers is not None:
         message = "clip_skip and clip_skip_diffusers are two numberings of one setting: give one of them"
-        hint = "clip_skip is clip_skip_diffusers + 1"
-        raise RequestError(message, field="clip_skip_diffusers", hint=hint)
+        raise RequestError(message, field="clip_skip_diffusers", hint="clip_skip is clip_skip_diffusers + 1")
     names = ("clip_skip", "clip_skip_diffusers", "negative_clip_skip")
     given = {name: value for name in names if (value := getattr(request, name)) is not None}
     whole = {name: whole_clip_skip(name, value, model.layers) for name, value in given.items()}
@@ -189,9 +186,8 @@ def _choice(field: str, value: str, valid: Iterable[str], aliases: Mapping[str, 
     if key in by_key:
         return by_key[key]
     close = difflib.get_close_matches(key[:100], by_key, n=1, cutoff=0.5)
-    hint = f"did you mean {by_key[close[0]]!r}?" if close else None
     message = f"{field} must be one of {', '.join(by_key.values())}; not {shown(value)}"
-    raise RequestError(message, field=field, hint=hint)
+    raise RequestError(message, field=field, hint=f"did you mean {by_key[close[0]]!r}?" if close else None)
 
 
 def _key(name: str) -> str:
@@ -201,8 +197,7 @@ def _key(name: str) -> str:
 
 def _size(request: Request, model: ModelFacts, limits: Limits) -> tuple[int, int]:
     """Width and height in pixels, which the model and the engines must be able to make."""
-    width = model.default_size if request.width is None else request.width
-    height = model.default_size if request.height is None else request.height
+    width, height = (model.default_size if side is None else side for side in (request.width, request.height))
     step, most = model.size_step, MAX_PIXELS // model.size_step
     for name, value in (("width", width), ("height", height)):
         if value > most:

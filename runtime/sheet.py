@@ -82,18 +82,18 @@ def draw(results: Sequence[Result], x: Axis, y: Axis) -> Image.Image:
     letters = max(11, width // 11)
     font = ImageFont.load_default(size=letters)
     left, top = width + GAP, 2 * letters + 2 * GAP
-    size = left + len(x.values) * (width + GAP), top + len(y.values) * (height + GAP)
-    sheet = Image.new("RGB", size, "white")
+    lefts = [left + column * (width + GAP) for column in range(len(x.values) + 1)]
+    tops = [top + row * (height + GAP) for row in range(len(y.values) + 1)]
+    sheet = Image.new("RGB", (lefts[-1], tops[-1]), "white")
     pen = ImageDraw.Draw(sheet)
-    for column, value in enumerate(x.values):
-        at = left + column * (width + GAP) + width // 2, top // 2
-        pen.text(at, x.label(value), "black", font, anchor="mm")
-    for row, value in enumerate(y.values):
-        at = GAP, top + row * (height + GAP) + height // 2
-        pen.multiline_text(at, wrap(y.label(value), width - GAP, font), "black", font, anchor="lm")
+    for value, place in zip(x.values, lefts, strict=False):
+        pen.text((place + width // 2, top // 2), x.label(value), "black", font, anchor="mm")
+    for value, place in zip(y.values, tops, strict=False):
+        text = wrap(y.label(value), width - GAP, font)
+        pen.multiline_text((GAP, place + height // 2), text, "black", font, anchor="lm")
     for number, picture in enumerate(pictures):
         row, column = divmod(number, len(x.values))
-        sheet.paste(picture, (left + column * (width + GAP), top + row * (height + GAP)))
+        sheet.paste(picture, (lefts[column], tops[row]))
     return sheet
 
 

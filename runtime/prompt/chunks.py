@@ -35,8 +35,7 @@ def chunks(
     first), together in one chunk; unlike in A1111 they move with a comma. Raises RequestError(field="prompt") for
     weights beyond 10 and for an inversion of more than 75 vectors.
     """
-    packer = _Packer(tokenizer, comma_backtrack)
-    index = _index(tokenizer, spans)
+    packer, index = _Packer(tokenizer, comma_backtrack), _index(tokenizer, spans)
     for fragment, weight in [(text, 1.0)] if emphasis == "None" else attention(text):
         if (fragment, weight) == BREAK:
             packer.close()

@@ -1,8 +1,7 @@
 """Which text a prompt stands for at which step: `[from:to:when]` and `[a|b]`. Knows nothing of weights or tokens.
 
 The prompt is compiled once into a flat program of texts and jumps, and run for each step at which the text may change.
-Brackets become jumps only when the closing one shows that they hold a schedule or an alternation; until then, and if
-they do not, each is the literal text that it was. So nothing nests, at any depth.
+Brackets become jumps when the closing one shows that they hold a schedule; until then each is the text that it was.
 """
 
 from __future__ import annotations
@@ -33,9 +32,7 @@ def editing(text: str, steps: int) -> list[tuple[int, str]]:
     backslash escapes nothing (at the end of the text or of a line). Where a literal bracket or colon directly follows a
     schedule (`[a:3]]`), A1111's parser takes it or leaves it by chance; here it counts. Never raises.
     """
-    if "[" not in text:
-        return [(steps, text)]
-    program = _compile(text, steps)
+    program = _compile(text, steps) if "[" in text else None
     return [(steps, text)] if program is None else program.entries()
 
 

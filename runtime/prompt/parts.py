@@ -25,16 +25,12 @@ _NETWORK = re.compile(r"<(\w+):([^>]+)>")
 
 @dataclass(frozen=True)
 class Text:
-    """One text of a request: a part of the prompt, or the negative prompt.
+    """One text of a request: a part of the prompt, or the negative prompt."""
 
-    `weight` is its weight in the guidance mix, `layers` how many encode it. `variants[i]` is what it says up to and
-    including model evaluation `ends[i]`; all have `length` chunks.
-    """
-
-    weight: float
-    layers: int
-    ends: tuple[int, ...]
-    variants: tuple[Chunks, ...]
+    weight: float  # in the guidance mix
+    layers: int  # how many encode it
+    ends: tuple[int, ...]  # variants[i] is what it says up to and including model evaluation ends[i]
+    variants: tuple[Chunks, ...]  # all of `length` chunks
 
     @property
     def length(self) -> int:
@@ -64,8 +60,7 @@ def parse(
 ) -> tuple[Text, ...]:
     """The parts of the prompt and, where the mix has it, the negative prompt; `layers` are the one's and the other's.
 
-    guided = u + sum of weight * cfg * (c - u), so u itself weighs 1 - cfg * (sum of the weights). RequestError for a
-    weight beyond 10.
+    guided = u + sum of weight * cfg * (c - u), so u weighs 1 - cfg * (sum of the weights). RequestError beyond 10.
     """
     scale = max(request.cfg, 1.0)
     parts = composition(request.prompt, request.compat)
@@ -80,10 +75,9 @@ def parse(
 
 
 def joined(texts: tuple[Text, ...], most: int, tokenizer: Tokenizer) -> tuple[tuple[Text, ...], list[str]]:
-    """The texts as one call can take them, and what the result says of it.
+    """The texts as one call can take them, and notes: as they are, to be repeated up to their least common multiple.
 
-    Each is repeated up to their lengths' least common multiple, which changes nothing that the U-Net sees; where that
-    is above `most` chunks or twice the longest text, they are padded instead.
+    Where that is above `most` chunks or twice the longest text, they are padded instead.
     """
     lengths = sorted({text.length for text in texts})
     bound = min(2 * lengths[-1], most)

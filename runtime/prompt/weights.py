@@ -12,7 +12,6 @@ from itertools import groupby
 from operator import itemgetter
 
 import numpy as np
-import numpy.typing as npt
 
 from ..errors import RequestError
 
@@ -116,31 +115,28 @@ class _Scan:
         self.closings += 1
         self.closed[self.opened[token].pop()] = self.closings
 
+    @np.errstate(over="ignore", invalid="ignore")  # the caller refuses what is not finite
     def fragments(self) -> list[tuple[str, float]]:
         """Close what is still open, and give each fragment its weight."""
         for token in (")", "]"):
             while self.is_open(token):
                 self.close(token)
-        return list(zip(self.texts, (self._products() * np.array(self.signs)).tolist(), strict=True))
-
-    @np.errstate(over="ignore", invalid="ignore")  # the caller refuses what is not finite
-    def _products(self) -> npt.NDArray[np.float64]:
         parent, factor, closed = np.array(self.parent), np.array(self.factor), np.array(self.closed)
         rounds, squares = np.array(self.rounds), np.array(self.squares)
         product = np.ones(len(rounds))
         for _ in range(EXACT_DEPTH):
             if not (rounds.any() or squares.any()):
-                return product
+                break
             first = np.where(closed[rounds] < closed[squares], rounds, squares)
             product *= factor[first]
             rounds = np.where(first == rounds, parent[rounds], rounds)
             squares = np.where(first == squares, parent[squares], squares)
-        totals: list[float] = []  # per bracket, the product of its factor and of those around it (of its own kind)
-        for outer, own in zip(self.parent, self.factor, strict=True):
-            totals.append(own * totals[outer] if totals else own)
-        total = np.array(totals)
-        product *= total[rounds] * total[squares]
-        return product
+        else:
+            totals: list[float] = []  # per bracket, the product of its factor and of those around it (of its own kind)
+            for outer, own in zip(self.parent, self.factor, strict=True):
+                totals.append(own * totals[outer] if totals else own)
+            product *= np.array(totals)[rounds] * np.array(totals)[squares]
+        return list(zip(self.texts, (product * np.array(self.signs)).tolist(), strict=True))
 
 
 def check_weight(weight: float, source: str) -> float:
