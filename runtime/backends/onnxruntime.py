@@ -255,20 +255,25 @@ class OnnxRuntimeLoop:
         self._session.do(self._send, feeds)
 
     def write(self, name: str, slot: int, array: Array) -> None:
-        """A new value for one slot of an input."""
-        self._session.do(self._write, name, slot, array)
+        """In place on the CPU; on a device all of the input comes and goes, for an OrtValue has no parts."""
+
+        def put(value: Any) -> None:
+            values = value.numpy()
+            check_like(values[slot], name, array)
+            values[slot] = array
+            if values.ctypes.data != value.data_ptr():
+                value.update_inplace(values)
+
+        self._session.do(put, self._inputs[name])
 
     def run(self, feeds: Mapping[str, Array]) -> None:
-        """Rewrite the named inputs and run once."""
         self._session.do(self._step, feeds)
 
     def read(self, name: str, slot: int | None = None) -> Array:
-        """A host copy of an input, or of one slot of it, as the last run left it."""
         values = self._session.do(self._inputs[name].numpy)
         return np.array(values if slot is None else values[slot])
 
     def close(self) -> None:
-        """Give the buffers back. May be called twice."""
         if self._captured:
             with suppress(ClipskipError):  # after a failure of the device there is nothing to forget
                 self._session.do(self._session.inner.release_captured_graph, self._graph)
@@ -287,15 +292,6 @@ class OnnxRuntimeLoop:
     def _send(self, feeds: Mapping[str, Array]) -> None:
         for name, array in feeds.items():
             self._inputs[name].update_inplace(np.ascontiguousarray(array))
-
-    def _write(self, name: str, slot: int, array: Array) -> None:
-        """In place on the CPU; on a device all of the input comes and goes, for an OrtValue has no parts."""
-        value = self._inputs[name]
-        values = value.numpy()
-        check_like(values[slot], name, array)
-        values[slot] = array
-        if values.ctypes.data != value.data_ptr():
-            value.update_inplace(values)
 
     def _step(self, feeds: Mapping[str, Array]) -> None:
         self._send(feeds)

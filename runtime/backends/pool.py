@@ -57,9 +57,19 @@ class Pool(Generic[T]):
 
         Busy when all are in use for too long.
         """
-        idle = self._reserve(key)
-        if idle is not None:
-            return idle
+        deadline = time.monotonic() + self._timeout
+        with self._changed:
+            while not self._closed and self._used >= self._limit:
+                if not self._changed.wait(deadline - time.monotonic()) and time.monotonic() >= deadline:
+                    raise Busy(f"all {self._limit} contexts were in use for {self._timeout:.0f} s", hint="try again")
+            if self._closed:
+                raise RequestError("this engine is closed", hint="open the pipeline again")
+            self._used += 1
+            idle = next((thing for thing in reversed(self._idle) if self._idle[thing] == key), None)
+            if idle is not None:
+                del self._idle[idle]
+                return idle
+            self._close_idle(self._limit - self._used)
         try:
             try:
                 return make()
@@ -68,9 +78,7 @@ class Pool(Generic[T]):
                     raise
             return make()
         except BaseException:
-            with self._changed:
-                self._used -= 1
-                self._changed.notify()
+            self._leave()
             raise
 
     def give(self, key: Hashable, thing: T) -> None:
@@ -84,9 +92,7 @@ class Pool(Generic[T]):
 
     def discard(self, thing: T) -> None:
         """Take a thing back that something went wrong with."""
-        with self._changed:
-            self._used -= 1
-            self._changed.notify()
+        self._leave()
         thing.close()
 
     def give_up_idle(self) -> bool:
@@ -103,21 +109,11 @@ class Pool(Generic[T]):
             self._close_idle(0)
             self._changed.notify_all()
 
-    def _reserve(self, key: Hashable) -> T | None:
-        deadline = time.monotonic() + self._timeout
+    def _leave(self) -> None:
+        """One place is free."""
         with self._changed:
-            while not self._closed and self._used >= self._limit:
-                if not self._changed.wait(deadline - time.monotonic()) and time.monotonic() >= deadline:
-                    raise Busy(f"all {self._limit} contexts were in use for {self._timeout:.0f} s", hint="try again")
-            if self._closed:
-                raise RequestError("this engine is closed", hint="open the pipeline again")
-            self._used += 1
-            idle = next((thing for thing in reversed(self._idle) if self._idle[thing] == key), None)
-            if idle is not None:
-                del self._idle[idle]
-            else:
-                self._close_idle(self._limit - self._used)
-            return idle
+            self._used -= 1
+            self._changed.notify()
 
     def _close_idle(self, keep: int) -> None:
         while len(self._idle) > keep:
@@ -150,22 +146,18 @@ class LentLoop(Generic[T]):
             raise
 
     def write(self, name: str, slot: int, array: Array) -> None:
-        """Write one slot of one input."""
         with self._guarded() as bound:
             bound.write(name, slot, array)
 
     def run(self, feeds: Mapping[str, Array]) -> None:
-        """Send the changed inputs and run once."""
         with self._guarded() as bound:
             bound.run(feeds)
 
     def read(self, name: str, slot: int | None = None) -> Array:
-        """A host copy of the input that feedback rewrites, or of one slot of it; waits for the device."""
         with self._guarded() as bound:
             return bound.read(name, slot)
 
     def close(self) -> None:
-        """Give the buffers back. May be called twice."""
         if self._bound is not None:
             bound, self._bound = self._bound, None
             self._pool.give(self._key, bound)

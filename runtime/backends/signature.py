@@ -5,9 +5,9 @@ Knows nothing of any library.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
-from clipskip.engines.manifest import Artefact, AxisRange, Dim, Port
+from clipskip.engines.manifest import Artefact, AxisRange, Dim
 from clipskip.engines.shapes import Shape
 from clipskip.errors import RequestError
 
@@ -22,9 +22,19 @@ def bind(artefact: Artefact, feeds: Mapping[str, Array], build_command: str) -> 
         raise RequestError(f"{role}: the inputs do not match: {odd}", field=odd)
     sizes: dict[str, int] = {}
     for port in artefact.inputs:
-        for axis, size in _axes(role, port, feeds[port.name]):
-            if sizes.setdefault(axis, size) != size:
-                raise RequestError(f"{role}: axis {axis} is {sizes[axis]} and {size} at once", field=port.name)
+        array = feeds[port.name]
+        if array.dtype != port.dtype or array.ndim != len(port.shape):
+            given = f"{array.dtype}[{', '.join(map(str, array.shape))}]"
+            needed = f"{port.dtype}[{', '.join(map(str, port.shape))}]"
+            raise RequestError(f"{role}: {port.name} must be {needed}, is {given}", field=port.name)
+        for dimension, size in zip(port.shape, array.shape, strict=True):
+            if not isinstance(dimension, Dim) or size % dimension.factor:
+                if dimension != size:
+                    raise RequestError(f"{role}: {port.name} has {size} where {dimension} is needed", field=port.name)
+            elif sizes.setdefault(dimension.axis, size // dimension.factor) != size // dimension.factor:
+                axis = dimension.axis
+                message = f"{role}: axis {axis} is {sizes[axis]} and {size // dimension.factor} at once"
+                raise RequestError(message, field=port.name)
     limits = {axis: artefact.axes.get(axis, AxisRange(1, size, size)) for axis, size in sizes.items()}
     outside = [axis for axis, limit in limits.items() if not limit.minimum <= sizes[axis] <= limit.maximum]
     if outside:
@@ -47,16 +57,3 @@ def check_like(old: Array, name: str, new: Array) -> None:
     """ValueError for new values of another type or shape: once buffers are bound, neither can change."""
     if (new.shape, new.dtype) != (old.shape, old.dtype):
         raise ValueError(f"{name}: {new.dtype}{list(new.shape)} in a loop for {old.shape}")
-
-
-def _axes(role: str, port: Port, array: Array) -> Iterator[tuple[str, int]]:
-    """Name and size of each dynamic axis that an array of this port has."""
-    if array.dtype != port.dtype or array.ndim != len(port.shape):
-        given = f"{array.dtype}[{', '.join(map(str, array.shape))}]"
-        needed = f"{port.dtype}[{', '.join(map(str, port.shape))}]"
-        raise RequestError(f"{role}: {port.name} must be {needed}, is {given}", field=port.name)
-    for dimension, size in zip(port.shape, array.shape, strict=True):
-        if isinstance(dimension, Dim) and size % dimension.factor == 0:
-            yield dimension.axis, size // dimension.factor
-        elif dimension != size:
-            raise RequestError(f"{role}: {port.name} has {size} where {dimension} is needed", field=port.name)

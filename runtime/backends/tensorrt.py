@@ -79,7 +79,14 @@ class TensorRT:
         if engine is None:
             self.cuda.probe()
             raise EngineIncompatible(f"TensorRT cannot load {path.name}: {self.complaints()}", path=path, hint=command)
-        self._check_signature(artefact, engine, path)
+        trt, names = self._trt, [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+        own = {
+            name: (engine.get_tensor_mode(name), np.dtype(trt.nptype(engine.get_tensor_dtype(name)))) for name in names
+        }
+        inputs = {port.name: (trt.TensorIOMode.INPUT, np.dtype(port.dtype)) for port in artefact.inputs}
+        outputs = {port.name: (trt.TensorIOMode.OUTPUT, np.dtype(port.dtype)) for port in artefact.outputs}
+        if own != {**inputs, **outputs}:
+            raise EngineIncompatible(f"{path.name} is no {artefact.role}: it has {', '.join(names)}", path=path)
         if self.target == "tensorrt":
             return TensorRTEngine(self, artefact, Contexts(self._trt, engine), command)
         cache = path.with_name(f"{path.name}.{self.cuda.gpu.compute_capability}.cache")
@@ -128,18 +135,6 @@ class TensorRT:
             if self.settings.strict_device:
                 raise EngineIncompatible(message, field=role, hint=f"build it here: {command}")
             warnings.warn(message, RuntimeWarning, stacklevel=3)
-
-    def _check_signature(self, artefact: Artefact, engine: Any, path: Path) -> None:
-        """The engine's own inputs and outputs must be the manifest's."""
-        trt = self._trt
-        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-        own = {
-            name: (engine.get_tensor_mode(name), np.dtype(trt.nptype(engine.get_tensor_dtype(name)))) for name in names
-        }
-        inputs = {port.name: (trt.TensorIOMode.INPUT, np.dtype(port.dtype)) for port in artefact.inputs}
-        outputs = {port.name: (trt.TensorIOMode.OUTPUT, np.dtype(port.dtype)) for port in artefact.outputs}
-        if own != {**inputs, **outputs}:
-            raise EngineIncompatible(f"{path.name} is no {artefact.role}: it has {', '.join(names)}", path=path)
 
 
 def tensorrt_backend(target: str, settings: Settings | None = None, device: int = 0) -> TensorRT:
