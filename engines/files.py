@@ -40,6 +40,8 @@ def open_regular(path: Path) -> Iterator[FileIO]:
 
 
 def _open(path: str, flags: int) -> int:
+    if not hasattr(os, "O_NOFOLLOW") and not stat.S_ISREG(os.lstat(path).st_mode):  # Windows
+        raise NotAFileError("is a symbolic link" if os.path.islink(path) else "is not a regular file")
     descriptor = os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -71,6 +73,8 @@ def flush_and_hash(path: Path) -> tuple[int, str]:
 
 def flush(path: Path) -> None:
     """Wait until the disk holds this file's bytes or this folder's names."""
+    if path.is_dir() and not hasattr(os, "O_DIRECTORY"):
+        return  # Windows opens no folders
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -12,11 +12,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from clipskip.engines.errors import StorageError
-from clipskip.engines.files import storage_error
+from clipskip.engines.files import translated
 
 try:
     import fcntl
-except ImportError:  # Windows: stores can be read there, not built
+except ImportError:  # Windows: stores can be read there, which takes no lock, and not built
     fcntl = None  # type: ignore[assignment]
 
 Progress = Callable[[str], None]
@@ -54,7 +54,15 @@ def _flock(folder: Path, kind: str) -> int | None:
 @contextmanager
 def locked(path: Path, progress: Progress, limit: float = float("inf")) -> Iterator[None]:
     """Hold the lock file `path`, created and removed here; StorageError after `limit` seconds of waiting."""
-    descriptor = _wait(path, progress, limit)
+    began, reminders = time.monotonic(), 0
+    while (descriptor := _take(path)) is None:
+        waited = time.monotonic() - began
+        if waited > limit:
+            raise StorageError(f"{path} was not released within {limit:.0f} s", path=path)
+        if waited >= reminders * _REMIND:
+            progress(f"waiting for another process to release {path}")
+            reminders += 1
+        time.sleep(_POLL)
     try:
         yield
     finally:
@@ -69,38 +77,23 @@ def remove_stale(path: Path) -> None:
             _release(path, descriptor)
 
 
-def _wait(path: Path, progress: Progress, limit: float) -> int:
-    began = time.monotonic()
-    reminders = 0
-    while (descriptor := _take(path)) is None:
-        waited = time.monotonic() - began
-        if waited > limit:
-            raise StorageError(f"{path} was not released within {limit:.0f} s", path=path)
-        if waited >= reminders * _REMIND:
-            progress(f"waiting for another process to release {path}")
-            reminders += 1
-        time.sleep(_POLL)
-    return descriptor
-
-
 def _take(path: Path) -> int | None:
+    """The lock file's descriptor once it is ours; None while it is somebody else's."""
     if fcntl is None:
-        raise StorageError("this system has no flock: engine stores can be read here, not built", path=path)
-    try:
+        message = "this system has no flock: engine stores can be read here, not built"
+        raise StorageError(message, path=path, hint="export and build in WSL, then read the store from here")
+    taken = False
+    with translated(path):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-    except OSError as error:
-        raise storage_error(error, path) from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(descriptor), os.stat(path)):
-            return descriptor
-    except (BlockingIOError, FileNotFoundError):
-        pass  # held by another; or its holder has just removed this very file, and the lock on it means nothing
-    except OSError as error:
-        os.close(descriptor)
-        raise storage_error(error, path) from error
-    os.close(descriptor)
-    return None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            taken = os.path.samestat(os.fstat(descriptor), os.stat(path))
+        except (BlockingIOError, FileNotFoundError):
+            pass  # held by another; or its holder has just removed this very file, and the lock on it means nothing
+        finally:
+            if not taken:
+                os.close(descriptor)
+    return descriptor if taken else None
 
 
 def _release(path: Path, descriptor: int) -> None:

@@ -72,8 +72,9 @@ def test_a_system_without_flock_can_read_but_not_lock(tmp_path, monkeypatch):
     monkeypatch.setattr(locks, "fcntl", None)
     assert locks.hold(tmp_path) is None
     assert locks.in_use(tmp_path)
-    with pytest.raises(StorageError, match="no flock"), locks.locked(tmp_path / ".lock", print):
+    with pytest.raises(StorageError, match="no flock") as caught, locks.locked(tmp_path / ".lock", print):
         pass
+    assert "build in WSL" in caught.value.hint
 
 
 POOR = """
@@ -83,7 +84,12 @@ for name in ("fcntl", "resource", "pwd", "grp", "termios"):
 for name in ("O_NOFOLLOW", "O_DIRECTORY", "O_NONBLOCK", "fork", "register_at_fork", "getuid", "sched_getaffinity"):
     delattr(os, name)
 from pathlib import Path
-from clipskip.engines import publish, report
+def open_no_folder(path, *rest, real=os.open, **options):
+    if os.path.isdir(path):
+        raise PermissionError(13, "Permission denied", str(path))
+    return real(path, *rest, **options)
+os.open = open_no_folder
+from clipskip.engines import files, publish, report
 from clipskip.engines.store import Store
 from clipskip.errors import StorageError
 store = Store(sys.argv[1])
@@ -91,6 +97,14 @@ for artefact in store.manifest().artefacts:
     store.verify(artefact)
 store.verify_tokenizer()
 report.inspect(sys.argv[1])
+files.flush(store.root)
+file = store.root / artefact.files[0].path
+file.rename(store.root / "elsewhere")
+file.symlink_to(store.root / "elsewhere")
+print(dict(report.verify(store.root))[str(artefact.identity)])
+file.unlink()
+file.mkdir()
+print(dict(report.verify(store.root))[str(artefact.identity)])
 try:
     publish.gc(sys.argv[1])
 except StorageError as error:
@@ -101,4 +115,7 @@ except StorageError as error:
 def test_a_system_without_posix_reads_a_store_and_says_that_it_cannot_change_one(root):
     done = subprocess.run([sys.executable, "-c", POOR, str(root)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "no flock: engine stores can be read here, not built" in done.stdout
+    linked, folder, refused = done.stdout.splitlines()
+    assert linked.endswith("is a symbolic link")
+    assert folder.endswith("is not a regular file")
+    assert refused == "this system has no flock: engine stores can be read here, not built"

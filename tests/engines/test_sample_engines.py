@@ -1,4 +1,4 @@
-"""The sample model's sixteen engines, really built by TensorRT-RTX, which needs no GPU for it."""
+"""Engines of the sample model, really built by TensorRT-RTX, which needs no GPU for it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from clipskip.engines.tensorrt import build
 pytest.importorskip("tensorrt_rtx")
 
 TARGET = "tensorrt-rtx"
-ROLES = [*(f"text-{layers:02}" for layers in range(13)), "step", "decode", "encode"]
+LAYERS = (0, 12)  # none and all: tiny graphs try "as many as were exported"
+ROLES = ["text-00", "text-12", "step", "decode", "encode"]
 
 
 @pytest.fixture(scope="module")
@@ -33,12 +34,12 @@ def rebuilt(root: Path, options: BuildOptions) -> list[str]:
     return [each.role for each in results if each.rebuilt]
 
 
-def test_sixteen_engines_are_built_once_and_other_sizes_rebuild_only_the_networks(root: Path) -> None:
-    assert rebuilt(root, BuildOptions(max_chunks=2)) == ROLES
-    assert rebuilt(root, BuildOptions(max_chunks=2)) == []
+def test_engines_are_built_once_and_other_sizes_rebuild_only_the_networks(root: Path) -> None:
+    assert rebuilt(root, BuildOptions(layers=LAYERS, max_chunks=2)) == ROLES
+    assert rebuilt(root, BuildOptions(layers=LAYERS, max_chunks=2)) == []
     store = Store(root)
     for role in ROLES:
         assert store.verify(store.find(Role.parse(role), TARGET, "fp16")).stat().st_size > 10_000
     assert not [problem for _, problem in report.verify(root) if problem]
-    options = BuildOptions(max_chunks=2, sizes=AxisRange(64, 128, 256))
+    options = BuildOptions(layers=LAYERS, max_chunks=2, sizes=AxisRange(64, 128, 256))
     assert rebuilt(root, options) == ["step", "decode", "encode"]
