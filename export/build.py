@@ -54,12 +54,11 @@ def build(draft: Draft, source: Checkpoint, facts: ModelFacts, say: Callable[[st
         settle(networks.unet)
         write(graphs.step_graph(networks.unet, facts, precision), trials)
     if roles & {DECODE, ENCODE}:
-        decoded, encoded = cases.decode(networks.vae), cases.encode(networks.vae, half)  # in float32, and then in half
+        trials = {DECODE: cases.decode(networks.vae), ENCODE: cases.encode(networks.vae, half)}  # the latter halves it
         settle(networks.vae)
-        if DECODE in roles:
-            write(graphs.decode_graph(networks.vae), {DECODE: decoded})
-        if ENCODE in roles:
-            write(graphs.encode_graph(networks.vae), {ENCODE: encoded})
+        for graph in (graphs.decode_graph(networks.vae), graphs.encode_graph(networks.vae)):
+            if (role := Role(graph.role)) in roles:
+                write(graph, {role: trials[role]})
 
 
 def _write(

@@ -1,6 +1,5 @@
 """Inputs for the gates and what torch makes of them: few and small, for an SD 1.5 U-Net is slow on two cores.
 
-The empty prompt and a full one, timesteps 999 and 1, one image and two, two sizes, one chunk and two.
 With `half`, torch's own float16 is asked too, and the network is left in it: a copy of a U-Net would be gigabytes.
 """
 

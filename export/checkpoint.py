@@ -103,7 +103,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def _open_file(path: Path) -> Checkpoint:
-    """SD 1.x in one file, told from what looks like it. A missing part is named here, a wrong shape when it is read."""
+    """SD 1.x in one file, told from what looks like it. A wrong shape is found later."""
     header = _header(path)
     kind = names.describe_keys(header)
     first = header.get("model.diffusion_model.input_blocks.0.0.weight")

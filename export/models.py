@@ -50,12 +50,9 @@ def _fill(make: Callable[[dict[str, Any]], Any], part: Part) -> Any:
     source = {part.modern(name): name for name in part.tensors if not name.endswith("position_ids")}
     missing, unexpected = sorted(expected.keys() - source.keys()), sorted(source.keys() - expected.keys())
     if missing or unexpected:
-        guess = describe_keys(part.tensors)
-        raise CheckpointError(
-            f"{part.weights} does not hold the {part.name}: {_counted('missing', missing)}, "
-            f"{_counted('unexpected', unexpected)}" + (f"; this looks like {guess}" if guess else ""),
-            path=part.weights,
-        )  # fmt: skip
+        what = f"{_counted('missing', missing)}, {_counted('unexpected', unexpected)}"
+        what += f"; this looks like {guess}" if (guess := describe_keys(part.tensors)) else ""
+        raise CheckpointError(f"{part.weights} does not hold the {part.name}: {what}", path=part.weights)
     for name, shape in expected.items():
         if (stored := part.tensors[source[name]].shape) not in (shape, (*shape, 1, 1)):
             message = f"{source[name]} has the shape {list(stored)}, the configuration asks for {list(shape)}"
@@ -76,10 +73,9 @@ def _read(part: Part, source: Mapping[str, str], expected: Mapping[str, Shape]) 
             for name, shape in expected.items():
                 tensor = file.get_tensor(source[name]).float().reshape(shape)
                 if not torch.isfinite(tensor).all():
-                    nan, infinite = int(tensor.isnan().sum()), int(tensor.isinf().sum())
-                    message = f"{part.weights}: {source[name]} has {nan} NaN and {infinite} infinite values"
+                    broken = f"{tensor.isnan().sum():d} NaN and {tensor.isinf().sum():d} infinite values"
                     hint = "the file is damaged or the model was saved broken"
-                    raise CheckpointError(message, path=part.weights, hint=hint)
+                    raise CheckpointError(f"{part.weights}: {source[name]} has {broken}", path=part.weights, hint=hint)
                 yield name, tensor
     except SafetensorError as error:
         raise CheckpointError(f"{part.weights} cannot be read ({error})", path=part.weights) from error

@@ -71,10 +71,8 @@ def unet_from_file(name: str, layers: int = 2) -> str:
             place, rest = f"{mover}.0.conv", rest.removeprefix(old)
         if number >= 0:
             return _resnet(f"{side}_blocks.{block}.{place}.{rest}")
-    for old, new in _ENDS.items():
-        if name.startswith(f"{old}."):
-            return _resnet(new + name[len(old) :])
-    return name
+    modern = next((new + name[len(old) :] for old, new in _ENDS.items() if name.startswith(f"{old}.")), name)
+    return _resnet(modern)
 
 
 def _resnet(name: str) -> str:

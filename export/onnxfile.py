@@ -8,14 +8,14 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
 import onnx
 import onnx_ir as ir
 import torch
 
 from clipskip.engines.errors import ExportError
-from clipskip.engines.manifest import Dim, Port
+from clipskip.engines.manifest import Dim
 from clipskip.export.graphs import Graph
 
 OPSET = 23  # at 24 ONNX Runtime's causal Attention gave NaN on the CPU
@@ -44,12 +44,14 @@ def trace(graph: Graph, unit: int) -> ir.Model:
     """The graph in ONNX, with the names of its ports; latent sizes are multiples of `unit`. ExportError."""
     dims = {name: torch.export.Dim(name) for name in "BNRET"}
     dims |= {name: unit * torch.export.Dim(f"{name}_") for name in "hw"}
+    axes = [{axis: size for axis, size in enumerate(port.shape) if isinstance(size, Dim)} for port in graph.inputs]
+    dims |= {str(d): d.factor * dims[d.axis] for sizes in axes for d in sizes.values() if d.factor > 1}
     try:
         with quiet(), torch.no_grad():
             program = torch.onnx.export(
                 graph.module.eval(),
                 tuple(torch.zeros(port.sized(_EXAMPLE), dtype=getattr(torch, port.dtype)) for port in graph.inputs),
-                dynamic_shapes=tuple(_dynamic(port, dims) for port in graph.inputs),
+                dynamic_shapes=tuple({axis: dims[str(size)] for axis, size in sizes.items()} for sizes in axes),
                 input_names=[port.name for port in graph.inputs],
                 output_names=[port.name for port in graph.outputs],
                 opset_version=OPSET,
@@ -65,11 +67,6 @@ def trace(graph: Graph, unit: int) -> ir.Model:
             raise ExportError(f"the exporter gave {value.name} {value.dtype} where {port.name} {port.dtype} belongs")
         value.shape = ir.Shape([size if isinstance(size, int) else str(size) for size in port.shape])
     return model
-
-
-def _dynamic(port: Port, dims: dict[str, Any]) -> dict[int, Any]:
-    sizes = {axis: size for axis, size in enumerate(port.shape) if isinstance(size, Dim)}
-    return {axis: dims[d.axis] if d.factor == 1 else d.factor * dims[d.axis] for axis, d in sizes.items()}
 
 
 def _tidy(model: ir.Model) -> None:

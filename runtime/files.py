@@ -21,10 +21,7 @@ _FLOATS = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
 
 
 def read(path: str | os.PathLike[str], limit: int) -> bytes:
-    """The file's first `limit` bytes; symbolic links are followed, as in the Hugging Face cache.
-
-    CheckpointError if there is no regular file (a pipe is not waited for), StorageError if it cannot be read.
-    """
+    """The first `limit` bytes of a file or of what it links to; CheckpointError for a pipe, a folder or nothing."""
     name = os.fspath(path)
     if "\0" in name:
         raise CheckpointError(f"{name!r} is no file name: it contains NUL")

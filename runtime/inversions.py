@@ -50,9 +50,15 @@ def load(locations: Location | Sequence[Location], width: int) -> Inversions:
     CheckpointError for a file or a name that cannot be used, UnsafeFileError, UnsupportedModelError.
     """
     given = [Path(path) for path in ([locations] if isinstance(locations, (str, os.PathLike)) else locations)]
+    distinct: dict[str, Path] = {}  # by absolute path, each once
+    for location in given:
+        inside = sorted(location.rglob("*")) if location.is_dir() else []
+        named = [path for path in inside if path.suffix.lower() in {SUFFIX, *PICKLES} and path.name[0] != "."]
+        for path in named if location.is_dir() else [location]:
+            distinct.setdefault(os.path.abspath(path), path)
     paths: dict[str, Path] = {}
     blocks, notes = [], []
-    for path in _files(given):
+    for path in distinct.values():
         name = path.stem.lower()
         if path.suffix.lower() in PICKLES and path not in given:
             notes.append(f"{path} is not used: it is a pickle, which can run code when it is read")
@@ -71,17 +77,6 @@ def load(locations: Location | Sequence[Location], width: int) -> Inversions:
     vectors = np.concatenate(blocks) if blocks else np.zeros((1, width), np.float32)
     spans = {name: range(*ends[i : i + 2]) for i, name in enumerate(paths)}
     return Inversions(vectors, spans, tuple(notes))
-
-
-def _files(locations: Sequence[Path]) -> list[Path]:
-    """The files given and those in the folders given, each once."""
-    paths: dict[str, Path] = {}
-    for location in locations:
-        inside = sorted(location.rglob("*")) if location.is_dir() else []
-        named = [path for path in inside if path.suffix.lower() in {SUFFIX, *PICKLES} and path.name[0] != "."]
-        for path in named if location.is_dir() else [location]:
-            paths.setdefault(os.path.abspath(path), path)
-    return list(paths.values())
 
 
 def read(path: Location, width: int) -> Floats:

@@ -185,8 +185,7 @@ def _opened(image: str | os.PathLike[str] | bytes) -> PIL.Image.Image:
         raise CheckpointError(f"the file has more than {LARGEST_FILE >> 20} MiB")
     try:
         opened = PIL.Image.open(BytesIO(data), formats=FORMATS)
-        small = opened.width * opened.height <= MOST_PIXELS
-        if small:
+        if small := opened.width * opened.height <= MOST_PIXELS:
             opened.load()  # texts may follow the pixels, and a damaged file shows itself
     except Exception as error:  # Pillow raises anything, from SyntaxError to struct.error, on broken files
         raise CheckpointError(f"no sound PNG, JPEG or WEBP ({type(error).__name__})") from error
@@ -209,9 +208,8 @@ def _texts(image: PIL.Image.Image) -> dict[str, str]:
         comment = comment[8:].decode(encoding, "replace")
     if comment and isinstance(comment, str):
         texts["parameters"] = comment
-    for name, text in texts.items():
-        if len(text) > LARGEST_TEXT:
-            raise CheckpointError(f"the text {name[:40]!r} has more than 1 MiB")
+    if large := [name for name, text in texts.items() if len(text) > LARGEST_TEXT]:
+        raise CheckpointError(f"the text {large[0][:40]!r} has more than 1 MiB")
     return texts
 
 

@@ -72,10 +72,7 @@ class Request:
 
     @classmethod
     def from_json(cls, source: str | bytes | Mapping[str, Any]) -> Request:
-        """A request from JSON text, or an object already parsed; only `prompt` must be there.
-
-        RequestError for what is no JSON object, unknown or repeated fields, NaN, Infinity and wrong types.
-        """
+        """A request from JSON text or a parsed object. RequestError for another, strange fields and wrong types."""
         if not isinstance(source, (str, bytes, Mapping)):
             raise RequestError(f"a request in JSON must be text or an object, not {shown(source)}")
         try:

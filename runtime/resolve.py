@@ -87,10 +87,7 @@ class Resolved:
 def resolve(
     request: Request, model: ModelFacts, limits: Limits, tokenizer: Tokenizer, inversions: Inversions
 ) -> Resolved:
-    """Check every field, fill in every default, and parse the prompts.
-
-    Raises RequestError, naming the field, the value, the valid range and the closest valid choice.
-    """
+    """Check every field, fill in every default, parse the prompts. RequestError names the field and what is valid."""
     request = _checked(request, model)
     skip, negative_skip, notes = _clip_skips(request, model)
     request = replace(request, clip_skip=skip, clip_skip_diffusers=None, negative_clip_skip=negative_skip)

@@ -35,10 +35,7 @@ class Axis:
 
 
 def parse_axis(text: str) -> Axis:
-    """An axis such as `clip_skip=1-13`, `cfg=1,4,7.5`, `steps=10-30(+5)` or `prompt="a cat, sitting","a dog"`.
-
-    Values are separated by commas, and quoted as in CSV where they contain one. Raises RequestError.
-    """
+    """An axis such as `clip_skip=1-13`, `cfg=1,4,7.5`, `steps=10-30(+5)` or `prompt="a cat, sitting","a dog"` (CSV)."""
     name, equals, values = text.partition("=")
     name = name.strip()
     if not equals or not values.strip():

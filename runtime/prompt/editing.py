@@ -25,12 +25,10 @@ def editing(text: str, steps: int) -> list[tuple[int, str]]:
     option each step, from step 1; options may be empty), nested in each other and in round brackets in any way.
     `when` is a number with optional sign, exponent and space around it; with a point it is a fraction of the steps;
     it is clamped to `steps`, and below 1 the first text never shows. Escaped brackets are text and stay escaped, for
-    `attention`. Neighbours may be equal (`[:5]`).
-
-    What holds no schedule is literal: `[a:b]`, `[a:b:c:3]`, brackets that do not match, and every bracket around it. As
-    in A1111 the *whole* prompt is literal where a `|` stands outside `[a|b]` (`a | b`, `(a|b)`, `[a|b:3]`) or a
-    backslash escapes nothing (at the end of the text or of a line). Where a literal bracket or colon directly follows a
-    schedule (`[a:3]]`), A1111's parser takes it or leaves it by chance; here it counts. Never raises.
+    `attention`. Neighbours may be equal (`[:5]`). What holds no schedule is literal: `[a:b]`, `[a:b:c:3]`, brackets
+    that do not match, and every bracket around it. As in A1111 the *whole* prompt is literal where a `|` stands outside
+    `[a|b]` (`a | b`, `(a|b)`, `[a|b:3]`) or a backslash escapes nothing (at the end of the text or of a line). Where a
+    literal bracket or colon directly follows a schedule (`[a:3]]`), A1111's parser takes it by chance; here it counts.
     """
     program = _compile(text, steps) if "[" in text else None
     return [(steps, text)] if program is None else program.entries()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import lcm
 
 from ..errors import RequestError
@@ -99,13 +99,11 @@ def _variants(
     text: str, evaluations: int, emphasis: str, comma_backtrack: int, tokenizer: Tokenizer, spans: Spans
 ) -> tuple[tuple[int, ...], tuple[Chunks, ...]]:
     """The ends and the variants of one text. Sheets and repeats ask for the same ones again."""
-    entries = editing(text, evaluations)
-    cut = {
-        variant: tuple(chunks(variant, tokenizer, emphasis=emphasis, comma_backtrack=comma_backtrack, spans=spans))
-        for variant in dict.fromkeys(variant for _, variant in entries)
-    }
+    ends, texts = zip(*editing(text, evaluations), strict=True)
+    cut_up = partial(chunks, tokenizer=tokenizer, emphasis=emphasis, comma_backtrack=comma_backtrack, spans=spans)
+    cut = {variant: tuple(cut_up(variant)) for variant in dict.fromkeys(texts)}
     by_text = dict(zip(cut, _padded(cut.values(), max(map(len, cut.values())), tokenizer), strict=True))
-    return tuple(end for end, _ in entries), tuple(by_text[variant] for _, variant in entries)
+    return ends, tuple(by_text[variant] for variant in texts)
 
 
 def _padded(variants: Iterable[Chunks], length: int, tokenizer: Tokenizer) -> tuple[Chunks, ...]:

@@ -29,9 +29,8 @@ _BREAK = re.compile(r"\bBREAK\b")
 def composition(text: str, compat: str | None = None) -> list[tuple[str, float]]:
     """The parts of a prompt between the words AND, each with its weight: `a cat AND a dog :0.5`.
 
-    A part's ending `: weight` (signed decimal, no exponent) and the whitespace before it are no part of the text.
-    Without an AND the text is one part, untouched, of weight 1. `compat="a1111"` reads an ending weight there too, as
-    A1111 does (`photo, 16:9` weighs 9). Raises RequestError(field="prompt") where |weight| is above 10.
+    The weight is a signed decimal without exponent. Without an AND the text is one part, untouched, of weight 1;
+    `compat="a1111"` reads a weight there too (`photo, 16:9` weighs 9). RequestError("prompt") above 10.
     """
     parts = _AND.split(text)
     if len(parts) == 1 and compat != "a1111":
@@ -52,8 +51,7 @@ def attention(text: str) -> list[tuple[str, float]]:
     close nothing are text. `\\(`, `\\)`, `\\[`, `\\]`, `\\\\` are text; any other backslash vanishes. The word BREAK,
     with the whitespace around it, is the fragment ("BREAK", -1.0), beside which fragments may be empty; inside
     brackets its weight is another one, and it is a word like others. A weight that is no plain decimal (`(a:1.2.3)`)
-    is text at 1.1, where A1111 crashes. Raises RequestError(field="prompt") where a written weight, or the product of
-    nested ones, is beyond 10; nothing else.
+    is text at 1.1, where A1111 crashes. RequestError("prompt") where a weight or a product of them is beyond 10.
     """
     scan = _Scan()
     for token in _TOKEN.findall(text):
@@ -66,13 +64,10 @@ def attention(text: str) -> list[tuple[str, float]]:
 
 
 class _Scan:
-    """The fragments so far, and the innermost bracket of either kind around each; bracket 0 is "none"."""
+    """The fragments so far, and the brackets around them; bracket 0 is "none"."""
 
     def __init__(self) -> None:
-        self.texts: list[str] = []
-        self.signs: list[float] = []
-        self.rounds: list[int] = []
-        self.squares: list[int] = []
+        self.pieces: list[tuple[str, float, int, int]] = []  # text, sign, innermost round and square bracket
         self.opened = {")": [0], "]": [0]}  # by the token that closes them
         self.parent, self.factor, self.closed = [0], [1.0], [math.inf]
         self.closings = 0
@@ -103,10 +98,7 @@ class _Scan:
                 self.add(words.strip() if left else words.lstrip())
 
     def add(self, text: str, sign: float = 1.0) -> None:
-        self.texts.append(text)
-        self.signs.append(sign)
-        self.rounds.append(self.opened[")"][-1])
-        self.squares.append(self.opened["]"][-1])
+        self.pieces.append((text, sign, self.opened[")"][-1], self.opened["]"][-1]))
 
     def is_open(self, token: str) -> bool:
         return len(self.opened[token]) > 1
@@ -122,21 +114,20 @@ class _Scan:
             while self.is_open(token):
                 self.close(token)
         parent, factor, closed = np.array(self.parent), np.array(self.factor), np.array(self.closed)
-        rounds, squares = np.array(self.rounds), np.array(self.squares)
-        product = np.ones(len(rounds))
+        rounds, squares = (np.array([piece[kind] for piece in self.pieces], np.intp) for kind in (2, 3))
+        product = np.array([sign for _, sign, _, _ in self.pieces])
         for _ in range(EXACT_DEPTH):
-            if not (rounds.any() or squares.any()):
-                break
             first = np.where(closed[rounds] < closed[squares], rounds, squares)
             product *= factor[first]
             rounds = np.where(first == rounds, parent[rounds], rounds)
             squares = np.where(first == squares, parent[squares], squares)
-        else:
-            totals: list[float] = []  # per bracket, the product of its factor and of those around it (of its own kind)
-            for outer, own in zip(self.parent, self.factor, strict=True):
-                totals.append(own * totals[outer] if totals else own)
-            product *= np.array(totals)[rounds] * np.array(totals)[squares]
-        return list(zip(self.texts, (product * np.array(self.signs)).tolist(), strict=True))
+            if not (rounds.any() or squares.any()):
+                break
+        totals: list[float] = []  # per bracket, the product of its factor and of those around it (of its own kind)
+        for outer, own in zip(self.parent, self.factor, strict=True):
+            totals.append(own * totals[outer] if totals else own)
+        product *= np.array(totals)[rounds] * np.array(totals)[squares]
+        return [(text, weight) for (text, *_), weight in zip(self.pieces, product.tolist(), strict=True)]
 
 
 def check_weight(weight: float, source: str) -> float:
