@@ -6,9 +6,11 @@ for everybody's images. Knows nothing of requests and pictures.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
+from typing import Any
 
 from clipskip.engines.manifest import STEP
 from clipskip.engines.shapes import LATENT
@@ -16,7 +18,7 @@ from clipskip.engines.shapes import LATENT
 from .backends import Array
 from .batch import Batch, Image
 from .engine_cache import EngineCache
-from .errors import Busy, DeviceOutOfMemory
+from .errors import BackendUnavailable, Busy, DeviceOutOfMemory, RequestError
 from .resolve import Limits
 
 
@@ -36,10 +38,12 @@ class Driver:
         self._leaving: list[Image] = []
         self._batches: list[Batch] = []  # the one whose turn it is first
         self._failures: dict[Image, BaseException] = {}
-        self._held = ExitStack()  # the step engine, while there are batches
+        self._engine: Any = None  # the step engine, held while there are batches
+        self._held = ExitStack()
         self._changed = threading.Condition()
         self._busy = False  # somebody touches the batches
         self._visitors = 0  # threads that want to, and not for a call of the network
+        self._process = os.getpid()
 
     def add(self, images: Sequence[Image]) -> None:
         """Let images join as soon as there is room."""
@@ -50,8 +54,10 @@ class Driver:
         """Forget images, now or after the call that runs; never waits, for Python's garbage collector may call it."""
         with self._changed:
             self._leaving += images
-            if not self._busy:
-                self._forget()
+            if self._busy:
+                return
+            self._busy = True
+        self._end_turn()
 
     def advance(self, images: Sequence[Image], calls: int) -> None:
         """Return when these images have had more than `calls` calls in all, after running the network if need be.
@@ -62,6 +68,7 @@ class Driver:
         def moved() -> bool:
             return sum(image.call for image in images) > calls or any(image in self._failures for image in images)
 
+        self._check_process()
         while True:
             with self._changed:
                 while (self._busy or self._visitors) and not moved():
@@ -78,29 +85,61 @@ class Driver:
                 self._end_turn()
 
     def latents(self, images: Sequence[Image]) -> list[Array]:
-        """The images [4,h,w] as they are between two calls of the network, at unit variance."""
+        """The images [4,h,w] as they are between two calls of the network, at unit variance.
+
+        RequestError for one that was given up half-way.
+        """
+        self._check_process()
         with self._changed:
             self._visitors += 1
-            while self._busy:
-                self._changed.wait()
-            self._visitors -= 1
-            self._busy = True
+            try:
+                while self._busy:
+                    self._changed.wait()
+                self._busy = True
+            finally:
+                self._visitors -= 1
+                self._changed.notify_all()
         try:
-            places = {image: batch for batch in self._batches for image in batch.images}
-            return [places[image].latents(image) if image in places else image.unit(image.latents) for image in images]
+            return [self._look(image) for image in images]
         finally:
             self._end_turn()
 
+    def _look(self, image: Image) -> Array:
+        batch = next((batch for batch in self._batches if image in batch.images), None)
+        if batch is None:
+            if image.call and not image.done:
+                raise RequestError("this picture was given up half-way: there is nothing to look at")
+            return image.unit(image.latents)
+        try:
+            return batch.latents(image)
+        except BaseException as error:
+            self._lose(batch, batch.images, error)
+            raise
+
+    def _check_process(self) -> None:
+        """A fork takes along that somebody is busy, but not the thread that is."""
+        if os.getpid() != self._process:
+            hint = 'open the pipeline after the fork, or use multiprocessing\'s "spawn"'
+            raise BackendUnavailable("this process was forked after the pipeline was opened", hint=hint)
+
     def _end_turn(self) -> None:
-        with self._changed:
+        """Whoever wanted to leave meanwhile is taken out; then it is another thread's turn."""
+        try:
             self._forget()
-            self._busy = False
-            self._changed.notify_all()
+        finally:
+            with self._changed:
+                self._busy = False
+                self._changed.notify_all()
+        if self._leaving:  # they came while others were taken out
+            self.remove(())
 
     def _forget(self) -> None:
         """Take those who leave out of wherever they are."""
-        leaving, self._leaving = set(self._leaving), []
-        self._waiting = [image for image in self._waiting if image not in leaving]
+        leaving: set[Image] = set()
+        while self._leaving:  # one by one: the garbage collector may add some at any moment
+            leaving.add(self._leaving.pop())
+        with self._changed:
+            self._waiting = [image for image in self._waiting if image not in leaving]
         for batch in list(self._batches):
             for image in leaving.intersection(batch.images):
                 batch.remove(image)
@@ -115,31 +154,35 @@ class Driver:
         batch = next((batch for batch in self._batches if batch.images), None)
         if batch is None:
             return
-        self._batches.remove(batch)
-        self._batches.append(batch)
+        self._batches = [*(other for other in self._batches if other is not batch), batch]
         images = batch.images
         try:
             batch.step()
         except BaseException as error:
             late = [image for image in images if not image.call]
-            if isinstance(error, DeviceOutOfMemory) and not batch.fits and 0 < len(late) < len(images):
-                for image in late:  # those who run go on without those who wanted to join
-                    batch.remove(image)
-                images = late
-            else:
-                self._close(batch)
-            interrupted = Busy("the call of the network that this image shared was interrupted", hint="try again")
-            self._failures |= dict.fromkeys(images, error if isinstance(error, Exception) else interrupted)
+            cannot_grow = isinstance(error, DeviceOutOfMemory) and not batch.fits and 0 < len(late) < len(images)
+            self._lose(batch, late if cannot_grow else images, error)
             if not isinstance(error, Exception):
                 raise
+
+    def _lose(self, batch: Batch, images: Sequence[Image], error: BaseException) -> None:
+        """Give up images of a batch, and the batch with the last of them."""
+        interrupted = Busy("the call of the network that this image shared was interrupted", hint="try again")
+        self._failures |= dict.fromkeys(images, error if isinstance(error, Exception) else interrupted)
+        if len(images) == len(batch.images):
+            self._close(batch)
+        else:
+            for image in images:
+                batch.remove(image)
 
     def _admit(self) -> None:
         """First come, first served; an image waits for room in the batch of its kind, or for a free loop.
 
-        Nobody overtakes one that waits for a loop, or batches that never end would keep it waiting for ever.
+        Nobody overtakes one that waits, or batches that never end would keep it waiting for ever.
         """
         with self._changed:
             waiting = list(self._waiting)
+        full = set()
         for image in waiting:
             lengths = [batch.chunks for batch in self._batches if batch.size == image.latents.shape]
             length = image.chunks
@@ -149,7 +192,8 @@ class Driver:
             batch = next((batch for batch in self._batches if (batch.size, batch.chunks) == kind), None)
             if batch is None and len(self._batches) == self._loops:
                 return
-            if batch is not None and not self._has_room(batch, image):
+            if batch is not None and (kind in full or not self._has_room(batch, image)):
+                full.add(kind)
                 continue
             with self._changed:
                 self._waiting.remove(image)
@@ -157,10 +201,14 @@ class Driver:
                 if not self._batches:  # the first batch opens the step engine, the last one to close gives it back
                     self._engine = self._held.enter_context(self._engines.use(STEP))
                 if batch is None:
-                    self._batches.append(Batch(self._engine, image, exact_rows=self._exact_rows))
-                (batch or self._batches[-1]).add(image)
-            except Exception as error:
-                self._failures[image] = error
+                    batch = Batch(self._engine, image, exact_rows=self._exact_rows)
+                    self._batches.append(batch)
+                batch.add(image)
+            except BaseException as error:
+                interrupted = Busy("the engine was being opened when that was interrupted", hint="try again")
+                self._failures[image] = error if isinstance(error, Exception) else interrupted
+                if not isinstance(error, Exception):
+                    raise
 
     def _has_room(self, batch: Batch, image: Image) -> bool:
         most = min(self._limits.batch, self._limits.pixels // (batch.size[1] * batch.size[2] * LATENT**2))
@@ -168,7 +216,10 @@ class Driver:
         return len(batch.images) < most and rows <= self._limits.rows
 
     def _close(self, batch: Batch) -> None:
-        batch.close()
         self._batches.remove(batch)
-        if not self._batches:
-            self._held.close()
+        try:
+            batch.close()
+        finally:
+            if not self._batches:
+                self._engine = None
+                self._held.close()

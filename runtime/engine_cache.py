@@ -54,9 +54,10 @@ class EngineCache:
                 self._entries[role] = _Entry(self._backend.open(artefact, self._store.verify(artefact)))
             entry = self._entries[role]
             entry.users += 1
-            self._entries.move_to_end(role)
-            self._evict()
         try:
+            with self._lock:
+                self._entries.move_to_end(role)
+                self._evict()
             yield entry.engine
         finally:
             with self._lock:

@@ -142,8 +142,8 @@ class Pipeline:
         images = [image for group in groups for image in group]
         clock.lap("text")
         total, done = sum(len(image.table) for image in images), 0
-        self._driver.add(images)
         try:
+            self._driver.add(images)
             while done < total:
                 self._driver.advance(images, done)
                 done = sum(image.call for image in images)

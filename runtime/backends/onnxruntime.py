@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -30,6 +31,7 @@ LOOPS = 8  # of one engine; each has buffers of its own
 CAPTURED_LOOPS = 4  # in use or idle: a captured graph keeps its buffers and its scratch memory
 NO_GRAPH = -1  # ONNX Runtime's number for a run that is neither captured nor replayed; it keeps 0 for itself
 SESSION_BYTES = 16 * 2**20  # what a session of mapped weights takes for itself
+WORKER = "onnxruntime-cuda"  # name of the thread that captures graphs
 ONE_NODE = (  # y = -x
     b'\x08\n:4\n\r\n\x01x\x12\x01y"\x03Neg:\x00\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
     b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\x11"
@@ -173,6 +175,8 @@ def direct(work: Callable[..., T], *arguments: object) -> T:
 
 def in_turn(work: Callable[..., T], *arguments: object) -> T:
     """Do work with a session in the one thread for it, and wait for it."""
+    if threading.current_thread().name.startswith(WORKER):  # closing what was forgotten, by the garbage collector
+        return direct(work, *arguments)
     return _worker().submit(direct, work, *arguments).result()
 
 
@@ -183,7 +187,7 @@ def _worker() -> ThreadPoolExecutor:
     ONNX Runtime keeps captured graphs by thread, and it captures in CUDA's mode "global": as long as that lasts, an
     allocation in any other thread spoils the capture, on whichever device. So a thread for each would be wrong.
     """
-    return ThreadPoolExecutor(1, thread_name_prefix="onnxruntime-cuda")
+    return ThreadPoolExecutor(1, thread_name_prefix=WORKER)
 
 
 @dataclass(frozen=True)
