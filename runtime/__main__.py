@@ -78,10 +78,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _answer(text: str) -> None:
-    """The result on stdout. A reader that has gone away does not undo the work."""
+    """The result on stdout. A reader that has gone away, or a full disk there, does not undo the work."""
     try:
         print(text, flush=True)
-    except BrokenPipeError:
+    except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
 
 

@@ -81,9 +81,9 @@ def bucket(count: int, most: int) -> int:
 class Batch:
     """Slots for images and for rows of the U-Net, all of one latent size and `chunks` chunks, on one loop of `engine`.
 
-    The number of slots is a power of two. `exact_rows`: there are as many rows as are in use; otherwise their number is
-    a power of two as well, so that few shapes are ever compiled. An image keeps its slot and its rows while the shape
-    stays; where another shape is needed, the loop is bound anew.
+    The number of slots is a power of two, or the most that the engine takes. `exact_rows`: there are as many rows as
+    are in use; otherwise theirs is such a number as well, so that few shapes are ever compiled. An image keeps its slot
+    and its rows while the shape stays; where another shape is needed, the loop is bound anew.
     """
 
     def __init__(self, engine: Engine, image: Image, *, exact_rows: bool) -> None:
@@ -119,7 +119,7 @@ class Batch:
         image.stretched = image.chunks != self.chunks
         self._joining.append(image)
 
-    def step(self) -> list[Image]:
+    def step(self) -> None:
         """Run the network once for all images; those that are done leave, with their finished latents."""
         self._fit()
         for slot, image in enumerate(self._slots):
@@ -140,7 +140,6 @@ class Batch:
             self._leave(image)
         for image in images:
             image.call += 1  # last, for other threads look at it
-        return finished
 
     def remove(self, image: Image) -> None:
         """Give up an image; the others go on."""

@@ -46,9 +46,9 @@ class Driver:
         self._process = os.getpid()
 
     def add(self, images: Sequence[Image]) -> None:
-        """Let images join as soon as there is room."""
+        """Let images join as soon as there is room; where lengths are shared the longest come first."""
         with self._changed:
-            self._waiting += images
+            self._waiting += sorted(images, key=lambda image: -image.chunks) if self._share_lengths else images
 
     def remove(self, images: Sequence[Image]) -> None:
         """Forget images, now or after the call that runs; never waits, for Python's garbage collector may call it."""
@@ -68,7 +68,7 @@ class Driver:
         def moved() -> bool:
             return sum(image.call for image in images) > calls or any(image in self._failures for image in images)
 
-        self._check_process()
+        self.check_process()
         while True:
             with self._changed:
                 while (self._busy or self._visitors) and not moved():
@@ -89,7 +89,7 @@ class Driver:
 
         RequestError for one that was given up half-way.
         """
-        self._check_process()
+        self.check_process()
         with self._changed:
             self._visitors += 1
             try:
@@ -116,8 +116,8 @@ class Driver:
             self._lose(batch, batch.images, error)
             raise
 
-    def _check_process(self) -> None:
-        """A fork takes along that somebody is busy, but not the thread that is."""
+    def check_process(self) -> None:
+        """BackendUnavailable after a fork, which takes along that somebody is busy, but not the thread that is."""
         if os.getpid() != self._process:
             hint = 'open the pipeline after the fork, or use multiprocessing\'s "spawn"'
             raise BackendUnavailable("this process was forked after the pipeline was opened", hint=hint)

@@ -7,7 +7,7 @@ sampler's rows) -> `Driver` (the step engine) -> `_picture` (the decode engine) 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -113,7 +113,11 @@ class Pipeline:
         self._text = TextEncoder(self._engines, inversions.vectors, round_up=compiles)
         how = {"exact_rows": not compiles, "share_lengths": settings.share_lengths}
         self._driver = Driver(self._engines, self._limits, loops=backend.loops, **how)
-        for width, height, images in settings.warm:
+        sizes = [tuple(size) if isinstance(size, Iterable) else () for size in settings.warm]
+        if any(len(size) != 3 for size in sizes):
+            message = f"warm is a list of (width, height, images), not {settings.warm!r}"
+            raise RequestError(message, field="warm", hint="such as warm=[(512, 512, 1)]")
+        for width, height, images in sizes:
             self("", negative_prompt="warm", width=width, height=height, batch=images, steps=1, seed=0)
 
     def __call__(self, prompt: str | Request, **fields: Any) -> Result:
@@ -132,7 +136,11 @@ class Pipeline:
         return list(last.results)
 
     def steps(self, *requests: Request | str) -> Iterator[Progress]:
-        """As `run`, yielding whenever the network was called; to cancel, stop iterating."""
+        """As `run`, yielding whenever the pictures have moved on; to cancel, stop iterating.
+
+        They move on by calls that other threads make as well: who looks rarely sees fewer of them.
+        """
+        self._driver.check_process()
         clock = _Clock()
         readers = self._limits, self._tokenizer, self._inversions
         resolved = [resolve(as_request(request), self.model, *readers) for request in requests]

@@ -131,6 +131,8 @@ def _requests(args: argparse.Namespace) -> list[Request]:
 def _text(path: Path | None) -> str:
     """The text of a file, or of stdin."""
     name = "standard input" if path is None else str(path)
+    if path is None and sys.stdin is None:
+        raise CheckpointError("cannot read standard input: it is closed", hint="name a file with --lines")
     try:
         return (sys.stdin.buffer.read() if path is None else path.read_bytes()).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:

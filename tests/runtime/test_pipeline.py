@@ -161,3 +161,15 @@ def test_a_backend_that_is_not_there_says_what_to_install():
         OnnxRuntime(providers=["OpenVINOExecutionProvider"])
     assert caught.value.exit_status == 5
     assert caught.value.hint == "install the build of ONNX Runtime that brings it"
+
+
+@pytest.mark.parametrize("warm", [(64, 64, 1), [(64, 64)], "abc"])
+def test_what_is_no_list_of_sizes_to_warm_up_for_is_refused(sample_store, warm):
+    with pytest.raises(RequestError, match="width, height, images"):
+        clipskip.open(sample_store, warm=warm)
+
+
+@pytest.mark.parametrize("most", [0, -3])
+def test_a_batch_of_less_than_one_image_is_refused(sample_store, most):
+    with pytest.raises(RequestError, match="max_batch must be at least 1"):
+        clipskip.open(sample_store, max_batch=most)
