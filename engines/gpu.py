@@ -48,11 +48,6 @@ def onnxruntime() -> Any:
     return importlib.import_module("onnxruntime")
 
 
-def offline() -> None:
-    """Keep the libraries that know a model hub from asking it for anything; before transformers or diffusers."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
-
 def cuda_runtime() -> Any:
     """The module cuda.bindings.runtime; BackendUnavailable when it is not installed."""
     try:
@@ -75,10 +70,8 @@ def check_driver(runtime: Any) -> int:
     if status == errors.cudaErrorInsufficientDriver and not driver:
         raise BackendUnavailable("no NVIDIA driver on this machine", hint="use --target onnxruntime, or install one")
     if status == errors.cudaErrorInsufficientDriver:
-        has, needs = version_text(driver), version_text(needed)
-        raise BackendUnavailable(
-            f"NVIDIA driver too old: it serves CUDA {has}, CUDA {needs} is needed", hint="update it"
-        )
+        versions = f"it serves CUDA {version_text(driver)}, CUDA {version_text(needed)} is needed"
+        raise BackendUnavailable(f"NVIDIA driver too old: {versions}", hint="update it")
     if status != errors.cudaSuccess or not count:
         raise BackendUnavailable(f"no usable NVIDIA GPU ({errors(status).name})", hint="use --target onnxruntime")
     return int(count)

@@ -66,15 +66,15 @@ def locked(path: Path, progress: Progress, limit: float = float("inf")) -> Itera
     try:
         yield
     finally:
-        _release(path, descriptor)
+        with suppress(OSError):
+            os.unlink(path)  # first: whoever waits for the file that was here will see that it is gone
+        os.close(descriptor)
 
 
 def remove_stale(path: Path) -> None:
     """Remove a lock file that a killed process left behind; one that is held or not ours stays."""
-    with suppress(StorageError):
-        descriptor = _take(path)
-        if descriptor is not None:
-            _release(path, descriptor)
+    with suppress(StorageError), locked(path, lambda line: None, limit=-1):
+        pass
 
 
 def _take(path: Path) -> int | None:
@@ -94,9 +94,3 @@ def _take(path: Path) -> int | None:
             if not taken:
                 os.close(descriptor)
     return descriptor if taken else None
-
-
-def _release(path: Path, descriptor: int) -> None:
-    with suppress(OSError):
-        os.unlink(path)  # first: whoever waits for the file that was here will see that it is gone
-    os.close(descriptor)

@@ -114,7 +114,7 @@ class Port:
 
     def sized(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """The shape where the axes have these sizes."""
-        return tuple(each if isinstance(each, int) else each.size(sizes) for each in self.shape)
+        return tuple(size if isinstance(size, int) else size.size(sizes) for size in self.shape)
 
 
 @dataclass(frozen=True)
@@ -209,8 +209,8 @@ def packed(value: Any) -> Any:
     if isinstance(value, (Role, Dim)):
         return str(value)
     if is_dataclass(value):
-        entries = {each.name: packed(getattr(value, each.name)) for each in fields(value)}
-        return {name: entry for name, entry in entries.items() if (name, entry) != ("variant", "")}
+        entries = ((entry.name, packed(getattr(value, entry.name))) for entry in fields(value))
+        return {name: entry for name, entry in entries if (name, entry) != ("variant", "")}
     if isinstance(value, Mapping):
         return {name: packed(entry) for name, entry in value.items()}
     return [packed(entry) for entry in value] if isinstance(value, tuple) else value
@@ -219,33 +219,27 @@ def packed(value: Any) -> Any:
 def loads(data: bytes) -> Manifest:
     """The manifest in `data`; ManifestError names the first field that does not fit."""
     tree = strict.parse(data)
-    _check_schema(tree)
+    schema = tree.get("schema") if isinstance(tree, dict) else None
+    if type(schema) is not int or schema < 1:
+        raise ManifestError("not the manifest of an engine store", field="manifest.schema")
+    if schema > SCHEMA:
+        message = f"made by a newer clipskip (schema {schema}, this one reads {SCHEMA})"
+        raise NewerManifestError(message, field="manifest.schema", hint="upgrade clipskip")
+    if schema < SCHEMA:
+        raise ManifestError(f"made by an older clipskip (schema {schema})", field="manifest.schema")
     artefacts = tree.get("artefacts")
     for artefact in artefacts if isinstance(artefacts, list) else ():
         if isinstance(artefact, dict):
             artefact.setdefault("variant", "")
-    manifest = strict.decode(Manifest, tree, "manifest")
+    manifest: Manifest = strict.decode(Manifest, tree, "manifest")
     for artefact in manifest.artefacts:
         _check_artefact(artefact)
-    for identity, count in Counter(each.identity for each in manifest.artefacts).items():
+    for identity, count in Counter(artefact.identity for artefact in manifest.artefacts).items():
         if count > 1:
             raise ManifestError(f"{identity} is there {count} times", field="manifest.artefacts")
     if len({record.path.partition("/")[0] for record in manifest.tokenizer}) > 1:
         raise ManifestError("the tokenizer's files are in several folders", field="manifest.tokenizer")
     return manifest
-
-
-def _check_schema(tree: object) -> None:
-    found = tree.get("schema") if isinstance(tree, dict) else None
-    if type(found) is not int or found < 1:
-        raise ManifestError("not the manifest of an engine store", field="manifest.schema")
-    if found > SCHEMA:
-        raise NewerManifestError(
-            f"made by a newer clipskip (schema {found}, this one reads {SCHEMA})",
-            field="manifest.schema", hint="upgrade clipskip",
-        )  # fmt: skip
-    if found < SCHEMA:
-        raise ManifestError(f"made by an older clipskip (schema {found})", field="manifest.schema")
 
 
 def validate(artefact: Artefact) -> None:

@@ -19,16 +19,7 @@ from clipskip.engines import files, locks, manifest, stale
 from clipskip.engines.errors import EngineIncompatible, EngineMissing, ExportError, ManifestError, StorageError
 from clipskip.engines.files import readable_size
 from clipskip.engines.locks import Progress
-from clipskip.engines.manifest import (
-    SCHEMA,
-    Artefact,
-    FileRecord,
-    Identity,
-    Manifest,
-    ModelFacts,
-    NewerManifestError,
-    key_of,
-)
+from clipskip.engines.manifest import Artefact, FileRecord, Identity, Manifest, ModelFacts, NewerManifestError, key_of
 from clipskip.engines.stale import Wanted
 from clipskip.engines.store import MANIFEST, read_manifest
 
@@ -64,7 +55,7 @@ class Draft:
         """Flush and hash what was recorded and remove the rest: name -> size and SHA-256."""
         if missing := self.wanted.keys() - self._artefacts.keys():
             raise ExportError(f"the build ended without {', '.join(map(str, sorted(missing)))}")
-        names = {name for _, each in self._artefacts.values() for name in each} | set(self._tokenizer)
+        names = {*self._tokenizer, *(name for _, recorded in self._artefacts.values() for name in recorded)}
         for path in self.folder.iterdir():
             if path.name not in names:
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
@@ -77,29 +68,21 @@ class Draft:
         """`current` with what this build made, which will be in the folder `name`."""
 
         def records(names: Sequence[str]) -> tuple[FileRecord, ...]:
-            return tuple(FileRecord(f"{name}/{each}", *sealed[each]) for each in names)
+            return tuple(FileRecord(f"{name}/{file}", *sealed[file]) for file in names)
 
-        new = {identity: replace(each, files=records(names)) for identity, (each, names) in self._artefacts.items()}
-        if foreign := [each for each in new.values() if each.model != current.model.model_sha256]:
-            raise EngineIncompatible(
-                f"the store's model changed while {foreign[0].role} was being built",
-                path=self.folder,
-                hint="build again",
-            )
-        merged = {each.identity: each for each in current.artefacts} | new
+        merged = {artefact.identity: artefact for artefact in current.artefacts}
+        for identity, (artefact, names) in self._artefacts.items():
+            if artefact.model != current.model.model_sha256:
+                message = f"the store's model changed while {artefact.role} was being built"
+                raise EngineIncompatible(message, path=self.folder, hint="build again")
+            merged[identity] = replace(artefact, files=records(names))
         artefacts = tuple(merged[identity] for identity in sorted(merged))
         return replace(current, artefacts=artefacts, tokenizer=records(self._tokenizer) or current.tokenizer)
 
 
 @contextmanager
 def build(
-    root: str | Path,
-    label: str,
-    wanted: Wanted,
-    *,
-    progress: Progress,
-    model: ModelFacts | None = None,
-    needs: int = 0,
+    root: str | Path, label: str, wanted: Wanted, *, progress: Progress, model: ModelFacts | None = None, needs: int = 0
 ) -> Iterator[Draft | None]:
     """Publish the `wanted` artefacts as one immutable folder "label-key"; gives None where all is up to date.
 
@@ -116,20 +99,30 @@ def build(
     StorageError for a full disk, a missing permission, or a file system without locks.
     """
     root, name = Path(root), folder_name(label, wanted)
-    _make_root(root, model)
+    if model is None:
+        read_manifest(root)  # EngineMissing: engines are only built where a model is
+    with files.translated(root):
+        root.mkdir(parents=True, exist_ok=True)
     with locks.locked(root / f".lock-{name}", progress):
         reasons = stale.reasons(root, wanted, model)
         for line in stale.explain(reasons):
             progress(line)
         if not reasons:
-            _publish_facts(root, model)
+            if model is not None and read_manifest(root).model != model:  # in facts that change no byte
+                with _store_lock(root):
+                    _commit(root, _current(root, model))
             progress(f"{name}: up to date")
             yield None
             return
         with _temporary(root, name, needs) as folder:
             draft = Draft(folder, wanted)
             yield draft
-            _publish(root, name, draft, model)
+            with files.translated(root):
+                sealed = draft.seal()
+            with _store_lock(root):
+                current = _current(root, model)
+                published = _free_name(root, name, current)
+                _commit(root, draft.merge(current, published, sealed), (folder, root / published))
 
 
 def folder_name(label: str, wanted: Wanted) -> str:
@@ -145,23 +138,17 @@ def gc(root: str | Path, *, dry_run: bool = False) -> dict[str, int]:
     root = Path(root)
     with files.translated(root) if dry_run else _store_lock(root):
         keep = read_manifest(root).folders()
-        garbage = [each for each in sorted(root.iterdir()) if each.name not in keep and _is_garbage(each, _PUBLISHED)]
-        garbage += [each for each in sorted(root.iterdir()) if _is_garbage(each, _TEMPORARY)]
-        sizes = {each.name: files.folder_size(each) for each in garbage}
-        for each in () if dry_run else garbage:
-            shutil.rmtree(each)
+        paths = sorted(root.iterdir())
+        garbage = [path for path in paths if path.name not in keep and _is_garbage(path, _PUBLISHED)]
+        garbage += [path for path in paths if _is_garbage(path, _TEMPORARY)]
+        sizes = {path.name: files.folder_size(path) for path in garbage}
+        for path in () if dry_run else garbage:
+            shutil.rmtree(path)
     return sizes
 
 
 def _is_garbage(path: Path, pattern: re.Pattern[str]) -> bool:
     return bool(pattern.fullmatch(path.name)) and path.is_dir() and not path.is_symlink() and not locks.in_use(path)
-
-
-def _make_root(root: Path, model: ModelFacts | None) -> None:
-    if model is None:
-        read_manifest(root)  # EngineMissing: engines are only built where a model is
-    with files.translated(root):
-        root.mkdir(parents=True, exist_ok=True)
 
 
 @contextmanager
@@ -176,7 +163,11 @@ def _temporary(root: Path, name: str, needs: int) -> Iterator[Path]:
     folder, held = root / f".tmp-{name}-{secrets.token_hex(4)}", None
     try:
         with _store_lock(root):
-            _collect(root)
+            for path in root.iterdir():
+                if path.name.startswith(".lock-"):
+                    locks.remove_stale(path)
+                elif _is_garbage(path, _TEMPORARY):
+                    shutil.rmtree(path, ignore_errors=True)  # it may be somebody else's
             folder.mkdir()
             held = locks.hold(folder)
         if needs > shutil.disk_usage(root).free:
@@ -193,30 +184,6 @@ def _temporary(root: Path, name: str, needs: int) -> Iterator[Path]:
             os.close(held)
 
 
-def _collect(root: Path) -> None:
-    for path in root.iterdir():
-        if path.name.startswith(".lock-"):
-            locks.remove_stale(path)
-        elif _is_garbage(path, _TEMPORARY):
-            shutil.rmtree(path, ignore_errors=True)  # it may be somebody else's
-
-
-def _publish(root: Path, name: str, draft: Draft, model: ModelFacts | None) -> None:
-    with files.translated(root):
-        sealed = draft.seal()
-    with _store_lock(root):
-        current = _current(root, model)
-        final = _free_name(root, name, current)
-        _commit(root, draft.merge(current, final, sealed), draft.folder, root / final)
-
-
-def _publish_facts(root: Path, model: ModelFacts | None) -> None:
-    """Facts that change no byte of an engine, such as the recommended clip skip, need no build."""
-    if model is not None and read_manifest(root).model != model:
-        with _store_lock(root):
-            _commit(root, _current(root, model), root, root)
-
-
 def _current(root: Path, model: ModelFacts | None) -> Manifest:
     """The manifest to merge into. An exporter can start afresh where there is none or it is damaged."""
     try:
@@ -224,13 +191,10 @@ def _current(root: Path, model: ModelFacts | None) -> Manifest:
     except (EngineMissing, ManifestError) as error:
         if model is None or isinstance(error, NewerManifestError):
             raise
-        return Manifest(SCHEMA, model, (), ())
-    if model is None:
-        return current
-    same = current.model.model_sha256 == model.model_sha256
-    return replace(
-        current, model=model, artefacts=current.artefacts if same else (), tokenizer=current.tokenizer if same else ()
-    )
+        return Manifest(manifest.SCHEMA, model, (), ())
+    if model is not None and current.model.model_sha256 != model.model_sha256:
+        return Manifest(manifest.SCHEMA, model, (), ())
+    return replace(current, model=model or current.model)
 
 
 def _free_name(root: Path, name: str, current: Manifest) -> str:
@@ -244,7 +208,7 @@ def _free_name(root: Path, name: str, current: Manifest) -> str:
     raise StorageError(f"too many damaged copies of {name}; run clipskip gc", path=root)
 
 
-def _commit(root: Path, new: Manifest, draft: Path, final: Path) -> None:
+def _commit(root: Path, new: Manifest, rename: tuple[Path, Path] | None = None) -> None:
     """Make a sealed draft part of the store. What the manifest names is on the disk before the manifest is:
 
     .manifest.json.new   written, flushed
@@ -257,8 +221,8 @@ def _commit(root: Path, new: Manifest, draft: Path, final: Path) -> None:
     try:
         pending.write_text(manifest.dumps(new), encoding="utf-8")
         files.flush(pending)
-        if draft != final:
-            draft.rename(final)
+        if rename is not None:
+            rename[0].rename(rename[1])
             files.flush(root)
         pending.replace(root / MANIFEST)
     finally:

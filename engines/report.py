@@ -17,6 +17,8 @@ from clipskip.engines.files import readable_size
 from clipskip.engines.manifest import Artefact, FileRecord
 from clipskip.engines.store import Store
 
+OPEN_TO_ALL = "everybody may write into this store, and engines are programs: chmod o-w"
+
 
 def inspect(root: str | Path) -> dict[str, Any]:
     """Model facts, artefacts, tokenizer, sizes in bytes, unreferenced folders and warnings. Opens no engine.
@@ -30,18 +32,21 @@ def inspect(root: str | Path) -> dict[str, Any]:
         "store": str(store.root),
         "schema": content.schema,
         "model": manifest.packed(content.model),
-        "artefacts": [_artefact(each) for each in content.artefacts],
+        "artefacts": [
+            {**manifest.packed(artefact), "key": artefact.key, "size": _size(artefact.files)}
+            for artefact in content.artefacts
+        ],
         "tokenizer": [record.path for record in content.tokenizer],
         "size": _size(records),
         "unreferenced": publish.gc(store.root, dry_run=True),
-        "warnings": _warnings(store.root),
+        "warnings": [OPEN_TO_ALL] if os.name == "posix" and store.root.stat().st_mode & stat.S_IWOTH else [],
     }
 
 
 def verify(root: str | Path) -> list[tuple[str, str | None]]:
     """Every artefact and the tokenizer, each with what is wrong with it or None. All bytes are read."""
     store = Store(root)
-    artefacts = [(str(each.identity), _problem(store, each)) for each in store.manifest().artefacts]
+    artefacts = [(str(artefact.identity), _problem(store, artefact)) for artefact in store.manifest().artefacts]
     return [*artefacts, ("tokenizer", _problem(store, None))]
 
 
@@ -53,9 +58,10 @@ def inspection_text(facts: dict[str, Any]) -> str:
         f"{model['layers']} text layers, clip skip {model['recommended_clip_skip']} recommended)"
     )
     rows = [("role", "target", "precision", "key", "size", "shapes", "parity"), *map(_row, facts["artefacts"])]
-    notes = [f"{each['role']} ({each['target']}): {note}" for each in facts["artefacts"] for note in each["notes"]]
+    engines = facts["artefacts"]
+    notes = [f"{engine['role']} ({engine['target']}): {note}" for engine in engines for note in engine["notes"]]
     stray = [f"{name}: {readable_size(size)} unreferenced" for name, size in facts["unreferenced"].items()]
-    warnings = [f"warning: {each}" for each in facts["warnings"]]
+    warnings = [f"warning: {warning}" for warning in facts["warnings"]]
     total = f"{readable_size(facts['size'])} in all; weights that artefacts share are counted once"
     return "\n".join([head, "", table(rows), "", total, *notes, *stray, *warnings])
 
@@ -71,10 +77,6 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )
-
-
-def _artefact(artefact: Artefact) -> dict[str, Any]:
-    return {**manifest.packed(artefact), "key": artefact.key, "size": _size(artefact.files)}
 
 
 def _row(artefact: dict[str, Any]) -> tuple[str, ...]:
@@ -100,9 +102,3 @@ def _problem(store: Store, artefact: Artefact | None) -> str | None:
     except (StoreError, StorageError) as error:
         return error.message
     return None
-
-
-def _warnings(root: Path) -> list[str]:
-    if os.name == "posix" and root.stat().st_mode & stat.S_IWOTH:
-        return ["everybody may write into this store, and engines are programs: chmod o-w"]
-    return []

@@ -55,8 +55,14 @@ def axis_ranges(model: ModelFacts, options: BuildOptions) -> dict[str, AxisRange
     for field, value in (("max_batch", options.max_batch), ("max_chunks", options.max_chunks)):
         if value < 1:
             raise RequestError(f"{field} must be at least 1, not {value}", field=field)
+    own, step = model.default_size, model.size_step
+    sizes = options.sizes or AxisRange(max(own // 2 // step * step, step), own, own * 3 // 2 // step * step)
+    edges = (sizes.minimum, sizes.optimum, sizes.maximum)
+    if not 0 < edges[0] <= edges[1] <= edges[2] or any(edge % step for edge in edges):
+        message = f"sizes {'-'.join(map(str, edges))}: three multiples of {step} that do not fall are needed"
+        raise RequestError(message, field="sizes")
+    latent = AxisRange(*(edge // LATENT for edge in edges))
     rows = max(2 * options.max_batch, LEAST_ROWS)
-    latent = _latent(_sizes(model, options.sizes), model.size_step)
     return {
         "B": AxisRange(1, 1, options.max_batch),
         "N": AxisRange(1, 2, rows),
@@ -92,19 +98,6 @@ def longest_common(chunks: int) -> int:
     return max(common for a in lengths for b in lengths if (common := math.lcm(a, b)) <= 2 * chunks)
 
 
-def _sizes(model: ModelFacts, sizes: AxisRange | None) -> AxisRange:
-    own, step = model.default_size, model.size_step
-    return sizes or AxisRange(max(own // 2 // step * step, step), own, own * 3 // 2 // step * step)
-
-
-def _latent(sizes: AxisRange, step: int) -> AxisRange:
-    edges = (sizes.minimum, sizes.optimum, sizes.maximum)
-    if not 0 < edges[0] <= edges[1] <= edges[2] or any(edge % step for edge in edges):
-        found = "-".join(map(str, edges))
-        raise RequestError(f"sizes {found}: three multiples of {step} that do not fall are needed", field="sizes")
-    return AxisRange(*(edge // LATENT for edge in edges))
-
-
 def axes_of(ports: Sequence[Port], ranges: Mapping[str, AxisRange]) -> dict[str, AxisRange]:
     """The ranges of the dynamic axes that these inputs have."""
     names = {dimension.axis for port in ports for dimension in port.shape if isinstance(dimension, Dim)}
@@ -113,12 +106,8 @@ def axes_of(ports: Sequence[Port], ranges: Mapping[str, AxisRange]) -> dict[str,
 
 def profiles(ports: Sequence[Port], axes: Mapping[str, AxisRange]) -> dict[str, tuple[Shape, Shape, Shape]]:
     """Smallest, usual and largest shape of each input that has a dynamic axis."""
+    lowest = {name: axis.minimum for name, axis in axes.items()}
+    usual = {name: axis.optimum for name, axis in axes.items()}
+    largest = {name: axis.maximum for name, axis in axes.items()}
     dynamic = [port for port in ports if any(isinstance(dimension, Dim) for dimension in port.shape)]
-    return {port.name: _profile(port, axes) for port in dynamic}
-
-
-def _profile(port: Port, axes: Mapping[str, AxisRange]) -> tuple[Shape, Shape, Shape]:
-    lowest = {name: each.minimum for name, each in axes.items()}
-    usual = {name: each.optimum for name, each in axes.items()}
-    largest = {name: each.maximum for name, each in axes.items()}
-    return port.sized(lowest), port.sized(usual), port.sized(largest)
+    return {port.name: (port.sized(lowest), port.sized(usual), port.sized(largest)) for port in dynamic}

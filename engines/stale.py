@@ -30,56 +30,50 @@ def reasons(root: str | Path, wanted: Wanted, model: ModelFacts | None = None) -
             raise
         why = "not built yet" if isinstance(error, EngineMissing) else f"the manifest is damaged: {error.message}"
         return dict.fromkeys(wanted, why)
-    tokenizer = None if model is None else _tokenizer_problem(Path(root), current)
-    found = {each: tokenizer or _reason(Path(root), current, each, wanted[each], model) for each in wanted}
-    return {each: why for each, why in found.items() if why}
+    tokenizer = None
+    if model is not None:
+        tokenizer = _damage(Path(root), current.tokenizer) if current.tokenizer else "the store has no tokenizer"
+    whys = {identity: tokenizer or _reason(Path(root), current, identity, wanted, model) for identity in wanted}
+    return {identity: why for identity, why in whys.items() if why}
 
 
 def explain(reasons: Mapping[Identity, str]) -> list[str]:
     """A line for each reason, naming the artefacts that share it."""
     return [
-        f"{', '.join(str(identity.role) for identity, each in reasons.items() if each == why)}: {why}"
+        f"{', '.join(str(identity.role) for identity, reason in reasons.items() if reason == why)}: {why}"
         for why in dict.fromkeys(reasons.values())
     ]
 
 
-def _tokenizer_problem(root: Path, current: Manifest) -> str | None:
-    return _damage(root, current.tokenizer) if current.tokenizer else "the store has no tokenizer"
-
-
-def _reason(
-    root: Path, current: Manifest, identity: Identity, ingredients: Mapping[str, str], model: ModelFacts | None
-) -> str | None:
-    found = current.find(identity)
-    if found is None:
+def _reason(root: Path, current: Manifest, identity: Identity, wanted: Wanted, model: ModelFacts | None) -> str | None:
+    artefact = current.find(identity)
+    if artefact is None:
         return "not built yet"
-    if changes := list(_changes(found.ingredients, ingredients, current.model, model)):
+    if changes := list(_changes(artefact.ingredients, wanted[identity], current.model, model)):
         return "; ".join(changes)
-    if found.model != current.model.model_sha256:
+    if artefact.model != current.model.model_sha256:
         return "made from another model than the rest of the store"
-    return _damage(root, found.files)
+    return _damage(root, artefact.files)
 
 
 def _damage(root: Path, records: Sequence[FileRecord]) -> str | None:
-    return next((problem for each in records if (problem := problem_of(root, each))), None)
+    return next((problem for record in records if (problem := problem_of(root, record))), None)
 
 
 def _changes(
-    old: Mapping[str, str], new: Mapping[str, str], model: ModelFacts, wanted: ModelFacts | None
+    old: Mapping[str, str], new: Mapping[str, str], old_model: ModelFacts, model: ModelFacts | None
 ) -> Iterator[str]:
     for name in sorted(old.keys() | new.keys()):
         if old.get(name) == new.get(name):
             continue
-        if name == "model":
-            yield "the checkpoint changed" + (f": {_changed_sources(model, wanted)}" if wanted else "")
-        else:
+        if name != "model":
             yield f"{name}: {_short(old.get(name))} -> {_short(new.get(name))}"
-
-
-def _changed_sources(old: ModelFacts, new: ModelFacts) -> str:
-    changed = sorted(name for name, _ in old.sources.items() ^ new.sources.items())
-    names = list(dict.fromkeys(changed))
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        elif model is None:
+            yield "the checkpoint changed"
+        else:
+            sources = sorted({source for source, _ in old_model.sources.items() ^ model.sources.items()})
+            more = f" and {len(sources) - 3} more" if len(sources) > 3 else ""
+            yield f"the checkpoint changed: {', '.join(sources[:3])}{more}"
 
 
 def _short(value: str | None) -> str:

@@ -43,37 +43,30 @@ class Store:
 
     def _held_manifest(self) -> Manifest:
         """The manifest, with its folders marked as in use; read again in case gc came between."""
-        found = read_manifest(self.root)
-        for name in found.folders():
+        manifest = read_manifest(self.root)
+        for name in manifest.folders():
             if (descriptor := locks.hold(self.root / name)) is not None:
                 weakref.finalize(self, os.close, descriptor)
-        return found if read_manifest(self.root) == found else self._held_manifest()
+        return manifest if read_manifest(self.root) == manifest else self._held_manifest()
 
     def find(self, role: Role, target: str, precision: str, variant: str = "") -> Artefact:
         """The artefact with this identity; EngineMissing or EngineIncompatible, with the command that builds it."""
-        identity, model = Identity(role, target, precision, variant), self.manifest().model
-        found = self.manifest().find(identity)
+        model, artefact = self.manifest().model, self.manifest().find(Identity(role, target, precision, variant))
         hint = build_command(self.root, target, precision)
-        if found is None:
-            raise EngineMissing(
-                f"{self.root} has no {role} for {target} at {precision}{variant and f', {variant}'}",
-                path=self.root,
-                hint=hint,
-            )
-        if found.model != model.model_sha256:
-            raise EngineIncompatible(
-                f"{role} ({target}, {precision}) was made from another model than {model.name}",
-                path=self.root / found.files[0].path, hint=hint,
-            )  # fmt: skip
-        return found
+        if artefact is None:
+            message = f"{self.root} has no {role} for {target} at {precision}{variant and f', {variant}'}"
+            raise EngineMissing(message, path=self.root, hint=hint)
+        if artefact.model != model.model_sha256:
+            message = f"{role} ({target}, {precision}) was made from another model than {model.name}"
+            raise EngineIncompatible(message, path=self.root / artefact.files[0].path, hint=hint)
+        return artefact
 
     def verify(self, artefact: Artefact) -> Path:
         """Check every byte of the artefact, then the path of the file to open. EngineCorrupt, StorageError.
 
         Sizes come first, for they are free. A file that has not changed since is not read again in this process.
         """
-        hint = build_command(self.root, artefact.target, artefact.precision)
-        self._check(artefact.files, hint)
+        self._check(artefact.files, build_command(self.root, artefact.target, artefact.precision))
         return self.root / artefact.files[0].path
 
     def verify_tokenizer(self) -> Path:
@@ -85,12 +78,10 @@ class Store:
         return (self.root / records[0].path).parent
 
     def _check(self, records: Sequence[FileRecord], hint: str) -> None:
-        for record in records:
-            if problem := problem_of(self.root, record, hashed=False):
-                raise EngineCorrupt(problem, path=self.root / record.path, hint=hint)
-        for record in records:
-            if problem := problem_of(self.root, record):
-                raise EngineCorrupt(problem, path=self.root / record.path, hint=hint)
+        for hashed in (False, True):
+            for record in records:
+                if problem := problem_of(self.root, record, hashed=hashed):
+                    raise EngineCorrupt(problem, path=self.root / record.path, hint=hint)
 
 
 def read_manifest(root: Path) -> Manifest:
@@ -100,9 +91,8 @@ def read_manifest(root: Path) -> Manifest:
         with files.open_regular(path) as file:
             return manifest.loads(file.read(LARGEST + 1))
     except files.NotAFileError as error:
-        raise EngineMissing(
-            f"no engine store in {root}: {path} {error}", path=root, hint=export_command(root)
-        ) from error
+        message = f"no engine store in {root}: {path} {error}"
+        raise EngineMissing(message, path=root, hint=export_command(root)) from error
     except ManifestError as error:
         hint = error.hint or f"rebuild it: {export_command(root)}"
         raise type(error)(f"{path}: {error.message}", path=path, field=error.field, hint=hint) from error
@@ -141,6 +131,6 @@ def export_command(root: Path, precision: str = "fp32") -> str:
 
 def build_command(root: Path, target: str, precision: str) -> str:
     """The command that makes a missing artefact."""
-    return (
-        export_command(root, precision) if target == "onnx" else f"clipskip build {quote(str(root))} --target {target}"
-    )
+    if target == "onnx":
+        return export_command(root, precision)
+    return f"clipskip build {quote(str(root))} --target {target}"

@@ -11,16 +11,18 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import is_dataclass
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from clipskip.engines.errors import ManifestError
 
-T = TypeVar("T")
 LARGEST = 1 << 20
 DEEPEST = 12
 LONGEST_STRING = 4096
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[\]{}]', re.DOTALL)  # strings whole: their brackets do not count
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_NAMES = {
+    dict: "an object", list: "a list", str: "a string", int: "a whole number", float: "a number", bool: "a boolean",
+}  # fmt: skip
 
 
 def parse(data: bytes, largest: int = LARGEST) -> Any:
@@ -30,19 +32,14 @@ def parse(data: bytes, largest: int = LARGEST) -> Any:
     if data.startswith(b"\xef\xbb\xbf"):
         raise ManifestError("the file starts with a byte order mark")
     try:
-        text = data.decode("utf-8")
-        _check_depth(text)
+        text, level = data.decode("utf-8"), 0
+        for token in _TOKEN.finditer(text):
+            level += {"[": 1, "{": 1, "]": -1, "}": -1}.get(token[0], 0)
+            if level > DEEPEST:
+                raise ManifestError(f"brackets are nested deeper than {DEEPEST} levels")
         return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:  # a UnicodeDecodeError is a ValueError too
         raise ManifestError(f"not valid JSON ({error})") from error
-
-
-def _check_depth(text: str) -> None:
-    level = 0
-    for token in _TOKEN.finditer(text):
-        level += {"[": 1, "{": 1, "]": -1, "}": -1}.get(token[0], 0)
-        if level > DEEPEST:
-            raise ManifestError(f"brackets are nested deeper than {DEEPEST} levels")
 
 
 def _refuse_constant(name: str) -> Any:
@@ -58,43 +55,30 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def decode(kind: type[T], value: Any, where: str) -> T:
-    """`value`, as parsed from JSON, as the dataclass `kind`; ManifestError names the field that does not fit."""
-    result: T = _decode(kind, value, where)
-    return result
-
-
-def _decode(kind: Any, value: Any, where: str) -> Any:
+def decode(kind: Any, value: Any, where: str) -> Any:
+    """`value`, as parsed from JSON, as a value of `kind`; ManifestError names the field that does not fit."""
     origin = get_origin(kind)
     if hasattr(kind, "parse"):
-        return _decode_text(kind, _expect(str, value, where), where)
+        try:
+            return kind.parse(_expect(str, value, where))
+        except ValueError as error:
+            raise ManifestError(f"{where}: {value!r:.80} is not allowed here", field=where) from error
     if is_dataclass(kind):
-        return _decode_object(kind, _expect(dict, value, where), where)
+        hints = get_type_hints(kind, include_extras=True)
+        for name in sorted(_expect(dict, value, where).keys() ^ hints.keys()):
+            problem = "is missing" if name in hints else "is not known"
+            raise ManifestError(f"{where}: the field {name!r} {problem}", field=f"{where}.{name}")
+        return kind(**{name: decode(hint, value[name], f"{where}.{name}") for name, hint in hints.items()})
     if origin is tuple:
-        items = _expect(list, value, where)
-        return tuple(_decode(get_args(kind)[0], item, f"{where}[{i}]") for i, item in enumerate(items))
+        items = enumerate(_expect(list, value, where))
+        return tuple(decode(get_args(kind)[0], item, f"{where}[{index}]") for index, item in items)
     if origin is Mapping:
-        items = _expect(dict, value, where)
-        return {_text(k, where): _decode(get_args(kind)[1], v, f"{where}.{k}") for k, v in items.items()}
+        entries = _expect(dict, value, where).items()
+        return {_text(key, where): decode(get_args(kind)[1], entry, f"{where}.{key}") for key, entry in entries}
     if origin is Union:
-        members = {str if hasattr(each, "parse") else get_args(each)[0]: each for each in get_args(kind)}
-        return _decode(members.get(type(value), next(iter(members.values()))), value, where)
+        members = {str if hasattr(member, "parse") else get_args(member)[0]: member for member in get_args(kind)}
+        return decode(members.get(type(value), next(iter(members.values()))), value, where)
     return _decode_scalar(kind, value, where)
-
-
-def _decode_text(kind: Any, value: str, where: str) -> Any:
-    try:
-        return kind.parse(value)
-    except ValueError as error:
-        raise ManifestError(f"{where}: {value!r:.80} is not allowed here", field=where) from error
-
-
-def _decode_object(kind: Any, value: dict[str, Any], where: str) -> Any:
-    hints = get_type_hints(kind, include_extras=True)
-    for name in sorted(value.keys() ^ hints.keys()):
-        problem = "is missing" if name in hints else "is not known"
-        raise ManifestError(f"{where}: the field {name!r} {problem}", field=f"{where}.{name}")
-    return kind(**{name: _decode(hint, value[name], f"{where}.{name}") for name, hint in hints.items()})
 
 
 def _decode_scalar(kind: Any, value: Any, where: str) -> Any:
@@ -122,13 +106,3 @@ def _text(value: str, where: str) -> str:
     if len(value) > LONGEST_STRING or _UNPRINTABLE.search(value):
         raise ManifestError(f"{where}: text with control characters or of more than {LONGEST_STRING}", field=where)
     return value
-
-
-_NAMES = {
-    dict: "an object",
-    list: "a list",
-    str: "a string",
-    int: "a whole number",
-    float: "a number",
-    bool: "a boolean",
-}

@@ -58,7 +58,14 @@ def read_header(file: BinaryIO, size: int, longest: int = LONGEST_HEADER) -> Hea
     if length > longest:
         raise CheckpointError(f"a header of {length} bytes is more than any such file needs ({longest})")
     file.seek(8)
-    tensors = {name: _entry(name, value) for name, value in _parse(file.read(length), longest).items()}
+    try:
+        tree = strict.parse(file.read(length), longest)
+    except ManifestError as error:
+        raise CheckpointError(f"the header is broken: {error.message}") from error
+    metadata = tree.pop("__metadata__", {}) if isinstance(tree, dict) else None
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise CheckpointError("the header is broken: it is no object, or its metadata is not all text")
+    tensors = {name: _entry(name, value) for name, value in tree.items()}
     _check_layout(tensors, size - 8 - length)
     return Header(tensors, 8 + length)
 
@@ -76,17 +83,6 @@ def _refuse_foreign(start: bytes) -> None:
         raise CheckpointError("this is a web page, not the file itself", hint="download it again, logged in if need be")
     if start.startswith(b"GGUF"):
         raise UnsupportedModelError("this is a GGUF file; safetensors is supported")
-
-
-def _parse(data: bytes, longest: int) -> dict[str, Any]:
-    try:
-        found = strict.parse(data, longest)
-    except ManifestError as error:
-        raise CheckpointError(f"the header is broken: {error.message}") from error
-    metadata = found.pop("__metadata__", {}) if isinstance(found, dict) else None
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise CheckpointError("the header is broken: it is no object, or its metadata is not all text")
-    return dict(found)
 
 
 def _entry(name: str, value: Any) -> Entry:

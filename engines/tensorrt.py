@@ -8,22 +8,21 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from clipskip.engines import gpu, publish
 from clipskip.engines.errors import RequestError
 from clipskip.engines.gpu import Device
 from clipskip.engines.locks import locked
-from clipskip.engines.manifest import Artefact, AxisRange, FileRecord, Identity, Role, key_of
+from clipskip.engines.manifest import DECODE, ENCODE, STEP, Artefact, Identity, Role, key_of
 from clipskip.engines.shapes import BuildOptions, axes_of, axis_ranges, profiles
 from clipskip.engines.store import Store
-from clipskip.engines.tensorrt_child import PACKAGES, Job, Outcome, Progress, compile_in_child, load_builder
+from clipskip.engines.tensorrt_child import PACKAGES, Job, Progress, compile_in_child, load_builder
 
 PRECISION = "fp16"
-NETWORKS = (Role("step"), Role("decode"), Role("encode"))
 OWN_HEADS = (40, 64, 80, 160)  # Stable Diffusion 1.5's head sizes in the U-Net and the text encoder
 SCHEMA = "1"  # of the way this builder works
 FIRST_GPU = Device("cuda", 0)
@@ -64,21 +63,19 @@ def build(
     """
     tools = toolchain(store.root, target, options, device)
     ranges = axis_ranges(store.manifest().model, options)
-    graphs = [store.find(role, "onnx", PRECISION) for role in roles(store, options.layers)]
-    with _device_lock(tools, progress):
-        return [
-            _build(store, _Recipe(graph, tools, options, axes_of(graph.inputs, ranges)), progress) for graph in graphs
-        ]
+    found = [store.find(role, "onnx", PRECISION) for role in roles(store, options.layers)]
+    graphs = [replace(graph, axes=axes_of(graph.inputs, ranges)) for graph in found]
+    lock = tools.device and Path(tempfile.gettempdir(), f"clipskip-gpu-{tools.device.uuid}.lock")
+    with locked(lock, progress) if lock else nullcontext():  # two builds on one GPU disturb each other's timings
+        return [_build(store, graph, tools, options, progress) for graph in graphs]
 
 
 def roles(store: Store, layers: Sequence[int] | None) -> list[Role]:
     """The roles to build: the text engines for `layers` (None: those that were exported at fp16) and the networks."""
-    if layers is not None:
-        return [*(Role("text", kept) for kept in sorted(set(layers))), *NETWORKS]
-    exported = [
-        each.role for each in store.manifest().artefacts if (each.target, each.precision) == ("onnx", PRECISION)
-    ]
-    return [*sorted(role for role in exported if role.part == "text"), *NETWORKS]
+    graphs = [graph for graph in store.manifest().artefacts if (graph.target, graph.precision) == ("onnx", PRECISION)]
+    exported = {graph.role for graph in graphs if graph.role.part == "text"}
+    texts = exported if layers is None else {Role("text", kept) for kept in layers}
+    return [*sorted(texts), STEP, DECODE, ENCODE]
 
 
 def toolchain(root: Path, target: str, options: BuildOptions, device: Device) -> Toolchain:
@@ -88,92 +85,42 @@ def toolchain(root: Path, target: str, options: BuildOptions, device: Device) ->
         return Toolchain(target, version)
     if options.compute_capabilities:
         raise RequestError("--compute-capability is for tensorrt-rtx: TensorRT builds for the GPU that is there")
-    found = gpu.describe(gpu.cuda_runtime(), device.index)
-    return Toolchain(target, version, found, device.index, str(root / f"timing-{target}-{version}-{found.uuid}.cache"))
+    card = gpu.describe(gpu.cuda_runtime(), device.index)
+    return Toolchain(target, version, card, device.index, str(root / f"timing-{target}-{version}-{card.uuid}.cache"))
 
 
-@contextmanager
-def _device_lock(tools: Toolchain, progress: Progress) -> Iterator[None]:
-    """One build at a time on a GPU: two would disturb each other's timings."""
-    with ExitStack() as stack:
-        if tools.device is not None:
-            path = Path(tempfile.gettempdir()) / f"clipskip-gpu-{tools.device.uuid}.lock"
-            stack.enter_context(locked(path, progress))
-        yield
-
-
-@dataclass(frozen=True)
-class _Recipe:
-    """One engine to be: the graph it is made from, with what, and for which shapes."""
-
-    graph: Artefact
-    tools: Toolchain
-    options: BuildOptions
-    axes: Mapping[str, AxisRange]
-
-    @property
-    def identity(self) -> Identity:
-        return Identity(self.graph.role, self.tools.target, PRECISION, self.graph.variant)
-
-    def ingredients(self) -> dict[str, str]:
-        """Everything that may change the bytes of the engine."""
-        device, workspace = self.tools.device, self.options.workspace
-        return {
-            "model": self.graph.model,
-            "graph": content_key(self.graph.files),
-            "package": f"{PACKAGES[self.tools.target]} {self.tools.version}",
-            "compute capability": self.capabilities() if device is None else device.compute_capability,
-            "device": "any" if device is None else device.identity,
-            "workspace": "default" if workspace is None else str(workspace),
-            "builder": SCHEMA,
-            **{f"axis {name}": f"{each.minimum}..{each.optimum}..{each.maximum}" for name, each in self.axes.items()},
-        }
-
-    def capabilities(self) -> str:
-        return ", ".join(sorted(self.options.compute_capabilities)) or "default"
-
-    def job(self, onnx: Path, engine: Path) -> Job:
-        return Job(
-            target=self.tools.target,
-            onnx=str(onnx),
-            engine=str(engine),
-            profiles=profiles(self.graph.inputs, self.axes),
-            compute_capabilities=tuple(sorted(self.options.compute_capabilities)),
-            workspace=self.options.workspace,
-            timing_cache=self.tools.timing_cache,
-            device=self.tools.index,
-        )
-
-    def artefact(self, outcome: Outcome) -> Artefact:
-        """What the manifest says of the engine. No parity: only a GPU can tell, and the graph's own is not it."""
-        ingredients = self.ingredients()
-        provenance = {name: ingredients[name] for name in ("package", "compute capability", "device")}
-        notes = tuple(f"decomposed attention: {line}" for line in outcome.decomposed)
-        graph, (role, target, precision, variant) = self.graph, self.identity
-        return Artefact(
-            role, target, precision, graph.inputs, graph.outputs, self.axes, {}, provenance, notes, variant=variant
-        )
-
-
-def content_key(files: Sequence[FileRecord]) -> str:
-    """What published files hold, whatever folder they are in."""
-    return key_of({each.path.partition("/")[2]: each.sha256 for each in files})
-
-
-def _build(store: Store, recipe: _Recipe, progress: Progress) -> Built:
-    """Build one engine, unless an intact one with the same ingredients is there."""
-    role, target = str(recipe.graph.role), recipe.tools.target
-    wanted = {recipe.identity: recipe.ingredients()}
-    needs = sum(each.size for each in recipe.graph.files)  # an engine is about as large as the weights that it is from
-    with publish.build(store.root, f"{target}-{role}", wanted, progress=progress, needs=needs) as draft:
+def _build(store: Store, graph: Artefact, tools: Toolchain, options: BuildOptions, progress: Progress) -> Built:
+    """Build a graph's engine for the sizes in `graph.axes`, unless an intact one with the same ingredients is there."""
+    role, capabilities = str(graph.role), tuple(sorted(options.compute_capabilities))
+    provenance = {
+        "package": f"{PACKAGES[tools.target]} {tools.version}",
+        "compute capability": tools.device.compute_capability if tools.device else ", ".join(capabilities) or "default",
+        "device": tools.device.identity if tools.device else "any",
+    }
+    ingredients = {
+        "model": graph.model,
+        "graph": key_of({record.path.partition("/")[2]: record.sha256 for record in graph.files}),
+        "workspace": "default" if options.workspace is None else str(options.workspace),
+        "builder": SCHEMA,
+        **{f"axis {name}": f"{axis.minimum}..{axis.optimum}..{axis.maximum}" for name, axis in graph.axes.items()},
+        **provenance,
+    }
+    wanted = {Identity(graph.role, tools.target, PRECISION, graph.variant): ingredients}
+    needs = sum(record.size for record in graph.files)  # an engine is about as large as the weights that it is from
+    with publish.build(store.root, f"{tools.target}-{role}", wanted, progress=progress, needs=needs) as draft:
         if draft is None:
             return Built(role, rebuilt=False)
         began = time.monotonic()
-        outcome = compile_in_child(
-            role, recipe.job(store.verify(recipe.graph), draft.folder / f"{role}.engine"), progress
-        )
+        job = Job(
+            target=tools.target, onnx=str(store.verify(graph)), engine=str(draft.folder / f"{role}.engine"),
+            profiles=profiles(graph.inputs, graph.axes), compute_capabilities=capabilities,
+            workspace=options.workspace, timing_cache=tools.timing_cache, device=tools.index,
+        )  # fmt: skip
+        outcome = compile_in_child(role, job, progress)
         built = Built(role, True, time.monotonic() - began, outcome.peak_bytes, outcome.decomposed)
-        draft.add(recipe.artefact(outcome), [f"{role}.engine"])
+        notes = tuple(f"decomposed attention: {line}" for line in outcome.decomposed)
+        engine = replace(graph, target=tools.target, provenance=provenance, notes=notes, files=())
+        draft.add(replace(engine, parity={}), [f"{role}.engine"])  # only a GPU can tell: the graph's own is not it
     progress(f"{role}: built in {built.seconds:.1f} s, peak memory {built.peak_bytes / 1e9:.1f} GB")
     for line in own_attentions(role, outcome.decomposed):
         progress(f"warning: {line}")

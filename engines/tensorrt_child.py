@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import queue
 import subprocess
 import sys
 import tempfile
@@ -15,19 +14,23 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from threading import Thread
 from typing import IO, Any
 
 from clipskip.engines.errors import BackendUnavailable, ClipskipError, DeviceOutOfMemory, ExportError, RequestError
 
 PACKAGES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}  # by target
-ISOLATED = "import sys; sys.path = [folder for folder in sys.path if folder]; "  # not from the working folder
-PULSE = 5.0  # seconds without a word after which a build says that it is alive
+# Nothing is imported from the working folder, whatever lies there: `python -m` would put it first on the path.
+COMMAND = (
+    sys.executable,
+    "-c",
+    "import sys; sys.path = [folder for folder in sys.path if folder]; "
+    "from clipskip.engines.tensorrt_compile import main; sys.exit(main())",
+)
+PULSE = 5.0  # seconds between two lines of progress
 LAST_WORDS = 2000  # bytes of a child's stderr that an error shows
 
 Shape = tuple[int, ...]
 Progress = Callable[[str], None]
-Lines = queue.Queue[str | None]
 _SMALLER = "build for smaller shapes: lower --max-batch, --max-chunks or --sizes"
 _ERRORS: dict[str, tuple[type[ClipskipError], str]] = {
     "parse": (ExportError, "export the graphs again; if it stays, this package cannot take this graph"),
@@ -50,14 +53,6 @@ class Job:
     workspace: int | None = None  # bytes
     timing_cache: str | None = None
     device: int | None = None  # the GPU to time kernels on, in CUDA's numbering
-
-
-def python(code: str) -> tuple[str, ...]:
-    """A command that runs `code` in a Python which imports nothing from the working folder, whatever lies there."""
-    return sys.executable, "-c", ISOLATED + code
-
-
-COMMAND = python("from clipskip.engines.tensorrt_compile import main; sys.exit(main())")
 
 
 def load_package(target: str) -> Any:
@@ -89,47 +84,38 @@ class Outcome:
 def compile_in_child(role: str, job: Job, progress: Progress) -> Outcome:
     """Run the job. ExportError, DeviceOutOfMemory, BackendUnavailable or RequestError carry TensorRT's own lines."""
     with tempfile.TemporaryFile() as stderr:
-        with _child(job, stderr) as (child, lines):
-            last = _follow(lines, role, progress)
+        with _child(job, stderr) as child:
+            last = _follow(child, role, progress)
             status = child.wait()
         if last.get("event") == "built" and status == 0:
             return Outcome(tuple(last["decomposed"]), last["peak_bytes"])
-        raise _failed(role, last, status, _tail(stderr))
+        stderr.seek(max(0, stderr.seek(0, 2) - LAST_WORDS))
+        raise _failed(role, last, status, stderr.read().decode(errors="replace").strip())
 
 
 @contextmanager
-def _child(job: Job, stderr: IO[bytes]) -> Iterator[tuple[subprocess.Popen[str], Lines]]:
-    """The child at work, and its lines as they come, None after the last."""
-    lines: Lines = queue.Queue()
+def _child(job: Job, stderr: IO[bytes]) -> Iterator[subprocess.Popen[str]]:
+    """The child at work. Its stdin stays open: the end of it tells the child that we are gone."""
     with subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True) as child:
         assert child.stdin is not None
-        reader = Thread(target=_read, args=(child.stdout, lines))
-        reader.start()
         try:
             with suppress(BrokenPipeError):  # one that is dead already tells so by its status
                 child.stdin.write(json.dumps(asdict(job)) + "\n")
                 child.stdin.flush()
-            yield child, lines  # stdin stays open: its end tells the child that we are gone
+            yield child
         finally:
             child.kill()  # it has ended, or nobody waits for it any more
-            reader.join()
             with suppress(BrokenPipeError):
                 child.stdin.close()
 
 
-def _read(stream: IO[str], lines: Lines) -> None:
-    for line in stream:
-        lines.put(line)
-    lines.put(None)
-
-
-def _follow(lines: Lines, role: str, progress: Progress) -> dict[str, Any]:
-    """The child's last event; whenever `PULSE` seconds have gone by, a line that says how far it is."""
+def _follow(child: subprocess.Popen[str], role: str, progress: Progress) -> dict[str, Any]:
+    """The child's last event; about every `PULSE` seconds a line that says how far it is."""
     began = spoke = time.monotonic()
     phase, event = "starting", {}
-    while (line := _next(lines, PULSE)) is not None:
+    for line in child.stdout or ():
         if line.endswith("\n"):  # the last line of one that was killed may be cut
-            event = json.loads(line)
+            event = json.loads(line) or event  # an empty one only says that the child is alive
         if event.get("event") == "progress":
             phase = f"{event['phase']} {event['step']}/{event['steps']}"
         now = time.monotonic()
@@ -139,19 +125,6 @@ def _follow(lines: Lines, role: str, progress: Progress) -> dict[str, Any]:
     return event
 
 
-def _next(lines: Lines, seconds: float) -> str | None:
-    try:
-        return lines.get(timeout=seconds)
-    except queue.Empty:
-        return ""
-
-
-def _tail(stderr: IO[bytes]) -> str:
-    size = stderr.seek(0, 2)
-    stderr.seek(max(0, size - LAST_WORDS))
-    return stderr.read().decode(errors="replace").strip()
-
-
 def _failed(role: str, last: dict[str, Any], status: int, stderr: str) -> ClipskipError:
     """The error for a child that gave no engine: its own account, or how it ended when it gave none."""
     if last.get("event") == "failed":
@@ -159,7 +132,6 @@ def _failed(role: str, last: dict[str, Any], status: int, stderr: str) -> Clipsk
         said = "\n  ".join(last["lines"]) or stderr or "TensorRT said nothing"
         return kind(f"{role}: TensorRT could not build it:\n  {said}", field=role, hint=hint)
     if status == -9:
-        return ExportError(
-            f"{role}: the compiling process was killed; was it out of memory?", field=role, hint=_SMALLER
-        )
+        message = f"{role}: the compiling process was killed; was it out of memory?"
+        return ExportError(message, field=role, hint=_SMALLER)
     return ExportError(f"{role}: the compiling process ended with status {status}:\n  {stderr}", field=role)

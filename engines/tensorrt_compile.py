@@ -10,16 +10,17 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from select import select
 from threading import Thread
 from typing import Any
 
 from clipskip.engines.errors import BackendUnavailable
 from clipskip.engines.gpu import cuda_runtime
-from clipskip.engines.tensorrt_child import Job, load_package
+from clipskip.engines.tensorrt_child import PULSE, Job, load_package
 
 Report = Callable[[dict[str, Any]], None]
 LINES = 20  # of the library's own words in an error message
@@ -29,8 +30,7 @@ def build(trt: Any, job: Job, report: Report) -> dict[str, Any]:
     """Build `job.engine` and tell what the manifest should say of it. Raises BuildError."""
     log = Log()
     hooks = (*capture(trt, log), monitor(trt, report))  # held here: they must outlive every object that calls them
-    decomposed = _build(trt, job, log, hooks)
-    return {"event": "built", "decomposed": decomposed, "peak_bytes": peak_bytes()}
+    return {"event": "built", "decomposed": _build(trt, job, log, hooks)}
 
 
 def _build(trt: Any, job: Job, log: Log, hooks: tuple[Any, Any, Any]) -> list[str]:
@@ -39,7 +39,9 @@ def _build(trt: Any, job: Job, log: Log, hooks: tuple[Any, Any, Any]) -> list[st
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(job.onnx):
-        raise BuildError("parse", _parse_errors(parser) or log.lines())
+        errors = [parser.get_error(index) for index in range(parser.num_errors)]
+        lines = [f"node {e.node_name() or e.node()} ({e.node_operator() or 'graph'}): {e.desc()}" for e in errors]
+        raise BuildError("parse", lines or log.lines())
     decomposed = decompose(trt, network, job)
     config = configure(trt, builder, job)
     config.progress_monitor = progress
@@ -49,13 +51,10 @@ def _build(trt: Any, job: Job, log: Log, hooks: tuple[Any, Any, Any]) -> list[st
         raise BuildError("memory" if out_of_memory(trt, log) else "build", log.lines())
     Path(job.engine).write_bytes(plan)
     if job.timing_cache is not None:
-        _publish(Path(job.timing_cache), config.get_timing_cache().serialize())
+        draft = Path(f"{job.timing_cache}.{os.getpid()}.tmp")
+        draft.write_bytes(config.get_timing_cache().serialize())
+        draft.replace(job.timing_cache)
     return decomposed
-
-
-def _parse_errors(parser: Any) -> list[str]:
-    errors = [parser.get_error(i) for i in range(parser.num_errors)]
-    return [f"node {e.node_name() or e.node()} ({e.node_operator() or 'graph'}): {e.desc()}" for e in errors]
 
 
 def decompose(trt: Any, network: Any, job: Job) -> list[str]:
@@ -66,33 +65,23 @@ def decompose(trt: Any, network: Any, job: Job) -> list[str]:
     """
     kernels: dict[tuple[Any, int, bool], bool] = {}
     marked = []
-    for layer in attentions(trt, network):
+    for layer in [network.get_layer(index) for index in range(network.num_layers)]:
+        if layer.type != trt.LayerType.ATTENTION_INPUT:
+            continue
+        layer.__class__ = trt.IAttentionInputLayer  # the binding's own way to downcast
         query = layer.attention.get_input(0)
         kind = (query.dtype, query.shape[-1], layer.attention.causal)
         if kind not in kernels:
-            kernels[kind] = has_kernel(trt, kind, job)
+            hooks = capture(trt, Log())  # held here, as above
+            kernels[kind] = has_kernel(trt, kind, job, hooks)
         if not kernels[kind]:
             layer.attention.decomposable = True
             marked.append(f"{layer.name}: {kind[1]} wide, {kind[0].name}")
     return marked
 
 
-def attentions(trt: Any, network: Any) -> list[Any]:
-    """The network's attention layers as their own class."""
-    layers = [network.get_layer(i) for i in range(network.num_layers)]
-    found = [layer for layer in layers if layer.type == trt.LayerType.ATTENTION_INPUT]
-    for layer in found:
-        layer.__class__ = trt.IAttentionInputLayer  # the binding's own way to downcast
-    return found
-
-
-def has_kernel(trt: Any, kind: tuple[Any, int, bool], job: Job) -> bool:
+def has_kernel(trt: Any, kind: tuple[Any, int, bool], job: Job, hooks: tuple[Any, Any]) -> bool:
     """Whether a network of one attention of this type, head size and causality builds without decomposition."""
-    hooks = capture(trt, Log())
-    return _builds(trt, kind, job, hooks)
-
-
-def _builds(trt: Any, kind: tuple[Any, int, bool], job: Job, hooks: tuple[Any, Any]) -> bool:
     dtype, width, causal = kind
     builder = trt.Builder(hooks[0])
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
@@ -100,8 +89,7 @@ def _builds(trt: Any, kind: tuple[Any, int, bool], job: Job, hooks: tuple[Any, A
     attention = network.add_attention(query, key, value, trt.AttentionNormalizationOp.SOFTMAX, causal)
     network.mark_output(attention.get_output(0))
     profile = ((1, 8, 1, width), (2, 8, 256, width), (8, 8, 4096, width))
-    trial = replace(job, profiles=dict.fromkeys("qkv", profile), timing_cache=None)
-    config = configure(trt, builder, trial)
+    config = configure(trt, builder, replace(job, profiles=dict.fromkeys("qkv", profile), timing_cache=None))
     builder.error_recorder = hooks[1]
     return builder.build_serialized_network(network, config) is not None
 
@@ -197,21 +185,16 @@ def configure(trt: Any, builder: Any, job: Job) -> Any:
     config.add_optimization_profile(profile)
     if job.workspace is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, job.workspace)
-    set_compute_capabilities(trt, config, job.compute_capabilities)
-    if job.timing_cache is not None:
-        set_timing_cache(config, Path(job.timing_cache))
-    return config
-
-
-def set_compute_capabilities(trt: Any, config: Any, wanted: tuple[str, ...]) -> None:
-    """Ask for an engine that holds code for each of `wanted` ("8.9"); nothing is asked for when it is empty."""
-    if wanted:
-        config.num_compute_capabilities = len(wanted)
-    for index, capability in enumerate(wanted):
+    if job.compute_capabilities:
+        config.num_compute_capabilities = len(job.compute_capabilities)
+    for index, capability in enumerate(job.compute_capabilities):
         member = getattr(trt.ComputeCapability, "SM" + capability.replace(".", ""), None)
         if member is None or not config.set_compute_capability(member, index):
             known = ", ".join(sorted(name for name in dir(trt.ComputeCapability) if name.startswith("SM")))
             raise BuildError("option", [f"compute capability {capability} is none of this package's: {known}"])
+    if job.timing_cache is not None:
+        set_timing_cache(config, Path(job.timing_cache))
+    return config
 
 
 def set_timing_cache(config: Any, path: Path) -> None:
@@ -227,37 +210,29 @@ def peak_bytes() -> int:
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 
-def _publish(path: Path, data: Any) -> None:
-    draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    draft.write_bytes(data)
-    os.replace(draft, path)
-
-
-def _end_with_parent() -> None:
-    """End at once when stdin does: whoever holds its other end was killed, and nobody waits for this engine."""
-    os.read(0, 1)
-    os._exit(1)
-
-
 def main() -> int:
     """Build the job on stdin. Only events go to the real stdout; what the library prints goes to stderr."""
     events = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     job = Job(**json.loads(sys.stdin.buffer.readline()))
-    Thread(target=_end_with_parent, daemon=True).start()
-    started = time.monotonic()
 
     def report(event: dict[str, Any]) -> None:
-        print(json.dumps({**event, "seconds": round(time.monotonic() - started, 2)}), file=events)
+        events.write(json.dumps(event) + "\n")  # in one piece: two threads report
 
+    def live_with_parent() -> None:
+        while not select([0], [], [], PULSE)[0]:
+            with suppress(BrokenPipeError):
+                report({})
+        os._exit(1)  # stdin has ended, for whoever held its other end is gone: nobody waits for this engine any more
+
+    Thread(target=live_with_parent, daemon=True).start()
     try:
         if job.device:  # 0 is CUDA's own choice
             cuda_runtime().cudaSetDevice(job.device)
-        report(build(load_package(job.target), job, report))
+        end = build(load_package(job.target), job, report)
     except BuildError as error:
-        report({"event": "failed", "kind": error.kind, "lines": error.lines, "peak_bytes": peak_bytes()})
-        return 1
+        end = {"event": "failed", "kind": error.kind, "lines": error.lines}
     except BackendUnavailable as error:
-        report({"event": "failed", "kind": "package", "lines": [error.message], "peak_bytes": peak_bytes()})
-        return 1
-    return 0
+        end = {"event": "failed", "kind": "package", "lines": [error.message]}
+    report({**end, "peak_bytes": peak_bytes()})
+    return int(end["event"] == "failed")
