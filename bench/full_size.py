@@ -71,32 +71,30 @@ def measure(folder: Path, tokenizer: Path) -> dict[str, Any]:
     exported = time.monotonic()
     built = tensorrt.build(Store(store), target="tensorrt-rtx", options=OPTIONS, progress=print)
     done = time.monotonic()
-    sizes = {
-        each.role: Store(store).find(Role.parse(each.role), "tensorrt-rtx", "fp16").files[0].size for each in built
-    }
+    artefacts = {engine.role: Store(store).find(Role.parse(engine.role), "tensorrt-rtx", "fp16") for engine in built}
     return {
         "export_seconds": round(exported - began, 1),
         "build_seconds": round(done - exported, 1),
-        "peak_bytes": max(each.peak_bytes for each in built),
+        "peak_bytes": max(engine.peak_bytes for engine in built),
         "engines": {
-            each.role: {
-                "seconds": round(each.seconds, 1),
-                "peak_bytes": each.peak_bytes,
-                "bytes": sizes[each.role],
-                "decomposed": each.decomposed,
+            engine.role: {
+                "seconds": round(engine.seconds, 1),
+                "peak_bytes": engine.peak_bytes,
+                "bytes": artefacts[engine.role].files[0].size,
+                "decomposed": engine.decomposed,
             }
-            for each in built
+            for engine in built
         },
     }
 
 
-def table(found: dict[str, Any]) -> str:
+def table(figures: dict[str, Any]) -> str:
     """The figures for people."""
     rows = [
-        f"{role:<10}{each['seconds']:>9.1f} s{each['peak_bytes'] / 1e9:>10.2f} GB{each['bytes'] / 1e6:>10.1f} MB"
-        for role, each in found["engines"].items()
+        f"{role:<10}{engine['seconds']:>9.1f} s{engine['peak_bytes'] / 1e9:>10.2f} GB{engine['bytes'] / 1e6:>10.1f} MB"
+        for role, engine in figures["engines"].items()
     ]
-    total = f"all engines in {found['build_seconds']:.1f} s after an export of {found['export_seconds']:.1f} s"
+    total = f"all engines in {figures['build_seconds']:.1f} s after an export of {figures['export_seconds']:.1f} s"
     return "\n".join([f"{'engine':<10}{'build':>11}{'peak memory':>13}{'size':>13}", *rows, total])
 
 
@@ -105,9 +103,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, help="where to work; 10 GB are needed")
     parser.add_argument("tokenizer", type=Path, help="a tokenizer folder, such as export/sample/tokenizer")
     args = parser.parse_args(arguments)
-    found = measure(args.folder, args.tokenizer)
-    print(table(found))
-    print(json.dumps(found))
+    figures = measure(args.folder, args.tokenizer)
+    print(table(figures))
+    print(json.dumps(figures))
 
 
 if __name__ == "__main__":

@@ -114,7 +114,7 @@ def storage_error(error: OSError, path: Path, needed: str = "more") -> StorageEr
 
 def full(path: Path, needed: str, reason: str = "") -> StorageError:
     """The StorageError for a disk without room."""
-    existing = next(each for each in (path, *path.absolute().parents) if each.exists())
+    existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     free = readable_size(shutil.disk_usage(existing).free)
     message = f"no room in {path}{reason}: needs {needed}, {free} free"
     return StorageError(message, path=path, hint="free some space or use another folder")

@@ -10,7 +10,6 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import is_dataclass
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from clipskip.engines.errors import ManifestError
@@ -63,7 +62,7 @@ def decode(kind: Any, value: Any, where: str) -> Any:
             return kind.parse(_expect(str, value, where))
         except ValueError as error:
             raise ManifestError(f"{where}: {value!r:.80} is not allowed here", field=where) from error
-    if is_dataclass(kind):
+    if hasattr(kind, "__dataclass_fields__"):
         hints = get_type_hints(kind, include_extras=True)
         for name in sorted(_expect(dict, value, where).keys() ^ hints.keys()):
             problem = "is missing" if name in hints else "is not known"

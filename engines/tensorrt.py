@@ -63,8 +63,8 @@ def build(
     """
     tools = toolchain(store.root, target, options, device)
     ranges = axis_ranges(store.manifest().model, options)
-    found = [store.find(role, "onnx", PRECISION) for role in roles(store, options.layers)]
-    graphs = [replace(graph, axes=axes_of(graph.inputs, ranges)) for graph in found]
+    graphs = [store.find(role, "onnx", PRECISION) for role in roles(store, options.layers)]
+    graphs = [replace(graph, axes=axes_of(graph.inputs, ranges)) for graph in graphs]
     lock = tools.device and Path(tempfile.gettempdir(), f"clipskip-gpu-{tools.device.uuid}.lock")
     with locked(lock, progress) if lock else nullcontext():  # two builds on one GPU disturb each other's timings
         return [_build(store, graph, tools, options, progress) for graph in graphs]

@@ -112,7 +112,7 @@ def _child(job: Job, stderr: IO[bytes]) -> Iterator[subprocess.Popen[str]]:
 def _follow(child: subprocess.Popen[str], role: str, progress: Progress) -> dict[str, Any]:
     """The child's last event; about every `PULSE` seconds a line that says how far it is."""
     began = spoke = time.monotonic()
-    phase, event = "starting", {}
+    phase, event = "starting", dict[str, Any]()
     for line in child.stdout or ():
         if line.endswith("\n"):  # the last line of one that was killed may be cut
             event = json.loads(line) or event  # an empty one only says that the child is alive

@@ -18,12 +18,12 @@ TARGET = "tensorrt-rtx"
 def publish_plans(store: Store, options: BuildOptions | None = None, precision: str = "fp16") -> Store:
     """Plans that compute the store's graphs of one precision, as artefacts of TensorRT-RTX."""
     ranges = axis_ranges(store.manifest().model, options or BuildOptions())
-    graphs = [each for each in store.manifest().artefacts if (each.target, each.precision) == ("onnx", precision)]
-    wanted = {
-        Identity(each.role, TARGET, precision): {"model": each.model, "graph": each.key, "axes": repr(ranges)}
-        for each in graphs
+    graphs = [graph for graph in store.manifest().artefacts if (graph.target, graph.precision) == ("onnx", precision)]
+    recipes = {
+        Identity(graph.role, TARGET, precision): {"model": graph.model, "graph": graph.key, "axes": repr(ranges)}
+        for graph in graphs
     }
-    with publish.build(store.root, TARGET, wanted, progress=lambda line: None) as draft:
+    with publish.build(store.root, TARGET, recipes, progress=lambda line: None) as draft:
         for graph in graphs if draft is not None else ():
             axes = axes_of(graph.inputs, ranges)
             shapes = {name: (low, high) for name, (low, _, high) in profiles(graph.inputs, axes).items()}
