@@ -22,7 +22,7 @@ import numpy as np
 import clipskip
 from clipskip.backends import Array
 from clipskip.backends.onnxruntime import OnnxRuntime
-from clipskip.bench.measure import Contenders, Seconds, interleaved, summary, table
+from clipskip.bench.measure import OWN_PATH, Contenders, Seconds, interleaved, summary, table
 from clipskip.engines.manifest import Role
 from clipskip.engines.store import Store
 
@@ -30,8 +30,8 @@ PROMPT, NEGATIVE, SEED = "a large red circle on a green background", "blue", 1
 STEPS, CFG = 20, 6.0
 SKIPS = [1, 2, 7, 13]
 FIRST_PICTURES = {
-    "clipskip": f"import sys, clipskip; clipskip.open(sys.argv[2])({PROMPT!r}, steps={STEPS})",
-    "diffusers": "import sys, torch; from diffusers import StableDiffusionPipeline as Pipeline; "
+    "clipskip": f"{OWN_PATH}import clipskip; clipskip.open(sys.argv[2])({PROMPT!r}, steps={STEPS})",
+    "diffusers": f"{OWN_PATH}import torch; from diffusers import StableDiffusionPipeline as Pipeline; "
     "pipe = Pipeline.from_pretrained(sys.argv[1], dtype=torch.float32, safety_checker=None); "
     f"pipe({PROMPT!r}, num_inference_steps={STEPS})",
 }

@@ -19,12 +19,12 @@ import numpy as np
 import clipskip
 from clipskip.backends import Array, Backend, backend_named
 from clipskip.backends.onnxruntime import OnnxRuntime
-from clipskip.bench.measure import Seconds, interleaved, summary, table
+from clipskip.bench.measure import OWN_PATH, Seconds, interleaved, summary, table
 from clipskip.engines.manifest import Artefact
 from clipskip.engines.store import Store
 
 PROMPT = "a large red circle on a green background"
-FIRST_PICTURE = "import sys, clipskip; clipskip.open(sys.argv[1], backend=sys.argv[2])(sys.argv[3], seed=1)"
+FIRST_PICTURE = f"{OWN_PATH}import clipskip; clipskip.open(sys.argv[1], backend=sys.argv[2])(sys.argv[3], seed=1)"
 
 
 def measure(path: str | Path, target: str = "onnxruntime", *, steps: int = 20, rounds: int = 5) -> dict[str, Any]:
