@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import signal
 import sys
 import traceback
@@ -17,7 +16,7 @@ from typing import NoReturn
 
 from . import __version__
 from .cli import pictures, stores
-from .cli.output import say
+from .cli.output import say, write
 from .errors import ClipskipError
 
 INTERRUPTED, TERMINATED = 130, 143
@@ -78,11 +77,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _answer(text: str) -> None:
-    """The result on stdout. A reader that has gone away, or a full disk there, does not undo the work."""
-    try:
-        print(text, flush=True)
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
+    """The result on stdout, where there is one."""
+    if sys.stdout is not None:
+        write(sys.stdout, f"{text}\n")
 
 
 if __name__ == "__main__":

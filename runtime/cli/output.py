@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from clipskip.errors import RequestError, StorageError
 
@@ -53,9 +53,19 @@ def steps(progress: Iterable[Progress]) -> Any:
 
 
 def _show(text: str) -> None:
-    with suppress(OSError, ValueError, AttributeError):  # full, closed or not there: no reason to stop the work
-        sys.stderr.write(text)
-        sys.stderr.flush()
+    if sys.stderr is not None:
+        write(sys.stderr, text)
+
+
+def write(stream: TextIO, text: str) -> None:
+    """Text on stdout or stderr. That it is full, or its reader gone, is no reason to undo or to stop the work."""
+    try:
+        print(text, end="", file=stream, flush=True)
+    except ValueError:  # closed
+        pass
+    except OSError:
+        with suppress(OSError):  # what is still in the buffer has to go somewhere, or Python ends with status 120
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 class Destination:
