@@ -8,6 +8,27 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
+__all__ = [
+    "BackendUnavailable",
+    "Busy",
+    "CheckpointError",
+    "ClipskipError",
+    "Closed",
+    "DeviceLost",
+    "DeviceOutOfMemory",
+    "EngineCorrupt",
+    "EngineIncompatible",
+    "EngineMissing",
+    "ExportError",
+    "ManifestError",
+    "NumericalError",
+    "RequestError",
+    "StorageError",
+    "StoreError",
+    "UnsafeFileError",
+    "UnsupportedModelError",
+]
+
 
 class ClipskipError(Exception):
     """What is wrong, where (`path` or `field`), and what to do about it (`hint`)."""
@@ -129,6 +150,12 @@ class StorageError(ClipskipError):
 
     code = "storage"
     exit_status = 7
+
+
+class Closed(ClipskipError, RuntimeError):
+    """A pipeline, or a part of one, that was closed before it was used: a mistake of the program, not of a request."""
+
+    code = "closed"
 
 
 class Busy(ClipskipError):

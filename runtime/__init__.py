@@ -12,26 +12,30 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .errors import ClipskipError, RequestError
-from .request import Request
+from . import errors
+from .errors import *  # noqa: F403
+from .fields import at_least, location
+from .request import Request as Request
 
 if TYPE_CHECKING:
+    from . import prompt
     from .backends import Backend
-    from .pipeline import Pipeline
+    from .metadata import read_request
+    from .pipeline import Pipeline, Progress, Result
+    from .render import parse_render
 
 __version__ = "0.1.0"
-__all__ = [
-    "ClipskipError",
-    "Pipeline",
-    "Request",
-    "RequestError",
-    "Result",
-    "__version__",
-    "open",
-    "parse_render",
-    "prompt",
-    "read_request",
-]
+# `open` is not among them: `from clipskip import *` leaves Python's own alone.
+__all__ = ["Pipeline", "Progress", "Request", "Result", "__version__", "parse_render", "prompt", "read_request"]
+__all__ += errors.__all__
+
+_LATER = {  # what needs numpy and Pillow, and its home: it loads when first used
+    "Pipeline": "pipeline",
+    "Progress": "pipeline",
+    "Result": "pipeline",
+    "parse_render": "render",
+    "read_request": "metadata",
+}
 
 
 def open(
@@ -65,9 +69,11 @@ def open(
     from .backends import backend_named
     from .pipeline import Pipeline, Settings
 
-    store = Store(Path(path))
-    learnt = inversions.load(embeddings, store.manifest().model.width)
-    settings = Settings(text_engine_budget, max_batch, share_lengths, tuple(warm))
+    store = Store(Path(location("path", path)))
+    at_least("device", device, 0)
+    several = embeddings if isinstance(embeddings, (list, tuple)) else [embeddings]
+    settings = Settings(text_engine_budget, max_batch, share_lengths, warm)
+    learnt = inversions.load([location("embeddings", each) for each in several], store.manifest().model.width)
     chosen = backend_named(backend, device) if isinstance(backend, str) else backend
     return Pipeline(store, chosen, learnt, settings)
 
@@ -76,9 +82,8 @@ def __getattr__(name: str) -> object:
     """The parts that need numpy and Pillow load when first used, so that `import clipskip` costs next to nothing."""
     from importlib import import_module
 
-    homes = {"Pipeline": "pipeline", "Result": "pipeline", "parse_render": "render", "read_request": "metadata"}
     if name == "prompt":
         return import_module("clipskip.prompt")
-    if name in homes:
-        return getattr(import_module(f"clipskip.{homes[name]}"), name)
+    if name in _LATER:
+        return getattr(import_module(f"clipskip.{_LATER[name]}"), name)
     raise AttributeError(f"module 'clipskip' has no attribute {name!r}")

@@ -12,7 +12,7 @@ from clipskip.engines.manifest import STEP, Artefact, Role
 from clipskip.engines.store import Store
 
 from .backends import Backend, Engine
-from .errors import RequestError
+from .errors import Closed
 
 
 @dataclass
@@ -48,7 +48,7 @@ class EngineCache:
         """The engine of a role, opened if need be, and kept open while it is in use."""
         with self._lock:
             if self._closed:
-                raise RequestError("this pipeline is closed", hint="open it again with clipskip.open(...)")
+                raise Closed("this pipeline is closed", hint="open it again with clipskip.open(...)")
             if role not in self._entries:
                 artefact = self.artefact(role)
                 self._entries[role] = _Entry(self._backend.open(artefact, self._store.verify(artefact)))

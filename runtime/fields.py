@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import re
 import reprlib
 from collections.abc import Callable
@@ -136,6 +137,22 @@ def shown(value: object) -> str:
 def whole(field: str, text: str) -> int:
     """The whole number that was typed. RequestError in the field's name if it is none."""
     return int(WHOLE.check(field, parse(text)))
+
+
+def at_least(field: str, value: object, low: int) -> int:
+    """A whole number from `low` on. RequestError in the field's name for anything else."""
+    number = int(WHOLE.check(field, value))
+    if number < low:
+        raise RequestError(f"{field} must be at least {low}, not {shown(value)}", field=field)
+    return number
+
+
+def location(field: str, value: object) -> str:
+    """The path that `value` is. RequestError in the field's name for anything else, and for one with NUL."""
+    path = os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
+    if not isinstance(path, str) or "\0" in path:
+        raise RequestError(f"{field} must be a path, not {shown(value)}", field=field)
+    return path
 
 
 def ranges(field: str, text: str) -> list[int]:

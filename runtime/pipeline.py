@@ -7,7 +7,7 @@ sampler's rows) -> `Driver` (the step engine) -> `_picture` (the decode engine) 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from .conditioning import NetworkRow, TextEncoder
 from .driver import Driver
 from .engine_cache import EngineCache
 from .errors import EngineIncompatible, NumericalError, RequestError
+from .fields import FLAG, at_least, shown
 from .inversions import Inversions, check_names
 from .noise import image_seeds, initial
 from .request import Request, unknown_field
@@ -42,12 +43,22 @@ SHARED_LENGTHS = "shared calls of the network with longer prompts (share_lengths
 
 @dataclass(frozen=True)
 class Settings:
-    """How a pipeline works; `clipskip.open` has what each means."""
+    """How a pipeline works; `clipskip.open` has what each means. RequestError for what means nothing."""
 
     text_engine_budget: int
     max_batch: int | None
     share_lengths: bool
     warm: Sequence[tuple[int, int, int]]
+
+    def __post_init__(self) -> None:
+        at_least("text_engine_budget", self.text_engine_budget, 0)
+        if self.max_batch is not None:
+            at_least("max_batch", self.max_batch, 1)
+        FLAG.check("share_lengths", self.share_lengths)
+        sizes = self.warm if isinstance(self.warm, (list, tuple)) else [()]
+        if not all(isinstance(size, (list, tuple)) and len(size) == 3 for size in sizes):
+            message = f"warm is a list of (width, height, images), not {shown(self.warm)}"
+            raise RequestError(message, field="warm", hint="such as warm=[(512, 512, 1)]")
 
 
 @dataclass(frozen=True)
@@ -113,12 +124,8 @@ class Pipeline:
         self._text = TextEncoder(self._engines, inversions.vectors, round_up=compiles)
         how = {"exact_rows": not compiles, "share_lengths": settings.share_lengths}
         self._driver = Driver(self._engines, self._limits, loops=backend.loops, **how)
-        sizes = [tuple(size) if isinstance(size, Iterable) else () for size in settings.warm]
-        if any(len(size) != 3 for size in sizes):
-            message = f"warm is a list of (width, height, images), not {settings.warm!r}"
-            raise RequestError(message, field="warm", hint="such as warm=[(512, 512, 1)]")
-        for width, height, images in sizes:
-            self("", negative_prompt="warm", width=width, height=height, batch=images, steps=1, seed=0)
+        for size in settings.warm:
+            self._warm(*size)
 
     def __call__(self, prompt: str | Request, **fields: Any) -> Result:
         """Make the pictures of one request, given as a Request or as a prompt and any fields of Request.
@@ -163,6 +170,13 @@ class Pipeline:
         clock.lap("decode")
         results = tuple(self._result(*each, clock) for each in zip(resolved, groups, pictures, strict=True))
         yield Progress(done, total, list, results)
+
+    def _warm(self, width: int, height: int, images: int) -> None:
+        try:
+            self("", negative_prompt="warm", width=width, height=height, batch=images, steps=1, seed=0)
+        except RequestError as error:
+            message = f"warm has ({width!r}, {height!r}, {images!r}): {error.message}"
+            raise RequestError(message, field="warm", hint=error.hint) from error
 
     def close(self) -> None:
         """Close the engines. May be called twice; a closed pipeline refuses further requests."""

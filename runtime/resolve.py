@@ -49,8 +49,6 @@ class Limits:
     def of(cls, step: Artefact, batch_pixels: int, max_batch: int | None, build_command: str | None) -> Limits:
         """The limits of a step artefact, its backend, and the caller's wish for at most `max_batch` images at once."""
         h, w, images, rows, tokens = (step.axes.get(axis, UNBOUNDED) for axis in ("h", "w", "B", "N", "T"))
-        if max_batch is not None and max_batch < 1:
-            raise RequestError(f"max_batch must be at least 1, not {max_batch}", field="max_batch")
         batch = min(max_batch or images.maximum, images.maximum)
         return cls(h, w, batch, batch_pixels, rows.maximum, tokens.maximum // TOKENS, build_command)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Generic, Protocol, TypeVar
 
-from clipskip.errors import Busy, DeviceOutOfMemory, RequestError
+from clipskip.errors import Busy, Closed, DeviceOutOfMemory
 
 from . import Array, Loop
 
@@ -63,7 +63,7 @@ class Pool(Generic[T]):
                 if not self._changed.wait(deadline - time.monotonic()) and time.monotonic() >= deadline:
                     raise Busy(f"all {self._limit} contexts were in use for {self._timeout:.0f} s", hint="try again")
             if self._closed:
-                raise RequestError("this engine is closed", hint="open the pipeline again")
+                raise Closed("this engine is closed", hint="open the pipeline again")
             self._used += 1
             idle = next((thing for thing in reversed(self._idle) if self._idle[thing] == key), None)
             if idle is not None:
@@ -137,7 +137,7 @@ class LentLoop(Generic[T]):
     @contextmanager
     def _guarded(self) -> Iterator[T]:
         if self._bound is None:
-            raise RequestError("this loop is closed")
+            raise Closed("this loop is closed")
         try:
             yield self._bound
         except BaseException:

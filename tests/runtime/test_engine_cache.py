@@ -7,7 +7,7 @@ import pytest
 
 from clipskip.engine_cache import EngineCache
 from clipskip.engines.manifest import Role
-from clipskip.errors import RequestError
+from clipskip.errors import Closed
 
 STEP, DECODE = Role("step"), Role("decode")
 
@@ -95,7 +95,7 @@ def test_a_closed_cache_opens_nothing_and_may_be_closed_again():
     cache = cache_of(Library())
     cache.close()
     cache.close()
-    with pytest.raises(RequestError, match="closed"), cache.use(STEP):
+    with pytest.raises(Closed, match="closed"), cache.use(STEP):
         pass
 
 

@@ -10,7 +10,7 @@ import clipskip
 from clipskip.backends.onnxruntime import OnnxRuntime
 from clipskip.engines.manifest import Role
 from clipskip.engines.store import Store
-from clipskip.errors import EngineCorrupt, EngineMissing, NumericalError, RequestError
+from clipskip.errors import Closed, EngineCorrupt, EngineMissing, NumericalError, RequestError
 
 FAST = {"steps": 3, "width": 64, "height": 64, "seed": 1}
 
@@ -113,7 +113,7 @@ def test_a_closed_pipeline_refuses_to_work_and_may_be_closed_again(sample_store)
     with clipskip.open(sample_store) as pipe:
         pass
     pipe.close()
-    with pytest.raises(RequestError, match="closed"):
+    with pytest.raises(Closed, match="closed"):
         pipe("a ring", **FAST)
 
 

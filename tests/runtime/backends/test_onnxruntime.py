@@ -26,7 +26,7 @@ from clipskip.backends.onnxruntime import ONE_NODE, OnnxRuntime
 from clipskip.backends.providers import BY_TARGET, CUDA, TENSORRT, TENSORRT_RTX, options
 from clipskip.engines.manifest import STEP, Role
 from clipskip.engines.store import Store
-from clipskip.errors import BackendUnavailable, EngineIncompatible, RequestError
+from clipskip.errors import BackendUnavailable, Closed, EngineIncompatible, RequestError
 
 PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"
 
@@ -237,7 +237,7 @@ def test_a_closed_engine_says_so_and_a_loop_in_use_goes_on(ort: SimulatedOnnxRun
     loop.run({})
     loop.close()
     loop.close()
-    with pytest.raises(RequestError, match="closed"):
+    with pytest.raises(Closed, match="closed"):
         loop.run({})
 
 

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from clipskip.backends.pool import Pool
-from clipskip.errors import Busy, DeviceOutOfMemory, RequestError
+from clipskip.errors import Busy, Closed, DeviceOutOfMemory
 
 
 class Thing:
@@ -102,7 +102,7 @@ def test_a_closed_pool_closes_what_is_idle_now_and_the_rest_when_it_comes_back()
     pool.discard(broken)
     assert used.closed
     assert broken.closed
-    with pytest.raises(RequestError, match="closed"):
+    with pytest.raises(Closed, match="closed"):
         pool.take("a", Thing)
 
 
@@ -114,7 +114,7 @@ def test_a_thread_that_waits_when_the_pool_closes_is_told_so() -> None:
     def wait() -> None:
         try:
             pool.take("a", Thing)
-        except RequestError as error:
+        except Closed as error:
             told.append(error)
 
     thread = threading.Thread(target=wait)

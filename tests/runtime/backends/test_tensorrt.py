@@ -24,6 +24,7 @@ from clipskip.engines.store import Store
 from clipskip.errors import (
     BackendUnavailable,
     Busy,
+    Closed,
     DeviceLost,
     DeviceOutOfMemory,
     EngineCorrupt,
@@ -399,9 +400,9 @@ def test_a_closed_engine_and_a_closed_loop_say_so(store: Store) -> None:
     loop.run({})  # what is in use goes on
     loop.close()
     loop.close()
-    with pytest.raises(RequestError, match="closed"):
+    with pytest.raises(Closed, match="closed"):
         loop.run({})
-    with pytest.raises(RequestError, match="closed"):
+    with pytest.raises(Closed, match="closed"):
         engine.loop(feeds(), FEEDBACK)
     assert not device.blocks
     assert not device.pinned
@@ -413,7 +414,7 @@ def test_an_execution_that_an_error_went_through_is_not_used_again(store: Store)
     with pytest.raises(ValueError, match=r"noise: float32\[1, 4, 16, 16\]"):
         loop.run({"noise": feeds(side=16)["noise"]})
     assert not device.blocks
-    with pytest.raises(RequestError, match="closed"):
+    with pytest.raises(Closed, match="closed"):
         loop.read("state")
 
 
