@@ -10,9 +10,11 @@ PYTHON    ?= python3
 VENV     := .venv
 BIN      := $(VENV)/bin
 CLIPSKIP := $(BIN)/clipskip
+PIP      := python -m pip install --quiet --disable-pip-version-check
+INSTALL  := build/install
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-gpu test-gpu-onnxruntime check format export engines verify bench clean
+.PHONY: help setup demo test fuzz check-install test-gpu test-gpu-onnxruntime check lock format export engines verify bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-21s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -25,9 +27,15 @@ help: ## this list
 
 setup: $(VENV)/installed ## make .venv with everything that the other targets need
 
-$(VENV)/installed: pyproject.toml constraints.txt
+$(VENV)/installed: pyproject.toml constraints.txt requirements.lock
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+ifdef LOCKED
+	$(BIN)/$(PIP) --no-deps --require-hashes -r requirements.lock
+	$(BIN)/$(PIP) -c constraints.txt torch  # whose CPU build has another hash wherever it comes from
+	$(BIN)/$(PIP) --no-deps --no-build-isolation -e .
+else
+	$(BIN)/$(PIP) -c constraints.txt -e '.[dev]'
+endif
 	touch $@
 
 demo: setup ## checkpoint -> engines -> pictures, on the CPU
@@ -45,10 +53,32 @@ test-gpu-onnxruntime: .venv-gpu/installed ## the same for ONNX Runtime on CUDA; 
 
 .venv-gpu/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-gpu
-	.venv-gpu/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	.venv-gpu/bin/$(PIP) -c constraints.txt -e '.[dev]'
 	.venv-gpu/bin/python -m pip uninstall --quiet --yes onnxruntime
-	.venv-gpu/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[gpu]'
+	.venv-gpu/bin/$(PIP) -c constraints.txt -e '.[gpu]'
 	touch $@
+
+fuzz: setup ## the tests of random input for much longer than `make test` takes them
+	FUZZ=1 $(BIN)/python -m pytest -n 2 -m hypothesis
+
+check-install: setup ## the wheel in empty environments, at the newest and the lowest versions that it allows
+	$(CLIPSKIP) export export/sample --out build/sample
+	rm -rf $(INSTALL)
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir $(INSTALL) .
+	touch $(INSTALL)/newest.txt
+	$(BIN)/python tests/lowest.py > $(INSTALL)/lowest.txt
+	for ends in newest lowest; do \
+	    $(PYTHON) -m venv $(INSTALL)/$$ends && \
+	    $(INSTALL)/$$ends/bin/$(PIP) -c $(INSTALL)/$$ends.txt "$$(echo $(INSTALL)/*.whl)[cpu]" && \
+	    $(INSTALL)/$$ends/bin/python -I tests/installed.py build/sample || exit 1; \
+	done
+
+lock: setup ## requirements.lock anew: what is in .venv, with the hashes of its files
+	$(PYTHON) -m venv build/uv
+	build/uv/bin/$(PIP) uv
+	$(BIN)/python -m pip freeze --all --exclude-editable --exclude pip --exclude torch > build/frozen.txt
+	echo "# What CI installs (LOCKED=1), torch excepted: made by \`make lock\` from an environment of Python 3.11 on Linux." > requirements.lock
+	build/uv/bin/uv pip compile --quiet --no-deps --no-annotate --no-header --generate-hashes build/frozen.txt >> requirements.lock
 
 check: setup ## ruff and mypy --strict
 	$(BIN)/ruff check .
