@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,13 +70,15 @@ def open(
     from .backends import backend_named
     from .pipeline import Pipeline, Settings
 
-    store = Store(Path(location("path", path)))
+    store = Store(Path(location("path", path)).absolute())
     at_least("device", device, 0)
     several = embeddings if isinstance(embeddings, (list, tuple)) else [embeddings]
+    files = [os.path.abspath(location("embeddings", each)) for each in several]
     settings = Settings(text_engine_budget, max_batch, share_lengths, warm)
-    learnt = inversions.load([location("embeddings", each) for each in several], store.manifest().model.width)
     chosen = backend_named(backend, device) if isinstance(backend, str) else backend
-    return Pipeline(store, chosen, learnt, settings)
+    pipeline = Pipeline(store, chosen, inversions.load(files, store.manifest().model.width), settings)
+    pipeline.reopen = partial(open, store.root, backend=backend, device=device, embeddings=files, **vars(settings))
+    return pipeline
 
 
 def __getattr__(name: str) -> object:

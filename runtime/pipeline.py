@@ -104,7 +104,13 @@ class Progress:
 
 
 class Pipeline:
-    """One model, opened. Threads may share it, and share calls of the network. Close it, or use `with`."""
+    """One model, opened. Threads may share it, and share calls of the network. Close it, or use `with`.
+
+    A pickled one is opened anew where it is unpickled, from the same store; EngineIncompatible if that then holds
+    another model. Nothing of a device travels.
+    """
+
+    reopen: Callable[[], Pipeline]  # how `clipskip.open` made this
 
     def __init__(self, store: Store, backend: Backend, inversions: Inversions, settings: Settings) -> None:
         self.model = facts = store.manifest().model
@@ -182,6 +188,9 @@ class Pipeline:
         """Close the engines. May be called twice; a closed pipeline refuses further requests."""
         self._engines.close()
 
+    def __reduce__(self) -> tuple[Callable[..., Pipeline], tuple[object, ...]]:
+        return _reopened, (self.reopen, self.model.model_sha256)
+
     def __enter__(self) -> Pipeline:
         return self
 
@@ -226,6 +235,16 @@ class Pipeline:
             engines={name: self._engines.artefact(role).key for name, role in roles.items()},
             model=self.model,
         )
+
+
+def _reopened(reopen: Callable[[], Pipeline], model_sha256: str) -> Pipeline:
+    pipeline = reopen()
+    if pipeline.model.model_sha256 != model_sha256:
+        pipeline.close()
+        raise EngineIncompatible(
+            "the store holds another model than the pipeline that was pickled", hint="open it anew"
+        )
+    return pipeline
 
 
 class _Clock:

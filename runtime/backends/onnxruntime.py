@@ -67,6 +67,7 @@ class OnnxRuntime:
             raise RequestError(f"{provider.target} computes on the CPU, which has no number {device}", field="device")
         load(ort, provider)
         self._ort, self._provider, self._device, self._settings = ort, provider, device, dict(settings or {})
+        self._made = tuple(providers), threads, graphs, self._settings, device
         self.providers = tuple(dict.fromkeys((*providers, *provider.below)))
         self.name = provider.target
         may_ask = hasattr(os, "sched_getaffinity")  # not so on Windows
@@ -76,6 +77,9 @@ class OnnxRuntime:
         self.compiles_per_shape = self.graphs or bool(provider.caches)
         self.loops = CAPTURED_LOOPS if self.graphs else LOOPS
         self.batch_pixels = CPU_PIXELS if provider.kind == "cpu" else GPU_PIXELS
+
+    def __reduce__(self) -> tuple[type[OnnxRuntime], tuple[object, ...]]:
+        return OnnxRuntime, self._made  # the library itself cannot be pickled
 
     def open(self, artefact: Artefact, path: Path) -> OnnxRuntimeEngine:
         """Open the graph. EngineIncompatible; BackendUnavailable where the provider cannot be used after all."""

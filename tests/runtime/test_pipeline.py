@@ -1,7 +1,10 @@
 """The pipeline from the outside: progress, refusals, what it keeps open, broken numbers, closing."""
 
 import json
+import pickle
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,7 +13,7 @@ import clipskip
 from clipskip.backends.onnxruntime import OnnxRuntime
 from clipskip.engines.manifest import Role
 from clipskip.engines.store import Store
-from clipskip.errors import Closed, EngineCorrupt, EngineMissing, NumericalError, RequestError
+from clipskip.errors import Closed, EngineCorrupt, EngineIncompatible, EngineMissing, NumericalError, RequestError
 
 FAST = {"steps": 3, "width": 64, "height": 64, "seed": 1}
 
@@ -173,3 +176,44 @@ def test_what_is_no_list_of_sizes_to_warm_up_for_is_refused(sample_store, warm):
 def test_a_batch_of_less_than_one_image_is_refused(sample_store, most):
     with pytest.raises(RequestError, match="max_batch must be at least 1"):
         clipskip.open(sample_store, max_batch=most)
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", OnnxRuntime(threads=1)], ids=["by name", "an object"])
+def test_a_pickled_pipeline_is_opened_anew_from_the_same_store_e7(sample_store, backend, monkeypatch, tmp_path):
+    monkeypatch.chdir(sample_store.parent)
+    with clipskip.open(sample_store.name, backend=backend, max_batch=1) as pipe:
+        pickled = pickle.dumps(pipe)
+        want = pipe("a ring", **FAST).images[0].tobytes()
+    monkeypatch.chdir(tmp_path)
+    code = f"import pickle, sys; print(pickle.load(sys.stdin.buffer)('a ring', **{FAST}).images[0].tobytes().hex())"
+    child = subprocess.run([sys.executable, "-c", code], input=pickled, capture_output=True, check=True, timeout=120)
+    assert bytes.fromhex(child.stdout.decode()) == want
+
+
+def test_a_pickled_pipeline_whose_store_holds_another_model_now_is_refused_e7(sample_store):
+    with clipskip.open(sample_store) as pipe:
+        reopen, (how, _) = pipe.__reduce__()
+    with pytest.raises(EngineIncompatible, match="another model"):
+        reopen(how, "0" * 64)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("path", 5), ("path", b"a"), ("path", "a\0b"), ("device", None), ("device", "0"), ("device", -1), ("embeddings", 5),
+        ("embeddings", [None]), ("text_engine_budget", -1), ("text_engine_budget", 1.5), ("max_batch", "x"),
+        ("max_batch", True), ("share_lengths", 1), ("warm", 5), ("warm", [(64, 64)]), ("warm", [(64, 64, 0)]),
+        ("warm", [(63, 64, 1)]), ("warm", [("a", 64, 1)]), ("backend", "cuda"),
+    ],
+)  # fmt: skip
+def test_what_is_no_argument_of_open_is_refused_in_its_own_name(sample_store, argument, value):
+    with pytest.raises(RequestError) as caught:
+        clipskip.open(**{"path": sample_store, argument: value})
+    assert caught.value.field == {"backend": "target"}.get(argument, argument)
+
+
+def test_a_star_import_leaves_pythons_open_alone():
+    namespace = {}
+    exec("from clipskip import *", namespace)
+    assert "open" not in namespace
+    assert issubclass(namespace["Closed"], RuntimeError)
