@@ -241,9 +241,7 @@ def _reopened(reopen: Callable[[], Pipeline], model_sha256: str) -> Pipeline:
     pipeline = reopen()
     if pipeline.model.model_sha256 != model_sha256:
         pipeline.close()
-        raise EngineIncompatible(
-            "the store holds another model than the pipeline that was pickled", hint="open it anew"
-        )
+        raise EngineIncompatible("the store holds another model than the pickled pipeline's", hint="open it anew")
     return pipeline
 
 

@@ -1,4 +1,4 @@
-"""pip's constraints for the lowest versions that the installed clipskip and its [cpu] allow: `python tests/lowest.py`."""
+"""Prints pip's constraints for the lowest versions that the installed clipskip and its [cpu] allow."""
 
 import re
 from importlib.metadata import requires

@@ -172,12 +172,6 @@ def test_what_is_no_list_of_sizes_to_warm_up_for_is_refused(sample_store, warm):
         clipskip.open(sample_store, warm=warm)
 
 
-@pytest.mark.parametrize("most", [0, -3])
-def test_a_batch_of_less_than_one_image_is_refused(sample_store, most):
-    with pytest.raises(RequestError, match="max_batch must be at least 1"):
-        clipskip.open(sample_store, max_batch=most)
-
-
 @pytest.mark.parametrize("backend", ["onnxruntime", OnnxRuntime(threads=1)], ids=["by name", "an object"])
 def test_a_pickled_pipeline_is_opened_anew_from_the_same_store_e7(sample_store, backend, monkeypatch, tmp_path):
     monkeypatch.chdir(sample_store.parent)
@@ -200,8 +194,8 @@ def test_a_pickled_pipeline_whose_store_holds_another_model_now_is_refused_e7(sa
 @pytest.mark.parametrize(
     ("argument", "value"),
     [
-        ("path", 5), ("path", b"a"), ("path", "a\0b"), ("device", None), ("device", "0"), ("device", -1), ("embeddings", 5),
-        ("embeddings", [None]), ("text_engine_budget", -1), ("text_engine_budget", 1.5), ("max_batch", "x"),
+        ("path", 5), ("path", b"a"), ("path", "a\0b"), ("device", None), ("device", "0"), ("device", -1),
+        ("embeddings", 5), ("embeddings", [None]), ("text_engine_budget", -1), ("text_engine_budget", 1.5), ("max_batch", "x"),
         ("max_batch", True), ("share_lengths", 1), ("warm", 5), ("warm", [(64, 64)]), ("warm", [(64, 64, 0)]),
         ("warm", [(63, 64, 1)]), ("warm", [("a", 64, 1)]), ("backend", "cuda"),
     ],
