@@ -226,7 +226,7 @@ def test_a_preview_that_is_interrupted_tells_the_others_what_happened():
         shared.advance([theirs], 1)
 
 
-def test_a_fork_is_told_instead_of_waiting_for_a_thread_that_is_not_there(monkeypatch):
+def test_a_fork_is_told_instead_of_waiting_for_a_thread_that_is_not_there_e6(monkeypatch):
     shared, made = driver(Engines()), image()
     shared.add([made])
     monkeypatch.setattr(os, "getpid", lambda: -1)

@@ -80,7 +80,7 @@ def test_the_text_engine_used_last_stays_even_when_it_is_larger_than_the_budget(
     assert cache.roles() == [text(1)]
 
 
-def test_an_engine_in_use_is_not_closed_until_its_user_is_done():
+def test_an_engine_in_use_is_not_closed_until_its_user_is_done_e11():
     library = Library()
     cache = cache_of(library, budget=10)
     with cache.use(text(1)):

@@ -85,7 +85,7 @@ def test_one_wrong_request_of_several_stops_all_before_any_engine_runs(pipe, mon
         pipe.run([good, bad])
 
 
-def test_a_depth_that_was_not_built_names_the_command_that_builds_it(sample_store, tmp_path):
+def test_a_depth_that_was_not_built_names_the_command_that_builds_it_d2(sample_store, tmp_path):
     store = shutil.copytree(sample_store, tmp_path / "store")
     manifest = json.loads((store / "manifest.json").read_text())
     manifest["artefacts"] = [each for each in manifest["artefacts"] if each["role"] != "text-05"]
@@ -97,7 +97,7 @@ def test_a_depth_that_was_not_built_names_the_command_that_builds_it(sample_stor
     assert "clipskip export" in caught.value.hint
 
 
-def test_a_truncated_engine_is_refused_when_it_is_first_needed(sample_store, tmp_path):
+def test_a_truncated_engine_is_refused_when_it_is_first_needed_c2(sample_store, tmp_path):
     store = shutil.copytree(sample_store, tmp_path / "store")
     victim = store / Store(store).find(Role("decode"), "onnx", "fp32").files[0].path
     victim.write_bytes(victim.read_bytes()[:-1])
@@ -112,7 +112,7 @@ def test_text_engines_are_opened_when_needed_and_kept_within_the_budget(sample_s
         assert sorted(map(str, pipe._engines.roles())) == ["decode", "step", "text-09", "text-10"]
 
 
-def test_a_closed_pipeline_refuses_to_work_and_may_be_closed_again(sample_store):
+def test_a_closed_pipeline_refuses_to_work_and_may_be_closed_again_e12(sample_store):
     with clipskip.open(sample_store) as pipe:
         pass
     pipe.close()
@@ -152,7 +152,9 @@ class Broken(OnnxRuntime):
         ("decode", "finite", False, "decoder's output for the finished latents is not finite"),
     ],
 )
-def test_numbers_that_are_not_finite_are_an_error_and_never_a_black_picture(sample_store, role, output, value, message):
+def test_numbers_that_are_not_finite_are_an_error_and_never_a_black_picture_e10(
+    sample_store, role, output, value, message
+):
     with clipskip.open(sample_store, backend=Broken(role, output, value)) as pipe:
         with pytest.raises(NumericalError, match=message) as caught:
             pipe("a ring", **FAST)
@@ -195,7 +197,8 @@ def test_a_pickled_pipeline_whose_store_holds_another_model_now_is_refused_e7(sa
     ("argument", "value"),
     [
         ("path", 5), ("path", b"a"), ("path", "a\0b"), ("device", None), ("device", "0"), ("device", -1),
-        ("embeddings", 5), ("embeddings", [None]), ("text_engine_budget", -1), ("text_engine_budget", 1.5), ("max_batch", "x"),
+        ("embeddings", 5), ("embeddings", [None]), ("text_engine_budget", -1), ("text_engine_budget", 1.5),
+        ("max_batch", "x"),
         ("max_batch", True), ("share_lengths", 1), ("warm", 5), ("warm", [(64, 64)]), ("warm", [(64, 64, 0)]),
         ("warm", [(63, 64, 1)]), ("warm", [("a", 64, 1)]), ("backend", "cuda"),
     ],

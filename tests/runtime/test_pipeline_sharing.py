@@ -37,7 +37,7 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def test_eight_threads_on_one_pipeline_give_the_serial_pictures_bit_for_bit(pipe: clipskip.Pipeline) -> None:
+def test_eight_threads_on_one_pipeline_give_the_serial_pictures_bit_for_bit_e1(pipe: clipskip.Pipeline) -> None:
     requests = [
         clipskip.Request(prompt=prompt, clip_skip=skip, sampler=sampler, steps=3, seed=seed, **SMALL)
         for seed, (prompt, skip, sampler) in enumerate(
@@ -51,7 +51,7 @@ def test_eight_threads_on_one_pipeline_give_the_serial_pictures_bit_for_bit(pipe
         np.testing.assert_array_equal(one, other)
 
 
-def test_a_request_that_was_abandoned_half_way_leaves_the_others_as_they_are(pipe: clipskip.Pipeline) -> None:
+def test_a_request_that_was_abandoned_half_way_leaves_the_others_as_they_are_e3(pipe: clipskip.Pipeline) -> None:
     one = clipskip.Request(prompt="a red circle", sampler="DPM++ 2M", steps=6, seed=3, **SMALL)
     before = picture(pipe, one)
     unfinished = pipe.steps(one)
@@ -107,7 +107,7 @@ class Counting(OnnxRuntime):
 
 
 @pytest.mark.parametrize(("prompts", "most"), [(["a red circle", "a (blue:1.3) star"], 0.25), (["a ring", LONG], 0.5)])
-def test_sixty_four_requests_from_eight_threads_share_calls_and_are_what_they_are_alone(
+def test_sixty_four_requests_from_eight_threads_share_calls_and_are_what_they_are_alone_e2(
     sample_store: Path, prompts: list[str], most: float
 ) -> None:
     requests = [mixed(number, prompts[number % 2]) for number in range(64)]
@@ -162,7 +162,7 @@ def test_warm_opens_everything_that_the_first_request_needs(sample_store: Path) 
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads resident memory from /proc")
-def test_hundreds_of_requests_leave_no_memory_behind(sample_store: Path) -> None:
+def test_hundreds_of_requests_leave_no_memory_behind_e15(sample_store: Path) -> None:
     prompts = ["a red circle", "a (blue:1.2) star", "a [red:green:1] ring", "a cross AND a square"]
     resident = []
     with clipskip.open(sample_store) as pipe:

@@ -146,7 +146,7 @@ def test_thirteen_depths_within_a_budget_for_one_give_the_same_pictures(store: P
     assert not device.pinned
 
 
-def test_eight_threads_with_mixed_depths_and_sizes_get_what_they_get_alone(store: Path, expected: Pipeline) -> None:
+def test_eight_threads_with_mixed_depths_and_sizes_get_what_they_get_alone_e1(store: Path, expected: Pipeline) -> None:
     sizes = [(64, 64), (128, 64), (64, 128)]
     requests = [
         Request(prompt="a red circle", clip_skip=1 + i, seed=i, steps=2, width=sizes[i % 3][0], height=sizes[i % 3][1])
@@ -159,7 +159,7 @@ def test_eight_threads_with_mixed_depths_and_sizes_get_what_they_get_alone(store
     assert all(same(one, other) for one, other in zip(alone, together, strict=True))
 
 
-def test_nan_in_a_step_is_a_numerical_error_and_the_next_request_is_intact(store: Path, expected: Pipeline) -> None:
+def test_nan_in_a_step_is_a_numerical_error_and_the_next_request_is_intact_e10(store: Path, expected: Pipeline) -> None:
     request = Request(prompt="a red circle", seed=1, **SMALL)
     backend, device = simulated()
     with clipskip.open(store, backend=backend) as pipe:
@@ -170,7 +170,7 @@ def test_nan_in_a_step_is_a_numerical_error_and_the_next_request_is_intact(store
         assert same(pipe.run([request]), expected.run([request]))
 
 
-def test_out_of_memory_leaves_the_next_request_intact(store: Path, expected: Pipeline) -> None:
+def test_out_of_memory_leaves_the_next_request_intact_e8(store: Path, expected: Pipeline) -> None:
     request = Request(prompt="a red circle", seed=1, **SMALL)
     backend, device = simulated()
     with clipskip.open(store, backend=backend) as pipe:
@@ -189,7 +189,7 @@ def test_memory_that_idle_engines_hold_is_given_up_for_another(store: Path, expe
         assert len(device.blocks) == 6, "inputs, outputs and scratch memory of the step engine and of the decoder"
 
 
-def test_a_lost_device_refuses_all_further_work(store: Path) -> None:
+def test_a_lost_device_refuses_all_further_work_e9(store: Path) -> None:
     request = Request(prompt="a red circle", seed=1, **SMALL)
     backend, device = simulated()
     with clipskip.open(store, backend=backend) as pipe:
@@ -200,7 +200,7 @@ def test_a_lost_device_refuses_all_further_work(store: Path) -> None:
             pipe.run([Request(prompt="another", seed=1, **SMALL)])
 
 
-def test_a_cancelled_request_gives_its_context_back(store: Path, expected: Pipeline) -> None:
+def test_a_cancelled_request_gives_its_context_back_e3(store: Path, expected: Pipeline) -> None:
     request = Request(prompt="a red circle", seed=1, **SMALL)
     backend, _ = simulated(settings=Settings(contexts=1, timeout=0.1))
     with clipskip.open(store, backend=backend) as pipe:

@@ -256,7 +256,7 @@ def test_eight_threads_with_mixed_shapes_get_what_they_get_alone(store: Store) -
     assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
-def test_more_threads_than_contexts_wait_and_then_are_told_so(store: Store) -> None:
+def test_more_threads_than_contexts_wait_and_then_are_told_so_e1(store: Store) -> None:
     backend, _ = simulated(settings=Settings(contexts=1, timeout=0.05))
     engine = opened(store, backend)
     loop = engine.loop(feeds(), FEEDBACK)
@@ -288,7 +288,9 @@ def test_a_new_shape_takes_the_place_of_the_one_unused_for_longest(store: Store)
 
 
 @pytest.mark.parametrize("number", range(1, 6))
-def test_out_of_memory_in_one_request_leaks_nothing_and_leaves_the_next_one_intact(store: Store, number: int) -> None:
+def test_out_of_memory_in_one_request_leaks_nothing_and_leaves_the_next_one_intact_e8(
+    store: Store, number: int
+) -> None:
     backend, device = simulated()
     engine, inputs = opened(store, backend), feeds(6)
     device.faults.allocation = number
@@ -321,7 +323,7 @@ def test_a_shape_that_only_fits_without_the_last_one_s_memory_gets_it(store: Sto
     assert len(device.blocks) == 3, "one context is left: its inputs, outputs and scratch memory"
 
 
-def test_after_a_sticky_error_everything_is_refused(store: Store) -> None:
+def test_after_a_sticky_error_everything_is_refused_e9(store: Store) -> None:
     backend, device = simulated()
     step, decode = opened(store, backend), opened(store, backend, "decode")
     loop = step.loop(feeds(), FEEDBACK)
@@ -348,7 +350,7 @@ def test_nan_from_the_device_arrives_as_nan(store: Store) -> None:
     assert np.isfinite(denoised(engine, feeds())).all()
 
 
-def test_a_fork_is_refused_instead_of_crashing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fork_is_refused_instead_of_crashing_e6(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     backend, _ = simulated()
     engine = opened(store, backend)
     monkeypatch.setattr("os.getpid", lambda: -1)
@@ -391,7 +393,7 @@ def test_inputs_that_do_not_fit_together_are_refused(store: Store, change: dict[
         opened(store, simulated()[0]).loop({**feeds(), **change}, FEEDBACK)
 
 
-def test_a_closed_engine_and_a_closed_loop_say_so(store: Store) -> None:
+def test_a_closed_engine_and_a_closed_loop_say_so_e12(store: Store) -> None:
     backend, device = simulated()
     engine = opened(store, backend)
     loop = engine.loop(feeds(), FEEDBACK)
@@ -528,7 +530,7 @@ def test_a_cache_file_that_cannot_be_replaced_leaves_no_draft(
     assert [path.name for path in tmp_path.iterdir() if "cache" in path.name] == []
 
 
-def test_no_context_is_entered_twice_at_once(store: Store) -> None:
+def test_no_context_is_entered_twice_at_once_e1(store: Store) -> None:
     backend, device = simulated(settings=Settings(contexts=2))
     device.faults.seconds = 0.002
     engine = opened(store, backend)
