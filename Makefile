@@ -28,6 +28,7 @@ help: ## this list
 setup: $(VENV)/installed ## make .venv with everything that the other targets need
 
 $(VENV)/installed: pyproject.toml constraints.txt requirements.lock
+	@echo "installing into $(VENV), PyTorch included: a minute or two"
 	$(PYTHON) -m venv $(VENV)
 ifdef LOCKED
 	$(BIN)/$(PIP) --no-deps --require-hashes -r requirements.lock
