@@ -42,7 +42,7 @@ class ModelFacts:
     train_steps: Count
     scaling_factor: float
     default_size: Count  # pixels
-    size_step: Count  # pixels: what the U-Net's strides divide
+    size_step: Count  # pixels; 64 in old stores, whose step graph takes what the U-Net's strides divide
     recommended_clip_skip: Count
     model_sha256: Sha256  # over all source weights
     sources: Mapping[str, Sha256]  # file -> SHA-256

@@ -95,8 +95,8 @@ def build(
 
     Leaving without an exception publishes; any exception discards. So a program that wants SIGTERM to clean up must
     turn it into one. `model`: the facts to publish (an exporter knows them; an engine builder leaves them alone);
-    artefacts made from another model leave the manifest. `needs`: the bytes that the build is expected to write.
-    StorageError for a full disk, a missing permission, or a file system without locks.
+    artefacts made from another model, or for another step of sizes, leave the manifest. `needs`: the bytes that the
+    build is expected to write. StorageError for a full disk, a missing permission, or a file system without locks.
     """
     root, name = Path(root), folder_name(label, wanted)
     if model is None:
@@ -192,9 +192,10 @@ def _current(root: Path, model: ModelFacts | None) -> Manifest:
         if model is None or isinstance(error, NewerManifestError):
             raise
         return Manifest(manifest.SCHEMA, model, (), ())
-    if model is not None and current.model.model_sha256 != model.model_sha256:
+    model, old = model or current.model, current.model
+    if (old.model_sha256, old.size_step) != (model.model_sha256, model.size_step):
         return Manifest(manifest.SCHEMA, model, (), ())
-    return replace(current, model=model or current.model)
+    return replace(current, model=model)
 
 
 def _free_name(root: Path, name: str, current: Manifest) -> str:

@@ -12,7 +12,6 @@ from torch import nn
 from clipskip.engines import gpu
 from clipskip.engines.manifest import DECODE, ENCODE, STEP, Artefact, ModelFacts, Role
 from clipskip.engines.publish import Draft
-from clipskip.engines.shapes import LATENT
 from clipskip.export import cases, gates, graphs, models, onnxfile, tokenizer
 from clipskip.export.checkpoint import Checkpoint
 from clipskip.export.gates import Case
@@ -50,7 +49,7 @@ def build(draft: Draft, source: Checkpoint, facts: ModelFacts, say: Callable[[st
         trials = {role: depths[role.layers or 0] for role in texts}
         write(graphs.text_graph(networks.text, facts, precision), trials)
     if STEP in roles:
-        trials = {STEP: cases.step(networks.unet, depths[-1][-1].exact["context"], facts, half)}
+        trials = {STEP: cases.step(networks.unet, depths[-1][-1].exact["context"], half)}
         settle(networks.unet)
         write(graphs.step_graph(networks.unet, facts, precision), trials)
     if roles & {DECODE, ENCODE}:
@@ -66,7 +65,7 @@ def _write(
 ) -> None:
     """Trace the graph, write it for each role (of the text encoder a graph per depth, on one file) and measure it."""
     say(f"tracing {graph.role}")
-    model = onnxfile.trace(graph, facts.size_step // LATENT)
+    model = onnxfile.trace(graph)
     say(f"measuring {graph.role}")
     name = f"{graph.role}.bin"
     provenance = {library: version(library) for library in _USED} | {"onnxruntime": gpu.onnxruntime().__version__}

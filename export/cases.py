@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel
 
 from clipskip.engines.manifest import ModelFacts
-from clipskip.engines.shapes import LATENT, SLOTS, TOKENS
+from clipskip.engines.shapes import SLOTS, TOKENS
 from clipskip.export.gates import Array, Arrays, Case
 from clipskip.export.graphs import Decode, Encode, Step
 
@@ -46,14 +46,13 @@ def _depths(encoder: CLIPTextModel, tokens: Array, concepts: Array) -> list[Arra
         return [{"context": encoder.final_layer_norm(state).float().numpy()} for state in hidden]
 
 
-def step(unet: UNet2DConditionModel, context: Array, facts: ModelFacts, half: bool) -> list[Case]:
-    """One image at timestep 999; two images at 1 and 999 with other shapes, the second of them masked."""
-    unit = facts.size_step // LATENT
+def step(unet: UNet2DConditionModel, context: Array, half: bool) -> list[Case]:
+    """One image at timestep 999; two at 1 and 999, of a size that no block halves evenly, the second of them masked."""
     return _cases(Step(unet), half, ["next_state"], [
-        _step_feeds(context, [999.0], np.ones((1, 1, unit, unit)), half),
+        _step_feeds(context, [999.0], np.ones((1, 1, 8, 8)), half),
         _step_feeds(
             np.concatenate([context[[0, 1, 1]]] * 2, axis=1), [1.0, 999.0],
-            np.stack([np.ones((1, 2 * unit, unit)), np.random.default_rng(0).uniform(0, 1, (1, 2 * unit, unit))]), half,
+            np.stack([np.ones((1, 17, 9)), np.random.default_rng(0).uniform(0, 1, (1, 17, 9))]), half,
         ),
     ])  # fmt: skip
 

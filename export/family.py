@@ -82,7 +82,7 @@ def facts(checkpoint: Checkpoint, recommended_clip_skip: int = 1) -> ModelFacts:
         train_steps=scheduler.get("num_train_timesteps", 1000),
         scaling_factor=float(checkpoint.vae.config.get("scaling_factor", 0.18215)),
         default_size=unet.get("sample_size", 64) * LATENT,
-        size_step=LATENT << (len(unet.get("block_out_channels", (0,) * 4)) - 1),  # each block but the last halves
+        size_step=LATENT,  # the step graph upsamples to the size of what it joins
         recommended_clip_skip=recommended_clip_skip,
         model_sha256=hashlib.sha256(json.dumps(dict(checkpoint.sources), sort_keys=True).encode()).hexdigest(),
         sources=checkpoint.sources,

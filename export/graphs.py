@@ -47,12 +47,27 @@ class Text(nn.Module):
         return tuple(self.encoder.final_layer_norm(state) for state in depths)
 
 
+class Upsample(nn.Module):
+    """diffusers' upsampler to a given size, without the branches on sizes that torch cannot trace."""
+
+    def __init__(self, upsampler: nn.Module) -> None:
+        super().__init__()
+        self.conv = upsampler.conv
+
+    def forward(self, hidden: Tensor, size: tuple[int, int]) -> Tensor:
+        upsampled: Tensor = self.conv(nn.functional.interpolate(hidden, size=size, mode="nearest"))
+        return upsampled
+
+
 class Step(nn.Module):
     """One denoising step of a whole batch: U-Net, guidance, inpainting mask, solver."""
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
         super().__init__()
         self.unet = unet
+        unet.num_upsamplers = 20  # no size is a multiple of 2**20, so diffusers tells each the size of what it joins
+        for block in unet.up_blocks:
+            block.upsamplers = block.upsamplers and nn.ModuleList(map(Upsample, block.upsamplers))
 
     def forward(
         self, state: Tensor, rows: Tensor, c_in: Tensor, timestep: Tensor, context: Tensor, mix: Tensor,
@@ -140,8 +155,8 @@ def encode_graph(vae: AutoencoderKL) -> Graph:
 
 def axes(ports: tuple[Port, ...], facts: ModelFacts) -> dict[str, AxisRange]:
     """What each dynamic axis of these ports may be. The graphs have no bounds; these are those of a sane request."""
-    unit, usual = facts.size_step // LATENT, facts.default_size // LATENT
-    side = AxisRange(unit, max(unit, usual), max(4 * usual, 256))
+    usual = facts.default_size // LATENT
+    side = AxisRange(min(8, usual), usual, max(4 * usual, 256))
     limits = {
         "B": AxisRange(1, 1, 64), "N": AxisRange(1, 2, 256), "R": AxisRange(1, 2, 1024), "E": AxisRange(1, 1, 65536),
         "T": AxisRange(TOKENS, TOKENS, 64 * TOKENS), "h": side, "w": side,

@@ -40,10 +40,13 @@ def quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def trace(graph: Graph, unit: int) -> ir.Model:
-    """The graph in ONNX, with the names of its ports; latent sizes are multiples of `unit`. ExportError."""
-    dims = {name: torch.export.Dim(name) for name in "BNRET"}
-    dims |= {name: unit * torch.export.Dim(f"{name}_") for name in "hw"}
+def trace(graph: Graph) -> ir.Model:
+    """The graph in ONNX, with the names of its ports. ExportError."""
+    # Bounds for the trace alone, where code branches: no layer may see a size of 1, and from 64 images on diffusers
+    # makes memory contiguous that is so already. Without them torch traces three times.
+    bounds = {"B": (1, 63), "h": (9, 2**16), "w": (9, 2**16)}
+    dims = {name: torch.export.Dim(name, min=low, max=high) for name, (low, high) in bounds.items()}
+    dims |= {name: torch.export.Dim(name) for name in "NRET"}
     axes = [{axis: size for axis, size in enumerate(port.shape) if isinstance(size, Dim)} for port in graph.inputs]
     dims |= {str(d): d.factor * dims[d.axis] for sizes in axes for d in sizes.values() if d.factor > 1}
     try:

@@ -195,17 +195,16 @@ def _key(name: str) -> str:
 def _size(request: Request, model: ModelFacts, limits: Limits) -> tuple[int, int]:
     """Width and height in pixels, which the model and the engines must be able to make."""
     width, height = (model.default_size if side is None else side for side in (request.width, request.height))
-    step, most = model.size_step, MAX_PIXELS // model.size_step
-    for name, value in (("width", width), ("height", height)):
-        if value > most:
-            raise RequestError(f"{name} must be at most {most} pixels, not {value}", field=name)
+    step, sides = model.size_step, (("width", width, limits.width), ("height", height, limits.height))
+    for name, value, axis in sides:
+        low, high = max(step, axis.minimum * LATENT), axis.maximum * LATENT
         if value < step or value % step:
-            below = max(step, value // step * step)
-            near = f"{below}" if value <= step else f"{below} or {below + step}"
+            below = max(low, min(value // step * step, high))
+            near = f"{below}" if value < low or below == high else f"{below} or {below + step}"
             raise RequestError(f"{name} must be a multiple of {step} pixels, not {value}; nearest: {near}", field=name)
     if width * height > MAX_PIXELS:
         raise RequestError(f"{width}x{height} is above the limit of {MAX_PIXELS} pixels", field="width")
-    for name, value, axis in (("height", height, limits.height), ("width", width, limits.width)):
+    for name, value, axis in sides:
         low, high = axis.minimum * LATENT, axis.maximum * LATENT
         if not low <= value <= high:
             message = f"{name} {value} is outside {low}..{high}, which the engines were built for"

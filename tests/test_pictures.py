@@ -143,6 +143,14 @@ def test_the_negative_prompt_can_have_a_depth_of_its_own(pipe: clipskip.Pipeline
     assert distance(*run(pipe, [request(one)]), *truth.pictures([one])) <= LIMIT
 
 
+@pytest.mark.parametrize(("width", "height"), [(136, 128), (128, 184), (120, 232)])
+def test_sizes_that_the_network_does_not_halve_evenly_equal_the_reference(
+    pipe: clipskip.Pipeline, truth: Reference, width: int, height: int
+) -> None:
+    one = Wanted(prompt=PROMPTS[0], clip_skip=2, steps=8, seed=8, cfg=5, width=width, height=height)
+    assert distance(*run(pipe, [request(one)]), *truth.pictures([one])) <= 1
+
+
 LONG = ", ".join(f"a {size} {colour} circle" for size in ("small", "large") for colour in ("red", "blue", "green")) * 7
 
 

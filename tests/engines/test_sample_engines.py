@@ -41,5 +41,5 @@ def test_engines_are_built_once_and_other_sizes_rebuild_only_the_networks(root: 
     for role in ROLES:
         assert store.verify(store.find(Role.parse(role), TARGET, "fp16")).stat().st_size > 10_000
     assert not [problem for _, problem in report.verify(root) if problem]
-    options = BuildOptions(layers=LAYERS, max_chunks=2, sizes=AxisRange(64, 128, 256))
+    options = BuildOptions(layers=LAYERS, max_chunks=2, sizes=AxisRange(72, 136, 232))
     assert rebuilt(root, options) == ["step", "decode", "encode"]

@@ -50,7 +50,7 @@ def test_the_facts_of_the_model_reach_the_manifest(checkpoint: Path, edit: Calla
     edit(checkpoint / "scheduler" / "scheduler_config.json", prediction_type="v_prediction", beta_end=0.02)
     edit(checkpoint / "vae" / "config.json", scaling_factor=0.4)
     found = facts(open_checkpoint(checkpoint), recommended_clip_skip=2)
-    assert (found.layers, found.width, found.vocabulary, found.size_step, found.default_size) == (3, 32, 56, 16, 64)
+    assert (found.layers, found.width, found.vocabulary, found.size_step, found.default_size) == (3, 32, 56, 8, 64)
     assert (found.prediction, found.beta_end, found.scaling_factor) == ("v_prediction", 0.02, 0.4)
     assert (found.name, found.family, found.recommended_clip_skip) == ("tiny", "sd1", 2)
 

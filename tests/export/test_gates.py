@@ -54,13 +54,11 @@ def test_a_text_matrix_scaled_by_two_percent_fails_below_it_only(store: Store, n
 
 def test_a_step_matrix_scaled_by_two_percent_fails(store: Store, networks: Networks, deepest: list[Case]) -> None:
     context = deepest[-1].exact["context"]
-    right = cases.step(networks.unet, context, store.manifest().model, half=False)
+    right = cases.step(networks.unet, context, half=False)
     assert gates.measure(Role("step"), path_of(store, "step"), right)["relative_l2"] <= 1e-5
     wrong = scaled(networks.unet, "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight")
     with pytest.raises(NumericalError) as caught:
-        gates.measure(
-            Role("step"), path_of(store, "step"), cases.step(wrong, context, store.manifest().model, half=False)
-        )
+        gates.measure(Role("step"), path_of(store, "step"), cases.step(wrong, context, half=False))
     assert caught.value.exit_status == 6
 
 

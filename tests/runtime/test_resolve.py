@@ -67,10 +67,10 @@ REFUSED = [
     ({"cfg": 100.5}, "cfg", "cfg must be 0..100, not 100.5"),
     ({"cfg": float("nan")}, "cfg", "cfg must be a finite number, not nan"),
     ({"cfg": float("inf")}, "cfg", "cfg must be a finite number, not inf"),
-    ({"width": 65}, "width", "width must be a multiple of 64 pixels, not 65; nearest: 64 or 128"),
-    ({"width": 0}, "width", "width must be a multiple of 64 pixels, not 0; nearest: 64"),
-    ({"height": -64}, "height", "height must be a multiple of 64 pixels, not -64; nearest: 64"),
-    ({"height": 10**9}, "height", "height must be at most 65536 pixels, not 1000000000"),
+    ({"width": 65}, "width", "width must be a multiple of 8 pixels, not 65; nearest: 64 or 72"),
+    ({"width": 0}, "width", "width must be a multiple of 8 pixels, not 0; nearest: 8"),
+    ({"height": -64}, "height", "height must be a multiple of 8 pixels, not -64; nearest: 8"),
+    ({"height": 10**9}, "width", "128x1000000000 is above the limit of 4194304 pixels"),
     ({"width": 4096, "height": 4096}, "width", "4096x4096 is above the limit of 4194304 pixels"),
     ({"batch": 0}, "batch", "batch must be 1..100, not 0"),
     ({"batch": 101}, "batch", "batch must be 1..100, not 101"),
@@ -126,6 +126,7 @@ LIMIT_VALUES = [
     {"seed": 0},
     {"width": 2048, "height": 2048},
     {"width": 65536, "height": 64},
+    {"width": 136, "height": 760},
 ]
 
 
@@ -187,6 +188,21 @@ def test_a_size_that_was_not_built_is_refused_with_the_range_and_the_command(fie
 @pytest.mark.parametrize(("width", "height"), [(256, 256), (768, 512)])
 def test_the_smallest_and_the_largest_size_built_are_taken(width, height):
     assert (built(width=width, height=height).width, built(width=width, height=height).height) == (width, height)
+
+
+@pytest.mark.parametrize(
+    ("size", "near"), [(9, "256"), (300, "296 or 304"), (512.5, ""), (767, "760 or 768"), (999, "768")]
+)
+def test_the_nearest_sizes_are_those_of_the_engines(size, near):
+    with pytest.raises(RequestError, match=f"nearest: {near}$" if near else "whole number"):
+        built(width=size)
+
+
+def test_a_store_of_old_takes_multiples_of_its_own_step():
+    old = dataclasses.replace(MODEL, size_step=64)
+    assert resolving.resolved("", model=old, width=192).width == 192
+    with pytest.raises(RequestError, match="width must be a multiple of 64 pixels, not 136; nearest: 128 or 192"):
+        resolving.resolved("", model=old, width=136)
 
 
 def test_an_engine_without_ranges_takes_any_size():
