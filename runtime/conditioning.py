@@ -17,7 +17,7 @@ from typing import Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from clipskip.engines.manifest import Role
+from clipskip.engines.manifest import Artefact, Role
 
 from .backends import Array, Engine
 from .engine_cache import EngineCache
@@ -26,6 +26,7 @@ from .prompt.parts import Text
 from .resolve import Resolved
 
 BUDGET = 64 * 2**20  # bytes of each cache
+MOST_ROWS = 64  # chunks encoded at once: 12 layers of SD 1.x take 3 MB for each
 Floats = npt.NDArray[np.float32]
 V = TypeVar("V")
 
@@ -67,14 +68,16 @@ class TextEncoder:
         fresh = list(dict.fromkeys(key for each in keys for key in each if key not in rows))
         encoded = self._encode(text for text, _ in fresh)
         for text, emphasis in fresh:
-            counts = Counter(text.variants)  # each counts as often as the schedule names it
-            distinct = list(counts)
-            contexts = np.stack([[encoded[text.layers, chunk.tokens] for chunk in variant] for variant in distinct])
-            weights = np.array([[chunk.weights for chunk in variant] for variant in distinct], dtype=np.float32)
+            counted = Counter(text.which)  # each counts as often as the schedule names it
+            counts = [counted[i] for i in range(len(text.variants))]
+            contexts = np.stack(
+                [[encoded[text.layers, chunk.tokens] for chunk in variant] for variant in text.variants]
+            )
+            weights = np.array([[chunk.weights for chunk in variant] for variant in text.variants], dtype=np.float32)
             for i in range(contexts.shape[1]):
-                contexts[:, i] = emphasise(contexts[:, i], weights[:, i], emphasis, list(counts.values()))
+                contexts[:, i] = emphasise(contexts[:, i], weights[:, i], emphasis, counts)
             variants = tuple({"context": context.reshape(-1, context.shape[-1])} for context in contexts)
-            row = NetworkRow(text.weight, text.ends, tuple(map(distinct.index, text.variants)), variants)
+            row = NetworkRow(text.weight, text.ends, text.which, variants)
             rows[text, emphasis] = row
             self._rows.put((text, emphasis), row, contexts.nbytes)
         return [tuple(rows[key] for key in each) for each in keys]
@@ -96,13 +99,8 @@ class TextEncoder:
     def _run(self, engine: Engine, tokens: Array) -> Array:
         """The contexts [R,77,D] of token rows [R,77], as many at once as the engine takes."""
         axes = engine.artefact.axes
-        if "E" in axes and len(self._concepts) > axes["E"].maximum:
-            raise RequestError(
-                f"the embeddings have {len(self._concepts)} vectors; the engines take {axes['E'].maximum}",
-                field="embeddings",
-                hint="open fewer of them",
-            )
-        most = axes["R"].maximum if "R" in axes else 2**31
+        check_vectors(self._concepts, engine.artefact)
+        most = min(axes["R"].maximum, MOST_ROWS) if "R" in axes else MOST_ROWS
         contexts = []
         for start in range(0, len(tokens), most):
             rows = tokens[start : start + most]
@@ -111,6 +109,13 @@ class TextEncoder:
             padded = np.pad(rows, ((0, size - len(rows)), (0, 0)), mode="edge")
             contexts.append(engine.run({"tokens": padded, "concepts": self._concepts})["context"][: len(rows)])
         return np.concatenate(contexts)
+
+
+def check_vectors(concepts: Array, text: Artefact) -> None:
+    """RequestError where there are more vectors [E,D] of textual inversions than a text engine takes."""
+    if "E" in text.axes and len(concepts) > (most := text.axes["E"].maximum):
+        message = f"the embeddings have {len(concepts)} vectors; the engines take {most}"
+        raise RequestError(message, field="embeddings", hint="open fewer of them")
 
 
 def emphasise(context: Floats, weights: Floats, mode: str = "Original", counts: Sequence[int] | None = None) -> Floats:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from . import files
 from .errors import CheckpointError, UnsupportedModelError
-from .tokenizer import Tokenizer
+from .tokenizer import Tokenizer, clean
 
 Location = str | os.PathLike[str]
 Floats = npt.NDArray[np.float32]
@@ -36,7 +36,7 @@ class Inversions:
 def check_names(inversions: Inversions, tokenizer: Tokenizer) -> None:
     """Refuse names that no prompt can call, and ordinary words, which prompts would call without meaning to."""
     for name in inversions.spans:
-        if len(ids := tokenizer.ids(name)) < 2:
+        if len(ids := tokenizer.ids(clean(name))) < 2:
             what = "is a word of the vocabulary: prompts could not use the word any more" if ids else "has no letters"
             message = f"the name of the embedding {name!r} {what}"
             raise CheckpointError(message, field="embeddings", hint="rename the file")

@@ -23,7 +23,7 @@ from clipskip.engines.store import Store, build_command, export_command
 from . import metadata
 from .backends import Array, Backend
 from .batch import Image
-from .conditioning import NetworkRow, TextEncoder
+from .conditioning import NetworkRow, TextEncoder, check_vectors
 from .driver import Driver
 from .engine_cache import EngineCache
 from .errors import EngineIncompatible, NumericalError, RequestError
@@ -121,6 +121,9 @@ class Pipeline:
             message = f"the tokenizer has {self._tokenizer.vocabulary} tokens, the text engines {facts.vocabulary}"
             raise EngineIncompatible(message, path=store.root, hint=export_command(store.root))
         check_names(inversions, self._tokenizer)
+        for each in store.manifest().artefacts:
+            if each.role.part == "text" and each.target == backend.target:
+                check_vectors(inversions.vectors, each)
         self._inversions = inversions
         self._noise_model = NoiseModel(facts.beta_start, facts.beta_end, facts.train_steps, facts.prediction)
         step = self._engines.artefact(STEP)

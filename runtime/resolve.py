@@ -17,7 +17,7 @@ from .fields import shown, whole_clip_skip
 from .inversions import Inversions
 from .noise import LARGEST_SEED, image_seeds
 from .prompt import check_text, networks, parts
-from .prompt.parts import Text
+from .prompt.parts import Text, without_comments
 from .request import FIELDS, Request, check_types
 from .samplers import SAMPLERS, Sampler
 from .schedules import SCHEDULES
@@ -25,7 +25,7 @@ from .tokenizer import Tokenizer
 
 MAX_PIXELS = 2048 * 2048
 DEEP_CLIP_SKIPS = ((2, "pictures tend to look like those of a low guidance"), (5, "results are erratic"))
-NETWORK_KINDS = ("lora", "lyco", "hypernet")
+NETWORK_KINDS = ("lora", "lyco", "locon", "hypernet")
 UNBOUNDED = AxisRange(1, 1, 2**31 - 1)
 
 # Names that other programs use for the same things, after `_key`.
@@ -88,8 +88,9 @@ def resolve(
     request: Request, model: ModelFacts, limits: Limits, tokenizer: Tokenizer, inversions: Inversions
 ) -> Resolved:
     """Check every field, fill in every default, parse the prompts. RequestError names the field and what is valid."""
-    request = _checked(request, model)
+    typed, request = request, _checked(request, model)
     skip, negative_skip, notes = _clip_skips(request, model)
+    notes += parts.notes(typed, request)
     request = replace(request, clip_skip=skip, clip_skip_diffusers=None, negative_clip_skip=negative_skip)
     layers, negative_layers = model.layers + 1 - skip, model.layers + 1 - negative_skip
     sampler, schedule = _sampler_and_schedule(request)
@@ -116,14 +117,14 @@ def resolve(
 def _checked(request: Request, model: ModelFacts) -> Request:
     """The request with its types, prompts, ranges and choices checked, and choices as they are spelled."""
     request = check_types(request)
-    check_text(request.prompt, "prompt")
-    check_text(request.negative_prompt, "negative_prompt")
-    for kind, arguments in networks(request.prompt)[1]:
+    choices: dict[str, Any] = {}
+    for name in ("prompt", "negative_prompt"):
+        choices[name] = without_comments(check_text(getattr(request, name), name))
+    for kind, arguments in networks(choices["prompt"])[1]:
         if kind.lower() in NETWORK_KINDS:  # they change the networks: without them it would be another picture
             message = f"the prompt asks for <{kind}:{arguments}>, and networks cannot be changed by a request"
             hint = "merge it into the checkpoint before the export, and take it out of the prompt"
             raise RequestError(message, field="prompt", hint=hint)
-    choices: dict[str, Any] = {}
     for name, field in FIELDS.items():
         value = getattr(request, name)
         if field.low is not None and field.high is not None:

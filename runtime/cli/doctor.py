@@ -21,7 +21,7 @@ from clipskip.engines.tensorrt_child import load_builder, load_package
 from clipskip.errors import BackendUnavailable, ClipskipError
 
 PACKAGES = (
-    "clipskip", "numpy", "tokenizers", "pillow", "onnxruntime", "onnxruntime-gpu", "onnxruntime-ep-nv-tensorrt-rtx",
+    "clipskip", "numpy", "pillow", "onnxruntime", "onnxruntime-gpu", "onnxruntime-ep-nv-tensorrt-rtx",
     "tensorrt-rtx", "tensorrt", "cuda-bindings", "torch", "transformers", "diffusers", "onnx", "safetensors",
 )  # fmt: skip
 WIDTH = max(map(len, PACKAGES))

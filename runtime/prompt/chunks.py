@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from ..errors import RequestError
-from ..tokenizer import Tokenizer
+from ..tokenizer import Tokenizer, clean
 from .weights import BREAK, attention
 
 LENGTH = 75  # tokens of a chunk between its bos and its eos
@@ -27,20 +27,20 @@ def chunks(
 ) -> list[Chunk]:
     """The chunks of one text (no AND, no schedules), at least one; follows AUTOMATIC1111 1.10.
 
-    Each fragment of `attention` is tokenised on its own; with `emphasis="None"` the text is one fragment of weight 1,
-    brackets and BREAK included. BREAK ends the chunk, also an empty one. When a token meets a full chunk whose last
-    comma is at most `comma_backtrack` (0..74) tokens back, what follows that comma moves to the next chunk; a comma
-    itself never causes a move. Where the tokenised name of a textual inversion stands in a fragment, in any case and
-    also inside a run of words, the ids `tokenizer.vocabulary + row` of its vectors stand instead (the longest name
-    first), together in one chunk; unlike in A1111 they move with a comma. Raises RequestError(field="prompt") for
-    weights beyond 10 and for an inversion of more than 75 vectors.
+    Each fragment of `attention` is cleaned (`tokenizer.clean`) and tokenised on its own; with `emphasis="None"` the
+    text is one fragment of weight 1, brackets and BREAK included. BREAK ends the chunk, also an empty one. When a token
+    meets a full chunk whose last comma is at most `comma_backtrack` (0..74) tokens back, what follows that comma moves
+    to the next chunk; a comma itself never causes a move. Where the cleaned and tokenised name of a textual inversion
+    stands in a fragment, in any case and also inside a run of words, the ids `tokenizer.vocabulary + row` of its
+    vectors stand instead (the longest name first), together in one chunk; unlike in A1111 they move with a comma.
+    Raises RequestError(field="prompt") for weights beyond 10 and for an inversion of more than 75 vectors.
     """
     packer, index = _Packer(tokenizer, comma_backtrack), _index(tokenizer, spans)
     for fragment, weight in [(text, 1.0)] if emphasis == "None" else attention(text):
         if (fragment, weight) == BREAK:
             packer.close()
             continue
-        ids, place = tokenizer.ids(fragment), 0
+        ids, place = tokenizer.ids(clean(fragment)), 0
         while place < len(ids):
             token = ids[place]
             names = (*index.get(token, ()), ([token], [token]))  # what is no inversion's name stands for itself
@@ -63,7 +63,7 @@ def _index(tokenizer: Tokenizer, spans: Spans) -> dict[int, list[tuple[list[int]
     """By the first id of an inversion's name: all its ids and those of its vectors, the longest name first."""
     index: dict[int, list[tuple[list[int], list[int]]]] = {}
     for name, rows in spans:
-        if ids := tokenizer.ids(name):
+        if ids := tokenizer.ids(clean(name)):
             index.setdefault(ids[0], []).append((ids, [tokenizer.vocabulary + row for row in rows]))
     return {first: sorted(names, key=lambda name: -len(name[0])) for first, names in index.items()}
 

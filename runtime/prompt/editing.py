@@ -12,8 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import lcm
 
+from ..errors import RequestError
+
 _TOKEN = re.compile(r"(?:[^\\\[\]():|]+|\\.)+|[\\\[\]():|]")
 _WHEN = re.compile(r"\s*([+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)\s*")
+
+MOST_CHARACTERS = 2**21  # of all texts that a prompt stands for
 
 Operation = str | int | Callable[[int], int]  # text to emit, where to go on, where to go on at a step
 
@@ -29,6 +33,7 @@ def editing(text: str, steps: int) -> list[tuple[int, str]]:
     that do not match, and every bracket around it. As in A1111 the *whole* prompt is literal where a `|` stands outside
     `[a|b]` (`a | b`, `(a|b)`, `[a|b:3]`) or a backslash escapes nothing (at the end of the text or of a line). Where a
     literal bracket or colon directly follows a schedule (`[a:3]]`), A1111's parser takes it by chance; here it counts.
+    RequestError("prompt") where there are so many texts that they have more than two million characters.
     """
     program = _compile(text, steps) if "[" in text else None
     return [(steps, text)] if program is None else program.entries()
@@ -40,6 +45,7 @@ class _Program:
 
     operations: list[Operation]
     steps: int
+    length: int  # of the prompt
     period: int = 1  # steps after which all alternations start again
     changes: set[int] = field(default_factory=set)  # the last steps of what schedules show first
 
@@ -48,7 +54,12 @@ class _Program:
         ends = range(1, self.steps + 1) if self.period > 1 else sorted({*self.changes, self.steps} - {0})
         changes = sorted(self.changes)
         states = [((end - 1) % self.period, bisect_left(changes, end)) for end in ends]
-        texts = {state: self.text(end) for state, end in dict(zip(states, ends, strict=True)).items()}
+        distinct = dict(zip(states, ends, strict=True))
+        if len(distinct) * self.length > MOST_CHARACTERS:
+            message = f"the prompt stands for {len(distinct)} texts of up to {self.length} characters"
+            hint = "shorten it, or alternate between 2, 4 or 8 options everywhere"
+            raise RequestError(f"{message}; {MOST_CHARACTERS} in all is the limit", field="prompt", hint=hint)
+        texts = {state: self.text(end) for state, end in distinct.items()}
         return [(end, texts[state]) for end, state in zip(ends, states, strict=True)]
 
     def text(self, step: int) -> str:
@@ -85,7 +96,7 @@ class _Program:
 def _compile(text: str, steps: int) -> _Program | None:
     """The program of `text`; None where a stray `|` or backslash makes all of it literal."""
     tokens: list[str] = _TOKEN.findall(text)
-    program = _Program([*tokens], steps)
+    program = _Program([*tokens], steps, len(text))
     opened: list[tuple[int, int]] = []  # per open bracket, its place and the number of separators before it
     separators: list[int] = []  # places of the colons and bars directly in open brackets
     for place, token in enumerate(tokens):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from math import lcm
 
 from ..errors import RequestError
@@ -18,9 +18,13 @@ from .weights import composition
 Chunks = tuple[Chunk, ...]
 MAX_BYTES = 64 * 1024
 LARGEST_REMEMBERED = 100_000  # characters times evaluations: a few megabytes of chunks at worst
+MOST_PARTS = 100  # between AND
+MOST_CONTEXTS = 1024  # chunks to encode for a request: 242 MB of contexts 768 wide
+TAGS = {"clip": "clip skip is a setting, clip_skip", "inversion": "a textual inversion is called by its bare name"}
 
 _UNUSABLE = re.compile(r"[\x00\ud800-\udfff]")
 _NETWORK = re.compile(r"<(\w+):([^>]+)>")
+_COMMENT = re.compile(r"^#.*\n|#.*", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -29,8 +33,9 @@ class Text:
 
     weight: float  # in the guidance mix
     layers: int  # how many encode it
-    ends: tuple[int, ...]  # variants[i] is what it says up to and including model evaluation ends[i]
-    variants: tuple[Chunks, ...]  # all of `length` chunks
+    ends: tuple[int, ...]  # variants[which[i]] is what it says up to and including model evaluation ends[i]
+    which: tuple[int, ...]
+    variants: tuple[Chunks, ...]  # each once, all of `length` chunks
 
     @property
     def length(self) -> int:
@@ -55,15 +60,42 @@ def networks(text: str) -> tuple[str, list[tuple[str, str]]]:
     return _NETWORK.sub("", text[:end]) + text[end:], _NETWORK.findall(text[:end])
 
 
+def without_comments(text: str) -> str:
+    """`text` without comments: from a `#` to the end of its line, and the whole line where it starts with one.
+
+    As in AUTOMATIC1111 since 1.8, they go before anything else is read, also inside of brackets and tags, whatever
+    the emphasis, and are not in the metadata either. A `#` that is meant is written `＃` or `&num;` (see `clean`).
+    """
+    return _COMMENT.sub("", text)
+
+
+def notes(typed: Request, request: Request) -> list[str]:
+    """What the result says of a prompt: of its unknown tags, and of comments, which `request` has no more."""
+    said = []
+    if (typed.prompt, typed.negative_prompt) != (request.prompt, request.negative_prompt):
+        said.append("comments were left out of the prompts, from # to the end of the line (a # that is meant: ＃)")
+    found = list(dict.fromkeys(networks(request.prompt)[1]))
+    if found:
+        tags = ", ".join(repr(f"<{kind}:{arguments}>"[:60])[1:-1] for kind, arguments in found[:5])
+        tags += ", ..." if found[5:] else ""
+        hints = {f"; {TAGS[kind.lower()]}" for kind, _ in found if kind.lower() in TAGS}
+        said.append(f"tags that are unknown here were left out of the prompt: {tags}{''.join(sorted(hints))}")
+    return said
+
+
 def parse(
     request: Request, evaluations: int, layers: tuple[int, int], tokenizer: Tokenizer, spans: Spans
 ) -> tuple[Text, ...]:
     """The parts of the prompt and, where the mix has it, the negative prompt; `layers` are the one's and the other's.
 
-    guided = u + sum of weight * cfg * (c - u), so u weighs 1 - cfg * (sum of the weights). RequestError beyond 10.
+    guided = u + sum of weight * cfg * (c - u), so u weighs 1 - cfg * (sum of the weights). `<word:...>` tags are no
+    text of the prompt; in the negative they are. RequestError for weights beyond 10, too many parts or variants.
     """
     scale = max(request.cfg, 1.0)
-    parts = composition(request.prompt, request.compat)
+    parts = composition(networks(request.prompt)[0], request.compat)
+    if len(parts) > MOST_PARTS:
+        message = f"the prompt has {len(parts)} parts; {MOST_PARTS} is the limit"
+        raise RequestError(message, field="prompt", hint="use fewer AND")
     rest = 1 - scale * sum(weight for _, weight in parts)
     weighted = [(text, scale * weight, layers[0]) for text, weight in parts]
     if abs(rest) > 1e-9:
@@ -79,13 +111,14 @@ def joined(texts: tuple[Text, ...], most: int, tokenizer: Tokenizer) -> tuple[tu
 
     Where that is above `most` chunks or twice the longest text, they are padded instead.
     """
-    lengths = sorted({text.length for text in texts})
+    lengths, said = sorted({text.length for text in texts}), []
     bound = min(2 * lengths[-1], most)
-    if lcm(*lengths) <= bound:
-        return texts, []
-    note = f"texts of {' and '.join(map(str, lengths))} chunks have no common multiple up to {bound}: "
-    note += "the shorter ones are filled up with empty chunks, as pad_cond_uncond does"
-    return padded(texts, tokenizer), [note]
+    if lcm(*lengths) > bound:
+        note = f"texts of {' and '.join(map(str, lengths))} chunks have no common multiple up to {bound}: "
+        said.append(note + "the shorter ones are filled up with empty chunks, as pad_cond_uncond does")
+        texts = padded(texts, tokenizer)
+    _check_contexts(sum(len(text.variants) for text in texts), sum(len(text.variants) * text.length for text in texts))
+    return texts, said
 
 
 def padded(texts: tuple[Text, ...], tokenizer: Tokenizer) -> tuple[Text, ...]:
@@ -97,13 +130,28 @@ def padded(texts: tuple[Text, ...], tokenizer: Tokenizer) -> tuple[Text, ...]:
 @lru_cache(maxsize=32)
 def _variants(
     text: str, evaluations: int, emphasis: str, comma_backtrack: int, tokenizer: Tokenizer, spans: Spans
-) -> tuple[tuple[int, ...], tuple[Chunks, ...]]:
-    """The ends and the variants of one text. Sheets and repeats ask for the same ones again."""
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[Chunks, ...]]:
+    """The ends, the variant of each, and the variants of one text. Sheets and repeats ask for the same ones again."""
     ends, texts = zip(*editing(text, evaluations), strict=True)
-    cut_up = partial(chunks, tokenizer=tokenizer, emphasis=emphasis, comma_backtrack=comma_backtrack, spans=spans)
-    cut = {variant: tuple(cut_up(variant)) for variant in dict.fromkeys(texts)}
-    by_text = dict(zip(cut, _padded(cut.values(), max(map(len, cut.values())), tokenizer), strict=True))
-    return ends, tuple(by_text[variant] for variant in texts)
+    cut: dict[str, Chunks] = dict.fromkeys(texts, ())
+    longest = 1
+    for variant in cut:
+        if len(cut) > 1:
+            _check_contexts(len(cut), len(cut) * longest)
+        pieces = chunks(variant, tokenizer, emphasis=emphasis, comma_backtrack=comma_backtrack, spans=spans)
+        cut[variant] = tuple(pieces)
+        longest = max(longest, len(cut[variant]))
+    places: dict[Chunks, int] = {}
+    padded = zip(cut, _padded(cut.values(), longest, tokenizer), strict=True)
+    of_text = {variant: places.setdefault(cut_up, len(places)) for variant, cut_up in padded}
+    return ends, tuple(of_text[variant] for variant in texts), tuple(places)
+
+
+def _check_contexts(texts: int, contexts: int) -> None:
+    if contexts > MOST_CONTEXTS:
+        message = f"the prompts stand for {texts} texts, of {contexts} chunks in all; {MOST_CONTEXTS} is the limit"
+        hint = "alternate less, or between 2, 4 or 8 options everywhere"
+        raise RequestError(message, field="prompt", hint=hint)
 
 
 def _padded(variants: Iterable[Chunks], length: int, tokenizer: Tokenizer) -> tuple[Chunks, ...]:

@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 from facts import MODEL, step_artefact
 
-from clipskip.conditioning import TextEncoder
+from clipskip.backends import backend_named
+from clipskip.conditioning import MOST_ROWS, TextEncoder
 from clipskip.engines.manifest import Artefact, AxisRange
+from clipskip.engines.store import Store
 from clipskip.errors import RequestError
 from clipskip.inversions import Inversions
+from clipskip.pipeline import Pipeline, Settings
 from clipskip.request import Request
 from clipskip.resolve import Limits, resolve
 from clipskip.tokenizer import Tokenizer
@@ -149,3 +152,18 @@ def test_more_vectors_of_inversions_than_the_engines_take_are_refused(resolved):
     encoder = TextEncoder(Texts(E=2), np.zeros((3, 4), np.float32), round_up=False)
     with pytest.raises(RequestError, match="the embeddings have 3 vectors; the engines take 2"):
         encoder.rows([resolved("a")])
+
+
+def test_more_vectors_of_inversions_than_the_engines_take_are_refused_when_the_store_is_opened(sample_store):
+    vectors = np.zeros((65_537, MODEL.width), np.float32)
+    backend, settings = backend_named("onnxruntime", 0), Settings(0, None, False, ())
+    with pytest.raises(RequestError, match="the embeddings have 65537 vectors; the engines take 65536") as caught:
+        Pipeline(Store(sample_store), backend, Inversions(vectors), settings)
+    assert caught.value.field == "embeddings"
+
+
+def test_a_thousand_texts_are_encoded_in_small_calls(resolved):
+    texts, prompt = Texts(R=1024), "[a|b|c] [a|b|c|d|e] [a|b|c|d|e|f|g] [a|b|c|d|e|f|g|h|i|j|k]"
+    ((row,),) = TextEncoder(texts, NO_INVERSIONS.vectors, round_up=False).rows([resolved(prompt, cfg=1, steps=1000)])
+    assert len(row.variants) == 1000
+    assert max(rows for _, rows in texts.calls) == MOST_ROWS
