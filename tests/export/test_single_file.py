@@ -163,6 +163,6 @@ def test_a_pruned_file_is_told_what_it_lacks(one_file: Path, prefix: str, part: 
 
 
 def test_a_v_prediction_model_says_so_in_its_file(one_file: Path) -> None:
-    assert open_checkpoint(one_file).scheduler["prediction_type"] == "epsilon"
+    assert open_checkpoint(one_file).scheduler == {}
     save_file(load_file(one_file) | {"v_pred": torch.ones(1)}, one_file)
     assert open_checkpoint(one_file).scheduler["prediction_type"] == "v_prediction"
