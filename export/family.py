@@ -54,7 +54,7 @@ class _Unet:
     layers_per_block: Depth | tuple[Depth, ...] = 2
     attention_head_dim: Width | tuple[Width, ...] = 8
     num_attention_heads: Width | tuple[Width, ...] | None = None
-    transformer_layers_per_block: Depth | tuple[Any, ...] = 1
+    transformer_layers_per_block: Depth | tuple[Depth, ...] = 1
     norm_num_groups: Width | None = 32
     norm_eps: Small = 1e-5
     act_fn: Word = "silu"
@@ -166,7 +166,8 @@ def facts(
     if (context := unet.cross_attention_dim) != (width := text.hidden_size):
         raise UnsupportedModelError(f"the U-Net reads a context of width {context}, the text encoder gives {width}")
     if (tokens := len(checkpoint.vocabulary)) > text.vocab_size:
-        raise CheckpointError(f"the tokenizer has {tokens} tokens, more than the text encoder")
+        message = f"the tokenizer has {tokens} tokens, more than the text encoder: {checkpoint.text.settings}"
+        raise CheckpointError(message, path=checkpoint.text.settings, field="vocab_size")
     layers = text.num_hidden_layers
     if recommended_clip_skip is None:
         recommended_clip_skip = min(earlier.recommended_clip_skip, layers + 1) if earlier else 1
