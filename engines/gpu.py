@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+from clipskip.engines import files
 from clipskip.engines.errors import BackendUnavailable
 
 INSTALL = 'pip install "clipskip[tensorrt-rtx]"'
@@ -53,7 +54,8 @@ def cuda_runtime() -> Any:
     try:
         return importlib.import_module("cuda.bindings.runtime")
     except ImportError as error:
-        raise BackendUnavailable(f"the package cuda-bindings cannot be loaded ({error})", hint=INSTALL) from error
+        message = f"the package cuda-bindings cannot be loaded ({error})"
+        raise files.shortage() or BackendUnavailable(message, hint=INSTALL) from error
 
 
 def version_text(version: int) -> str:

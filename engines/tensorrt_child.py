@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import IO, Any
 
+from clipskip.engines import files
 from clipskip.engines.errors import BackendUnavailable, ClipskipError, DeviceOutOfMemory, ExportError, RequestError
 
 PACKAGES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}  # by target
@@ -60,8 +61,9 @@ def load_package(target: str) -> Any:
     try:
         return importlib.import_module(PACKAGES[target])
     except (ImportError, OSError) as error:  # OSError: a library of its own is missing
+        message = f"the package {PACKAGES[target]} cannot be loaded ({error})"
         hint = f'pip install "clipskip[{target}]"'
-        raise BackendUnavailable(f"the package {PACKAGES[target]} cannot be loaded ({error})", hint=hint) from error
+        raise files.shortage() or BackendUnavailable(message, hint=hint) from error
 
 
 def load_builder(target: str) -> Any:
@@ -71,6 +73,12 @@ def load_builder(target: str) -> Any:
         message = f"{PACKAGES[target]} {trt.__version__} cannot read the graphs: it does not know attention"
         raise BackendUnavailable(message, hint=f'pip install --upgrade "clipskip[{target}]": 10.14 or newer is needed')
     return trt
+
+
+def default_capabilities(trt: Any) -> list[str]:
+    """What TensorRT-RTX builds for unless told otherwise: every architecture it knows from Ampere (8.0) on."""
+    names = [name[2:] for name in dir(trt.ComputeCapability) if name.startswith("SM")]
+    return sorted((f"{name[:-1]}.{name[-1]}" for name in names if int(name) >= 80), key=float)
 
 
 @dataclass(frozen=True)

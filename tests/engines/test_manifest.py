@@ -118,7 +118,7 @@ def test_a_path_that_is_not_a_file_in_a_folder_of_the_store_is_refused(tree, fie
         ("artefacts.0.notes", "note", "must be a list"),
         ("artefacts.0.notes", ["\ud800"], "control characters"),
         ("artefacts.0.ingredients", {}, "do not name the model"),
-        ("artefacts.0.role", "step", "step onnx fp32 is there 2 times"),
+        ("artefacts.0.role", "step", "text-00.onnx is no step"),
         ("tokenizer.0.sha256", "", "manifest.tokenizer"),
         ("schema", "1", "not the manifest of an engine store"),
         ("schema", True, "not the manifest of an engine store"),

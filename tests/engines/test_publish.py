@@ -106,15 +106,15 @@ def test_files_that_no_artefact_names_are_not_published(root, workshop):
 
 
 def add_a_link(draft, artefact):
-    (draft.folder / "link").symlink_to("elsewhere")
-    draft.add(artefact, ["link"])
+    (draft.folder / "encode.onnx").symlink_to("elsewhere")
+    draft.add(artefact, ["encode.onnx"])
 
 
 @pytest.mark.parametrize(
     ("record", "message"),
     [
         (lambda draft, artefact: None, "ended without encode onnx fp32"),
-        (lambda draft, artefact: draft.add(artefact, ["absent.onnx"]), "recorded a file that is missing"),
+        (lambda draft, artefact: draft.add(artefact, ["encode.onnx"]), "recorded a file that is missing"),
         (add_a_link, "is a symbolic link"),
     ],
 )
@@ -214,14 +214,15 @@ def test_published_files_have_the_mode_that_the_umask_gives(tmp_path, workshop):
 def test_gc_removes_what_no_manifest_names_and_nothing_else(root, workshop):
     (old,) = folders(root)
     workshop.rebuild(root, "2")
-    for name in ("mine", "notes-0123", ".tmp", ".tmp-mine"):
+    mine = "photos-0123456789abcdef", "onnx-fp32-0123456789abcdef", ".tmp-photos-0123456789abcdef-01234567"
+    for name in ("mine", "notes-0123", ".tmp", ".tmp-mine", *mine):  # found.md, A8
         (root / name).mkdir()
-    (root / ".tmp-onnx-fp32-0123456789abcdef-01234567").mkdir()
-    (root / ".tmp-onnx-fp32-0123456789abcdef-89abcdef").symlink_to("mine")
+    (root / f".tmp-{old}-01234567").mkdir()
+    (root / f".tmp-{old}-89abcdef").symlink_to("mine")
     before = sorted(os.listdir(root))
     would = publish.gc(root, dry_run=True)
     assert sorted(os.listdir(root)) == before
-    assert set(would) == {old, ".tmp-onnx-fp32-0123456789abcdef-01234567"}
+    assert set(would) == {old, f".tmp-{old}-01234567"}
     assert would[old] > 10_000
     assert publish.gc(root) == would
     assert sorted(os.listdir(root)) == [name for name in before if name not in would]

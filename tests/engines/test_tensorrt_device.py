@@ -96,14 +96,16 @@ def test_a_driver_of_the_same_major_version_rebuilds_nothing(workshop: Workshop,
     assert workshop.rebuilt(tmp_path) == []
 
 
-def test_timings_are_kept_in_the_store_for_each_version_and_device(workshop: Workshop, tmp_path: Path) -> None:
+def test_timings_are_kept_in_the_user_s_own_folder_for_each_version_and_device(
+    workshop: Workshop, tmp_path: Path, own_folder: Path
+) -> None:
     publish_graphs(tmp_path)
     workshop.rebuilt(tmp_path)
     workshop.version, workshop.card = "11.5.0", replace(CARD, uuid="def")
     workshop.rebuilt(tmp_path)
     names = {Path(job.timing_cache or "").name for job in workshop.jobs}
     assert names == {"timing-tensorrt-11.4.0-abc.cache", "timing-tensorrt-11.5.0-def.cache"}
-    assert {Path(job.timing_cache or "").parent for job in workshop.jobs} == {tmp_path}
+    assert {Path(job.timing_cache or "").parent for job in workshop.jobs} == {own_folder}
 
 
 def test_two_builds_on_one_gpu_wait_for_each_other(workshop: Workshop, tmp_path: Path) -> None:

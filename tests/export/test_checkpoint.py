@@ -139,3 +139,25 @@ def test_a_file_that_changes_after_it_was_hashed_is_noticed(checkpoint: Path, ed
     edit(checkpoint / "unet" / "config.json", sample_size=16)
     with pytest.raises(ExportError, match="changed while it was being read"):
         found.check_unchanged()
+
+
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [
+        ("runwayml/stable-diffusion-v1-5", "downloaded first"),
+        ("https://huggingface.co/some/model.safetensors", "nothing is downloaded: fetch it"),
+        ("models/../absent", None),
+        ("absent\0", None),
+    ],
+)
+def test_what_is_no_path_gets_a_hint_of_its_own_a22(path: str, hint: str | None) -> None:
+    error = refused(Path(path))
+    assert "no checkpoint at" in error.message
+    assert error.hint == hint or (hint or "?") in (error.hint or "")
+
+
+def test_an_engine_store_is_no_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text("{}")
+    error = refused(tmp_path)
+    assert "is an engine store" in error.message
+    assert "clipskip generate" in (error.hint or "")

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,8 @@ from clipskip.engines.manifest import DECODE, STEP, Identity, Role
 from clipskip.engines.store import Store
 from clipskip.errors import NumericalError, RequestError
 from clipskip.export import cases, export, job
+from clipskip.export.checkpoint import open_checkpoint
+from clipskip.export.family import facts
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
@@ -144,11 +147,33 @@ def test_a_missing_network_is_added_and_torch_is_asked_for_no_more_than_it_takes
     assert asked == {"step": ["text", "step"], "decode": ["decode", "encode"]}[role]
 
 
-def test_another_recommended_clip_skip_changes_the_manifest_only(tiny: Path, root: Path) -> None:
+def test_what_was_said_by_hand_changes_the_manifest_only_and_is_kept(tiny: Path, root: Path) -> None:
     before = Store(root).manifest().artefacts
-    after = export(tiny, root, recommended_clip_skip=2)
-    assert after.model.recommended_clip_skip == 2
+    after = export(tiny, root, recommended_clip_skip=2, prediction="v_prediction")
+    assert (after.model.recommended_clip_skip, after.model.prediction) == (2, "v_prediction")
     assert after.artefacts == before
+    assert export(tiny, root) == after
+    assert export(tiny, root, recommended_clip_skip=1).model.prediction == "v_prediction"
+    assert export(tiny, root, prediction="epsilon").model == replace(
+        after.model, prediction="epsilon", recommended_clip_skip=1
+    )
+
+
+def test_what_a_checkpoint_says_itself_is_not_kept_from_before(checkpoint: Path, edit: Callable[..., None]) -> None:
+    found = open_checkpoint(checkpoint)
+    earlier = replace(facts(found), prediction="v_prediction", recommended_clip_skip=9)
+    assert facts(found, earlier=earlier).prediction == "v_prediction"
+    assert facts(found, earlier=earlier).recommended_clip_skip == 4, "of three layers"
+    assert facts(found, earlier=replace(earlier, name="another")).prediction == "epsilon"
+    edit(checkpoint / "scheduler" / "scheduler_config.json", prediction_type="epsilon")
+    assert facts(open_checkpoint(checkpoint), earlier=earlier).prediction == "epsilon"
+
+
+def test_an_export_to_where_the_checkpoint_is_is_refused_before_any_work(checkpoint: Path) -> None:
+    for out in (checkpoint, checkpoint / "unet", checkpoint.parent / "x" / ".." / "tiny"):
+        with pytest.raises(RequestError, match="where the checkpoint is"):
+            export(checkpoint, out)
+    assert not (checkpoint / "manifest.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -156,6 +181,7 @@ def test_another_recommended_clip_skip_changes_the_manifest_only(tiny: Path, roo
     [
         ({"precision": "int8"}, "precision must be one of fp32, fp16, not 'int8'"),
         ({"skips": []}, "skips must name at least one clip skip"),
+        ({"prediction": "v"}, "prediction must be epsilon or v_prediction, not 'v'"),
         *(({"skips": [skip]}, f"clip_skip must be 1..4, not {skip}: it counts from 1 ") for skip in (0, 5, True, 0.9)),
     ],
 )

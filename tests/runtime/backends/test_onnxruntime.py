@@ -241,21 +241,23 @@ def test_a_closed_engine_says_so_and_a_loop_in_use_goes_on(ort: SimulatedOnnxRun
         loop.run({})
 
 
-def test_what_tensorrt_compiles_is_kept_beside_the_graph(ort: SimulatedOnnxRuntime, store: Store) -> None:
+def test_what_tensorrt_compiles_is_kept_in_the_user_s_own_folder(
+    ort: SimulatedOnnxRuntime, store: Store, own_folder: Path
+) -> None:
     opened(store, OnnxRuntime([TENSORRT]))
     told = ort.sessions[-1].told
     folder = Path(told["trt_engine_cache_path"])
     assert folder.is_dir()
-    assert folder.parent == store.root / Path(store.find(STEP, "onnx", "fp16").files[0].path).parent
+    assert folder == own_folder / f"{store.find(STEP, 'onnx', 'fp16').files[0].sha256[:32]}.onnxruntime-tensorrt"
     assert told["trt_timing_cache_path"] == str(folder)
     assert (told["trt_engine_cache_enable"], told["trt_fp16_enable"]) == ("True", "True")
     assert ort.sessions[-1].names == [TENSORRT, CUDA], "CUDA computes what TensorRT cannot"
 
 
-def test_a_store_that_cannot_be_written_to_has_no_cache(tmp_path: Path) -> None:
-    (tmp_path / "step.onnx.onnxruntime-tensorrt.cache").write_text("stands in the way even where root may write")
-    told = options(BY_TARGET["onnxruntime-tensorrt"], tmp_path / "step.onnx", half=False, capturing=False)
-    assert told == {}
+def test_a_folder_that_cannot_be_made_means_no_cache(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("stands in the way even where root may write")
+    for folder in (tmp_path / "cache", None):
+        assert options(BY_TARGET["onnxruntime-tensorrt"], folder, half=False, capturing=False) == {}
 
 
 def test_one_s_own_settings_come_last(ort: SimulatedOnnxRuntime, store: Store) -> None:
