@@ -29,7 +29,7 @@ from .engine_cache import EngineCache
 from .errors import EngineIncompatible, NumericalError, RequestError
 from .inversions import Inversions, check_names
 from .noise import image_seeds, initial
-from .request import Request, unknown_field
+from .request import Request, canonical
 from .resolve import Limits, Resolved, resolve
 from .samplers import table
 from .schedules import NoiseModel, sigmas
@@ -142,10 +142,7 @@ class Pipeline:
         """
         self._driver.check_process()
         clock = _Clock()
-        readers = self._limits, self._tokenizer, self._inversions
-        resolved = [resolve(as_request(request), self.model, *readers) for request in requests]
-        for layers in {layers for each in resolved for layers in (each.layers, each.negative_layers)}:
-            self._engines.artefact(Role("text", layers))  # EngineMissing, before any engine runs
+        resolved = [self.check(request) for request in requests]
         groups = [list(self._images(*each)) for each in zip(resolved, self._text.rows(resolved), strict=True)]
         images = [image for group in groups for image in group]
         clock.lap("text")
@@ -163,6 +160,13 @@ class Pipeline:
         clock.lap("decode")
         results = tuple(self._result(*each, clock) for each in zip(resolved, groups, pictures, strict=True))
         yield Progress(done, total, list, results)
+
+    def check(self, request: Request | str) -> Resolved:
+        """What a request means to this model. RequestError and EngineMissing as when it is made; no engine runs."""
+        resolved = resolve(as_request(request), self.model, self._limits, self._tokenizer, self._inversions)
+        for layers in {resolved.layers, resolved.negative_layers}:
+            self._engines.artefact(Role("text", layers))
+        return resolved
 
     def close(self) -> None:
         """Close the engines. May be called twice; a closed pipeline refuses further requests."""
@@ -228,11 +232,6 @@ class _Clock:
 
 
 def as_request(prompt: str | Request, **fields: Any) -> Request:
-    """A Request from a prompt and fields, or a Request with some fields replaced."""
-    try:
-        return replace(prompt, **fields) if isinstance(prompt, Request) else Request(prompt=prompt, **fields)
-    except TypeError:
-        unknown = sorted(set(fields) - set(Request.__dataclass_fields__))
-        if not unknown:
-            raise
-        raise unknown_field(unknown[0]) from None
+    """A Request from a prompt and fields, or a Request with some replaced; fields may have any of their names."""
+    named = canonical(fields)
+    return replace(prompt, **named) if isinstance(prompt, Request) else Request(prompt=prompt, **named)

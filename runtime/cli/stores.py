@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
-from pathlib import Path
 
 from clipskip import fields
 from clipskip.errors import BackendUnavailable, EngineCorrupt
 
-from . import Outcome, Verbs, output, store_verb
+from . import Outcome, Verbs, output, path, store_verb
 
 
 def add_to(verbs: Verbs) -> None:
     """Let argparse know these verbs."""
     verb = verbs.add_parser("export", help="checkpoint -> graphs", description="Export a checkpoint into a store.")
-    verb.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a diffusers folder, or one file")
-    verb.add_argument("--out", type=Path, required=True, metavar="STORE", help="the folder of the engine store")
+    verb.add_argument("checkpoint", type=path, metavar="CHECKPOINT", help="a diffusers folder, or one file")
+    verb.add_argument("--out", type=path, required=True, metavar="STORE", help="the folder of the engine store")
     verb.add_argument("--precision", choices=("fp32", "fp16"), default="fp32", help="fp32 for the CPU, fp16 for GPUs")
     verb.add_argument("--skips", default="all", help='clip skips to export, such as "1,2" or "1-4" (default: all)')
     verb.add_argument("--recommended-clip-skip", default="1", help="what requests get that say nothing (default: 1)")
