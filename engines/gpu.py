@@ -7,9 +7,8 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+from clipskip.engines import hints
 from clipskip.engines.errors import BackendUnavailable
-
-INSTALL = 'pip install "clipskip[tensorrt-rtx]"'
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,9 @@ def cuda_runtime() -> Any:
     try:
         return importlib.import_module("cuda.bindings.runtime")
     except ImportError as error:
-        raise BackendUnavailable(f"the package cuda-bindings cannot be loaded ({error})", hint=INSTALL) from error
+        raise BackendUnavailable(
+            f"the package cuda-bindings cannot be loaded ({error})", hint=hints.install("cuda-bindings")
+        ) from error
 
 
 def version_text(version: int) -> str:

@@ -6,6 +6,7 @@ import argparse
 from dataclasses import asdict
 
 from clipskip import fields
+from clipskip.engines import hints
 from clipskip.errors import BackendUnavailable, EngineCorrupt
 
 from . import Outcome, Verbs, output, path, store_verb
@@ -55,7 +56,8 @@ def export(args: argparse.Namespace) -> Outcome:
         with output.stages() as say:
             manifest = run(args.checkpoint, args.out, progress=say, **settings)
     except ImportError as error:
-        raise BackendUnavailable(f"exporting needs {error.name}", hint="pip install 'clipskip[export]'") from error
+        hint = f"{hints.install('.[export]')}, in the folder of clipskip's source"
+        raise BackendUnavailable(f"exporting needs {error.name}", hint=hint) from error
     return Outcome({"store": str(args.out), "model": manifest.model.name}, f"{args.out}: {manifest.model.name}")
 
 
