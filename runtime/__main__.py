@@ -18,7 +18,6 @@ from typing import Any, NoReturn
 from . import __version__
 from .cli import Parser, pictures, stores
 from .cli.output import say, write
-from .engines import hints
 from .errors import ClipskipError
 
 INTERRUPTED, TERMINATED = 130, 143
@@ -84,7 +83,7 @@ def _run(arguments: list[str]) -> int:
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The arguments of one verb; the prompt may stand anywhere. RequestError for what is no command line."""
-    parser = Parser(prog=hints.clipskip(), description="Stable Diffusion with clip skip per request.")
+    parser = Parser(prog="clipskip", description="Stable Diffusion with clip skip per request.")
     parser.add_argument("--version", action="version", version=f"clipskip {__version__}")
     verbs = parser.add_subparsers(title="commands", metavar="COMMAND", dest="verb", required=True)
     stores.add_to(verbs)

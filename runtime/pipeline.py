@@ -168,6 +168,11 @@ class Pipeline:
             self._engines.artefact(Role("text", layers))
         return resolved
 
+    def together(self, resolved: Resolved) -> int:
+        """How many pictures like those of this request, at least one, share a call of the network."""
+        limits, pixels = self._limits, resolved.width * resolved.height
+        return max(1, min(limits.batch, limits.pixels // pixels, limits.rows // len(resolved.texts)))
+
     def close(self) -> None:
         """Close the engines. May be called twice; a closed pipeline refuses further requests."""
         self._engines.close()

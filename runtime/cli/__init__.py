@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
+from clipskip.engines import hints
 from clipskip.errors import RequestError
 from clipskip.request import unknown
 
@@ -32,7 +33,10 @@ class Parser(argparse.ArgumentParser):
         return super().format_help()
 
     def error(self, message: str) -> NoReturn:
-        raise RequestError(message, hint=f"see {self.prog} --help")
+        raise RequestError(message, hint=self._hint())
+
+    def _hint(self) -> str:
+        return f"see {self.prog.replace('clipskip', hints.clipskip(), 1)} --help"
 
     def check_rest(self, rest: list[str]) -> None:
         """Refuse what was typed and is none of this verb's."""
@@ -40,7 +44,7 @@ class Parser(argparse.ArgumentParser):
             if not word.startswith("-"):
                 self.error(f"unexpected {word!r}: a prompt of several words is quoted as one")
             error = unknown("option", word.partition("=")[0], {}, {each: each for each in self._option_string_actions})
-            error.hint = error.hint if "did" in str(error.hint) else f"see {self.prog} --help"
+            error.hint = error.hint if "did" in str(error.hint) else self._hint()
             raise error
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:

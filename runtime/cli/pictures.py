@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import clipskip
 from clipskip.errors import CheckpointError, ClipskipError, EngineMissing, RequestError
-from clipskip.request import ALIASES, FIELDS, Request, given_twice
+from clipskip.request import FIELDS, Request, given_twice
 
 from . import Outcome, Parser, Verbs, output, path, store_verb
 
@@ -24,10 +24,20 @@ if TYPE_CHECKING:
 
     from clipskip.pipeline import Pipeline, Result
 
-TOGETHER = 16  # pictures that are in the making at once
+TOGETHER = 8  # pictures that are in the making at once
 LARGEST, MOST_LINES = 16 << 20, 100_000  # bytes and lines of a list of prompts
 MOST_REFUSED = 20  # lines of it that are named
 SHORT = {"negative_prompt": "-n", "width": "-W", "height": "-H", "seed": "-s", "batch": "-b"}  # stable-diffusion.cpp's
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a request takes: images, about so many evaluations, in calls of one kind with up to `together` images."""
+
+    images: int
+    calls: int
+    kind: tuple[int, int, int]
+    together: int
 
 
 def add_to(verbs: Verbs) -> None:
@@ -70,11 +80,14 @@ def _names() -> str:
     from clipskip.samplers import SAMPLERS
     from clipskip.schedules import SCHEDULES
 
+    aliases = {field.option: {f"--{alias.replace('_', '-')}" for alias in field.aliases} for field in FIELDS.values()}
     listed = {
         "targets": NAMES,
         "samplers": [sampler.name for sampler in SAMPLERS],
         "schedules": ["automatic", *SCHEDULES],
-        "other names": [f"--{alias.replace('_', '-')} ({FIELDS[name].option})" for alias, name in ALIASES.items()],
+        "other names": [
+            f"{option}: {' '.join(sorted(names - {option}))}" for option, names in aliases.items() if names
+        ],
     }
     return "\n".join(fill(f"{what}: {', '.join(names)}", 100) for what, names in listed.items())
 
@@ -91,15 +104,15 @@ def generate(args: argparse.Namespace) -> Outcome:
     bar = output.Bar(count)
     try:
         with clipskip.open(args.store, backend=args.target, embeddings=args.embeddings) as pipe:
-            calls = _check(pipe, requests, refused, args.lines)
-            for number, result in _results(pipe, requests, calls, bar):
+            plans = _check(pipe, requests, refused, args.lines)
+            for number, result in _results(pipe, requests, plans, bar):
                 warnings.update(dict.fromkeys(result.warnings))
                 for index, picture in enumerate(_saved(result, destination, places[number]), places[number]):
                     pictures[index] = {"line": number, **picture} if number else picture
                     bar.saved(None if args.json or destination.is_stdout else picture["file"])
     finally:
         bar.clear()
-        if len(pictures) < count and from_lines:
+        if from_lines and 0 < len(pictures) < count:
             output.say(f"{len(pictures)} of {count} pictures are saved")
         args.kept |= {"pictures": [pictures[index] for index in sorted(pictures)], **_noted(warnings)}
     return Outcome(args.kept, "")
@@ -112,28 +125,34 @@ def _noted(warnings: Mapping[str, None]) -> dict[str, list[str]]:
 
 
 def _results(
-    pipe: Pipeline, requests: Mapping[int, Request], calls: dict[int, int], bar: output.Bar
+    pipe: Pipeline, requests: Mapping[int, Request], plans: Mapping[int, Plan], bar: output.Bar
 ) -> Iterator[tuple[int, Result]]:
     """The results with their keys, as they are finished. A request that begins shares calls with those under way."""
     waiting, running, done = deque(requests), dict[int, Any](), dict[int, int]()
-    finished, total = 0, sum(calls.values())
+    finished, total = 0, sum(plan.calls for plan in plans.values())
     try:
         while waiting or running:
-            while waiting and (not running or sum(requests[each].batch for each in (*running, waiting[0])) <= TOGETHER):
+            while waiting and _fits(plans[waiting[0]], [plans[number] for number in running]):
                 number = waiting.popleft()
                 running[number] = pipe.steps(requests[number])
             for number in list(running):
                 state = next(running[number])
                 done[number] = state.call
-                total, calls[number] = total + state.calls - calls[number], state.calls
                 bar.show(finished + sum(done.values()), total)
                 if state.results:
                     del running[number]
                     finished += done.pop(number)
+                    total += state.calls - plans[number].calls
                     yield number, state.results[0]
     finally:
         for states in running.values():
             states.close()
+
+
+def _fits(plan: Plan, others: Sequence[Plan]) -> bool:
+    """Whether a request would share the calls of those under way. One that had to wait for them would hold them up."""
+    images = plan.images + sum(other.images for other in others)
+    return not others or (plan.kind == others[0].kind and images <= min(plan.together, TOGETHER))
 
 
 def _saved(result: Result, destination: output.Destination, first: int) -> Iterator[dict[str, Any]]:
@@ -187,8 +206,8 @@ def _given(args: argparse.Namespace) -> dict[str, str]:
         raise RequestError(f"give one of: {sources}", field="prompt")
     given = {field: vars(args)[field] for field in FIELDS if field != "prompt" and vars(args)[field] is not None}
     sides = size(args.size) if args.size is not None else {}
-    for side in given.keys() & sides:
-        raise given_twice(side)
+    if twice := [side for side in sides if side in given]:
+        raise given_twice(twice[0])
     return given | sides
 
 
@@ -224,17 +243,20 @@ def _lines(args: argparse.Namespace) -> tuple[dict[int, Request], dict[int, Clip
 
 def _check(
     pipe: Pipeline, requests: Mapping[int, Request], refused: dict[int, ClipskipError], lines: Path | None
-) -> dict[int, int]:
-    """How many calls of the network each request takes. Whatever is refused is refused now, all of it together."""
-    calls = {}
+) -> dict[int, Plan]:
+    """What each request takes. Whatever is refused is refused now, all of it together."""
+    plans = {}
     for number, request in requests.items():
         try:
             resolved = pipe.check(request)
-            calls[number] = request.batch * resolved.request.steps * resolved.sampler.calls_per_step
         except (RequestError, EngineMissing) as error:
             refused[number] = error
+        else:
+            calls = request.batch * resolved.request.steps * resolved.sampler.calls_per_step
+            kind = resolved.width, resolved.height, resolved.chunks
+            plans[number] = Plan(request.batch, calls, kind, pipe.together(resolved))
     if not refused:
-        return calls
+        return plans
     first = refused[min(refused)]
     if not min(refused):  # it is of no list
         raise first
