@@ -1,5 +1,6 @@
 # clipskip. GNU make 4.3 or newer. make decides order only: what is stale is decided by content, inside the tool.
 
+SPACE     := $(subst ,, )
 MODEL     ?= export/sample
 TARGET    ?= onnxruntime
 PRECISION ?= $(if $(filter tensorrt%,$(TARGET)),fp16,fp32)
@@ -7,11 +8,12 @@ SKIPS     ?= all
 VAE       ?=
 PREDICTION ?=
 RECOMMENDED_CLIP_SKIP ?=
-OUT       ?= build/$(patsubst %.safetensors,%,$(notdir $(patsubst %/,%,$(MODEL))))
+OUT       ?= build/$(subst ^, ,$(patsubst %.safetensors,%,$(notdir $(patsubst %/,%,$(subst $(SPACE),^,$(MODEL))))))
 PYTHON    ?= python3
 
 VENV     := .venv
 BIN      := $(VENV)/bin
+export MODEL OUT VAE# which may hold spaces and quotes: recipes take them from the environment
 CLIPSKIP := $(BIN)/clipskip
 PIP      := python -m pip install --quiet --disable-pip-version-check
 INSTALL  := build/install
@@ -22,8 +24,8 @@ INSTALL  := build/install
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-21s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo
-	@echo "  MODEL=$(MODEL)        a Stable Diffusion 1.x model: a diffusers folder, or one .safetensors"
-	@echo "  OUT=$(OUT)             the engine store that is made from it"
+	@echo "  MODEL=$$MODEL        a Stable Diffusion 1.x model: a diffusers folder, or one .safetensors"
+	@echo "  OUT=$$OUT             the engine store that is made from it"
 	@echo "  TARGET=$(TARGET)        onnxruntime, tensorrt-rtx or tensorrt"
 	@echo "  PRECISION=$(PRECISION)            fp32 or fp16 (TensorRT needs fp16)"
 	@echo "  SKIPS=$(SKIPS)                 the clip skips to export, such as 1,2 (13 of them: all)"
@@ -99,17 +101,17 @@ format: setup ## put the source into ruff's shape
 	$(BIN)/ruff format .
 
 export: setup ## MODEL -> graphs in OUT
-	$(CLIPSKIP) export "$(MODEL)" --out "$(OUT)" --precision $(PRECISION) --skips $(SKIPS) $(if $(VAE),--vae "$(VAE)") \
+	$(CLIPSKIP) export "$$MODEL" --out "$$OUT" --precision $(PRECISION) --skips $(SKIPS) $${VAE:+--vae "$$VAE"} \
 	  $(addprefix --prediction=,$(PREDICTION)) $(addprefix --recommended-clip-skip=,$(RECOMMENDED_CLIP_SKIP))
 
 engines: export ## MODEL -> engines for TARGET in OUT
-	$(CLIPSKIP) build "$(OUT)" --target $(TARGET)
+	$(CLIPSKIP) build "$$OUT" --target $(TARGET)
 
 verify: setup ## check every byte of OUT
-	$(CLIPSKIP) verify "$(OUT)"
+	$(CLIPSKIP) verify "$$OUT"
 
 bench: setup export ## latency per stage and per depth of OUT
-	$(CLIPSKIP) bench "$(OUT)"
+	$(CLIPSKIP) bench "$$OUT"
 
 clean: ## remove everything that can be made again, but .venv
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -38,7 +38,7 @@ def main() -> None:
         told = time.perf_counter()
         print(f"one picture, opening the store included: {told - start:.1f} s -> {args.out / 'picture.png'}")
         x, y = sheet.Axis("clip_skip", SKIPS), sheet.Axis("prompt", PROMPTS)
-        results = output.steps(pipe.steps(*sheet.requests(LOCKED, x, y)))
+        results = output.run(pipe, sheet.requests(LOCKED, x, y))
         sheet.draw(results, x, y).save(args.out / "clip-skip.png")
         print(
             f"{len(results)} pictures by clip skip: {time.perf_counter() - told:.1f} s -> {args.out / 'clip-skip.png'}"

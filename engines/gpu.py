@@ -7,10 +7,8 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from clipskip.engines import files
+from clipskip.engines import files, hints
 from clipskip.engines.errors import BackendUnavailable
-
-INSTALL = 'pip install "clipskip[tensorrt-rtx]"'
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ def cuda_runtime() -> Any:
         return importlib.import_module("cuda.bindings.runtime")
     except ImportError as error:
         message = f"the package cuda-bindings cannot be loaded ({error})"
-        raise files.shortage() or BackendUnavailable(message, hint=INSTALL) from error
+        raise files.shortage() or BackendUnavailable(message, hint=hints.install("cuda-bindings")) from error
 
 
 def version_text(version: int) -> str:

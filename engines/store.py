@@ -13,7 +13,7 @@ from pathlib import Path
 from shlex import quote
 from threading import Lock
 
-from clipskip.engines import files, locks, manifest
+from clipskip.engines import files, hints, locks, manifest
 from clipskip.engines.errors import EngineCorrupt, EngineIncompatible, EngineMissing, ManifestError
 from clipskip.engines.manifest import Artefact, FileRecord, Identity, Manifest, Role
 from clipskip.engines.strict import LARGEST
@@ -136,11 +136,11 @@ def _digest(file: FileIO) -> str:
 
 def export_command(root: Path, precision: str = "fp32") -> str:
     """The command that makes the graphs of a store."""
-    return f"clipskip export CHECKPOINT --out {quote(str(root))} --precision {precision}"
+    return f"{hints.clipskip()} export CHECKPOINT --out {quote(str(root))} --precision {precision}"
 
 
 def build_command(root: Path, target: str, precision: str) -> str:
     """The command that makes a missing artefact."""
     if target == "onnx":
         return export_command(root, precision)
-    return f"clipskip build {quote(str(root))} --target {target}"
+    return f"{hints.clipskip()} build {quote(str(root))} --target {target}"

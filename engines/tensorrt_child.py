@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import IO, Any
 
-from clipskip.engines import files
+from clipskip.engines import files, hints
 from clipskip.engines.errors import BackendUnavailable, ClipskipError, DeviceOutOfMemory, ExportError, RequestError
 
 PACKAGES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}  # by target
@@ -37,7 +37,7 @@ _ERRORS: dict[str, tuple[type[ClipskipError], str]] = {
     "parse": (ExportError, "export the graphs again; if it stays, this package cannot take this graph"),
     "build": (ExportError, _SMALLER),
     "memory": (DeviceOutOfMemory, _SMALLER),
-    "package": (BackendUnavailable, "run clipskip doctor"),
+    "package": (BackendUnavailable, "the verb `doctor` says more"),
     "option": (RequestError, "choose another"),
 }
 
@@ -62,8 +62,7 @@ def load_package(target: str) -> Any:
         return importlib.import_module(PACKAGES[target])
     except (ImportError, OSError) as error:  # OSError: a library of its own is missing
         message = f"the package {PACKAGES[target]} cannot be loaded ({error})"
-        hint = f'pip install "clipskip[{target}]"'
-        raise files.shortage() or BackendUnavailable(message, hint=hint) from error
+        raise files.shortage() or BackendUnavailable(message, hint=hints.install(target)) from error
 
 
 def load_builder(target: str) -> Any:
@@ -71,7 +70,7 @@ def load_builder(target: str) -> Any:
     trt = load_package(target)
     if not hasattr(trt, "IAttentionInputLayer"):
         message = f"{PACKAGES[target]} {trt.__version__} cannot read the graphs: it does not know attention"
-        raise BackendUnavailable(message, hint=f'pip install --upgrade "clipskip[{target}]": 10.14 or newer is needed')
+        raise BackendUnavailable(message, hint=hints.install(f"{target}>=10.14"))
     return trt
 
 

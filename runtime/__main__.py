@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 import traceback
 from collections.abc import Sequence
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from . import __version__
-from .cli import pictures, stores
+from .cli import Parser, pictures, stores
 from .cli.output import say, write
 from .errors import ClipskipError
 
 INTERRUPTED, TERMINATED = 130, 143
+FACTS = ("code", "message", "field", "path", "hint")  # of an error, in JSON
 
 
 class Terminated(BaseException):
@@ -28,51 +30,70 @@ class Terminated(BaseException):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status (the table is in the README)."""
-
-    def terminate(number: int, frame: FrameType | None) -> NoReturn:
-        raise Terminated
-
-    for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
-            signal.signal(number, terminate)
-    args = parse(arguments)
+    before = _listen()
     try:
+        return _run(list(sys.argv[1:] if arguments is None else arguments))
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _listen() -> dict[int, Any]:
+    """Have signals unwind the work, once each; gives the handlers that were there. What is ignored stays so (nohup)."""
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt if number == signal.SIGINT else Terminated
+
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    before = {number: handler for number, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
+    for number in before:
+        signal.signal(number, stop)
+    return before
+
+
+def _run(arguments: list[str]) -> int:
+    kept: dict[str, Any] = {}  # what is finished, for --json also where the rest fails
+    facts: dict[str, Any] = dict.fromkeys(FACTS)
+    try:
+        while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+            pass  # where stdin, stdout or stderr is closed, no file that is opened later may get its number
+        os.close(descriptor)
+        args = parse(arguments)
+        args.kept = kept
         outcome = args.run(args)
+        if args.json or outcome.text:
+            _answer(json.dumps(outcome.data) if args.json else outcome.text)
+        return int(outcome.status)
     except ClipskipError as error:
         say(f"clipskip: {error}")
-        if args.json:
-            facts = {name: getattr(error, name) for name in ("code", "message", "field", "path", "hint")}
-            _answer(json.dumps({"error": facts}))
-        return error.exit_status
-    except KeyboardInterrupt:
-        say("\ninterrupted; nothing half-made was kept")
-        return INTERRUPTED
-    except Terminated:
-        say("\nterminated; nothing half-made was kept")
-        return TERMINATED
-    except Exception:
-        traceback.print_exc()
-        print("\nThis is a bug in clipskip: please report it with the lines above.", file=sys.stderr)
-        return 1
-    _answer(json.dumps(outcome.data) if args.json else outcome.text)
-    return int(outcome.status)
+        facts, status = {name: getattr(error, name) for name in FACTS}, error.exit_status
+    except (KeyboardInterrupt, Terminated) as stop:
+        code, status = ("terminated", TERMINATED) if isinstance(stop, Terminated) else ("interrupted", INTERRUPTED)
+        facts |= {"code": code, "message": f"{code}; nothing half-made was kept"}
+        say(f"\n{facts['message']}")
+    except Exception as error:
+        say(f"{traceback.format_exc()}\nThis is a bug in clipskip: please report it with the lines above.")
+        facts, status = facts | {"code": "bug", "message": f"{type(error).__name__}: {error}"}, 1
+    if "--json" in arguments:
+        _answer(json.dumps({"error": facts, **kept}))
+    return status
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The arguments of one verb. argparse takes an optional PROMPT only beside STORE; here it may also come last."""
-    parser = argparse.ArgumentParser(prog="clipskip", description="Stable Diffusion with clip skip per request.")
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The arguments of one verb; the prompt may stand anywhere. RequestError for what is no command line."""
+    parser = Parser(prog="clipskip", description="Stable Diffusion with clip skip per request.")
     parser.add_argument("--version", action="version", version=f"clipskip {__version__}")
-    verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    verbs = parser.add_subparsers(title="commands", metavar="COMMAND", dest="verb", required=True)
     stores.add_to(verbs)
     pictures.add_to(verbs)
     for verb in verbs.choices.values():
         verb.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     args, rest = parser.parse_known_args(arguments)
     if len(rest) == 1 and not rest[0].startswith("-") and getattr(args, "prompt", "") is None:
-        args.prompt, rest = rest[0], []
-    if rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        args.prompt, rest = rest[0], []  # argparse takes an optional PROMPT only beside STORE
+    verbs.choices[args.verb].check_rest(rest)
     return args
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from clipskip.engines import hints
 from clipskip.engines.files import NotAFileError, open_regular
 from clipskip.engines.strict import LARGEST as LONGEST_HEADER
 from clipskip.engines.tensorfile import Header, read_header
@@ -36,7 +37,7 @@ def header_of(data: bytes) -> Header:
     """What a safetensors file of at most 64 MiB holds. CheckpointError, UnsafeFileError for a pickle."""
     if len(data) > LARGEST:
         message = f"the file has more than {LARGEST >> 20} MiB: too much for a textual inversion"
-        raise CheckpointError(message, hint="checkpoints are given to `clipskip export`")
+        raise CheckpointError(message, hint=f"checkpoints are given to `{hints.clipskip()} export`")
     return read_header(BytesIO(data), len(data), LONGEST_HEADER)
 
 

@@ -52,9 +52,9 @@ def load(locations: Location | Sequence[Location], width: int) -> Inversions:
     given = [Path(path) for path in ([locations] if isinstance(locations, (str, os.PathLike)) else locations)]
     distinct: dict[str, Path] = {}  # by absolute path, each once
     for location in given:
-        inside = sorted(location.rglob("*")) if location.is_dir() else []
+        inside = sorted(location.rglob("*")) if os.path.isdir(location) else []
         named = [path for path in inside if path.suffix.lower() in {SUFFIX, *PICKLES} and path.name[0] != "."]
-        for path in named if location.is_dir() else [location]:
+        for path in named if os.path.isdir(location) else [location]:
             distinct.setdefault(os.path.abspath(path), path)
     paths: dict[str, Path] = {}
     blocks, notes = [], []

@@ -31,7 +31,7 @@ from .errors import EngineIncompatible, NumericalError, RequestError
 from .fields import FLAG, at_least, shown
 from .inversions import Inversions, check_names
 from .noise import image_seeds, initial
-from .request import Request, unknown_field
+from .request import Request, canonical
 from .resolve import Limits, Resolved, resolve
 from .samplers import table
 from .schedules import NoiseModel, sigmas
@@ -161,10 +161,7 @@ class Pipeline:
         """
         self._driver.check_process()
         clock = _Clock()
-        readers = self._limits, self._tokenizer, self._inversions
-        resolved = [resolve(as_request(request), self.model, *readers) for request in requests]
-        for layers in {layers for each in resolved for layers in (each.layers, each.negative_layers)}:
-            self._engines.artefact(Role("text", layers))  # EngineMissing, before any engine runs
+        resolved = [self.check(request) for request in requests]
         groups = [list(self._images(*each)) for each in zip(resolved, self._text.rows(resolved), strict=True)]
         images = [image for group in groups for image in group]
         clock.lap("text")
@@ -189,6 +186,18 @@ class Pipeline:
         except RequestError as error:
             message = f"warm has ({width!r}, {height!r}, {images!r}): {error.message}"
             raise RequestError(message, field="warm", hint=error.hint) from error
+
+    def check(self, request: Request | str) -> Resolved:
+        """What a request means to this model. RequestError and EngineMissing as when it is made; no engine runs."""
+        resolved = resolve(as_request(request), self.model, self._limits, self._tokenizer, self._inversions)
+        for layers in {resolved.layers, resolved.negative_layers}:
+            self._engines.artefact(Role("text", layers))
+        return resolved
+
+    def together(self, resolved: Resolved) -> int:
+        """How many pictures like those of this request, at least one, share a call of the network."""
+        limits, pixels = self._limits, resolved.width * resolved.height
+        return max(1, min(limits.batch, limits.pixels // pixels, limits.rows // len(resolved.texts)))
 
     def close(self) -> None:
         """Close the engines. May be called twice; a closed pipeline refuses further requests."""
@@ -265,11 +274,6 @@ class _Clock:
 
 
 def as_request(prompt: str | Request, **fields: Any) -> Request:
-    """A Request from a prompt and fields, or a Request with some fields replaced."""
-    try:
-        return replace(prompt, **fields) if isinstance(prompt, Request) else Request(prompt=prompt, **fields)
-    except TypeError:
-        unknown = sorted(set(fields) - set(Request.__dataclass_fields__))
-        if not unknown:
-            raise
-        raise unknown_field(unknown[0]) from None
+    """A Request from a prompt and fields, or a Request with some replaced; fields may have any of their names."""
+    named = canonical(fields)
+    return replace(prompt, **named) if isinstance(prompt, Request) else Request(prompt=prompt, **named)

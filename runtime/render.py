@@ -1,13 +1,17 @@
-"""The `/render` line: one request as people type it into a chat. Knows the commands, and nothing of their ranges."""
+"""One request as people type it: the `/render` line, and the line of options that A1111 reads from files.
+
+Knows the names of settings, and nothing of their ranges.
+"""
 
 from __future__ import annotations
 
 import json
 import re
+import shlex
 
 from .errors import RequestError
 from .fields import shown, written
-from .request import ALIASES, FIELDS, Request, check_types, unknown
+from .request import ALIASES, FIELDS, Request, check_types, given_twice, unknown
 
 _START = re.compile(r"\s*(?:/render(?!\S)\s*)?", re.IGNORECASE)
 _COMMAND = re.compile(r'/([A-Za-z_-]+):("(?:[^"\\]|\\.)*"(?!\S)|\S*)\s*', re.DOTALL)
@@ -19,8 +23,15 @@ def _squash(name: str) -> str:
     return re.sub("[-_]", "", name).lower()
 
 
-COMMANDS = {_squash(name): name for name in (*FIELDS, "size", "parser")}
-COMMANDS |= {_squash(alias): name for alias, name in ALIASES.items()}
+COMMANDS = {_squash(name): ALIASES.get(name, name) for name in (*FIELDS, *ALIASES, "size", "parser")}
+_MEANT = {"w": "/width:", "h": "/height:", "ar": "/size:", "aspect": "/size:", "no": "/negative:", "n": "/negative:"}
+_HINTS = {_squash(name): f"/{_squash(name)}:" for name in (*FIELDS, "size", "parser")}
+# Settings of A1111's lines that clipskip has not; what is off, or changes no picture here, may be said all the same.
+_OF_A1111 = (
+    "styles", "restore_faces", "tiling", "seed_resize_from_h", "seed_resize_from_w", "do_not_save_samples",
+    "outpath_samples", "outpath_grids", "do_not_save_grid", "prompt_for_display",
+)  # fmt: skip
+_CHANGES_NOTHING, _OFF = _OF_A1111[-2:], ("", "0", "-1", "false", "none")
 
 
 def parse_render(text: str) -> Request:
@@ -30,7 +41,8 @@ def parse_render(text: str) -> Request:
     (512x768), and `parser:new`, the grammar there is. Case, `-` and `_` in names do not matter; `/render` itself may be
     left out. A value with spaces is quoted as in JSON: `/negative:"blurry, \\"low\\" quality"`. What follows is the
     prompt, in which a `/` is text; one that starts with it is written `/prompt:"/..."`. RequestError for an unknown
-    command, one given twice, and values of a wrong type; ranges are checked when the request meets a model.
+    command, one given twice, a value that seems to go on after a space, and values of a wrong type; ranges are checked
+    when the request meets a model.
     """
     return Request.from_text(fields(text))
 
@@ -44,18 +56,43 @@ def fields(text: str) -> dict[str, str]:
         if name == "parser":
             if value.lower() != "new":
                 raise RequestError(f"/parser: takes only 'new', not {shown(value)}", field=name)
-        elif name == "size":
-            size = _SIZE.fullmatch(value)
-            if size is None:
-                message = f"size must be width x height in pixels, such as 512x768, not {shown(value)}"
-                raise RequestError(message, field=name)
-            _set(given, "width", size[1])
-            _set(given, "height", size[2])
         else:
             _set(given, name, value)
     rest = text[position:].strip()
     if rest or "prompt" not in given:
         _set(given, "prompt", rest)
+    return given
+
+
+def options(line: str) -> dict[str, str]:
+    """What a line of A1111's "Prompts from file or textbox" sets, such as `--prompt "a cat" --steps 20`.
+
+    As there, both prompts go on to the next `--`. Every name that a field has is known. RequestError as above, and for
+    settings that clipskip has not.
+    """
+    try:
+        words = shlex.split(line)
+    except ValueError as error:
+        raise RequestError(f"the line's quotes do not end ({error})", hint='write a quote inside as \\"') from error
+    groups: list[list[str]] = []
+    for word in words:
+        if word.startswith("--"):
+            groups.append([word])
+        else:
+            groups[-1].append(word)
+    given: dict[str, str] = {}
+    for option, *values in groups:
+        name, value = COMMANDS.get(_squash(option[2:])), " ".join(values)
+        if name is None and option[2:] in _OF_A1111:
+            if option[2:] not in _CHANGES_NOTHING and value.lower() not in _OFF:
+                raise RequestError(f"{option} {value}: clipskip has no such setting", field=option, hint="leave it out")
+        elif name is None or name == "parser":
+            aliases = {f"--{alias}": f"--{alias}" for alias in ALIASES}
+            raise unknown("option", option, {f"--{each}": f"--{each}" for each in (*FIELDS, "size")}, aliases)
+        elif len(values) == 1 or (values and name in ("prompt", "negative_prompt")):
+            _set(given, name, value)
+        else:
+            raise RequestError(f"{option} takes one value, not {len(values)}", field=name, hint="quote one with spaces")
     return given
 
 
@@ -81,11 +118,11 @@ def _command(text: str, position: int) -> tuple[str, str, int]:
     typed = command[1] if command else text[position + 1 :].split(maxsplit=1)[0].partition(":")[0]
     name = _squash(typed)
     if command is None or name not in COMMANDS:
-        error = unknown("command", name, {each: f"/{each}:" for each in COMMANDS})
+        error = unknown("command", name, _HINTS, {each: f"/{each}:" for each in COMMANDS} | _MEANT)
         if command is None:
             error.hint = f"commands are written /name:value; {error.hint}"
         raise error
-    value = command[2]
+    value, goes_on = command[2], command.end() < len(text)
     if value.startswith('"'):
         try:
             value = str(json.loads(value, strict=False))
@@ -93,10 +130,23 @@ def _command(text: str, position: int) -> tuple[str, str, int]:
             message = f"/{typed}: has no proper closing quote: {shown(value)}"
             hint = 'write quotes inside as \\" and a backslash as \\\\'
             raise RequestError(message, field=typed, hint=hint) from error
+    elif goes_on and (
+        not value or value.endswith(",") or any(value.count(a) > value.count(b) for a, b in ("()", "[]"))
+    ):
+        message = f"/{typed}: ends at the first space, with {shown(value)}"
+        raise RequestError(message, field=COMMANDS[name], hint=f'quote a value that goes on: /{typed}:"..."')
     return COMMANDS[name], value, command.end()
 
 
+def size(text: str) -> dict[str, str]:
+    """Width and height of a size such as 512x768."""
+    if found := _SIZE.fullmatch(text):
+        return {"width": found[1], "height": found[2]}
+    raise RequestError(f"size must be width x height in pixels, such as 512x768, not {shown(text)}", field="size")
+
+
 def _set(given: dict[str, str], name: str, value: str) -> None:
-    if name in given:
-        raise RequestError(f"{name} is given twice", field=name, hint="leave one of them out")
-    given[name] = value
+    for field, each in size(value).items() if name == "size" else [(name, value)]:
+        if field in given:
+            raise given_twice(field)
+        given[field] = each

@@ -35,9 +35,13 @@ class Request:
     """
 
     prompt: str
-    negative_prompt: str = setting("", "what the picture should not show", "negative", option="--negative")
+    negative_prompt: str = setting("", "what the picture should not show", "negative", "neg", option="--negative")
     clip_skip: int | float | None = setting(
-        None, "1 is no skip, 2 the penultimate layer, 13 leaves only the embeddings", infotext="Clip skip"
+        None,
+        "1 is no skip, 2 the penultimate layer, 13 leaves only the embeddings",
+        "clipskip",
+        "clip_stop_at_last_layers",
+        infotext="Clip skip",
     )
     clip_skip_diffusers: int | float | None = setting(None, "the same in the numbering of diffusers (one less)")
     negative_clip_skip: int | float | None = setting(
@@ -55,13 +59,22 @@ class Request:
     )
     steps: int = setting(20, "default 20", "num_inference_steps", low=1, high=1000, infotext="Steps")
     cfg: float = setting(
-        7.0, "guidance scale, default 7", "guidance", "guidance_scale", low=0, high=100, infotext="CFG scale"
+        7.0,
+        "guidance scale, default 7",
+        "guidance",
+        "guidance_scale",
+        "cfg_scale",
+        low=0,
+        high=100,
+        infotext="CFG scale",
     )
-    sampler: str = setting("DPM++ 2M", 'default "DPM++ 2M"')
+    sampler: str = setting("DPM++ 2M", 'default "DPM++ 2M"', "sampler_name", "sampling_method")
     schedule: str = setting("automatic", "automatic, uniform, karras, exponential or sgm_uniform", "scheduler")
     width: int | None = setting(None, "in pixels (default: the model's)")
     height: int | None = setting(None, "in pixels (default: the model's)")
-    batch: int = setting(1, "number of pictures, each with the next seed", "batch_size", low=1, high=100)
+    batch: int = setting(
+        1, "number of pictures, each with the next seed", "batch_size", "batch_count", "n_iter", low=1, high=100
+    )
     rng: str = setting("cpu", "cpu or nv: whose random numbers", choices=("cpu", "nv"))
     emphasis: str = setting("Original", "Original, No norm, Ignore or None", choices=EMPHASES, infotext="Emphasis")
     comma_backtrack: int = setting(20, "tokens to look back for a comma when a chunk is full", low=0, high=74)
@@ -72,7 +85,10 @@ class Request:
 
     @classmethod
     def from_json(cls, source: str | bytes | Mapping[str, Any]) -> Request:
-        """A request from JSON text or a parsed object. RequestError for another, strange fields and wrong types."""
+        """A request from JSON text or a parsed object; fields may have any of their names.
+
+        RequestError for another, strange fields and wrong types.
+        """
         if not isinstance(source, (str, bytes, Mapping)):
             raise RequestError(f"a request in JSON must be text or an object, not {shown(source)}")
         try:
@@ -82,11 +98,10 @@ class Request:
             raise RequestError(f"the request is not a JSON object: {error.message[:200]}", field=error.field) from error
         if not isinstance(given, Mapping):
             raise RequestError(f"the request must be a JSON object, not {shown(given)}")
-        if strange := [str(name) for name in given if name not in FIELDS]:
-            raise unknown_field(strange[0])
-        if "prompt" not in given:
+        fields = canonical(given)
+        if "prompt" not in fields:
             raise RequestError("the field 'prompt' is missing", field="prompt")
-        return check_types(cls(**given))
+        return check_types(cls(**fields))
 
     @classmethod
     def from_text(cls, given: Mapping[str, str], base: Request | None = None) -> Request:
@@ -95,8 +110,8 @@ class Request:
         What is not given is as in `base`, or has its default. A new clip skip replaces the base's in either numbering,
         and that of a negative prompt which followed it.
         """
-        typed = {name: FIELDS[name].kind.read(value) if name in FIELDS else value for name, value in given.items()}
-        if base is not None and {"clip_skip", "clip_skip_diffusers"} & given.keys():
+        typed = {name: FIELDS[name].kind.read(value) for name, value in canonical(given).items()}
+        if base is not None and {"clip_skip", "clip_skip_diffusers"} & typed.keys():
             negative = None if base.negative_clip_skip == base.clip_skip else base.negative_clip_skip
             base = replace(base, clip_skip=None, clip_skip_diffusers=None, negative_clip_skip=negative)
         return cls.from_json(typed if base is None else {**asdict(base), **typed})
@@ -115,13 +130,32 @@ def check_types(request: Request) -> Request:
     return replace(request, **{name: field.check(getattr(request, name)) for name, field in FIELDS.items()})
 
 
+def canonical(given: Mapping[str, Any]) -> dict[str, Any]:
+    """`given` by field of Request, aliases replaced. RequestError for a name that is none, and for one field twice."""
+    fields: dict[str, Any] = {}
+    for name, value in given.items():
+        field = ALIASES.get(name, name)
+        if field not in FIELDS:
+            raise unknown_field(str(name))
+        if field in fields:
+            raise given_twice(field)
+        fields[field] = value
+    return fields
+
+
+def given_twice(field: str) -> RequestError:
+    """The RequestError for a field that has two values, also where two of its names were used."""
+    return RequestError(f"{field} is given twice", field=field, hint="leave one of them out")
+
+
 def unknown_field(name: str) -> RequestError:
     """The RequestError for a field that Request does not have, with the closest one as the hint."""
-    return unknown("field", name, {field: field for field in FIELDS} | ALIASES)
+    return unknown("field", name, {field: field for field in FIELDS}, ALIASES)
 
 
-def unknown(kind: str, name: str, known: Mapping[str, str]) -> RequestError:
-    """The RequestError for a name that is not among `known`; the closest one's value is the hint."""
-    close = difflib.get_close_matches(name[:100].lower(), known, n=1)
-    hint = f"did you mean {known[close[0]]!r}?" if close else f"known: {', '.join(dict.fromkeys(known.values()))}"
+def unknown(kind: str, name: str, known: Mapping[str, str], aliases: Mapping[str, str] | None = None) -> RequestError:
+    """The RequestError for a name that is not among `known`; the closest one's value is the hint, if there is one."""
+    every = {**known, **(aliases or {})}
+    close = difflib.get_close_matches(name[:100].lower(), every, n=1, cutoff=0.75)
+    hint = f"did you mean {every[close[0]]!r}?" if close else f"known: {', '.join(dict.fromkeys(known.values()))}"
     return RequestError(f"unknown {kind} {shown(name)}", field=name, hint=hint)

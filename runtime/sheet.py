@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .errors import RequestError
 from .fields import TEXT, Kind
-from .request import FIELDS, Request, unknown_field
+from .request import ALIASES, FIELDS, Request, unknown_field
 from .resolve import random_seed
 
 if TYPE_CHECKING:
@@ -37,11 +37,14 @@ class Axis:
 def parse_axis(text: str) -> Axis:
     """An axis such as `clip_skip=1-13`, `cfg=1,4,7.5`, `steps=10-30(+5)` or `prompt="a cat, sitting","a dog"` (CSV)."""
     name, equals, values = text.partition("=")
-    name = name.strip()
+    name = name.strip().replace("-", "_")
+    name = ALIASES.get(name, name)
     if not equals or not values.strip():
         raise RequestError(f"an axis is written FIELD=VALUES, as in clip_skip=1-13; not {text!r}", field="axis")
     if name not in FIELDS:
         raise unknown_field(name)
+    if name == "batch":
+        raise RequestError("batch is no axis: a cell shows one picture", field="axis", hint="vary the seed: seed=1-4")
     try:
         items = next(csv.reader([values], skipinitialspace=True))
     except (csv.Error, StopIteration) as error:
@@ -67,6 +70,8 @@ def requests(base: Request, x: Axis, y: Axis) -> list[Request]:
     """One request per cell, row by row. A random seed is drawn once, so that only the axes differ."""
     if len(x.values) * len(y.values) > MAX_CELLS:
         raise RequestError(f"a sheet has at most {MAX_CELLS} cells", field="axis")
+    if base.batch != 1:
+        raise RequestError(f"a cell shows one picture, not a batch of {base.batch}", field="batch", hint="leave it out")
     drawn: dict[str, Any] = {name: random_seed() for name in ("seed", "subseed") if getattr(base, name) in (None, -1)}
     base = replace(base, **drawn)
     return [replace(base, **{y.field: j, x.field: i}) for j in y.values for i in x.values]

@@ -5,6 +5,7 @@ A backend opens a verified artefact and gives back an engine. Knows nothing of p
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -82,4 +83,6 @@ def backend_named(name: str, device: int = 0) -> Backend:
         from .tensorrt import tensorrt_backend
 
         return tensorrt_backend(name, device=device)
-    raise RequestError(f"target must be one of {', '.join(NAMES)}; not {name!r}", field="target")
+    close = difflib.get_close_matches(name, NAMES, n=1)
+    hint = f"did you mean {close[0]}?" if close else None
+    raise RequestError(f"target must be one of {', '.join(NAMES)}; not {name!r}", field="target", hint=hint)

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from clipskip.engines import hints
 from clipskip.engines.gpu import Gpu, describe
 from clipskip.errors import BackendUnavailable, ClipskipError, DeviceLost, DeviceOutOfMemory
 
@@ -164,4 +165,5 @@ class Cuda:
         if status in self._sticky:
             self._lost = name
             return DeviceLost(f"the GPU failed ({name}); nothing on it can be trusted", hint="start the process again")
-        return BackendUnavailable(f"CUDA refused a call ({name})", hint="clipskip doctor shows driver and versions")
+        hint = f"{hints.clipskip()} doctor shows driver and versions"
+        return BackendUnavailable(f"CUDA refused a call ({name})", hint=hint)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from clipskip.engines import hints
 from clipskip.errors import BackendUnavailable
 
 CPU = "CPUExecutionProvider"
@@ -21,7 +22,7 @@ CUDA = "CUDAExecutionProvider"
 TENSORRT = "TensorrtExecutionProvider"
 TENSORRT_RTX = "NvTensorRTRTXExecutionProvider"
 NVIDIA = 0x10DE  # in PCI's list of vendors
-GPU_PACKAGE = "pip install 'clipskip[gpu]' in place of 'clipskip[cpu]'; the two cannot be installed together"
+GPU_PACKAGE = "onnxruntime-gpu[cuda,cudnn]"  # it and `onnxruntime` cannot be installed together
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,8 @@ class Provider:
     `target`: what the command line calls it; `kind` and `vendor`: the devices that it computes on, as OrtValues name
     them; `options`, and `half` for fp16 graphs: what it is told; `caches`: the options that name a folder for what it
     compiles; `graphs`: the option that lets it capture CUDA graphs, by number; `below`: who computes what it cannot,
-    before the CPU; `plugin`: the package that brings it, if ONNX Runtime does not;
-    `libraries`: the package that, when it is imported, loads the libraries it needs beside CUDA's; `needs`: in words.
+    before the CPU; `plugin`: the module that brings it, if ONNX Runtime does not; `libraries`: the module that, when it
+    is imported, loads the libraries it needs beside CUDA's; `needs`: in words; `package`: what is installed for it.
     """
 
     name: str
@@ -46,8 +47,16 @@ class Provider:
     below: tuple[str, ...] = ()
     plugin: str | None = None
     libraries: str | None = None
-    needs: str = "it needs an NVIDIA driver, CUDA 13 and cuDNN 9: pip install 'clipskip[gpu]' brings the last two"
-    install: str = GPU_PACKAGE
+    needs: str = f"it needs an NVIDIA driver, CUDA 13 and cuDNN 9; {GPU_PACKAGE} brings the last two"
+    package: str = GPU_PACKAGE
+
+    @property
+    def install(self) -> str:
+        """How it is had."""
+        if not self.package:
+            return "install the build of ONNX Runtime that brings it"
+        apart = " in place of onnxruntime: the two cannot be installed together" if self.package == GPU_PACKAGE else ""
+        return hints.install(self.package) + apart
 
     def place(self, index: int) -> dict[str, str]:
         """What it is told of the device with this index; the CPU has none, and a plugin is given the device itself."""
@@ -55,7 +64,7 @@ class Provider:
 
 
 _PROVIDERS = (
-    Provider(CPU, "onnxruntime", install="pip install 'clipskip[cpu]', or 'clipskip[gpu]' for CUDA"),
+    Provider(CPU, "onnxruntime", package="onnxruntime"),
     Provider(CUDA, "onnxruntime-cuda", "cuda", graphs="enable_cuda_graph"),
     Provider(
         TENSORRT,
@@ -66,7 +75,7 @@ _PROVIDERS = (
         caches=("trt_engine_cache_path", "trt_timing_cache_path"),
         below=(CUDA,),
         libraries="tensorrt",
-        needs="beside what onnxruntime-cuda needs, TensorRT 10: pip install 'tensorrt-cu13<11'",
+        needs="beside what onnxruntime-cuda needs, TensorRT 10, from the package tensorrt-cu13<11",
     ),
     Provider(
         TENSORRT_RTX,
@@ -76,7 +85,7 @@ _PROVIDERS = (
         caches=("nv_runtime_cache_path",),
         plugin="onnxruntime_ep_nv_tensorrt_rtx",
         needs="it needs an NVIDIA RTX GPU of compute capability 8.0 or newer, and its driver",
-        install="pip install onnxruntime-ep-nv-tensorrt-rtx",
+        package="onnxruntime-ep-nv-tensorrt-rtx",
     ),
 )
 BY_TARGET = {provider.target: provider for provider in _PROVIDERS}
@@ -84,7 +93,7 @@ BY_TARGET = {provider.target: provider for provider in _PROVIDERS}
 
 def named(name: str) -> Provider:
     """The provider that ONNX Runtime calls `name`; one that is not known here keeps its buffers on the CPU."""
-    other = Provider(name, "onnxruntime", install="install the build of ONNX Runtime that brings it")
+    other = Provider(name, "onnxruntime", package="")
     return next((provider for provider in _PROVIDERS if provider.name == name), other)
 
 

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
+import stat
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, TextIO
 
 from clipskip.errors import RequestError, StorageError
 
 if TYPE_CHECKING:
-    from clipskip.pipeline import Progress
+    from clipskip.pipeline import Pipeline, Result
+    from clipskip.request import Request
 
 INTERVAL = 5.0  # seconds between lines where there is no terminal to draw on
 OTHER_FORMATS = (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
@@ -38,17 +42,48 @@ def stages() -> Iterator[Callable[[str], None]]:
     yield lambda text: say(f"[{time.monotonic() - start:6.1f} s] {text}")
 
 
-def steps(progress: Iterable[Progress]) -> Any:
-    """Show the calls of the network as they go by; gives the results."""
-    start = shown = time.monotonic()
-    drawn = sys.stderr is not None and sys.stderr.isatty()
-    for state in progress:
+class Bar:
+    """How far `pictures` are: a line that is drawn anew on a terminal, elsewhere one line every few seconds."""
+
+    def __init__(self, pictures: int) -> None:
+        self._pictures, self._saved = pictures, 0
+        self._shown = time.monotonic()
+        self._first: tuple[float, int] | None = None  # when the first calls were done, and how many: engines are open
+        self._drawn = sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()
+
+    def show(self, call: int, calls: int) -> None:
+        """`call` of `calls` evaluations of the network are done."""
         now = time.monotonic()
-        if drawn or now - shown > INTERVAL:
-            shown = now
-            _show(f"{state.call}/{state.calls} calls, {now - start:.1f} s" + ("\r" if drawn else "\n"))
-    if drawn:
-        _show("\n")
+        start, before = self._first = self._first or (now, call)
+        if not self._drawn and now - self._shown <= INTERVAL:
+            return
+        self._shown = now
+        left = f", {(now - start) / (call - before) * (calls - call):.0f} s left" if call > before else ""
+        text = f"{call}/{calls} calls, {self._saved}/{self._pictures} pictures{left}"
+        if self._drawn:
+            self.clear()
+            text = f"[{'#' * (20 * call // calls):.<20}] {text}"[: shutil.get_terminal_size().columns - 1]
+        _show(text + ("" if self._drawn else "\n"))
+
+    def saved(self, name: str | None) -> None:
+        """One more picture is saved; a name goes to stdout now, for whoever waits for it."""
+        self._saved += 1
+        if name is not None and sys.stdout is not None:
+            self.clear()
+            write(sys.stdout, f"{name}\n")
+
+    def clear(self) -> None:
+        """Make room for another line."""
+        if self._drawn:
+            _show("\r" + " " * (shutil.get_terminal_size().columns - 1) + "\r")
+
+
+def run(pipe: Pipeline, requests: Sequence[Request]) -> Sequence[Result]:
+    """Make one picture of each request, and show how far they are."""
+    bar = Bar(len(requests))
+    for state in pipe.steps(*requests):
+        bar.show(state.call, state.calls)
+    bar.clear()
     return state.results
 
 
@@ -58,56 +93,106 @@ def _show(text: str) -> None:
 
 
 def write(stream: TextIO, text: str) -> None:
-    """Text on stdout or stderr. That it is full, or its reader gone, is no reason to undo or to stop the work."""
+    """Text on stdout or stderr. That it is full, or its reader gone, is no reason to undo or to stop the work.
+
+    The bytes of a file name are written as they are; other characters that the encoding lacks are escaped.
+    """
     try:
-        print(text, end="", file=stream, flush=True)
+        try:
+            print(text, end="", file=stream, flush=True)
+        except UnicodeEncodeError:
+            try:
+                data = text.encode(stream.encoding, "surrogateescape")
+            except UnicodeEncodeError:
+                data = text.encode(stream.encoding, "backslashreplace")
+            stream.buffer.write(data)
+            stream.flush()
     except ValueError:  # closed
         pass
     except OSError:
-        with suppress(OSError):  # what is still in the buffer has to go somewhere, or Python ends with status 120
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        _abandon(stream)
+
+
+def _abandon(stream: TextIO) -> None:
+    """What is still in the buffer has to go somewhere, or Python ends with status 120."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 class Destination:
-    """Where `count` pictures go: `out` itself where it ends in .png, otherwise "00001-SEED.png", ... in the folder.
+    """Where `count` pictures go: into the one file `out` if it ends in .png, to stdout if it is "-", or into a folder.
 
-    What can be refused is refused when this is made, before any work. Two processes may write into one folder.
+    There they are "00001-SEED.png", ..., numbered in the order of the requests and on after what is there. What can be
+    refused is refused when this is made, before any work. Several processes may write into one folder.
     """
 
     def __init__(self, out: Path, overwrite: bool, count: int) -> None:
         if out.suffix.lower() in OTHER_FORMATS:
             raise RequestError(f"pictures are written as .png, not {out.suffix}", field="out")
-        self._file = out if out.suffix.lower() == ".png" and not out.is_dir() else None
-        self._folder = out.parent if self._file else out
-        self._overwrite = overwrite
+        self.is_stdout = str(out) == "-"
+        self._file = out if self.is_stdout or (out.suffix.lower() == ".png" and not os.path.isdir(out)) else None
+        self._overwrite, self._first = overwrite, 1
         if self._file and count > 1:
             raise RequestError(f"{count} pictures do not fit into one file {out}", field="out", hint="name a folder")
-        if self._file and self._file.exists() and not overwrite:
-            raise self._taken()
+        if not self.is_stdout:
+            self._check_folder(out.parent if self._file else out)
+
+    def _check_folder(self, folder: Path) -> None:
+        self._folder = folder
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise StorageError(f"cannot make the folder {self._folder}: {error.strerror}", path=self._folder) from error
-        if not os.access(self._folder, os.W_OK | os.X_OK):
-            raise StorageError(f"no permission to write into {self._folder}", path=self._folder)
-        numbers = (_NUMBERED.fullmatch(name) for name in os.listdir(self._folder))
-        self._number = max((int(match[1]) for match in numbers if match), default=0)
+            raise StorageError(f"cannot make the folder {folder}: {error.strerror}", path=folder) from error
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise StorageError(f"no permission to write into {folder}", path=folder)
+        try:
+            if self._file is None:
+                numbers = (_NUMBERED.fullmatch(name) for name in os.listdir(folder))
+                self._first += max((int(match[1]) for match in numbers if match), default=0)
+                return
+            mode = self._file.lstat().st_mode
+            if not self._overwrite:
+                raise self._taken()
+            if not stat.S_ISREG(mode):
+                raise StorageError(f"{self._file} is there and is no file", path=self._file)
+        except FileNotFoundError:
+            pass
+        except OSError as error:  # such as a name that is too long
+            raise StorageError(
+                f"cannot use {self._file or folder}: {error.strerror}", path=self._file or folder
+            ) from error
 
-    def save(self, seed: int, write: Callable[..., None]) -> Path:
-        """Have `write(path, overwrite=...)` make the next picture's file; gives its name.
+    def save(self, index: int, seed: int, write: Callable[..., None]) -> Path:
+        """Have `write(path, overwrite=...)` make the file of picture `index` (from 0); gives its name.
 
-        It raises FileExistsError for a name that is taken: then the next number is tried. RequestError if that happens
-        to the one file that was named.
+        It raises FileExistsError for a name that is taken: then this picture and those after it count on. RequestError
+        if that happens to the one file that was named, StorageError where stdout does not take the picture.
         """
+        if self.is_stdout:
+            return self._to_stdout(write)
         while True:
-            self._number += 1
-            path = self._file or self._folder / f"{self._number:05d}-{seed}.png"
+            path = self._file or self._folder / f"{self._first + index:05d}-{seed}.png"
             try:
+                if not self._file and os.path.lexists(path):  # nothing is encoded for a name that is taken
+                    raise FileExistsError
                 write(path, overwrite=self._file is not None and self._overwrite)
                 return path
             except FileExistsError:
                 if self._file:
                     raise self._taken() from None
+                self._first += 1
+
+    def _to_stdout(self, write: Callable[..., None]) -> Path:
+        with TemporaryDirectory() as folder:
+            path = Path(folder, "picture.png")
+            write(path, overwrite=True)
+            try:
+                sys.stdout.buffer.write(path.read_bytes())
+                sys.stdout.flush()
+            except (OSError, ValueError) as error:
+                _abandon(sys.stdout)
+                raise StorageError(f"cannot write the picture to standard output: {error}") from error
+        return Path("-")
 
     def _taken(self) -> RequestError:
         return RequestError(f"{self._file} exists already", field="out", hint="add --overwrite to replace it")

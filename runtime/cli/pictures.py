@@ -1,100 +1,185 @@
-"""The verbs that make pictures: `generate` and `grid`."""
+"""The verbs that make pictures, `generate` and `grid`, and the lists of prompts that they read."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import clipskip
-from clipskip.errors import CheckpointError, RequestError
-from clipskip.request import FIELDS, Request
+from clipskip.errors import CheckpointError, ClipskipError, EngineMissing, RequestError
+from clipskip.request import FIELDS, Request, given_twice
 
-from . import Outcome, Verbs, output, store_verb
+from . import Outcome, Parser, Verbs, output, path, store_verb
 
 if TYPE_CHECKING:
     import PIL.Image
 
-    from clipskip.pipeline import Result
+    from clipskip.pipeline import Pipeline, Result
 
-TOGETHER = 16  # requests that are planned and saved at once: a failure later loses none of them
+TOGETHER = 8  # pictures that are in the making at once
+LARGEST, MOST_LINES = 16 << 20, 100_000  # bytes and lines of a list of prompts
+MOST_REFUSED = 20  # lines of it that are named
+SHORT = {"negative_prompt": "-n", "width": "-W", "height": "-H", "seed": "-s", "batch": "-b"}  # stable-diffusion.cpp's
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a request takes: images, about so many evaluations, in calls of one kind with up to `together` images."""
+
+    images: int
+    calls: int
+    kind: tuple[int, int, int]
+    together: int
 
 
 def add_to(verbs: Verbs) -> None:
     """Let argparse know these verbs."""
     verb = store_verb(verbs, generate, "make pictures", "Make pictures from an engine store.")
-    verb.add_argument("prompt", nargs="?", metavar="PROMPT", help="a prompt, a /render line, or - for lines from stdin")
-    verb.add_argument("--from", dest="image", type=Path, metavar="IMAGE", help="repeat the request in a picture")
-    verb.add_argument("--lines", type=Path, metavar="FILE", help="one prompt or /render line per line")
-    verb.add_argument("--out", type=Path, default=Path(), help="a .png file, or a folder (default: this one)")
-    _add_making(verb)
+    _add_making(verb, "a .png file, - for stdout, or a folder (default: this one)", default=Path())
+    verb.add_argument("--from", dest="image", type=path, metavar="IMAGE", help="repeat the request in a picture")
+    text = "one prompt, /render line, or line such as --prompt 'a cat' --steps 20 per line; # starts a comment"
+    verb.add_argument("--lines", type=path, metavar="FILE", help=text)
     verb = store_verb(verbs, grid, "draw a labelled X/Y sheet", "Vary a request along two axes.")
-    verb.add_argument("prompt", metavar="PROMPT", help="a prompt or a /render line")
+    _add_making(verb, "the sheet: a .png file, or - for stdout", required=True)
     verb.add_argument("--x", required=True, metavar="FIELD=VALUES", help='such as "clip_skip=1-13"')
     verb.add_argument("--y", metavar="FIELD=VALUES", help='such as "cfg=1,4,7,12"')
-    verb.add_argument("--out", type=Path, required=True, help="the sheet, a .png file")
-    _add_making(verb)
+    verb.set_defaults(image=None, lines=None)
 
 
-def _add_making(verb: argparse.ArgumentParser) -> None:
-    """What both verbs take: how the store is opened, and every field of a request."""
+def _add_making(verb: Parser, out: str, **row: Any) -> None:
+    """What both verbs take: a prompt, how the store is opened, and every field of a request under all its names."""
+    verb.names = _names
+    verb.add_argument("prompt", nargs="?", metavar="PROMPT", help="a prompt, a /render line, or - for lines from stdin")
+    verb.add_argument("-p", "--prompt", dest="prompt_option", metavar="PROMPT", help="the same")
+    verb.add_argument("-o", "--out", "--output", type=path, metavar="OUT", help=out, **row)
     verb.add_argument("--overwrite", action="store_true", help="replace an existing file")
     verb.add_argument("--target", default="onnxruntime", help="the backend (default: onnxruntime, on the CPU)")
-    verb.add_argument("--embeddings", type=Path, action="append", default=[], help="a textual inversion, or a folder")
+    verb.add_argument("--embeddings", type=path, action="append", default=[], help="a textual inversion, or a folder")
     settings = verb.add_argument_group("the request")
+    settings.add_argument("--size", metavar="WxH", help="width and height, such as 512x768")
     for field in FIELDS.values():
         if field.option:
-            settings.add_argument(field.option, dest=field.name, metavar="VALUE", help=field.help)
+            shown = [*([SHORT[field.name]] if field.name in SHORT else []), field.option]
+            settings.add_argument(*shown, dest=field.name, metavar="VALUE", help=field.help)
+            names = {f"--{name.replace('_', mark)}" for name in (field.name, *field.aliases) for mark in "-_"}
+            if names := names - {field.option}:
+                settings.add_argument(*sorted(names), dest=field.name, help=argparse.SUPPRESS)
+
+
+def _names() -> str:
+    """What there is to choose from, for the end of the help."""
+    from clipskip.backends import NAMES
+    from clipskip.samplers import SAMPLERS
+    from clipskip.schedules import SCHEDULES
+
+    aliases = {field.option: {f"--{alias.replace('_', '-')}" for alias in field.aliases} for field in FIELDS.values()}
+    listed = {
+        "targets": NAMES,
+        "samplers": [sampler.name for sampler in SAMPLERS],
+        "schedules": ["automatic", *SCHEDULES],
+        "other names": [
+            f"{option}: {' '.join(sorted(names - {option}))}" for option, names in aliases.items() if names
+        ],
+    }
+    return "\n".join(fill(f"{what}: {', '.join(names)}", 100) for what, names in listed.items())
 
 
 def generate(args: argparse.Namespace) -> Outcome:
     """Make the pictures of every prompt, some at a time, and write each with its request in the metadata."""
-    requests = _requests(args)
-    destination = output.Destination(args.out, args.overwrite, sum(request.batch for request in requests))
-    pictures: list[dict[str, Any]] = []
+    from_lines = args.lines is not None or "-" in (args.prompt, args.prompt_option)
+    requests, refused = _lines(args) if from_lines else ({0: _request(args)}, {})
+    places = dict(zip(requests, accumulate((each.batch for each in requests.values()), initial=0), strict=False))
+    count = sum(each.batch for each in requests.values())
+    destination = _destination(args, count)
+    pictures: dict[int, dict[str, Any]] = {}
     warnings: dict[str, None] = {}
-    with clipskip.open(args.store, backend=args.target, embeddings=args.embeddings) as pipe:
-        for start in range(0, len(requests), TOGETHER):
-            for result in output.steps(pipe.steps(*requests[start : start + TOGETHER])):
-                pictures += _saved(result, destination)
+    bar = output.Bar(count)
+    try:
+        with clipskip.open(args.store, backend=args.target, embeddings=args.embeddings) as pipe:
+            plans = _check(pipe, requests, refused, args.lines)
+            for number, result in _results(pipe, requests, plans, bar):
                 warnings.update(dict.fromkeys(result.warnings))
+                for index, picture in enumerate(_saved(result, destination, places[number]), places[number]):
+                    pictures[index] = {"line": number, **picture} if number else picture
+                    bar.saved(None if args.json or destination.is_stdout else picture["file"])
+    finally:
+        bar.clear()
+        if from_lines and 0 < len(pictures) < count:
+            output.say(f"{len(pictures)} of {count} pictures are saved")
+        args.kept |= {"pictures": [pictures[index] for index in sorted(pictures)], **_noted(warnings)}
+    return Outcome(args.kept, "")
+
+
+def _noted(warnings: Mapping[str, None]) -> dict[str, list[str]]:
     for warning in warnings:
         output.say(f"note: {warning}")
-    data = {"pictures": pictures, "warnings": list(warnings)}
-    return Outcome(data, "\n".join(picture["file"] for picture in pictures))
+    return {"warnings": list(warnings)}
 
 
-def _saved(result: Result, destination: output.Destination) -> Iterator[dict[str, Any]]:
+def _results(
+    pipe: Pipeline, requests: Mapping[int, Request], plans: Mapping[int, Plan], bar: output.Bar
+) -> Iterator[tuple[int, Result]]:
+    """The results with their keys, as they are finished. A request that begins shares calls with those under way."""
+    waiting, running, done = deque(requests), dict[int, Any](), dict[int, int]()
+    finished, total = 0, sum(plan.calls for plan in plans.values())
+    try:
+        while waiting or running:
+            while waiting and _fits(plans[waiting[0]], [plans[number] for number in running]):
+                number = waiting.popleft()
+                running[number] = pipe.steps(requests[number])
+            for number in list(running):
+                state = next(running[number])
+                done[number] = state.call
+                bar.show(finished + sum(done.values()), total)
+                if state.results:
+                    del running[number]
+                    finished += done.pop(number)
+                    total += state.calls - plans[number].calls
+                    yield number, state.results[0]
+    finally:
+        for states in running.values():
+            states.close()
+
+
+def _fits(plan: Plan, others: Sequence[Plan]) -> bool:
+    """Whether a request would share the calls of those under way. One that had to wait for them would hold them up."""
+    images = plan.images + sum(other.images for other in others)
+    return not others or (plan.kind == others[0].kind and images <= min(plan.together, TOGETHER))
+
+
+def _saved(result: Result, destination: output.Destination, first: int) -> Iterator[dict[str, Any]]:
+    """The facts of each picture of a result, when it is on the disk as number `first` (from 0) and on."""
     for index, seed in enumerate(result.seeds):
-        path = destination.save(seed, _writer(result, result.images[index], result.alone(index)))
-        request = asdict(result.alone(index))
-        yield {"file": str(path), "request": request, "engines": result.engines, "timings": result.timings}
+        request = result.alone(index)
+        path = destination.save(first + index, seed, _writer(result, result.images[index], request))
+        yield {"file": str(path), "request": asdict(request), "engines": result.engines, "timings": result.timings}
 
 
 def grid(args: argparse.Namespace) -> Outcome:
     """Draw one labelled sheet of a request varied along one or two axes."""
     from clipskip import sheet
 
-    base = _requests(args)[0]
-    x = sheet.parse_axis(args.x)
+    base, x = _request(args), sheet.parse_axis(args.x)
     y = sheet.parse_axis(args.y) if args.y else sheet.Axis("prompt", (base.prompt,))
     if args.y and x.field == y.field:
         raise RequestError(f"both axes vary {x.field}", field="axis")
     cells = sheet.requests(base, x, y)
-    destination = output.Destination(args.out, args.overwrite, 1)
+    destination = _destination(args, 1)
     with clipskip.open(args.store, backend=args.target, embeddings=args.embeddings) as pipe:
-        results = output.steps(pipe.steps(*cells))
+        results = output.run(pipe, cells)
     first = results[0]
-    path = destination.save(0, _writer(first, sheet.draw(results, x, y), first.request))
-    warnings = dict.fromkeys(warning for result in results for warning in result.warnings)
-    for warning in warnings:
-        output.say(f"note: {warning}")
+    path = destination.save(0, 0, _writer(first, sheet.draw(results, x, y), first.request))
+    noted = _noted(dict.fromkeys(warning for result in results for warning in result.warnings))
     data = {"file": str(path), "cells": [asdict(result.request) for result in results], "timings": first.timings}
-    return Outcome({**data, "warnings": list(warnings)}, str(path))
+    return Outcome({**data, **noted}, "" if destination.is_stdout else str(path))
 
 
 def _writer(result: Result, image: PIL.Image.Image, request: Request) -> Callable[..., None]:
@@ -104,36 +189,105 @@ def _writer(result: Result, image: PIL.Image.Image, request: Request) -> Callabl
     return partial(metadata.save, image, request=request, model=result.model, engines=result.engines)
 
 
-def _requests(args: argparse.Namespace) -> list[Request]:
-    """The requests that the arguments ask for, at least one. What a /render line says goes before the options."""
+def _destination(args: argparse.Namespace, count: int) -> output.Destination:
+    destination = output.Destination(args.out, args.overwrite, count)
+    if destination.is_stdout and (args.json or sys.stdout is None or sys.stdout.isatty()):
+        message = "--out - writes the PNG to standard output: not beside --json, and not to a terminal"
+        raise RequestError(message, field="out", hint="redirect it to a file or a pipe, or name a file")
+    return destination
+
+
+def _given(args: argparse.Namespace) -> dict[str, str]:
+    """The fields that were given as options."""
+    from clipskip.render import size
+
+    if sum(source is not None for source in (args.prompt, args.prompt_option, args.image, args.lines)) != 1:
+        sources = "a PROMPT (or - for stdin), --from IMAGE, --lines FILE" if args.verb == "generate" else "a PROMPT"
+        raise RequestError(f"give one of: {sources}", field="prompt")
+    given = {field: vars(args)[field] for field in FIELDS if field != "prompt" and vars(args)[field] is not None}
+    sides = size(args.size) if args.size is not None else {}
+    if twice := [side for side in sides if side in given]:
+        raise given_twice(twice[0])
+    return given | sides
+
+
+def _request(args: argparse.Namespace) -> Request:
+    """The one request that the arguments ask for. What a /render line says goes before the options."""
     from clipskip import metadata, render
 
-    image, lines = getattr(args, "image", None), getattr(args, "lines", None)
-    if sum(source is not None for source in (args.prompt, image, lines)) != 1:
-        raise RequestError("give one of: a PROMPT (or - for stdin), --from IMAGE, --lines FILE", field="prompt")
-    given = {field: vars(args)[field] for field in FIELDS if field != "prompt" and vars(args)[field] is not None}
-    if image is not None:
-        return [Request.from_text(given, metadata.read_request(image))]
-    if lines is None and args.prompt != "-":
-        return [Request.from_text({**given, **render.fields(args.prompt)})]
-    requests = []
-    for number, line in enumerate(_text(lines).split("\n"), 1):
+    given = _given(args)
+    if args.image is not None:
+        return Request.from_text(given, metadata.read_request(args.image))
+    return Request.from_text(given | render.fields(args.prompt if args.prompt is not None else args.prompt_option))
+
+
+def _lines(args: argparse.Namespace) -> tuple[dict[int, Request], dict[int, ClipskipError]]:
+    """The requests of a list, and what is wrong with its other lines, by their numbers."""
+    from clipskip import render
+
+    given, requests, refused = _given(args), dict[int, Request](), dict[int, ClipskipError]()
+    for number, line in enumerate(_text(args.lines).split("\n"), 1):
+        if number > MOST_LINES:
+            raise RequestError(f"a list has at most {MOST_LINES} lines", field="lines", hint="give it in parts")
+        line = line.strip()
+        if line and not line.startswith("#"):
+            try:
+                fields = render.options(line) if line.startswith("--") else render.fields(line)
+                requests[number] = Request.from_text(given | fields)
+            except RequestError as error:
+                refused[number] = error
+    if not requests and not refused:
+        raise RequestError("there is no prompt: every line is empty or a comment", field="prompt")
+    return requests, refused
+
+
+def _check(
+    pipe: Pipeline, requests: Mapping[int, Request], refused: dict[int, ClipskipError], lines: Path | None
+) -> dict[int, Plan]:
+    """What each request takes. Whatever is refused is refused now, all of it together."""
+    plans = {}
+    for number, request in requests.items():
         try:
-            if line.strip():
-                requests.append(Request.from_text({**given, **render.fields(line.rstrip("\r"))}))
-        except RequestError as error:
-            raise RequestError(f"line {number}: {error.message}", field=error.field, hint=error.hint) from error
-    if not requests:
-        raise RequestError("there is no prompt: every line is empty", field="prompt")
-    return requests
+            resolved = pipe.check(request)
+        except (RequestError, EngineMissing) as error:
+            refused[number] = error
+        else:
+            calls = request.batch * resolved.request.steps * resolved.sampler.calls_per_step
+            kind = resolved.width, resolved.height, resolved.chunks
+            plans[number] = Plan(request.batch, calls, kind, pipe.together(resolved))
+    if not refused:
+        return plans
+    first = refused[min(refused)]
+    if not min(refused):  # it is of no list
+        raise first
+    source = lines or "standard input"
+    if len(refused) == 1:
+        message, hint = f"{source}:{min(refused)}: {first.message}", first.hint
+    else:
+        told = [f"{source}:{number}: {refused[number].message}" for number in sorted(refused)[:MOST_REFUSED]]
+        more = [f"and {len(refused) - MOST_REFUSED} more"] if len(refused) > MOST_REFUSED else []
+        message, hint = "\n  ".join([f"{len(refused)} lines are refused, and none is made", *told, *more]), None
+    raise type(first)(message, path=lines, field=first.field, hint=hint)
 
 
-def _text(path: Path | None) -> str:
-    """The text of a file, or of stdin."""
-    name = "standard input" if path is None else str(path)
-    if path is None and sys.stdin is None:
-        raise CheckpointError("cannot read standard input: it is closed", hint="name a file with --lines")
+def _text(file: Path | None) -> str:
+    """The text of a file, or of stdin: in UTF-8, with or without a mark at its beginning."""
+    from clipskip import files
+
     try:
-        return (sys.stdin.buffer.read() if path is None else path.read_bytes()).decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"cannot read {name}: {error}", path=path) from error
+        if file is not None:
+            data = files.read(file, LARGEST + 1)
+        elif sys.stdin is not None:
+            data = sys.stdin.buffer.read(LARGEST + 1)
+        else:
+            raise CheckpointError("it is closed")
+        if len(data) > LARGEST:
+            raise CheckpointError(f"it has more than {LARGEST >> 20} MiB")
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        number = data.count(b"\n", 0, error.start) + 1
+        message = f"{file or 'standard input'}:{number}: no UTF-8: {error.reason}"
+        raise CheckpointError(message, path=file, hint="save the list as UTF-8") from error
+    except (OSError, CheckpointError) as error:
+        hint = "lists are regular files, or come from standard input where the prompt is -"
+        raise CheckpointError(f"cannot read {file or 'standard input'}: {error}", path=file, hint=hint) from error

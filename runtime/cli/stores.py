@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
-from pathlib import Path
 
 from clipskip import fields
+from clipskip.engines import hints
 from clipskip.errors import BackendUnavailable, EngineCorrupt, RequestError
 
-from . import Outcome, Verbs, output, store_verb
+from . import Outcome, Verbs, output, path, store_verb
 
 OPTIONS = ("skips", "sizes", "max_batch", "max_chunks", "compute_capability", "workspace")  # of TensorRT's engines
 
@@ -17,14 +17,14 @@ OPTIONS = ("skips", "sizes", "max_batch", "max_chunks", "compute_capability", "w
 def add_to(verbs: Verbs) -> None:
     """Let argparse know these verbs."""
     verb = verbs.add_parser("export", help="checkpoint -> graphs", description="Export a checkpoint into a store.")
-    verb.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a diffusers folder, or one file")
-    verb.add_argument("--out", type=Path, required=True, metavar="STORE", help="the folder of the engine store")
+    verb.add_argument("checkpoint", type=path, metavar="CHECKPOINT", help="a diffusers folder, or one file")
+    verb.add_argument("--out", type=path, required=True, metavar="STORE", help="the folder of the engine store")
     verb.add_argument("--precision", choices=("fp32", "fp16"), default="fp32", help="fp32 for the CPU, fp16 for GPUs")
     verb.add_argument("--skips", default="all", help='clip skips to export, such as "1,2" or "1-4" (default: all)')
     verb.add_argument("--recommended-clip-skip", metavar="N", help="what requests get that say nothing (default: 1)")
     text = "what the U-Net predicts (default: what the checkpoint says, else epsilon)"
     verb.add_argument("--prediction", choices=("epsilon", "v_prediction"), help=text)
-    verb.add_argument("--vae", type=Path, metavar="FILE", help="another VAE: a file, or a diffusers folder")
+    verb.add_argument("--vae", type=path, metavar="FILE", help="another VAE: a file, or a diffusers folder")
     verb.set_defaults(run=export)
     text = "Build the engines of a target from the graphs of a store. TensorRT-RTX builds without a GPU."
     verb = store_verb(verbs, build, "graphs -> TensorRT engines", text)
@@ -67,7 +67,8 @@ def export(args: argparse.Namespace) -> Outcome:
         with output.stages() as say:
             manifest = run(args.checkpoint, args.out, progress=say, **settings)
     except ImportError as error:
-        raise BackendUnavailable(f"exporting needs {error.name}", hint="pip install 'clipskip[export]'") from error
+        hint = f"{hints.install('.[export]')}, in the folder of clipskip's source"
+        raise BackendUnavailable(f"exporting needs {error.name}", hint=hint) from error
     seal = report.seal(args.out)
     facts = {"store": str(args.out), "model": manifest.model.name, "manifest_sha256": seal}
     return Outcome(facts, f"{args.out}: {manifest.model.name}\nmanifest SHA-256: {seal}")

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from clipskip.engines import files
+from clipskip.engines import files, hints
 from clipskip.engines.manifest import Role
 from clipskip.engines.store import Store
 from clipskip.errors import EngineCorrupt, EngineIncompatible, EngineMissing, ManifestError, StorageError
@@ -77,7 +77,7 @@ def test_a_damaged_artefact_is_refused_with_the_command_that_rebuilds_it(root, s
     with pytest.raises(EngineCorrupt, match=message) as caught:
         look(root)
     assert caught.value.exit_status == 4
-    assert caught.value.hint == f"clipskip export CHECKPOINT --out {root} --precision fp32"
+    assert caught.value.hint == f"{hints.clipskip()} export CHECKPOINT --out {root} --precision fp32"
 
 
 def test_a_damaged_tokenizer_is_refused(root):
@@ -135,7 +135,7 @@ def test_a_store_that_is_not_there_is_missing(tmp_path, name):
 def test_an_artefact_that_was_not_built_is_missing_with_the_command_that_builds_it(root):
     with pytest.raises(EngineMissing, match="no step for tensorrt at fp16") as caught:
         Store(root).find(Role("step"), "tensorrt", "fp16")
-    assert caught.value.hint == f"clipskip build {root} --target tensorrt"
+    assert caught.value.hint == f"{hints.clipskip()} build {root} --target tensorrt"
 
 
 def test_an_artefact_of_another_model_is_incompatible(root, workshop):
@@ -153,7 +153,7 @@ def test_a_bad_manifest_names_its_path_its_field_and_the_remedy(root):
         Store(root).manifest()
     assert caught.value.field == "manifest.artefacts[0].files[0].path"
     assert caught.value.path == str(root / "manifest.json")
-    assert "rebuild it: clipskip export" in caught.value.hint
+    assert f"rebuild it: {hints.clipskip()} export" in caught.value.hint
 
 
 def test_a_manifest_of_a_newer_clipskip_asks_for_an_upgrade(root):

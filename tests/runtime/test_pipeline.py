@@ -64,7 +64,8 @@ def test_a_list_of_no_requests_gives_no_results(pipe):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"clipskip": 2}, "unknown field 'clipskip'"),
+        ({"clip_skpi": 2}, "unknown field 'clip_skpi'"),
+        ({"cfg": 2, "guidance_scale": 2}, "cfg is given twice"),
         ({"clip_skip": 14}, "clip_skip must be 1..13"),
         ({"width": 4096, "height": 1024}, "width 4096 is outside 64..2048"),
         ({"clip_skip": 1, "clip_skip_diffusers": 0}, "two numberings"),

@@ -53,7 +53,7 @@ def test_null_means_the_default(name: str) -> None:
         ("guidence", "cfg"),
         ("clip_skp", "clip_skip"),
         ("Steps", "steps"),
-        ("negative", "negative_prompt"),
+        ("negativ", "negative_prompt"),
         ("heigth", "height"),
     ],
 )

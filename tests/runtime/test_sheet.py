@@ -32,7 +32,7 @@ def test_an_axis_that_means_nothing_is_refused(text):
 
 def test_an_unknown_field_is_refused_with_the_closest_one():
     with pytest.raises(RequestError) as caught:
-        parse_axis("clipskip=1")
+        parse_axis("clipskpi=1")
     assert "clip_skip" in caught.value.hint
 
 
