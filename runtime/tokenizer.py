@@ -101,8 +101,9 @@ for _kind, _ranges in _NEWER.items():
 class Tokenizer:
     """Equal to transformers' CLIPTokenizer (5.x) on every text; compared by identity, safe to share between threads.
 
-    What is a letter Python's `unicodedata` says, and of characters newer than Python 3.11's the table above. Tokens
-    added to CLIP's are those of vocab.json that no merge makes; texts may write them in any case.
+    What is a letter Python's `unicodedata` says, and of characters newer than Python 3.11's the table above (3.10 takes
+    the few of Unicode 14 for punctuation). Tokens added to CLIP's are those of vocab.json that no merge makes; a text
+    may write them in any case.
     """
 
     bos: int
