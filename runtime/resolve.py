@@ -17,7 +17,7 @@ from .fields import shown, whole_clip_skip
 from .inversions import Inversions
 from .noise import LARGEST_SEED, image_seeds
 from .prompt import check_text, networks, parts
-from .prompt.parts import Text, without_comments
+from .prompt.parts import Text
 from .request import FIELDS, Request, check_types
 from .samplers import SAMPLERS, Sampler
 from .schedules import SCHEDULES
@@ -119,7 +119,7 @@ def _checked(request: Request, model: ModelFacts) -> Request:
     request = check_types(request)
     choices: dict[str, Any] = {}
     for name in ("prompt", "negative_prompt"):
-        choices[name] = without_comments(check_text(getattr(request, name), name))
+        choices[name] = parts.without_comments(check_text(getattr(request, name), name))
     for kind, arguments in networks(choices["prompt"])[1]:
         if kind.lower() in NETWORK_KINDS:  # they change the networks: without them it would be another picture
             message = f"the prompt asks for <{kind}:{arguments}>, and networks cannot be changed by a request"

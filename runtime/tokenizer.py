@@ -8,7 +8,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from heapq import heappop, heappush
 from html.entities import html5
 from pathlib import Path
@@ -101,8 +101,9 @@ for _kind, _ranges in _NEWER.items():
 class Tokenizer:
     """Equal to transformers' CLIPTokenizer (5.x) on every text; compared by identity, safe to share between threads.
 
-    What is a letter Python's `unicodedata` says, and of characters newer than Python 3.11's the table above. Tokens
-    added to CLIP's are those of vocab.json that no merge makes; texts may write them in any case.
+    What is a letter Python's `unicodedata` says, and of characters newer than Python 3.11's the table above (3.10 takes
+    the few of Unicode 14 for punctuation). Tokens added to CLIP's are those of vocab.json that no merge makes; a text
+    may write them in any case.
     """
 
     bos: int
@@ -137,7 +138,7 @@ class Tokenizer:
         whole = {**added, BOS: ids[BOS], EOS: ids[EOS]}
         longest_first = sorted(map(re.escape, added.keys() - {BOS, EOS}), key=len, reverse=True)
         pattern = re.compile(f"({'|'.join(longest_first) or '(?!)'})")
-        word = _BytePairs(ids, {pair: rank for rank, pair in enumerate(pairs)}).word
+        word = partial(_byte_pairs, ids, {pair: rank for rank, pair in enumerate(pairs)})
         remembered = lru_cache(REMEMBERED)(word)
         return cls(ids[BOS], ids[EOS], ids[EOS], ids.get(",</w>"), len(ids), whole, pattern, word, remembered)
 
@@ -174,39 +175,32 @@ def _read(vocab: Path, merges: Path) -> tuple[dict[str, int], list[tuple[str, st
     return ids, pairs
 
 
-@dataclass(frozen=True, eq=False)
-class _BytePairs:
-    """The ids of tokens, and the ranks of the pairs that are merged."""
+def _byte_pairs(ids: Mapping[str, int], ranks: Mapping[tuple[str, str], int], word: str) -> tuple[int, ...]:
+    """The ids of one word: of all pairs of neighbours the first in rank is merged, as long as there is one.
 
-    ids: Mapping[str, int]
-    ranks: Mapping[tuple[str, str], int]
+    The pairs are in a heap, so that the time is n log n in the letters.
+    """
+    symbols = [*word.encode("utf-8", "surrogatepass").decode("latin-1").translate(_BYTES)]
+    symbols[-1] += "</w>"
+    count, heap = len(symbols), list[tuple[int, int]]()
+    before, after = [*range(-1, count - 1)], [*range(1, count + 1)]  # places of the neighbours that are left
 
-    def word(self, word: str) -> tuple[int, ...]:
-        """The ids of one word: of all pairs of neighbours the first in rank is merged, as long as there is one.
+    def offer(left: int) -> None:
+        if left >= 0 and after[left] < count:
+            rank = ranks.get((symbols[left], symbols[after[left]]))
+            if rank is not None:
+                heappush(heap, (rank, left))
 
-        With a heap of pairs, so that the time is n log n in the letters.
-        """
-        symbols = [*word.encode("utf-8", "surrogatepass").decode("latin-1").translate(_BYTES)]
-        symbols[-1] += "</w>"
-        count, heap = len(symbols), list[tuple[int, int]]()
-        before, after = [*range(-1, count - 1)], [*range(1, count + 1)]  # places of the neighbours that are left
-
-        def offer(left: int) -> None:
-            if left >= 0 and after[left] < count:
-                rank = self.ranks.get((symbols[left], symbols[after[left]]))
-                if rank is not None:
-                    heappush(heap, (rank, left))
-
-        for place in range(count):
-            offer(place)
-        while heap:
-            rank, left = heappop(heap)
-            right = after[left]
-            if right < count and self.ranks.get((symbols[left], symbols[right])) == rank:  # else it was merged already
-                symbols[left], symbols[right] = symbols[left] + symbols[right], ""
-                after[left] = after[right]
-                if after[left] < count:
-                    before[after[left]] = left
-                offer(before[left])
-                offer(left)
-        return tuple(self.ids.get(symbol, self.ids[EOS]) for symbol in symbols if symbol)
+    for place in range(count):
+        offer(place)
+    while heap:
+        rank, left = heappop(heap)
+        right = after[left]
+        if right < count and ranks.get((symbols[left], symbols[right])) == rank:  # else it was merged already
+            symbols[left], symbols[right] = symbols[left] + symbols[right], ""
+            after[left] = after[right]
+            if after[left] < count:
+                before[after[left]] = left
+            offer(before[left])
+            offer(left)
+    return tuple(ids.get(symbol, ids[EOS]) for symbol in symbols if symbol)
