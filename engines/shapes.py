@@ -101,12 +101,19 @@ def kept_layers(skips: Iterable[float], layers: int) -> list[int]:
     """
     for skip in skips:
         if isinstance(skip, bool) or not isinstance(skip, Real) or not 1 <= skip < layers + 2:
-            raise RequestError(
-                f"clip_skip must be 1..{layers + 1}, not {reprlib.repr(skip)}: it counts from 1 "
-                "(the last layer, diffusers' None or 0); 2 is the penultimate (diffusers' 1)",
-                field="clip_skip", hint=f"clip_skip_diffusers takes diffusers' own numbers, 0..{layers}",
-            )  # fmt: skip
+            raise no_clip_skip("clip_skip", reprlib.repr(skip), layers)
     return sorted({layers + 1 - math.floor(skip) for skip in skips})
+
+
+def no_clip_skip(field: str, shown: str, layers: int) -> RequestError:
+    """The RequestError for a value, as `shown`, that is no clip skip of `layers` layers in the field's numbering."""
+    first, meaning = 1, "it counts from 1 (the last layer, diffusers' None or 0); 2 is the penultimate (diffusers' 1)"
+    hint = f"clip_skip_diffusers takes diffusers' own numbers, 0..{layers}"
+    if field == "clip_skip_diffusers":
+        first, meaning = 0, "it counts from 0 (the last layer, clip_skip 1); 1 is the penultimate (clip_skip 2)"
+        hint = f"clip_skip is the same setting counted from 1: 1..{layers + 1}"
+    message = f"{field} must be {first}..{layers + first}, not {shown}: {meaning}"
+    return RequestError(message, field=field, hint=hint)
 
 
 def longest_common(chunks: int) -> int:

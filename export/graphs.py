@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -50,7 +51,7 @@ class Text(nn.Module):
 class Upsample(nn.Module):
     """diffusers' upsampler to a given size, without the branches on sizes that torch cannot trace."""
 
-    def __init__(self, upsampler: nn.Module) -> None:
+    def __init__(self, upsampler: Any) -> None:
         super().__init__()
         self.conv = upsampler.conv
 

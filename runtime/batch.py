@@ -7,7 +7,6 @@ batch (`rows`, `mix`) are known by name. Knows nothing of prompts, pictures and 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -69,8 +68,7 @@ class Image:
 
     def unit(self, latents: Array) -> Array:
         """Latents as they are after `call` calls, at unit variance."""
-        sigma = 0.0 if self.done else self.table[self.call].sigma
-        return np.asarray(latents * np.float32(1 / math.sqrt(sigma**2 + 1)))
+        return np.asarray(latents * np.float32(1.0 if self.done else self.table[self.call].c_in))
 
 
 def bucket(count: int, most: int) -> int:
@@ -137,7 +135,7 @@ class Batch:
         for image in finished:
             slot = self._slots.index(image)
             image.latents = (self._loop.read(STATE, slot) if states is None else states[slot])[0]
-            self._leave(image)
+        self._leave(finished)
         for image in images:
             image.call += 1  # last, for other threads look at it
 
@@ -146,7 +144,7 @@ class Batch:
         if image in self._joining:
             self._joining.remove(image)
         else:
-            self._leave(image)
+            self._leave([image])
 
     def latents(self, image: Image) -> Array:
         """An image as it is now, at unit variance; waits for the device."""
@@ -219,10 +217,11 @@ class Batch:
         array[place] = value
         self._changed.add(name)
 
-    def _leave(self, image: Image) -> None:
-        """Free the image's places; an empty slot remembers nothing."""
-        slot = self._slots.index(image)
-        self._slots[slot] = None
-        self._rows = [None if member is not None and member[0] is image else member for member in self._rows]
-        self._put("update", slot, 0.0)
-        self._lay_out()
+    def _leave(self, images: Sequence[Image]) -> None:
+        """Free the images' places; an empty slot remembers nothing."""
+        for slot in map(self._slots.index, images):
+            self._slots[slot] = None
+            self._put("update", slot, 0.0)
+        self._rows = [None if member is not None and member[0] in images else member for member in self._rows]
+        if images:
+            self._lay_out()

@@ -165,10 +165,14 @@ class Driver:
             if not isinstance(error, Exception):
                 raise
 
+    def _fail(self, images: Sequence[Image], error: BaseException, interrupted: str) -> None:
+        """What went wrong is these images'; an interrupt is somebody else's, and `interrupted` says what it ended."""
+        cause = error if isinstance(error, Exception) else Busy(interrupted, hint="try again")
+        self._failures |= dict.fromkeys(images, cause)
+
     def _lose(self, batch: Batch, images: Sequence[Image], error: BaseException) -> None:
         """Give up images of a batch, and the batch with the last of them."""
-        interrupted = Busy("the call of the network that this image shared was interrupted", hint="try again")
-        self._failures |= dict.fromkeys(images, error if isinstance(error, Exception) else interrupted)
+        self._fail(images, error, "the call of the network that this image shared was interrupted")
         if len(images) == len(batch.images):
             self._close(batch)
         else:
@@ -205,8 +209,7 @@ class Driver:
                     self._batches.append(batch)
                 batch.add(image)
             except BaseException as error:
-                interrupted = Busy("the engine was being opened when that was interrupted", hint="try again")
-                self._failures[image] = error if isinstance(error, Exception) else interrupted
+                self._fail([image], error, "the engine was being opened when that was interrupted")
                 if not isinstance(error, Exception):
                     raise
 

@@ -12,6 +12,8 @@ from dataclasses import MISSING, dataclass
 from decimal import Decimal
 from typing import Any
 
+from clipskip.engines.shapes import no_clip_skip
+
 from .errors import RequestError
 
 SD1_LAYERS = 12
@@ -35,7 +37,7 @@ class Kind:
         if (taken := self.take(value)) is not None:
             return taken
         if self is CLIP_SKIP:
-            raise _no_clip_skip(field, value, SD1_LAYERS)
+            raise no_clip_skip(field, shown(value), SD1_LAYERS)
         raise RequestError(f"{field} must be {self.what}, not {shown(value)}", field=field)
 
 
@@ -113,18 +115,8 @@ def whole_clip_skip(field: str, value: float, layers: int) -> int:
     """The clip skip, counted from 1 as in A1111, that `value` of this field means; a fraction is the number below."""
     skip = math.floor(value) + (field == "clip_skip_diffusers")
     if not 1 <= skip <= layers + 1:
-        raise _no_clip_skip(field, value, layers)
+        raise no_clip_skip(field, shown(value), layers)
     return skip
-
-
-def _no_clip_skip(field: str, value: object, layers: int) -> RequestError:
-    first, meaning = 1, "it counts from 1 (the last layer, diffusers' None or 0); 2 is the penultimate (diffusers' 1)"
-    hint = f"clip_skip_diffusers takes diffusers' own numbers, 0..{layers}"
-    if field == "clip_skip_diffusers":
-        first, meaning = 0, "it counts from 0 (the last layer, clip_skip 1); 1 is the penultimate (clip_skip 2)"
-        hint = f"clip_skip is the same setting counted from 1: 1..{layers + 1}"
-    message = f"{field} must be {first}..{layers + first}, not {shown(value)}: {meaning}"
-    return RequestError(message, field=field, hint=hint)
 
 
 def shown(value: object) -> str:

@@ -27,6 +27,7 @@ from . import files
 from .errors import CheckpointError, ManifestError, RequestError, StorageError
 from .fields import written
 from .request import FIELDS, Request
+from .resolve import split_schedule
 
 SCHEMA = 1
 FORMATS = ("PNG", "JPEG", "WEBP")
@@ -41,7 +42,6 @@ _EXIF_IFD, _USER_COMMENT = 0x8769, 0x9286
 _PLAIN = {field.infotext: name for name, field in FIELDS.items() if field.infotext}
 _KNOWN = {*_PLAIN, "Size", "Sampler", "Schedule type", "RNG"}
 _RNGS = {"nv": "nv", "gpu": "nv", "cuda": "nv"}  # all others: "cpu"
-_SCHEDULES_IN_NAMES = {"karras", "exponential", "polyexponential"}
 _CAPITALS = {"sgm": "SGM", "kl": "KL", "ddim": "DDIM"}
 _SETTING = re.compile(r'(?:^|,) *([A-Za-z][\w /-]{0,60}): *("(?:[^"\\]|\\.)*"(?= *(?:,|$))|[^,]*)')
 
@@ -118,7 +118,8 @@ def parameters(request: Request, model: ModelFacts) -> str:
         settings.append(plain["clip_skip"])
     if request.negative_clip_skip not in (None, request.clip_skip):
         settings.append(plain["negative_clip_skip"])
-    rare = [name for name in ("emphasis", "pad_cond_uncond") if getattr(request, name) != FIELDS[name].default]
+    rare = ["emphasis", "pad_cond_uncond", "eta_noise_seed_delta"]
+    rare = [name for name in rare if getattr(request, name) != FIELDS[name].default]
     settings += [("RNG", request.rng.upper()), *(plain[name] for name in rare), ("Version", "clipskip")]
     quoted = {
         name: json.dumps(text, ensure_ascii=False) if set(text) & set(',:\n"') else text for name, text in settings
@@ -146,12 +147,10 @@ def read_parameters(text: str) -> Request:
     fields = {"prompt": "\n".join(lines[:first]), "negative_prompt": negative, "clip_skip": "1"}
     fields |= {_PLAIN[name]: value for name, value in known.items() if name in _PLAIN}
     if (sampler := known.get("Sampler")) is not None:
-        name, _, suffix = sampler.rpartition(" ")
         schedule = known.get("Schedule type")
-        if schedule is None and name and suffix.lower() in _SCHEDULES_IN_NAMES:  # as before 1.9
-            sampler, schedule = name, suffix
-        if schedule is None:
-            schedule = "uniform" if sampler.lower().startswith("dpm") else "automatic"
+        if schedule is None:  # as before 1.9
+            sampler, suffix = split_schedule(sampler)
+            schedule = suffix or ("uniform" if "dpm" in sampler.lower() else "automatic")
         fields |= {"sampler": sampler, "schedule": "_".join(schedule.lower().split())}
     if "Size" in known:
         fields["width"], _, fields["height"] = known["Size"].partition("x")

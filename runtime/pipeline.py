@@ -30,11 +30,11 @@ from .engine_cache import EngineCache
 from .errors import EngineIncompatible, NumericalError, RequestError
 from .fields import FLAG, at_least, shown
 from .inversions import Inversions, check_names
-from .noise import image_seeds, initial
+from .noise import LARGEST_SEED, SOURCES, image_seeds, initial
 from .request import Request, canonical
 from .resolve import Limits, Resolved, resolve
-from .samplers import table
-from .schedules import NoiseModel, sigmas
+from .samplers import plan
+from .schedules import NoiseModel
 from .tokenizer import Tokenizer
 
 LATENT_CHANNELS = 4
@@ -215,12 +215,13 @@ class Pipeline:
     def _images(self, resolved: Resolved, rows: Sequence[NetworkRow]) -> Iterator[Image]:
         """The images of one request: they share everything but their noise."""
         request = resolved.request
-        levels = sigmas(resolved.schedule, request.steps, self._noise_model)
-        calls = table(resolved.sampler, levels, self._noise_model)
+        scale, calls = plan(resolved.sampler, resolved.schedule, request.steps, self._noise_model)
         shape = LATENT_CHANNELS, resolved.height // LATENT, resolved.width // LATENT
         for seed, subseed in resolved.seeds:
             start, noise = initial(seed, shape, request.rng, subseed, request.subseed_strength)
-            yield Image(calls, rows, start * np.float32(levels[0]), noise, resolved.chunks, NOT_MASKED)
+            if request.eta_noise_seed_delta:
+                noise = SOURCES[request.rng]((seed + request.eta_noise_seed_delta) & LARGEST_SEED)
+            yield Image(calls, rows, start * np.float32(scale), noise, resolved.chunks, NOT_MASKED)
 
     def _previews(self, images: Sequence[Image], done: int) -> list[PIL.Image.Image]:
         return [self._picture(each, f"the latents after call {done}") for each in self._driver.latents(images)]

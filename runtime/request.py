@@ -27,11 +27,13 @@ class Request:
     """One picture, or `batch` pictures that differ only in their seed. Conventions are AUTOMATIC1111's (1.10).
 
     None means the default, for every field but the prompt. Beside what each row says: prompts have up to 64 KiB each,
-    in the grammar of `clipskip.prompt`; the negative is without AND, and not used at a cfg of 1 and below (unless AND
-    needs it). A fraction of a clip skip counts as the whole number below it; the default is the model's recommended
-    one. Image i of a batch has seed + i, or subseed + i where subseed_strength is above 0. Names of samplers and
-    schedules are matched without case, spaces and punctuation; "DPM++ 2M Karras" names both. Sizes are multiples of 64
-    that the engines were built for. `check_types` checks types, `resolve` ranges.
+    in the grammar of `clipskip.prompt`; the negative is without AND, and not used at a cfg of 1 (unless AND needs it),
+    as the prompt is not at 0. A fraction of a clip skip counts as the whole number below it; the default is the model's
+    recommended one. Image i of a batch has seed + i, or subseed + i where subseed_strength is above 0. Names of
+    samplers and schedules are matched without case, spaces and punctuation; "DPM++ 2M Karras" names both, and those of
+    k-diffusion, ComfyUI and diffusers are known. DDIM takes 2 steps to as many as the model was trained on. Sizes are
+    multiples of 8 (of 64 in stores made before) that the engines were built for. `check_types` checks types, `resolve`
+    ranges.
     """
 
     prompt: str
@@ -57,7 +59,10 @@ class Request:
     subseed_strength: float = setting(
         0.0, "how far it goes, 0..1", "variation_strength", low=0, high=1, infotext="Variation seed strength"
     )
-    steps: int = setting(20, "default 20", "num_inference_steps", low=1, high=1000, infotext="Steps")
+    eta_noise_seed_delta: int = setting(
+        0, "added to the seed for the noise of the steps, not for the first noise", "ensd", infotext="ENSD"
+    )
+    steps: int = setting(20, "default 20", "num_inference_steps", low=1, high=10_000, infotext="Steps")
     cfg: float = setting(
         7.0,
         "guidance scale, default 7",

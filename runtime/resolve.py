@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -28,9 +29,25 @@ DEEP_CLIP_SKIPS = ((2, "pictures tend to look like those of a low guidance"), (5
 NETWORK_KINDS = ("lora", "lyco", "locon", "hypernet")
 UNBOUNDED = AxisRange(1, 1, 2**31 - 1)
 
-# Names that other programs use for the same things, after `_key`.
-SAMPLER_ALIASES = {"eulerancestral": "eulera", "dpmpp2m": "dpm2m", "dpmpp2msde": "dpm2msde"}
-SCHEDULE_ALIASES = {"sgm": "sgmuniform"}
+# Names that other programs use for the same things, and what comes closest to those of A1111 that are missing here;
+# samplers' after `_sampler_key`, schedules' after `_key`.
+SAMPLER_ALIASES = {"dpmsolvermultistep": "dpm2m"}
+SCHEDULE_ALIASES = {"sgm": "sgmuniform", "ka": "karras", "k": "karras", "discrete": "uniform", "default": "automatic"}
+CLOSEST_SAMPLERS = {
+    **dict.fromkeys(
+        ("lms", "dpmfast", "dpmadaptive", "unipc", "unipcmultistep", "dpmsolver", "deismultistep"), "DPM++ 2M"
+    ),
+    **dict.fromkeys(("dpmsde", "dpm3msde", "dpm2msdeheun", "dpmsolversde"), "DPM++ 2M SDE"),
+    **dict.fromkeys(("dpm2a", "kdpm2a", "dpm2sa", "dpmsolversinglestep", "lcm", "ddpm"), "Euler a"),
+    **dict.fromkeys(("dpm2", "kdpm2", "restart"), "Heun"),
+    **dict.fromkeys(("plms", "pndm", "ddimcfg", "ddiminverse"), "DDIM"),
+}
+CLOSEST_SCHEDULES = {
+    **dict.fromkeys(("normal", "simple", "ddim", "ddimuniform", "beta", "linearquadratic", "turbo"), "uniform"),
+    **dict.fromkeys(("kloptimal", "alignyoursteps"), "karras"),
+    "polyexponential": "exponential",
+}
+_BEFORE, _AFTER = re.compile(r"^(k|sample)[_ ]"), re.compile(r"(discrete)?(scheduler)?(gpu)?$")
 
 
 @dataclass(frozen=True)
@@ -88,23 +105,26 @@ def resolve(
     request: Request, model: ModelFacts, limits: Limits, tokenizer: Tokenizer, inversions: Inversions
 ) -> Resolved:
     """Check every field, fill in every default, parse the prompts. RequestError names the field and what is valid."""
-    typed, request = request, _checked(request, model)
+    typed, request = request, _checked(request)
     skip, negative_skip, notes = _clip_skips(request, model)
     notes += parts.notes(typed, request)
     request = replace(request, clip_skip=skip, clip_skip_diffusers=None, negative_clip_skip=negative_skip)
     layers, negative_layers = model.layers + 1 - skip, model.layers + 1 - negative_skip
-    sampler, schedule = _sampler_and_schedule(request)
+    sampler, schedule, timesteps = _sampler_and_schedule(request, model)
+    notes += timesteps
     width, height = _size(request, model, limits)
     request = replace(request, sampler=sampler.name, schedule=schedule, width=width, height=height)
     varied = request.subseed_strength or request.subseed is not None
+    if abs(request.eta_noise_seed_delta) > LARGEST_SEED:
+        message = f"eta_noise_seed_delta must be within 2^64-1 of 0, not {request.eta_noise_seed_delta}"
+        raise RequestError(message, field="eta_noise_seed_delta")
     seed, subseed = _seed("seed", request.seed), _seed("subseed", request.subseed) if varied else None
     request = replace(request, seed=seed, subseed=subseed)
     seeds = tuple(image_seeds(seed, subseed, request.subseed_strength, request.batch))
     spans = tuple(inversions.spans.items())
     texts = parts.parse(request, request.steps * sampler.calls_per_step, (layers, negative_layers), tokenizer, spans)
     limits.check_texts(texts)
-    if request.cfg <= 1 and request.negative_prompt and len(texts) == 1:
-        notes.append(f"the negative prompt is not used at cfg {request.cfg:g}: guidance needs a cfg above 1")
+    notes += parts.unused(request)
     if request.pad_cond_uncond:
         texts = parts.padded(texts, tokenizer)
     texts, padding = parts.joined(texts, limits.chunks, tokenizer)
@@ -114,7 +134,7 @@ def resolve(
     )
 
 
-def _checked(request: Request, model: ModelFacts) -> Request:
+def _checked(request: Request) -> Request:
     """The request with its types, prompts, ranges and choices checked, and choices as they are spelled."""
     request = check_types(request)
     choices: dict[str, Any] = {}
@@ -128,9 +148,8 @@ def _checked(request: Request, model: ModelFacts) -> Request:
     for name, field in FIELDS.items():
         value = getattr(request, name)
         if field.low is not None and field.high is not None:
-            high = min(field.high, model.train_steps) if name == "steps" else field.high
-            if not field.low <= value <= high:
-                raise RequestError(f"{name} must be {field.low:g}..{high:g}, not {value:g}", field=name)
+            if not field.low <= value <= field.high:
+                raise RequestError(f"{name} must be {field.low:g}..{field.high:g}, not {value:g}", field=name)
         elif field.choices and value is not None:
             choices[name] = _choice(name, value, field.choices)
     return replace(request, **choices)
@@ -151,41 +170,70 @@ def _clip_skips(request: Request, model: ModelFacts) -> tuple[int, int, list[str
         for name, value in given.items()
         if value != math.floor(value)
     ]
-    if not given.keys() & {"clip_skip", "clip_skip_diffusers"}:
-        notes.append(f"no clip_skip was given: {skip} is used, which the model recommends")
+    if (recommended := model.recommended_clip_skip) > 1:  # 1 is what is noted where nobody recommended anything
+        if not given.keys() & {"clip_skip", "clip_skip_diffusers"}:
+            notes.append(f"no clip_skip was given: {skip} is used, which the model recommends")
+        elif skip != recommended:
+            notes.append(f"clip_skip {skip} is for models trained with it: this one recommends {recommended}")
     used = {"clip_skip": skip} if skip == negative_skip else {"clip_skip": skip, "negative_clip_skip": negative_skip}
     for name, value in used.items():
         notes += [f"{name} {value}: above {limit} {what}" for limit, what in DEEP_CLIP_SKIPS if value > limit]
     return skip, negative_skip, notes
 
 
-def _sampler_and_schedule(request: Request) -> tuple[Sampler, str]:
+def _sampler_and_schedule(request: Request, model: ModelFacts) -> tuple[Sampler, str, list[str]]:
     """A sampler's name may end in its schedule's, as in "DPM++ 2M Karras"; an explicit schedule must agree with it."""
-    if _key(request.sampler) == "dpmadaptive":
-        message = "DPM adaptive chooses its steps while it runs, and every sampler here is a table made beforehand"
-        raise RequestError(message, field="sampler", hint="'DPM++ 2M' is the closest one")
-    name, suffix = request.sampler, None
-    for schedule in sorted(SCHEDULES, key=len):
-        words = request.sampler.replace("_", " ").rsplit(None, len(schedule.split("_")))
-        if len(words) > 1 and _key("".join(words[1:])) == _key(schedule):
-            name, suffix = words[0], schedule
+    name, suffix = split_schedule(request.sampler)
     samplers = {sampler.name: sampler for sampler in SAMPLERS}
-    sampler = samplers[_choice("sampler", name, samplers, SAMPLER_ALIASES)]
-    schedule = _choice("schedule", request.schedule, ("automatic", *SCHEDULES), SCHEDULE_ALIASES)
-    if suffix and schedule not in ("automatic", suffix):
+    sampler = samplers[_choice("sampler", name, samplers, SAMPLER_ALIASES, CLOSEST_SAMPLERS)]
+    schedules = ("automatic", *SCHEDULES)
+    schedule, suffix = (
+        _choice("schedule", name, schedules, SCHEDULE_ALIASES, CLOSEST_SCHEDULES)
+        for name in (request.schedule, suffix or "automatic")
+    )
+    if schedule not in (suffix, "automatic") and suffix != "automatic":
         message = f"sampler {request.sampler!r} names the schedule {suffix}, and schedule says {schedule}"
         raise RequestError(message, field="schedule", hint="give one of them")
-    return sampler, suffix or (sampler.automatic if schedule == "automatic" else schedule)
+    schedule = suffix if schedule == "automatic" else schedule
+    if sampler.levels is None:
+        return sampler, sampler.automatic if schedule == "automatic" else schedule, []
+    if not 2 <= request.steps <= model.train_steps:
+        message = f"steps must be 2..{model.train_steps} for {sampler.name}, not {request.steps}"
+        raise RequestError(message, field="steps")
+    if schedule in ("automatic", sampler.automatic):
+        return sampler, sampler.automatic, []
+    return sampler, sampler.automatic, [f"{sampler.name} has timesteps of its own: schedule {schedule} is not used"]
 
 
-def _choice(field: str, value: str, valid: Iterable[str], aliases: Mapping[str, str] | None = None) -> str:
-    by_key, key = {_key(name): name for name in valid}, _key(value)
-    key = (aliases or {}).get(key, key)
+def split_schedule(sampler: str) -> tuple[str, str | None]:
+    """A sampler's name as programs before A1111 1.9 write it, without its schedule's; and that, if it has one."""
+    keys = {*map(_key, SCHEDULES), *SCHEDULE_ALIASES, *CLOSEST_SCHEDULES} - {"ddim"}  # that is a sampler's as well
+    for count in (3, 2, 1):
+        words = sampler.replace("_", " ").rsplit(None, count)
+        if len(words) > count and _key("".join(words[1:])) in keys:
+            return words[0], " ".join(words[1:])
+    return sampler, None
+
+
+def _choice(
+    field: str, value: str, valid: Iterable[str], aliases: Mapping[str, str] = {}, closest: Mapping[str, str] = {}
+) -> str:
+    """The name among `valid` that `value` means. RequestError, with the closest one."""
+    by_key, key = {_key(name): name for name in valid}, _sampler_key(value) if field == "sampler" else _key(value)
+    key = aliases.get(key, key)
     if key in by_key:
         return by_key[key]
-    close = difflib.get_close_matches(key[:100], by_key, n=1, cutoff=0.5)
     message = f"{field} must be one of {', '.join(by_key.values())}; not {shown(value)}"
+    if key in closest:
+        raise RequestError(message, field=field, hint=f"{closest[key]!r} is the closest one")
+    close = difflib.get_close_matches(key[:100], by_key, n=1, cutoff=0.5)
     raise RequestError(message, field=field, hint=f"did you mean {by_key[close[0]]!r}?" if close else None)
+
+
+def _sampler_key(name: str) -> str:
+    """A1111's name without case, spaces and punctuation, for k-diffusion's, ComfyUI's and diffusers' as well."""
+    key = _AFTER.sub("", _key(_BEFORE.sub("", name.lower())))
+    return key.replace("dpmpp", "dpm").replace("ancestral", "a")
 
 
 def _key(name: str) -> str:

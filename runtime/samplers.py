@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from clipskip.engines.shapes import SLOTS
 
-from .schedules import NoiseModel, Sigmas
+from .schedules import NoiseModel, Sigmas, ddim_levels, sigmas
 
 Vector = npt.NDArray[np.float64]  # coefficients over the slots, the network's output and the noise
 Stage = tuple[float, Sequence[Vector]]  # the noise level the network is asked at, and the new content of the slots
@@ -65,10 +65,14 @@ def euler_ancestral(sigmas: Sigmas, D: Denoised) -> Iterator[Stage]:
 
 
 def ddim(sigmas: Sigmas, D: Denoised) -> Iterator[Stage]:
-    """DDIM at eta 0 (Song et al. 2020, eq. 12), divided by sqrt(abar); in this space it equals Euler's method."""
-    for s, t in pairwise(sigmas):
-        epsilon = (x - D(s)) / s
-        yield s, [D(s) + t * epsilon]
+    """DDIM at eta 0 (Song et al. 2020, eq. 12), divided by sqrt(abar); in this space it equals Euler's method.
+
+    The last level is not 0: what is left is the picture, as it is at unit variance.
+    """
+    for s, t in pairwise(sigmas[:-1]):
+        yield s, [x + (t - s) * (x - D(s)) / s]
+    s, t = sigmas[-2:]
+    yield s, [(x + (t - s) * (x - D(s)) / s) / math.sqrt(t**2 + 1)]
 
 
 def heun(sigmas: Sigmas, D: Denoised) -> Iterator[Stage]:
@@ -112,12 +116,16 @@ def dpmpp_2m_sde(sigmas: Sigmas, D: Denoised) -> Iterator[Stage]:
 
 @dataclass(frozen=True)
 class Sampler:
-    """A solver, the schedule that `automatic` means for it, and its calls of the network per step."""
+    """A solver, the schedule that `automatic` means for it, and its calls of the network per step.
+
+    `levels`: noise levels of its own for n steps, in place of a schedule's; it starts from noise of unit variance.
+    """
 
     name: str
     solve: Callable[[Sigmas, Denoised], Iterator[Stage]]
     automatic: str = "uniform"
     calls_per_step: int = 1
+    levels: Callable[[int, NoiseModel], Sigmas] | None = None
 
 
 SAMPLERS = (
@@ -126,7 +134,7 @@ SAMPLERS = (
     Sampler("Euler a", euler_ancestral),
     Sampler("Euler", euler),
     Sampler("Heun", heun, calls_per_step=2),
-    Sampler("DDIM", ddim),
+    Sampler("DDIM", ddim, levels=ddim_levels),
 )
 
 
@@ -137,8 +145,17 @@ def denoiser(prediction: str) -> Denoised:
     return lambda s: x - s * out
 
 
+def plan(sampler: Sampler, schedule: str, steps: int, model: NoiseModel) -> tuple[float, list[Row]]:
+    """What the first noise is multiplied with, and the table of a request."""
+    if sampler.levels is None:
+        levels = sigmas(schedule, steps, model)
+        return float(levels[0]), table(sampler, levels, model)
+    levels = sampler.levels(steps, model)
+    return math.sqrt(levels[0] ** 2 + 1), table(sampler, levels, model)
+
+
 def table(sampler: Sampler, sigmas: Sigmas, model: NoiseModel) -> list[Row]:
-    """One row per call of the network, for decreasing noise levels that end in 0."""
+    """One row per call of the network, for falling noise levels; they end in 0 unless they are the sampler's own."""
     rows = []
     for sigma, content in sampler.solve(sigmas, denoiser(model.prediction)):
         update = np.zeros((SLOTS, SLOTS + 2))

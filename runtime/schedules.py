@@ -70,6 +70,15 @@ def sgm_uniform(n: int, model: NoiseModel) -> Sigmas:
     return model.sigma(np.linspace(model.steps - 1, 0, n + 1)[:-1])
 
 
+def ddim_levels(n: int, model: NoiseModel) -> Sigmas:
+    """The levels of DDIM's timesteps in A1111 (and CompVis): every (steps // n)-th from 1 on, the last one first.
+
+    There may be more or fewer of them than n, and each but the last is a call: n = 30 gives 30 calls, n = 20 gives 19.
+    """
+    timesteps = np.arange(0, model.steps, model.steps // n) + 1
+    return model.sigma(np.minimum(timesteps, model.steps - 1)[::-1])
+
+
 SCHEDULES: dict[str, Callable[[int, NoiseModel], Sigmas]] = {
     "uniform": uniform,
     "karras": karras,

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from reference_solvers import SCHEDULES, SOLVERS, Array, Denoiser, Diffusion
+from reference_solvers import SCHEDULES, SOLVERS, Array, Denoiser, Diffusion, ddim_levels
 from reference_text import Part, TextReference, plain
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -28,6 +28,7 @@ class Wanted:
     clip_skip: int = 1
     negative_clip_skip: int | None = None
     seed: int = 0
+    ensd: int = 0
     steps: int = 20
     cfg: float = 7.0
     sampler: str = "Euler"
@@ -59,10 +60,12 @@ class Reference:
     def latents(self, wanted: Wanted | Sequence[Wanted]) -> Array:
         """[B, 4, h, w] at the end of the loop, for pictures of one group."""
         batch = [wanted] if isinstance(wanted, Wanted) else list(wanted)
-        sigmas = np.stack([SCHEDULES[one.schedule](self.diffusion, one.steps) for one in batch], axis=1)
-        sigmas = sigmas[:, :, None, None, None]
+        own = batch[0].sampler == "DDIM"
+        levels = [(ddim_levels if own else SCHEDULES[one.schedule])(self.diffusion, one.steps) for one in batch]
+        sigmas = np.stack(levels, axis=1)[:, :, None, None, None]
         noise = noise_of(batch)
-        return SOLVERS[batch[0].sampler](self.denoiser(batch), noise() * sigmas[0], sigmas, noise)
+        start = noise() * (1 if own else sigmas[0])
+        return SOLVERS[batch[0].sampler](self.denoiser(batch), start, sigmas, noise)
 
     def pictures(self, wanted: Iterable[Wanted]) -> list[np.ndarray]:
         """[height, width, 3] uint8 of each, in order."""
@@ -108,7 +111,7 @@ class Reference:
 
     def sides(self, one: Wanted) -> list[tuple[float, Callable[[int], np.ndarray]]]:
         """(weight, call -> context) of each U-Net row, of its own length: guided = u + sum of w * cfg * (c - u)."""
-        if one.cfg <= 1:
+        if one.cfg == 1:
             return [(part.weight, self._picker(part, one.clip_skip, one.emphasis)) for part in one.parts]
         negative = plain(one.negative) if isinstance(one.negative, str) else one.negative
         skip = one.negative_clip_skip or one.clip_skip
@@ -122,10 +125,15 @@ class Reference:
 
 
 def noise_of(batch: Sequence[Wanted]) -> Callable[[], Array]:
-    """Draws for the whole batch, each image from its own torch generator."""
+    """Draws for the batch, each image from its own torch generator; all but the first from that of seed + ensd."""
     generators = [torch.Generator("cpu").manual_seed(one.seed) for one in batch]
+    later = [
+        torch.Generator("cpu").manual_seed(one.seed + one.ensd) if one.ensd else g
+        for one, g in zip(batch, generators, strict=True)
+    ]
     shape = (4, batch[0].height // 8, batch[0].width // 8)
-    return lambda: np.stack([torch.randn(shape, generator=g).double().numpy() for g in generators])
+    turns = iter([generators])
+    return lambda: np.stack([torch.randn(shape, generator=g).double().numpy() for g in next(turns, later)])
 
 
 def load(checkpoint: Path) -> Reference:

@@ -68,6 +68,13 @@ def exponential(model: Diffusion, n: int) -> Array:
     return np.append(np.exp(np.linspace(np.log(model.levels[-1]), np.log(model.levels[0]), n)), 0.0)
 
 
+def ddim_levels(model: Diffusion, n: int) -> Array:
+    """The noise levels that AUTOMATIC1111's DDIM visits: its loop goes down to, but not into, the first timestep."""
+    count = model.levels.size
+    timesteps = [min(t + 1, count - 1) for t in range(0, count, count // n)]
+    return model.levels[timesteps[::-1]]
+
+
 SCHEDULES: dict[str, Callable[[Diffusion, int], Array]] = {
     "uniform": uniform,
     "karras": karras,
@@ -107,9 +114,12 @@ def euler_ancestral(denoise: Denoiser, x: Array, sigmas: Array, noise: Noise) ->
 
 
 def ddim(denoise: Denoiser, x: Array, sigmas: Array, noise: Noise) -> Array:
-    """Song et al. 2021, equation 12 with eta 0, in its own variables: z = sqrt(abar) x, abar = 1/(1 + sigma^2)."""
+    """Song et al. 2021, equation 12 with eta 0, in its own variables: z = sqrt(abar) x, abar = 1/(1 + sigma^2).
+
+    Here x is already z, and so is what it ends with.
+    """
     abar = 1 / (1 + sigmas**2)
-    z = np.sqrt(abar[0]) * x
+    z = x
     for a, a_next, s in zip(abar[:-1], abar[1:], sigmas[:-1], strict=True):
         x0 = denoise(z / np.sqrt(a), s)
         e = (z - np.sqrt(a) * x0) / np.sqrt(1 - a)

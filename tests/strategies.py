@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from clipskip.request import Request
 
-WHOLE_FIELDS = ["seed", "subseed", "steps", "width", "height", "batch", "comma_backtrack"]
+WHOLE_FIELDS = ["seed", "subseed", "steps", "width", "height", "batch", "comma_backtrack", "eta_noise_seed_delta"]
 FRACTION_FIELDS = ["cfg", "subseed_strength"]
 DEPTH_FIELDS = ["clip_skip", "clip_skip_diffusers", "negative_clip_skip"]
 TEXT_FIELDS = ["prompt", "negative_prompt", "sampler", "schedule", "rng", "emphasis", "compat"]

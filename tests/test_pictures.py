@@ -143,6 +143,26 @@ def test_the_negative_prompt_can_have_a_depth_of_its_own(pipe: clipskip.Pipeline
     assert distance(*run(pipe, [request(one)]), *truth.pictures([one])) <= LIMIT
 
 
+@pytest.mark.parametrize("steps", [2, 10, 30])
+def test_ddim_equals_the_reference(pipe: clipskip.Pipeline, truth: Reference, steps: int) -> None:
+    one = Wanted(prompt=PROMPTS[0], negative="blue", clip_skip=2, steps=steps, seed=3, cfg=5, sampler="DDIM")
+    assert distance(*run(pipe, [request(one)]), *truth.pictures([one])) <= 1
+
+
+@pytest.mark.parametrize("cfg", [0, 0.5, 1])
+def test_a_cfg_below_1_equals_the_reference(pipe: clipskip.Pipeline, truth: Reference, cfg: float) -> None:
+    one = Wanted(prompt=PROMPTS[0], negative="blue", clip_skip=2, steps=8, seed=3, cfg=cfg)
+    assert distance(*run(pipe, [request(one)]), *truth.pictures([one])) <= 1
+
+
+def test_step_noise_from_another_seed_equals_the_reference(pipe: clipskip.Pipeline, truth: Reference) -> None:
+    one = Wanted(prompt=PROMPTS[0], negative="blue", clip_skip=2, steps=8, seed=2**64 - 5, sampler="Euler a")
+    other = replace(one, seed=7, ensd=31337)
+    made = run(pipe, [request(other, eta_noise_seed_delta=31337), request(one, eta_noise_seed_delta=5 - 2**64)])
+    assert distance(made[0], *truth.pictures([other])) <= LIMIT
+    assert distance(made[1], *truth.pictures([replace(one, ensd=5 - 2**64)])) <= LIMIT
+
+
 @pytest.mark.parametrize(("width", "height"), [(136, 128), (128, 184), (120, 232)])
 def test_sizes_that_the_network_does_not_halve_evenly_equal_the_reference(
     pipe: clipskip.Pipeline, truth: Reference, width: int, height: int

@@ -86,24 +86,39 @@ def notes(typed: Request, request: Request) -> list[str]:
 def parse(
     request: Request, evaluations: int, layers: tuple[int, int], tokenizer: Tokenizer, spans: Spans
 ) -> tuple[Text, ...]:
-    """The parts of the prompt and, where the mix has it, the negative prompt; `layers` are the one's and the other's.
+    """The texts that weigh something: parts of the prompt, the negative prompt; `layers` are the one's and the other's.
 
-    guided = u + sum of weight * cfg * (c - u), so u weighs 1 - cfg * (sum of the weights). `<word:...>` tags are no
-    text of the prompt; in the negative they are. RequestError for weights beyond 10, too many parts or variants.
+    `<word:...>` tags are no text of the prompt; in the negative they are. RequestError for a weight within a text
+    beyond 10, too many parts or variants.
     """
-    scale = max(request.cfg, 1.0)
-    parts = composition(networks(request.prompt)[0], request.compat)
+    parts, rest = _mix(request)
     if len(parts) > MOST_PARTS:
         message = f"the prompt has {len(parts)} parts; {MOST_PARTS} is the limit"
         raise RequestError(message, field="prompt", hint="use fewer AND")
-    rest = 1 - scale * sum(weight for _, weight in parts)
-    weighted = [(text, scale * weight, layers[0]) for text, weight in parts]
-    if abs(rest) > 1e-9:
-        weighted.append((request.negative_prompt, rest, layers[1]))
+    weighted = [(text, weight, layers[0]) for text, weight in parts]
+    weighted = [one for one in (*weighted, (request.negative_prompt, rest, layers[1])) if one[1]]
     how = evaluations, request.emphasis, request.comma_backtrack, tokenizer, spans
     longest = max(len(text) for text, _, _ in weighted)
     variants = _variants if longest * evaluations <= LARGEST_REMEMBERED else _variants.__wrapped__
     return tuple(Text(weight, kept, *variants(text, *how)) for text, weight, kept in weighted)
+
+
+def _mix(request: Request) -> tuple[list[tuple[str, float]], float]:
+    """The parts of the prompt with their weights in the guidance, and the weight of the negative prompt.
+
+    guided = u + sum of weight * cfg * (c - u), so u weighs 1 - cfg * (sum of the weights).
+    """
+    parts = composition(networks(request.prompt)[0], request.compat)
+    rest = 1 - request.cfg * sum(weight for _, weight in parts)
+    return [(text, request.cfg * weight) for text, weight in parts], rest if abs(rest) > 1e-9 else 0.0
+
+
+def unused(request: Request) -> list[str]:
+    """A note for each prompt that was given and weighs nothing."""
+    parts, rest = _mix(request)
+    idle = ["prompt"] if request.prompt and not any(weight for _, weight in parts) else []
+    idle += ["negative prompt"] if request.negative_prompt and not rest else []
+    return [f"the {name} is not used at cfg {request.cfg:g}: it weighs 0 in the guidance" for name in idle]
 
 
 def joined(texts: tuple[Text, ...], most: int, tokenizer: Tokenizer) -> tuple[tuple[Text, ...], list[str]]:

@@ -69,6 +69,13 @@ def test_artefacts_of_an_earlier_model_leave_the_manifest(root, workshop):
         Store(root).find(Role("step"), "tensorrt", "fp16")
 
 
+def test_artefacts_for_another_step_of_sizes_leave_the_manifest(root, workshop):
+    workshop.make(root, workshop.wanted(precision="fp16"), model=workshop.facts(size_step=64))
+    assert identities(root) == {*workshop.wanted(precision="fp16")}
+    workshop.make(root, workshop.wanted(("step",)), model=workshop.facts())
+    assert identities(root) == {*workshop.wanted(("step",))}
+
+
 def test_an_engine_of_a_model_that_was_replaced_meanwhile_is_not_published(root, workshop):
     what = workshop.wanted(("step",), "tensorrt", "fp16")
 

@@ -124,6 +124,7 @@ def test_a_picture_of_a1111_1_10_is_read() -> None:
         height=768,
         rng="cpu",
         emphasis="No norm",
+        eta_noise_seed_delta=31337,
     )
 
 

@@ -1,12 +1,13 @@
 """Every default filled in, every wrong value refused in the same words."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import resolving
 from facts import MODEL, step_artefact
 
-from clipskip import noise
+from clipskip import metadata, noise
 from clipskip.errors import RequestError
 from clipskip.request import FIELDS, Request
 from clipskip.resolve import Limits
@@ -58,8 +59,15 @@ def test_sampler_names_are_matched_without_case_spaces_or_punctuation(given, sam
 
 
 REFUSED = [
-    ({"steps": 0}, "steps", "steps must be 1..1000, not 0"),
-    ({"steps": 1001}, "steps", "steps must be 1..1000, not 1001"),
+    ({"steps": 0}, "steps", "steps must be 1..10000, not 0"),
+    ({"steps": 10_001}, "steps", "steps must be 1..10000, not 10001"),
+    ({"steps": 1001, "sampler": "DDIM"}, "steps", "steps must be 2..1000 for DDIM, not 1001"),
+    ({"steps": 1, "sampler": "DDIM"}, "steps", "steps must be 2..1000 for DDIM, not 1"),
+    (
+        {"eta_noise_seed_delta": 2**64},
+        "eta_noise_seed_delta",
+        "eta_noise_seed_delta must be within 2^64-1 of 0, not 18446744073709551616",
+    ),
     ({"steps": 2.5}, "steps", "steps must be a whole number, not 2.5"),
     ({"steps": "20"}, "steps", "steps must be a whole number, not '20'"),
     ({"steps": True}, "steps", "steps must be a whole number, not True"),
@@ -96,7 +104,7 @@ REFUSED = [
     (
         {"sampler": "DPM adaptive"},
         "sampler",
-        "DPM adaptive chooses its steps while it runs, and every sampler here is a table made beforehand",
+        "sampler must be one of DPM++ 2M, DPM++ 2M SDE, Euler a, Euler, Heun, DDIM; not 'DPM adaptive'",
     ),
     (
         {"sampler": "Euler Karras", "schedule": "exponential"},
@@ -115,7 +123,9 @@ def test_a_wrong_value_is_refused_by_name_with_what_would_be_right(given, field,
 
 LIMIT_VALUES = [
     {"steps": 1},
-    {"steps": 1000},
+    {"steps": 10_000},
+    {"steps": 1000, "sampler": "DDIM"},
+    {"eta_noise_seed_delta": 1 - 2**64},
     {"cfg": 0},
     {"cfg": 100},
     {"batch": 1},
@@ -136,11 +146,19 @@ def test_the_ends_of_a_range_are_in_it(fields):
     assert {name: getattr(found, name) for name in fields} == fields
 
 
-def test_no_more_steps_are_made_than_the_model_was_trained_on():
+def test_ddim_makes_no_more_steps_than_the_model_was_trained_on():
     model = dataclasses.replace(MODEL, train_steps=400)
-    assert resolving.resolved("", steps=400, model=model).request.steps == 400
-    with pytest.raises(RequestError, match=r"steps must be 1\.\.400, not 401"):
-        resolving.resolved("", steps=401, model=model)
+    assert resolving.resolved("", steps=400, sampler="DDIM", model=model).request.steps == 400
+    assert resolving.resolved("", steps=401, model=model).request.steps == 401
+    with pytest.raises(RequestError, match=r"steps must be 2\.\.400 for DDIM, not 401"):
+        resolving.resolved("", steps=401, sampler="DDIM", model=model)
+
+
+def test_ddim_has_no_schedule_and_the_result_says_so():
+    assert resolved(sampler="DDIM", clip_skip=1).notes == ()
+    found = resolved(sampler="DDIM", schedule="karras", clip_skip=1)
+    assert found.notes == ("DDIM has timesteps of its own: schedule karras is not used",)
+    assert found.request.schedule == "uniform"
 
 
 def test_a_subseed_is_kept_and_drawn_only_where_it_is_used():
@@ -149,8 +167,40 @@ def test_a_subseed_is_kept_and_drawn_only_where_it_is_used():
     assert 0 <= resolved(subseed_strength=0.5).request.subseed < 2**32
 
 
-def test_guidance_below_1_counts_as_1():
-    assert [text.weight for text in resolved(cfg=0.5, negative_prompt="x").texts] == [1]
+def weights(**fields):
+    return [text.weight for text in resolved(**fields).texts]
+
+
+def test_the_guidance_is_the_formula_at_every_cfg_and_what_weighs_nothing_is_not_run_d10():
+    assert weights(cfg=0.25, negative_prompt="x") == [0.25, 0.75]
+    assert weights(cfg=0, negative_prompt="x") == weights(cfg=1) == [1]
+    assert weights(cfg=100) == [100, -99]
+    assert weights(cfg=0.5, prompt="a AND b :0 AND c :2") == [0.5, 1, -0.5]
+    assert weights(cfg=0, prompt="a AND b") == weights(cfg=3, prompt="a AND b :-1")[2:] == [1]
+
+
+UNUSED = "the {} is not used at cfg {}: it weighs 0 in the guidance"
+PARTS = [  # (fields, which prompt is not used)
+    ({"cfg": 2}, ""),
+    ({"cfg": 0.5}, ""),
+    ({"cfg": 1}, "negative prompt"),
+    ({"cfg": 0}, "prompt"),
+    ({"cfg": 0, "prompt": ""}, ""),
+    ({"cfg": 0, "prompt": "a AND b"}, "prompt"),
+    ({"cfg": 1, "negative_prompt": ""}, ""),
+    ({"cfg": 1, "prompt": "a AND b"}, ""),
+    ({"cfg": 1, "prompt": "a AND b :-1"}, ""),
+    ({"cfg": 0.5, "prompt": "a AND b"}, "negative prompt"),
+    ({"cfg": 1, "prompt": "a :0.5"}, "negative prompt"),
+    ({"cfg": 1, "prompt": "a :0.5", "compat": "a1111"}, ""),
+    ({"cfg": 2, "prompt": "a :0.5", "compat": "a1111"}, "negative prompt"),
+]
+
+
+@pytest.mark.parametrize(("fields", "name"), PARTS, ids=str)
+def test_a_prompt_that_is_given_and_not_used_is_noted_and_no_other_d10(fields, name):
+    found = resolved(**{"negative_prompt": "x", "clip_skip": 1, **fields}).notes
+    assert found == ((UNUSED.format(name, fields["cfg"]),) if name else ())
 
 
 def test_an_unknown_sampler_is_refused_with_the_closest_one():
@@ -160,10 +210,31 @@ def test_an_unknown_sampler_is_refused_with_the_closest_one():
     assert "DPM++ 2M SDE" in caught.value.message
 
 
-def test_a_negative_prompt_without_guidance_is_noted():
-    assert not [note for note in resolved(cfg=2, negative_prompt="x").notes if "negative prompt" in note]
-    assert [note for note in resolved(cfg=1, negative_prompt="x").notes if "negative prompt" in note]
-    assert not [note for note in resolved(prompt="a AND b", cfg=1, negative_prompt="x").notes if "negative" in note]
+DATA = Path(__file__).parent / "data"
+
+
+def lines(name):
+    return [tuple(line.split("\t")) for line in (DATA / name).read_text().splitlines()]
+
+
+@pytest.mark.parametrize(("name", "sampler", "schedule"), lines("sampler_names.tsv"))
+def test_samplers_have_the_names_of_other_programs(name, sampler, schedule):
+    found = resolved(sampler=name)
+    assert (found.sampler.name, found.schedule) == (sampler, schedule)
+
+
+@pytest.mark.parametrize(("settings", "sampler", "schedule"), lines("sampler_infotexts.tsv"))
+def test_the_names_in_pictures_of_other_programs_are_read(settings, sampler, schedule):
+    text = f"a cup\nSteps: 5, {settings}, CFG scale: 5, Seed: 28,Size: 128x128, model: stable_diffusion"
+    found = resolving.resolved(metadata.read_parameters(text))
+    assert (found.sampler.name, found.schedule) == (sampler, schedule)
+
+
+@pytest.mark.parametrize(("field", "name", "closest"), lines("missing_names.tsv"))
+def test_what_a1111_has_and_is_missing_here_is_refused_with_the_closest_one_d39(field, name, closest):
+    with pytest.raises(RequestError, match=f"{field} must be one of .*; not ") as caught:
+        resolved(**{field: name})
+    assert (caught.value.field, caught.value.hint) == (field, f"{closest!r} is the closest one")
 
 
 def test_a_batch_counts_seeds_up_and_wraps_around():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from reference_solvers import SCHEDULES, SOLVERS, Array, Diffusion
+from reference_solvers import SCHEDULES, SOLVERS, Array, Diffusion, ddim_levels
 
 from clipskip import samplers, schedules
 from clipskip.engines.shapes import SLOTS
@@ -72,9 +72,28 @@ def test_tables_equal_the_papers_solvers(name: str, schedule: str, prediction: s
     random = np.random.default_rng(steps)
     x, noises = random.normal(size=(3, 6)) * sigmas[0], random.normal(size=(2 * steps, 3, 6))
     rows = samplers.table(SAMPLERS[name], sigmas, model)
+    start = x / np.sqrt(sigmas[0] ** 2 + 1) if name == "DDIM" else x
     np.testing.assert_allclose(
-        run_table(rows, x, noises), run_paper(name, diffusion, sigmas, x, noises), rtol=0, atol=1e-10
+        run_table(rows, x, noises), run_paper(name, diffusion, sigmas, start, noises), rtol=0, atol=1e-10
     )
+
+
+@pytest.mark.parametrize(
+    ("steps", "calls"), [(2, 1), (3, 3), (7, 7), (10, 9), (20, 19), (30, 30), (200, 199), (501, 999), (1000, 999)]
+)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_ddim_has_a1111s_timesteps_and_calls_in_variables_of_unit_variance(
+    prediction: str, steps: int, calls: int
+) -> None:
+    diffusion, model = models(prediction)
+    noise = np.random.default_rng(steps).normal(size=(3, 6))
+    scale, rows = samplers.plan(SAMPLERS["DDIM"], "uniform", steps, model)
+    expected = run_paper("DDIM", diffusion, ddim_levels(diffusion, steps), noise, np.zeros((1000, 3, 6)))
+    np.testing.assert_allclose(run_table(rows, noise * scale, np.zeros((1000, 3, 6))), expected, rtol=1e-14, atol=5e-14)
+    assert len(rows) == calls
+    assert scale * rows[0].c_in == pytest.approx(1, abs=1e-15)
+    timesteps = [min(t + 1, 999) for t in range(0, 1000, 1000 // steps)][:0:-1]
+    np.testing.assert_allclose([row.timestep for row in rows], timesteps, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", SOLVERS)

@@ -14,7 +14,7 @@ def test_the_trained_noise_of_sd_spans_the_known_sigmas():
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-@pytest.mark.parametrize("n", [1, 2, 3, 20, 999, 1000])
+@pytest.mark.parametrize("n", [1, 2, 3, 20, 999, 1000, 10_000])
 def test_every_schedule_falls_from_the_largest_sigma_to_zero(name, n):
     levels = sigmas(name, n, MODEL)
     assert len(levels) == n + 1
