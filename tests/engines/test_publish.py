@@ -267,3 +267,33 @@ def test_the_store_needs_nothing_but_the_standard_library():
                 assert module.split(".")[0] in sys.stdlib_module_names or module.startswith(
                     ("clipskip.engines", "clipskip.errors")
                 ), f"{name} imports {module}"
+
+
+@pytest.mark.parametrize("plant", ["symlink_to", "hardlink_to", "touch"])
+def test_a_planted_draft_of_the_manifest_is_not_written_through(root, workshop, tmp_path, plant):
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    planted = root / ".manifest.json.new"
+    planted.touch() if plant == "touch" else getattr(planted, plant)(victim)
+    workshop.rebuild(root, "2")
+    assert victim.read_text() == "precious"
+    assert not (root / "manifest.json").is_symlink()
+    assert sound(root)
+    assert not planted.exists()
+
+
+def test_facts_that_nobody_could_read_back_are_refused_before_any_work(root, workshop):
+    before = sorted(os.listdir(root))
+    with pytest.raises(ManifestError, match="beta_start"):
+        workshop.make(root, workshop.wanted(version="2"), model=workshop.facts(beta_start=-1.0))
+    assert sorted(os.listdir(root)) == before
+
+
+def test_the_next_build_says_that_one_was_killed_and_removes_what_it_left_b2_b8(root, workshop):
+    (name,) = folders(root)
+    (root / f".tmp-{name}-01234567").mkdir()
+    (root / f".tmp-{name}-01234567" / "step.onnx").touch()
+    said = []
+    workshop.make(root, workshop.wanted(version="2"), model=workshop.facts(), progress=said.append)
+    assert f"removing .tmp-{name}-01234567: its build was killed (out of memory?)" in said
+    assert not (root / f".tmp-{name}-01234567").exists()

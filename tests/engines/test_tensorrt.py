@@ -18,7 +18,7 @@ from clipskip.engines import tensorrt_child, tensorrt_compile
 from clipskip.engines.manifest import AxisRange, Role
 from clipskip.engines.shapes import BuildOptions
 from clipskip.engines.store import Store
-from clipskip.engines.tensorrt import Built, build, own_attentions
+from clipskip.engines.tensorrt import FIRST_GPU, Built, build, own_attentions, toolchain
 from clipskip.engines.tensorrt_child import Job, compile_in_child
 from clipskip.engines.tensorrt_compile import BuildError, Log, out_of_memory, set_timing_cache
 from clipskip.errors import (
@@ -372,3 +372,23 @@ def test_a_child_ends_with_a_parent_that_is_killed() -> None:
     while child.exists() and "\nState:\tZ" not in (child / "status").read_text():
         assert time.monotonic() < patience, "the child lives on"
         time.sleep(0.02)
+
+
+@pytest.mark.parametrize("capability", ["7.5", "sm_90", "99"])
+def test_a_gpu_that_the_networks_cannot_be_built_for_is_refused_before_any_work(
+    tmp_path: Path, capability: str
+) -> None:
+    said: list[str] = []
+    publish_graphs(tmp_path)
+    with pytest.raises(RequestError, match=r"cannot build these networks .* only for 8\.0, 8\.6, 8\.9") as caught:
+        built(tmp_path, BuildOptions(compute_capabilities=(capability,)), said)
+    assert caught.value.field == "compute_capability"
+    assert said == []
+
+
+def test_one_compute_capability_is_one_key_however_it_is_written() -> None:
+    found = {
+        toolchain(TARGET, BuildOptions(compute_capabilities=written), FIRST_GPU).capabilities
+        for written in (("8.9", "12.0"), ("120", "89"), ("sm_89", "SM120", "8.9"))
+    }
+    assert found == {("8.9", "12.0")}
