@@ -82,7 +82,7 @@ OUTSIDE = [
 
 
 @pytest.mark.parametrize("field", [*OUTSIDE, "A/b", "a/b\n", "a/" + "x" * 300])
-def test_a_path_that_is_not_a_file_in_a_folder_of_the_store_is_refused(tree, field):
+def test_a_path_that_is_not_a_file_in_a_folder_of_the_store_is_refused_c10_c22(tree, field):
     with pytest.raises(ManifestError) as caught:
         manifest.loads(changed(tree, "artefacts.0.files.0.path", field))
     assert caught.value.field == "manifest.artefacts[0].files[0].path"
@@ -151,7 +151,7 @@ def test_a_field_that_does_not_fit_is_named(tree, path, value, message):
         (b"1" * 10_000, "not valid JSON"),
     ],
 )
-def test_json_that_a_careless_reader_takes_is_refused(data, message):
+def test_json_that_a_careless_reader_takes_is_refused_c8(data, message):
     with pytest.raises(ManifestError, match=message):
         manifest.loads(data)
 
@@ -163,7 +163,7 @@ def test_an_overflowing_number_is_refused(sound):
 
 
 @pytest.mark.parametrize("data", [b'"' + b'\\"' * 500_000, b'"' * 1_000_000, b"[[{" * 300_000, b"\\" * 1_000_000])
-def test_a_hostile_megabyte_is_refused_in_no_time(data):
+def test_a_hostile_megabyte_is_refused_in_no_time_c8(data):
     def refused():
         with pytest.raises(ManifestError):
             manifest.loads(data)
@@ -171,13 +171,13 @@ def test_a_hostile_megabyte_is_refused_in_no_time(data):
     assert pace(refused) < 50
 
 
-def test_an_older_schema_says_so(tree, monkeypatch):
+def test_an_older_schema_says_so_c9(tree, monkeypatch):
     monkeypatch.setattr(manifest, "SCHEMA", 2)
     with pytest.raises(ManifestError, match="made by an older clipskip"):
         manifest.loads(json.dumps(tree).encode())
 
 
-def test_a_newer_schema_asks_for_an_upgrade_whatever_else_it_holds():
+def test_a_newer_schema_asks_for_an_upgrade_whatever_else_it_holds_c9():
     with pytest.raises(NewerManifestError) as caught:
         manifest.loads(b'{"schema": 7, "new": []}')
     assert caught.value.hint == "upgrade clipskip"
@@ -198,7 +198,7 @@ def test_a_manifest_that_could_not_be_read_back_is_not_written(sound):
 
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=200))
-def test_any_bytes_are_a_manifest_error(data):
+def test_any_bytes_are_a_manifest_error_c8(data):
     with pytest.raises(ManifestError):
         manifest.loads(data)
 
@@ -211,7 +211,7 @@ VALUES = st.recursive(
 
 @settings(max_examples=200, deadline=None)
 @given(st.data())
-def test_a_garbled_manifest_is_sound_or_a_manifest_error(tree, data):
+def test_a_garbled_manifest_is_sound_or_a_manifest_error_c8(tree, data):
     text = json.dumps(tree)
     if data.draw(st.booleans()):  # another value somewhere
         node, tree = tree, json.loads(text)

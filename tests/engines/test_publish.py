@@ -44,7 +44,7 @@ def test_a_second_build_of_the_same_does_nothing(root, workshop):
     assert said == [f"{publish.folder_name('onnx-fp32', workshop.wanted())}: up to date"]
 
 
-def test_touched_and_copied_files_are_up_to_date(root, workshop, tmp_path):
+def test_touched_and_copied_files_are_up_to_date_b14(root, workshop, tmp_path):
     for path in root.rglob("*"):
         os.utime(path)
     shutil.copytree(root, tmp_path / "copy")
@@ -69,7 +69,7 @@ def test_artefacts_of_an_earlier_model_leave_the_manifest(root, workshop):
         Store(root).find(Role("step"), "tensorrt", "fp16")
 
 
-def test_an_engine_of_a_model_that_was_replaced_meanwhile_is_not_published(root, workshop):
+def test_an_engine_of_a_model_that_was_replaced_meanwhile_is_not_published_b13(root, workshop):
     what = workshop.wanted(("step",), "tensorrt", "fp16")
 
     def do(draft):
@@ -151,7 +151,7 @@ def test_the_reasons_for_a_rebuild_name_what_changed(root, workshop):
     ]
 
 
-def test_a_changed_checkpoint_is_named_by_its_files(root, workshop):
+def test_a_changed_checkpoint_is_named_by_its_files_b13(root, workshop):
     sources = {"unet/model.safetensors": "0" * 64, **{f"{i}.safetensors": "0" * 64 for i in range(4)}}
     new = workshop.facts(model_sha256=workshop.OTHER_MODEL, sources=sources)
     what = workshop.wanted(("step",), model=workshop.OTHER_MODEL)
@@ -211,7 +211,7 @@ def test_published_files_have_the_mode_that_the_umask_gives(tmp_path, workshop):
     assert {(tmp_path / "store" / each).stat().st_mode & 0o777 for each in folders(tmp_path / "store")} == {0o755}
 
 
-def test_gc_removes_what_no_manifest_names_and_nothing_else(root, workshop):
+def test_gc_removes_what_no_manifest_names_and_nothing_else_c17(root, workshop):
     (old,) = folders(root)
     workshop.rebuild(root, "2")
     mine = "photos-0123456789abcdef", "onnx-fp32-0123456789abcdef", ".tmp-photos-0123456789abcdef-01234567"
@@ -229,7 +229,7 @@ def test_gc_removes_what_no_manifest_names_and_nothing_else(root, workshop):
     assert sound(root)
 
 
-def test_gc_leaves_what_a_reader_has_open_until_the_reader_goes(root, workshop):
+def test_gc_leaves_what_a_reader_has_open_until_the_reader_goes_c17(root, workshop):
     reader = Store(root)
     artefact = reader.find(Role("step"), "onnx", "fp32")
     workshop.rebuild(root, "2")
@@ -297,3 +297,10 @@ def test_the_next_build_says_that_one_was_killed_and_removes_what_it_left_b2_b8(
     workshop.make(root, workshop.wanted(version="2"), model=workshop.facts(), progress=said.append)
     assert f"removing .tmp-{name}-01234567: its build was killed (out of memory?)" in said
     assert not (root / f".tmp-{name}-01234567").exists()
+
+
+@pytest.mark.parametrize("label", ["Onnx-fp32", "onnx fp32", "../onnx", "", "modèle", "x" * 81])
+def test_folders_are_named_in_lower_case_so_that_no_file_system_confuses_them_c22(workshop, label):
+    assert publish.folder_name("onnx-fp32", workshop.wanted()).islower()
+    with pytest.raises(ValueError, match="label"):
+        publish.folder_name(label, workshop.wanted())

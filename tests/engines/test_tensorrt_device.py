@@ -81,7 +81,7 @@ def test_the_manifest_names_the_gpu_and_a_rebuild_on_it_builds_nothing(workshop:
         {"card": replace(CARD, cuda="14.0")},
     ],
 )
-def test_another_version_gpu_or_driver_rebuilds_everything(
+def test_another_version_gpu_or_driver_rebuilds_everything_b15(
     workshop: Workshop, tmp_path: Path, change: dict[str, Any]
 ) -> None:
     publish_graphs(tmp_path)
