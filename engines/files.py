@@ -130,6 +130,17 @@ def shortage() -> ClipskipError | None:
     return None
 
 
+@contextmanager
+def shortage_named() -> Iterator[None]:
+    """Whatever a library raises, where it is for lack of something, as the error that says so."""
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, ClipskipError) and (lack := shortage()):
+            raise lack from error
+        raise
+
+
 def own_folder() -> Path | None:
     """The folder for caches and locks that is this user's alone, made where it is missing; None where there is none.
 

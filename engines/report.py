@@ -64,7 +64,7 @@ def inspection_text(facts: dict[str, Any]) -> str:
     model = facts["model"]
     head = (
         f"{facts['store']}: {model['name']} ({model['family']}, {model['prediction']} prediction, "
-        f"{model['layers']} text layers, clip skip {model['recommended_clip_skip']} recommended)"
+        f"{model['layers']} text layers, clip skip {model['recommended_clip_skip']} by default)"
     )
     rows = [("role", "target", "precision", "key", "size", "shapes", "parity"), *map(_row, facts["artefacts"])]
     engines = facts["artefacts"]

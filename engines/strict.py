@@ -11,13 +11,12 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields
-from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from dataclasses import dataclass
+from types import SimpleNamespace, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from clipskip.engines.errors import ManifestError
 
-T = TypeVar("T")
 LARGEST = 1 << 20
 DEEPEST = 12
 LONGEST_STRING = 4096
@@ -95,14 +94,10 @@ def decode(kind: Any, value: Any, where: str) -> Any:
     return _decode_scalar(kind, value, where)
 
 
-def pick(kind: type[T], value: Mapping[str, Any]) -> T:
-    """As `decode`, of an object that may have other fields too, and may lack those that have a default."""
-    hints = get_type_hints(kind, include_extras=True)
-    given = {name: decode(hint, value[name], name) for name, hint in hints.items() if name in value}
-    for entry in fields(kind):  # type: ignore[arg-type]
-        if entry.default is MISSING and entry.name not in given:
-            raise ManifestError(f"{entry.name}: is missing", field=entry.name)
-    return kind(**given)
+def pick(kinds: Mapping[str, tuple[Any, Any]], value: Mapping[str, Any]) -> Any:
+    """Fields of an object that may have others too, as attributes; of each its kind, and what it is if left out."""
+    found = {name: decode(kind, value[name], name) for name, (kind, _) in kinds.items() if name in value}
+    return SimpleNamespace(**{name: default for name, (_, default) in kinds.items()} | found)
 
 
 def _written(kind: Any) -> Any:

@@ -6,9 +6,8 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from clipskip.engines import strict
 from clipskip.engines.errors import CheckpointError, ManifestError, RequestError, UnsupportedModelError
@@ -17,88 +16,40 @@ from clipskip.engines.shapes import LATENT, TOKENS
 from clipskip.engines.strict import Between
 from clipskip.export.checkpoint import Checkpoint
 
-T = TypeVar("T")
 Width = Annotated[int, range(1, 1 << 20)]
+Widths = tuple[Width, ...]
 Depth = Annotated[int, range(100)]
 Word = Annotated[str, r"\w{1,60}"]
 Small = Annotated[float, Between(0, 1)]
-
-
-@dataclass(frozen=True)
-class _Text:
-    """text_encoder/config.json. What it leaves out is what transformers takes, for it writes only what differs."""
-
-    model_type: Word = "clip_text_model"
-    vocab_size: Width = 49408
-    hidden_size: Width = 512
-    intermediate_size: Width = 2048
-    num_hidden_layers: Layers = 12
-    num_attention_heads: Width = 8
-    max_position_embeddings: Width = TOKENS
-    hidden_act: Word = "quick_gelu"
-    layer_norm_eps: Small = 1e-5
-
-
-@dataclass(frozen=True)
-class _Unet:
-    """unet/config.json. What it leaves out is SD 1.x's own; of the rest, diffusers itself is asked."""
-
-    cross_attention_dim: Width
-    block_out_channels: tuple[Width, ...] = (320, 640, 1280, 1280)
-    down_block_types: tuple[Word, ...] = ()
-    up_block_types: tuple[Word, ...] = ()
-    mid_block_type: Word | None = None
-    sample_size: Annotated[int, range(1, 8193)] = 64
-    in_channels: Width = 4
-    out_channels: Width = 4
-    layers_per_block: Depth | tuple[Depth, ...] = 2
-    attention_head_dim: Width | tuple[Width, ...] = 8
-    num_attention_heads: Width | tuple[Width, ...] | None = None
-    transformer_layers_per_block: Depth | tuple[Depth, ...] = 1
-    norm_num_groups: Width | None = 32
-    norm_eps: Small = 1e-5
-    act_fn: Word = "silu"
-    use_linear_projection: bool = False
-    upcast_attention: bool | None = False
-    addition_embed_type: Word | None = None
-    class_embed_type: Word | None = None
-    num_class_embeds: Width | None = None
-    encoder_hid_dim: Width | None = None
-    time_cond_proj_dim: Width | None = None
-
-
-@dataclass(frozen=True)
-class _Vae:
-    """vae/config.json. What it leaves out is SD 1.x's own."""
-
-    block_out_channels: tuple[Width, ...]
-    _class_name: Word = "AutoencoderKL"
-    down_block_types: tuple[Word, ...] = ()
-    up_block_types: tuple[Word, ...] = ()
-    layers_per_block: Depth = 2
-    in_channels: Width = 3
-    out_channels: Width = 3
-    latent_channels: Width = 4
-    norm_num_groups: Width = 32
-    act_fn: Word = "silu"
-    scaling_factor: Scale = 0.18215
-    shift_factor: float | None = None
-    latents_mean: tuple[float, ...] | None = None
-
-
-@dataclass(frozen=True)
-class _Scheduler:
-    """scheduler_config.json. What it leaves out is SD 1.x's own."""
-
-    beta_schedule: Word = "scaled_linear"
-    beta_start: Beta = 0.00085
-    beta_end: Beta = 0.012
-    num_train_timesteps: TrainSteps = 1000
-    prediction_type: Word = "epsilon"
-    trained_betas: tuple[float, ...] | None = None
-    rescale_betas_zero_snr: bool = False
-
-
+Schema = Mapping[str, tuple[Any, Any]]  # field -> what it may hold, and what it is where it is left out
+_TEXT_FIELDS: Schema = {  # transformers writes only what differs from its own values
+    "model_type": (Word, "clip_text_model"), "hidden_act": (Word, "quick_gelu"), "layer_norm_eps": (Small, 1e-5),
+    "vocab_size": (Width, 49408), "hidden_size": (Width, 512), "intermediate_size": (Width, 2048),
+    "num_hidden_layers": (Layers, 12), "num_attention_heads": (Width, 8), "max_position_embeddings": (Width, TOKENS),
+}  # fmt: skip
+_UNET_FIELDS: Schema = {
+    "sample_size": (Annotated[int, range(1, 8193)], 64), "in_channels": (Width, 4), "out_channels": (Width, 4),
+    "block_out_channels": (Widths, (320, 640, 1280, 1280)), "cross_attention_dim": (Width, 1280),
+    "layers_per_block": (Depth | tuple[Depth, ...], 2), "transformer_layers_per_block": (Depth | tuple[Depth, ...], 1),
+    "attention_head_dim": (Width | Widths, 8), "num_attention_heads": (Width | Widths | None, None),
+    "down_block_types": (tuple[Word, ...], ()), "up_block_types": (tuple[Word, ...], ()), "act_fn": (Word, "silu"),
+    "mid_block_type": (Word | None, None), "norm_num_groups": (Width | None, 32), "norm_eps": (Small, 1e-5),
+    "addition_embed_type": (Word | None, None), "class_embed_type": (Word | None, None),
+    "num_class_embeds": (Width | None, None), "encoder_hid_dim": (Width | None, None),
+    "time_cond_proj_dim": (Width | None, None),
+}  # fmt: skip
+_VAE_FIELDS: Schema = {
+    "_class_name": (Word, "AutoencoderKL"), "block_out_channels": (Widths, (64,)), "layers_per_block": (Depth, 1),
+    "down_block_types": (tuple[Word, ...], ()), "up_block_types": (tuple[Word, ...], ()), "act_fn": (Word, "silu"),
+    "in_channels": (Width, 3), "out_channels": (Width, 3), "latent_channels": (Width, 4),
+    "norm_num_groups": (Width, 32), "scaling_factor": (Scale, 0.18215), "shift_factor": (float | None, None),
+    "latents_mean": (tuple[float, ...] | None, None),
+}  # fmt: skip
+_SCHEDULER_FIELDS: Schema = {  # where old checkpoints leave a value out, it is SD 1.x's own
+    "beta_schedule": (Word, "scaled_linear"), "beta_start": (Beta, 0.00085), "beta_end": (Beta, 0.012),
+    "num_train_timesteps": (TrainSteps, 1000), "prediction_type": (Word, "epsilon"),
+    "trained_betas": (tuple[float, ...] | None, None), "rescale_betas_zero_snr": (bool, False),
+}  # fmt: skip
 Rule = tuple[Callable[[Any], object], str]  # what must not be, and what it means
 _UNET: tuple[Rule, ...] = (
     (lambda c: c.addition_embed_type, "this is SDXL"),
@@ -127,10 +78,10 @@ _SCHEDULER: tuple[Rule, ...] = (
 )
 
 
-def _config(kind: type[T], config: Mapping[str, Any], path: Path, rules: tuple[Rule, ...]) -> T:
+def _config(kinds: Schema, config: Mapping[str, Any], path: Path, rules: tuple[Rule, ...]) -> Any:
     """The part of the configuration at `path` that must be known. CheckpointError names the field that is wrong."""
     try:
-        found = strict.pick(kind, config)
+        found = strict.pick(kinds, config)
     except ManifestError as error:
         raise CheckpointError(f"{path}: {error.message}", path=path, field=error.field) from error
     for broken, meaning in rules:
@@ -157,12 +108,12 @@ def facts(
     pipeline = str(checkpoint.index.get("_class_name", "StableDiffusionPipeline"))
     if not re.fullmatch(r"StableDiffusion(Img2Img|Inpaint)?Pipeline(Safe)?", pipeline):
         raise UnsupportedModelError(f"{root} is a {pipeline:.80}; SD 1.x is supported", path=root)
-    unet = _config(_Unet, checkpoint.unet.config, checkpoint.unet.settings, _UNET)
-    text = _config(_Text, checkpoint.text.config, checkpoint.text.settings, _TEXT)
-    vae = _config(_Vae, checkpoint.vae.config, checkpoint.vae.settings, _VAE)
+    unet = _config(_UNET_FIELDS, checkpoint.unet.config, checkpoint.unet.settings, _UNET)
+    text = _config(_TEXT_FIELDS, checkpoint.text.config, checkpoint.text.settings, _TEXT)
+    vae = _config(_VAE_FIELDS, checkpoint.vae.config, checkpoint.vae.settings, _VAE)
     said = {"prediction_type": earlier.prediction} if earlier else {}
     said = {**said, **checkpoint.scheduler, **({"prediction_type": prediction} if prediction else {})}
-    scheduler = _config(_Scheduler, said, root / "scheduler" / "scheduler_config.json", _SCHEDULER)
+    scheduler = _config(_SCHEDULER_FIELDS, said, root / "scheduler" / "scheduler_config.json", _SCHEDULER)
     if (context := unet.cross_attention_dim) != (width := text.hidden_size):
         raise UnsupportedModelError(f"the U-Net reads a context of width {context}, the text encoder gives {width}")
     if (tokens := len(checkpoint.vocabulary)) > text.vocab_size:

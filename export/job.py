@@ -14,7 +14,7 @@ from itertools import chain
 from pathlib import Path
 
 from clipskip.engines import files, publish, stale
-from clipskip.engines.errors import ClipskipError, EngineMissing, ManifestError, RequestError
+from clipskip.engines.errors import EngineMissing, ManifestError, RequestError
 from clipskip.engines.manifest import DECODE, ENCODE, STEP, Identity, Manifest, ModelFacts, Role
 from clipskip.engines.shapes import kept_layers
 from clipskip.engines.store import read_manifest
@@ -44,9 +44,9 @@ def export(
     """Export the Stable Diffusion 1.x checkpoint in the folder `checkpoint` into the engine store `out`.
 
     `skips`: the clip skips to make text graphs for, 1 (all layers) to layers + 1 (embeddings only); None for all.
-    `recommended_clip_skip` is what requests get that say nothing (default: as the store has it, else 1); `prediction`:
-    "epsilon" or "v_prediction" (default: what the checkpoint says, else as the store has it, else "epsilon"); `vae`: a
-    file or folder with the VAE to take instead of the checkpoint's own.
+    `recommended_clip_skip`: what requests get that say nothing; `prediction`: "epsilon" or "v_prediction", whatever the
+    checkpoint says. Where neither is said, the store's own stay, if it has them. `vae`: a file or folder with another
+    VAE than the checkpoint's own.
     `progress` hears of each stage as it begins. What is there and unchanged, by content, is not made again. Nothing is
     published unless every new graph agrees with torch: NumericalError.
     CheckpointError, UnsupportedModelError, ExportError, RequestError, StorageError; the store is then as it was.
@@ -56,37 +56,31 @@ def export(
     if prediction not in (None, "epsilon", "v_prediction"):
         raise RequestError(f"prediction must be epsilon or v_prediction, not {prediction!r}", field="prediction")
     progress("reading the checkpoint")
-    source, out = open_checkpoint(Path(checkpoint), None if vae is None else Path(vae)), Path(out)
+    source, out = open_checkpoint(Path(checkpoint), Path(vae) if vae else None), Path(out)
     own = source.root if source.root.is_dir() else source.root.parent
     if own == out.resolve() or source.root in out.resolve().parents:
-        hint = "name a folder of its own for the store"
-        raise RequestError(f"{out} is where the checkpoint is", field="out", hint=hint)
+        raise RequestError(f"{out} is where the checkpoint is", field="out", hint="name a folder of its own")
     earlier = None
     with suppress(EngineMissing, ManifestError):
         earlier = read_manifest(out).model
     facts = family.facts(source, recommended_clip_skip, prediction, earlier)
     if skips is not None and not skips:
         raise RequestError("skips must name at least one clip skip", field="skips")
-    depths = range(facts.layers + 1) if skips is None else kept_layers(skips, facts.layers)
-    identities = _identities(facts, precision, depths, out)
+    identities = _identities(facts, precision, None if skips is None else kept_layers(skips, facts.layers), out)
     tensors = chain.from_iterable(part.tensors.values() for part in (source.text, source.unet, source.vae))
     needs = PRECISIONS[precision] * sum(math.prod(tensor.shape) for tensor in tensors)
     with publish.build(out, f"{TARGET}-{precision}", identities, progress=progress, model=facts, needs=needs) as draft:
         if draft is not None:
-            try:
+            with files.shortage_named():
                 from clipskip.export import build
 
                 build.build(draft, source, facts, progress)
-            except ClipskipError:
-                raise
-            except Exception as error:
-                if lack := files.shortage():
-                    raise lack from error
-                raise
     return read_manifest(out)
 
 
-def _identities(facts: ModelFacts, precision: str, depths: Iterable[int], root: Path) -> dict[Identity, dict[str, str]]:
+def _identities(
+    facts: ModelFacts, precision: str, depths: Iterable[int] | None, root: Path
+) -> dict[Identity, dict[str, str]]:
     """What is to be there in the end, less what is there already; all of it where nothing has to be made.
 
     The text graphs share a weight file, so one that is missing brings back those that the store has.
@@ -95,6 +89,7 @@ def _identities(facts: ModelFacts, precision: str, depths: Iterable[int], root: 
     exporter = hashlib.sha256(sources).hexdigest()[:16]
     ingredients = {"model": facts.model_sha256, "precision": precision, "exporter": exporter}
     ingredients |= {library: version(library) for library in _LIBRARIES}
+    depths = range(facts.layers + 1) if depths is None else depths
     roles = [*(Role("text", depth) for depth in depths), STEP, DECODE, ENCODE]
     wanted = {Identity(role, TARGET, precision): ingredients for role in roles}
     missing = set(stale.reasons(root, wanted, facts))

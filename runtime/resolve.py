@@ -170,11 +170,11 @@ def _clip_skips(request: Request, model: ModelFacts) -> tuple[int, int, list[str
         for name, value in given.items()
         if value != math.floor(value)
     ]
-    if (recommended := model.recommended_clip_skip) > 1:  # 1 is what is noted where nobody recommended anything
+    if (recommended := model.recommended_clip_skip) > 1:  # 1 is nobody's recommendation
         if not given.keys() & {"clip_skip", "clip_skip_diffusers"}:
             notes.append(f"no clip_skip was given: {skip} is used, which the model recommends")
         elif skip != recommended:
-            notes.append(f"clip_skip {skip} is for models trained with it: this one recommends {recommended}")
+            notes.append(f"clip_skip {skip}: the model recommends {recommended}; depths suit models trained with them")
     used = {"clip_skip": skip} if skip == negative_skip else {"clip_skip": skip, "negative_clip_skip": negative_skip}
     for name, value in used.items():
         notes += [f"{name} {value}: above {limit} {what}" for limit, what in DEEP_CLIP_SKIPS if value > limit]

@@ -36,7 +36,7 @@ def test_shared_weights_are_counted_once(root):
 
 def test_the_text_of_an_inspection_is_a_table(root):
     text = report.inspection_text(report.inspect(root))
-    assert "tiny (sd1, epsilon prediction, 3 text layers, clip skip 1 recommended)" in text
+    assert "tiny (sd1, epsilon prediction, 3 text layers, clip skip 1 by default)" in text
     header, *rows = text.splitlines()[2:6]
     assert header.split() == ["role", "target", "precision", "key", "size", "shapes", "parity"]
     assert [row.split()[0] for row in rows] == ["decode", "step", "text-00"]

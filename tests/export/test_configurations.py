@@ -81,7 +81,6 @@ def test_whatever_a_configuration_holds_is_sound_facts_or_an_error_that_names_fi
         ("vae/config.json", "block_out_channels", 5, "block_out_channels: must be a list"),
         ("unet/config.json", "sample_size", "64", "sample_size: must be a whole number, is a string"),
         ("unet/config.json", "cross_attention_dim", [768, 768], "cross_attention_dim: must be a whole number"),
-        ("unet/config.json", "cross_attention_dim", MISSING, "cross_attention_dim: is missing"),
         ("text_encoder/config.json", "num_hidden_layers", 0, "num_hidden_layers: 0 is not allowed here"),
         ("text_encoder/config.json", "num_hidden_layers", 100, "num_hidden_layers: 100 is not allowed here"),
         ("text_encoder/config.json", "vocab_size", True, "vocab_size: must be a whole number, is a boolean"),

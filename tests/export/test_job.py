@@ -17,10 +17,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from clipskip.backends.onnxruntime import OnnxRuntime
+from clipskip.engines import files
 from clipskip.engines.manifest import DECODE, STEP, Identity, Role
 from clipskip.engines.store import Store
-from clipskip.errors import NumericalError, RequestError
-from clipskip.export import cases, export, job
+from clipskip.errors import DeviceOutOfMemory, EngineIncompatible, NumericalError, RequestError
+from clipskip.export import build, cases, export, job
 from clipskip.export.checkpoint import open_checkpoint
 from clipskip.export.family import facts
 
@@ -49,7 +51,7 @@ def test_everything_is_published_with_its_parity_and_the_tokenizer(store: Store)
     assert sorted(path.name for path in store.verify_tokenizer().iterdir())[-1] == "vocab.json"
 
 
-def test_a_touched_or_copied_checkpoint_exports_nothing(checkpoint: Path, root: Path) -> None:
+def test_a_touched_or_copied_checkpoint_exports_nothing_b14(checkpoint: Path, root: Path) -> None:
     for path in checkpoint.rglob("*"):
         os.utime(path, (1, 1))
     before, lines = content(root), []
@@ -105,7 +107,7 @@ def test_another_library_version_or_precision_is_a_reason(
     assert f"-> {another}" in reason()
 
 
-def test_a_graph_that_fails_its_gate_publishes_nothing(
+def test_a_graph_that_fails_its_gate_publishes_nothing_b12(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     honest = cases.text
@@ -199,3 +201,27 @@ def test_half_precision_passes_its_gates_and_shows_only_in_the_context(half_stor
         assert [name for name, dtype in types.items() if dtype == "float16"] == ["context"] * ("context" in types)
         if artefact.role != DECODE:
             assert artefact.parity["relative_l2"] <= 2 * artefact.parity["torch_fp16_relative_l2"]
+
+
+def test_every_graph_says_what_it_is_and_is_opened_as_nothing_else_c11(store: Store) -> None:
+    backend = OnnxRuntime()
+    for artefact in store.manifest().artefacts:
+        backend.open(artefact, store.verify(artefact)).close()
+    deep, shallow = (store.find(Role("text", layers), "onnx", "fp32") for layers in (3, 1))
+    with pytest.raises(EngineIncompatible, match="is no text-03 as the manifest has it: it is text-01"):
+        backend.open(deep, store.verify(shallow))
+
+
+def test_a_lack_of_memory_while_torch_works_is_called_that_b8(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(build, "build", fail)
+    with pytest.raises(RuntimeError, match="DefaultCPUAllocator"):  # with memory left it is a bug
+        export(tiny, tmp_path / "store")
+    monkeypatch.setattr(files, "_ROOM", 1 << 60)
+    with pytest.raises(DeviceOutOfMemory, match="there is not enough memory"):
+        export(tiny, tmp_path / "store")
+    assert list((tmp_path / "store").iterdir()) == []

@@ -133,7 +133,7 @@ def test_the_packaged_tokenizer_is_clips() -> None:
         ({"ztsnr": torch.ones(1)}, "signal-to-noise"),
     ],
 )
-def test_one_file_of_another_model_is_refused_by_name(
+def test_one_file_of_another_model_is_refused_by_name_a15(
     one_file: Path, added: dict[str, torch.Tensor], message: str
 ) -> None:
     save_file(load_file(one_file) | added, one_file)
@@ -151,7 +151,9 @@ def test_one_file_of_another_model_is_refused_by_name(
         (["encoder.down.0.block.0.conv1.weight", "decoder.up.0.block.0.conv1.weight"], "is a VAE in one file"),
     ],
 )
-def test_a_file_that_is_no_whole_model_is_refused_by_name(tmp_path: Path, names_of: list[str], message: str) -> None:
+def test_a_file_that_is_no_whole_model_is_refused_by_name_a16(
+    tmp_path: Path, names_of: list[str], message: str
+) -> None:
     save_file({name: torch.ones(2) for name in names_of}, tmp_path / "x.safetensors")
     with pytest.raises(UnsupportedModelError, match=message):
         open_checkpoint(tmp_path / "x.safetensors")
@@ -160,7 +162,7 @@ def test_a_file_that_is_no_whole_model_is_refused_by_name(tmp_path: Path, names_
 @pytest.mark.parametrize(
     ("prefix", "part"), [("first_stage_model.", "vae"), ("cond_stage_model.", "text_encoder"), ("model.", "unet")]
 )
-def test_a_pruned_file_is_told_what_it_lacks(one_file: Path, prefix: str, part: str) -> None:
+def test_a_pruned_file_is_told_what_it_lacks_a17(one_file: Path, prefix: str, part: str) -> None:
     save_file({name: value for name, value in load_file(one_file).items() if not name.startswith(prefix)}, one_file)
     with pytest.raises(CheckpointError, match=f"has no {part} in it"):
         open_checkpoint(one_file)

@@ -215,3 +215,11 @@ def test_a_star_import_leaves_pythons_open_alone():
     exec("from clipskip import *", namespace)
     assert "open" not in namespace
     assert issubclass(namespace["Closed"], RuntimeError)
+
+
+def test_opening_a_store_that_others_may_write_to_warns_c15(sample_store, tmp_path):
+    store = shutil.copytree(sample_store, tmp_path / "store")
+    clipskip.open(store).close()
+    (store / "manifest.json").chmod(0o646)
+    with pytest.warns(RuntimeWarning, match=r"others may write to .*manifest.json, and engines are programs: chmod"):
+        clipskip.open(store).close()

@@ -430,7 +430,7 @@ def test_fifty_requests_hold_no_more_memory_than_one(store: Store) -> None:
     assert sum(block.size for block in (*device.blocks.values(), *device.pinned.values())) == held
 
 
-def test_a_flipped_bit_is_refused_before_tensorrt_sees_it(store: Store, tmp_path: Path) -> None:
+def test_a_flipped_bit_is_refused_before_tensorrt_sees_it_c1(store: Store, tmp_path: Path) -> None:
     mine = publish_plans(publish_graphs(tmp_path))
     artefact = mine.find(STEP, TARGET, "fp16")
     path = tmp_path / artefact.files[0].path
@@ -458,19 +458,19 @@ def artefact_with(store: Store, tmp_path: Path) -> Any:
     return open_with
 
 
-def test_an_engine_of_another_version_is_refused_by_name(artefact_with: Any) -> None:
+def test_an_engine_of_another_version_is_refused_by_name_c4(artefact_with: Any) -> None:
     with pytest.raises(EngineIncompatible, match=r"built with tensorrt_rtx 1\.6\.0, installed is tensorrt_rtx 1\.7"):
         artefact_with(simulated()[0], package="tensorrt_rtx 1.6.0")
 
 
-def test_an_engine_of_another_architecture_is_refused_by_name(artefact_with: Any) -> None:
+def test_an_engine_of_another_architecture_is_refused_by_name_c5(artefact_with: Any) -> None:
     with pytest.raises(EngineIncompatible, match=r"capability 8\.6; simulated GPU has 8\.9"):
         artefact_with(simulated()[0], compute_capability="8.6")
     with pytest.raises(EngineIncompatible, match=r"has 9\.0.*\n.*--target tensorrt"):
         artefact_with(simulated(SimulatedCuda(capability=(9, 0)))[0])
 
 
-def test_an_engine_tuned_on_another_gpu_is_a_warning_or_an_error(artefact_with: Any) -> None:
+def test_an_engine_tuned_on_another_gpu_is_a_warning_or_an_error_c5(artefact_with: Any) -> None:
     with pytest.warns(RuntimeWarning, match="tuned on some RTX"):
         artefact_with(simulated()[0], device="some RTX")
     with pytest.raises(EngineIncompatible, match="tuned on"):
@@ -488,13 +488,13 @@ def test_an_engine_larger_than_the_free_memory_is_refused_before_it_is_loaded(ar
         artefact_with(simulated(SimulatedCuda(memory=100))[0])
 
 
-def test_an_engine_with_other_inputs_than_the_manifest_s_is_refused(store: Store, artefact_with: Any) -> None:
+def test_an_engine_with_other_inputs_than_the_manifest_s_is_refused_c11(store: Store, artefact_with: Any) -> None:
     other = (store.root / store.find(DECODE, TARGET, "fp16").files[0].path).read_bytes()
     with pytest.raises(EngineIncompatible, match="is no step as the manifest has it: it differs in c_in, "):
         artefact_with(simulated()[0], data=other)
 
 
-def test_engines_are_never_allowed_code_of_their_own(store: Store) -> None:
+def test_engines_are_never_allowed_code_of_their_own_c21(store: Store) -> None:
     backend, _ = simulated()
     opened(store, backend)
     assert [runtime.engine_host_code_allowed for runtime in backend._trt.runtimes] == [False]
