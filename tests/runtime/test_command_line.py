@@ -282,6 +282,17 @@ def test_the_memory_that_standard_input_takes_is_bounded(run, sample_store, tmp_
     assert (status, "it is closed" in err) == (3, True)
 
 
+def test_a_prompt_with_nul_is_refused_d33(run, sample_store, tmp_path):
+    status, out, _ = run("generate", sample_store, "a\0b", "--out", tmp_path / "out", "--json", *FAST)
+    assert (status, json.loads(out)["error"]["message"]) == (2, "prompt has NUL at character 1")
+
+
+def test_a_prompt_of_bytes_that_are_no_text_is_refused_d34(run, sample_store, tmp_path):
+    status, out, _ = run("generate", sample_store, "a \udcff", "--out", tmp_path / "out", "--json", *FAST)
+    assert out.isascii()
+    assert (status, json.loads(out)["error"]["field"]) == (2, "prompt")
+
+
 VERBS = {
     "lines": ["generate", "STORE", "--lines", "PATH"],
     "from": ["generate", "STORE", "--from", "PATH"],
@@ -386,6 +397,7 @@ def test_a_signal_while_arguments_are_parsed_has_its_status_b1(run, monkeypatch,
         (["generate", "/nowhere", "a cat", "--from", "b"], 2),
         (["generate", "STORE", "--from", "/nowhere"], 3),
         (["inspect", "/nowhere"], 4),
+        (["--json", "inspect", "/nowhere"], 4),
         (["generate", "STORE", "a cat", "--out", "/proc/x"], 7),
     ],
 )
