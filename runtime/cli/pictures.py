@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import groupby, islice
+from operator import attrgetter
 from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
@@ -30,12 +31,15 @@ SHORT = {"negative_prompt": "-n", "width": "-W", "height": "-H", "seed": "-s", "
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How a request is made: in about so many calls; `together` neighbours of the same plan share every one of them."""
+class Job:
+    """A request, or as much of its batch as shares every call; from line `number` of a list, or 0.
 
-    calls: int
-    together: int
-    shape: tuple[int, int, int]  # width, height, chunks
+    `kind`: how many neighbours of the same kind share calls, about how many those are, and width, height and chunks.
+    """
+
+    number: int
+    request: Request
+    kind: tuple[int, int, int, int, int]
 
 
 def add_to(verbs: Verbs) -> None:
@@ -101,7 +105,7 @@ def generate(args: argparse.Namespace) -> Outcome:
     bar = output.Bar(count)
     try:
         with clipskip.open(args.store, backend=args.target, embeddings=args.embeddings) as pipe:
-            for number, result in _results(pipe, requests, _check(pipe, requests, refused, args.lines), bar):
+            for number, result in _results(pipe, _jobs(pipe, requests, refused, args.lines), bar):
                 warnings += result.warnings
                 for picture in _saved(result, destination):
                     pictures.append({"line": number, **picture} if from_lines else picture)
@@ -122,17 +126,15 @@ def _noted(warnings: Iterable[str]) -> dict[str, list[str]]:
     return {"warnings": once}
 
 
-def _results(
-    pipe: Pipeline, requests: Mapping[int, Request], plans: Mapping[int, Plan], bar: output.Bar
-) -> Iterator[tuple[int, Result]]:
-    """The results in order, with their keys."""
-    done, total = 0, sum(plan.calls for plan in plans.values())
-    for plan, neighbours in groupby(plans, plans.__getitem__):
-        while group := list(islice(neighbours, plan.together)):
-            for state in pipe.steps(*(requests[number] for number in group)):
+def _results(pipe: Pipeline, jobs: Sequence[Job], bar: output.Bar) -> Iterator[tuple[int, Result]]:
+    """The results in order, with the numbers of their lines."""
+    done, total = 0, sum(job.kind[1] for job in jobs)
+    for (together, calls, *_), neighbours in groupby(jobs, attrgetter("kind")):
+        while group := list(islice(neighbours, together)):
+            for state in pipe.steps(*(job.request for job in group)):
                 bar.show(done + state.call, total)
-            done, total = done + state.calls, total + state.calls - plan.calls * len(group)
-            yield from zip(group, state.results, strict=True)
+            done, total = done + state.calls, total + state.calls - calls * len(group)
+            yield from zip((job.number for job in group), state.results, strict=True)
 
 
 def _saved(result: Result, destination: output.Destination) -> Iterator[dict[str, Any]]:
@@ -221,22 +223,25 @@ def _lines(args: argparse.Namespace) -> tuple[dict[int, Request], dict[int, Clip
     return requests, refused
 
 
-def _check(
+def _jobs(
     pipe: Pipeline, requests: Mapping[int, Request], refused: dict[int, ClipskipError], lines: Path | None
-) -> dict[int, Plan]:
-    """What each request takes. Whatever is refused is refused now, all of it together."""
-    plans = {}
+) -> list[Job]:
+    """What is to be done, in order. Whatever is refused is refused now, all of it together."""
+    jobs = []
     for number, request in requests.items():
         try:
             resolved = pipe.check(request)
         except (RequestError, EngineMissing) as error:
             refused[number] = error
-        else:
-            calls = request.batch * resolved.request.steps * resolved.sampler.calls_per_step
-            together = max(1, min(pipe.together(resolved), TOGETHER) // request.batch)
-            plans[number] = Plan(calls, together, (resolved.width, resolved.height, resolved.chunks))
+            continue
+        most = min(pipe.together(resolved), TOGETHER)
+        calls = resolved.request.steps * resolved.sampler.calls_per_step
+        for start in range(0, request.batch, most):
+            (seed, subseed), batch = resolved.seeds[start], min(most, request.batch - start)
+            kind = most // batch, calls * batch, resolved.width, resolved.height, resolved.chunks
+            jobs.append(Job(number, replace(request, seed=seed, subseed=subseed, batch=batch), kind))
     if not refused:
-        return plans
+        return jobs
     first = refused[min(refused)]
     if not min(refused):  # it is of no list
         raise first

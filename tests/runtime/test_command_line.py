@@ -16,6 +16,7 @@ from clipskip.__main__ import main, parse
 from clipskip.cli import pictures
 from clipskip.engines.manifest import STEP
 from clipskip.engines.store import Store
+from clipskip.pipeline import Pipeline
 
 FAST = ("--steps", "2", "--width", "64", "--height", "64")
 
@@ -232,6 +233,20 @@ def test_names_are_printed_as_the_pictures_are_saved_and_an_interrupt_keeps_them
     assert "1 of 2 pictures are saved" in err
     assert "Traceback" not in err
     assert list((tmp_path / "out").iterdir()) == [first]
+
+
+def test_a_batch_is_saved_in_parts_that_share_calls_and_is_the_same(run, sample_store, tmp_path, monkeypatch):
+    options = ("--subseed", "7", "--subseed-strength", "0.3", "--batch", "3", "--seed", str(2**64 - 1), "--json", *FAST)
+    _, whole, _ = run("generate", sample_store, "a cat", "--out", tmp_path / "whole", *options)
+    monkeypatch.setattr(pictures, "TOGETHER", 2)
+    calls: list[int] = []
+    steps = Pipeline.steps
+    monkeypatch.setattr(Pipeline, "steps", lambda *given: calls.append(len(given) - 1) or steps(*given))
+    _, parts, _ = run("generate", sample_store, "a cat", "--out", tmp_path / "parts", *options)
+    expected, found = (json.loads(each)["pictures"] for each in (whole, parts))
+    assert [each["request"] for each in found] == [each["request"] for each in expected]
+    assert [picture(each["file"]).tobytes() for each in found] == [picture(each["file"]).tobytes() for each in expected]
+    assert calls == [1, 1]
 
 
 def test_a_failure_keeps_what_is_saved_and_json_says_what_that_is(run, sample_store, tmp_path, monkeypatch):
