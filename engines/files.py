@@ -34,6 +34,8 @@ class NotAFileError(Exception):
 @contextmanager
 def open_regular(path: Path) -> Iterator[FileIO]:
     """Open without following links and without hanging on a pipe. NotAFileError, StorageError."""
+    if "\0" in str(path):
+        raise NotAFileError("is no file name: it contains NUL")
     try:
         with FileIO(path, "rb", opener=_open) as file:
             yield file

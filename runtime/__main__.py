@@ -84,12 +84,14 @@ def _run(arguments: list[str]) -> int:
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The arguments of one verb; the prompt may stand anywhere. RequestError for what is no command line."""
     parser = Parser(prog="clipskip", description="Stable Diffusion with clip skip per request.")
+    anywhere: dict[str, Any] = {"action": "store_true", "help": "print one JSON object on stdout"}
+    parser.add_argument("--json", **anywhere)
     parser.add_argument("--version", action="version", version=f"clipskip {__version__}")
     verbs = parser.add_subparsers(title="commands", metavar="COMMAND", dest="verb", required=True)
     stores.add_to(verbs)
     pictures.add_to(verbs)
     for verb in verbs.choices.values():
-        verb.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+        verb.add_argument("--json", default=argparse.SUPPRESS, **anywhere)
     args, rest = parser.parse_known_args(arguments)
     if len(rest) == 1 and not rest[0].startswith("-") and getattr(args, "prompt", "") is None:
         args.prompt, rest = rest[0], []  # argparse takes an optional PROMPT only beside STORE

@@ -87,8 +87,7 @@ def options(line: str) -> dict[str, str]:
             if option[2:] not in _CHANGES_NOTHING and value.lower() not in _OFF:
                 raise RequestError(f"{option} {value}: clipskip has no such setting", field=option, hint="leave it out")
         elif name is None or name == "parser":
-            aliases = {f"--{alias}": f"--{alias}" for alias in ALIASES}
-            raise unknown("option", option, {f"--{each}": f"--{each}" for each in (*FIELDS, "size")}, aliases)
+            raise unknown("option", option, {f"--{each}": f"--{each}" for each in COMMANDS})
         elif len(values) == 1 or (values and name in ("prompt", "negative_prompt")):
             _set(given, name, value)
         else:
@@ -130,9 +129,7 @@ def _command(text: str, position: int) -> tuple[str, str, int]:
             message = f"/{typed}: has no proper closing quote: {shown(value)}"
             hint = 'write quotes inside as \\" and a backslash as \\\\'
             raise RequestError(message, field=typed, hint=hint) from error
-    elif goes_on and (
-        not value or value.endswith(",") or any(value.count(a) > value.count(b) for a, b in ("()", "[]"))
-    ):
+    elif goes_on and (not value or value.endswith(",") or value.count("(") > value.count(")")):
         message = f"/{typed}: ends at the first space, with {shown(value)}"
         raise RequestError(message, field=COMMANDS[name], hint=f'quote a value that goes on: /{typed}:"..."')
     return COMMANDS[name], value, command.end()

@@ -39,11 +39,7 @@ class Request:
     prompt: str
     negative_prompt: str = setting("", "what the picture should not show", "negative", "neg", option="--negative")
     clip_skip: int | float | None = setting(
-        None,
-        "1 is no skip, 2 the penultimate layer, 13 leaves only the embeddings",
-        "clipskip",
-        "clip_stop_at_last_layers",
-        infotext="Clip skip",
+        None, "1 is no skip, 2 the penultimate layer, 13 leaves only the embeddings", "clipskip", infotext="Clip skip"
     )
     clip_skip_diffusers: int | float | None = setting(None, "the same in the numbering of diffusers (one less)")
     negative_clip_skip: int | float | None = setting(
@@ -64,14 +60,7 @@ class Request:
     )
     steps: int = setting(20, "default 20", "num_inference_steps", low=1, high=10_000, infotext="Steps")
     cfg: float = setting(
-        7.0,
-        "guidance scale, default 7",
-        "guidance",
-        "guidance_scale",
-        "cfg_scale",
-        low=0,
-        high=100,
-        infotext="CFG scale",
+        7.0, "guidance, default 7", "guidance", "guidance_scale", "cfg_scale", low=0, high=100, infotext="CFG scale"
     )
     sampler: str = setting("DPM++ 2M", 'default "DPM++ 2M"', "sampler_name", "sampling_method")
     schedule: str = setting("automatic", "automatic, uniform, karras, exponential or sgm_uniform", "scheduler")

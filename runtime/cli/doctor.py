@@ -1,7 +1,4 @@
-"""What this machine has and what each target still lacks: `clipskip doctor`.
-
-Knows nothing of stores or models. Asks the driver, loads the packages, and has ONNX Runtime open one node.
-"""
+"""What this machine has and what each target still lacks: `clipskip doctor`. Knows nothing of stores or models."""
 
 from __future__ import annotations
 
@@ -29,15 +26,19 @@ OVERWRITTEN = "onnxruntime and onnxruntime-gpu are both installed and overwrite 
 
 
 def examine() -> dict[str, Any]:
-    """The findings, ready for JSON.
-
-    `targets` maps each target to what building and running its engines lacks here and how to mend it, None where
-    nothing is missing.
-    """
+    """The findings, ready for JSON; for each target what its verbs lack here and how to mend it, or None."""
     packages: dict[str, str | None] = dict.fromkeys(PACKAGES)
     for name in PACKAGES:
         with suppress(metadata.PackageNotFoundError):
             packages[name] = metadata.version(name)
+    targets: dict[str, dict[str, dict[str, str | None] | None]] = {}
+    for target, verb, check in CHECKS:
+        verbs = targets.setdefault(target, {})
+        try:
+            check()
+            verbs[verb] = None
+        except ClipskipError as error:
+            verbs[verb] = {"lacks": error.message, "fix": error.hint}
     try:
         gpus = [vars(device) for device in gpu.gpus(gpu.cuda_runtime())]
     except BackendUnavailable:
@@ -48,7 +49,7 @@ def examine() -> dict[str, Any]:
         "packages": packages,
         "driver": DRIVER.read_text().splitlines()[0] if DRIVER.exists() else None,
         "gpus": gpus,
-        "targets": {name: {verb: _lack(check) for verb, check in checks.items()} for name, checks in _CHECKS.items()},
+        "targets": targets,
         "problems": [OVERWRITTEN] if packages["onnxruntime"] and packages["onnxruntime-gpu"] else [],
     }
 
@@ -78,34 +79,22 @@ def text(facts: dict[str, Any]) -> str:
     )  # fmt: skip
 
 
-def _lack(check: Callable[[], object]) -> dict[str, str | None] | None:
-    try:
-        check()
-    except ClipskipError as error:
-        return {"lacks": error.message, "fix": error.hint}
-    return None
-
-
-def _default_gpu() -> gpu.Gpu:
-    return gpu.describe(gpu.cuda_runtime(), 0)
-
-
-def _rtx_run() -> None:
-    supported = default_capabilities(load_package("tensorrt-rtx"))
-    device = _default_gpu()
-    if device.compute_capability not in (*supported, "7.5"):
+def _check_gpu(target: str, load: Callable[[str], Any]) -> None:
+    """The target's package can be loaded, and has code for the GPU that is here."""
+    package = load(target)
+    device = gpu.describe(gpu.cuda_runtime(), 0)
+    if target == "tensorrt-rtx" and device.compute_capability not in (*default_capabilities(package), "7.5"):
         message = f"TensorRT-RTX has no code for {device.name} (compute capability {device.compute_capability})"
         raise BackendUnavailable(message, hint="use --target tensorrt")
 
 
-_CHECKS: dict[str, dict[str, Callable[[], object]]] = {
-    **{
-        target: {"run": partial(lambda name: OnnxRuntime(providers=[name]).check(), provider.name)}
+CHECKS: tuple[tuple[str, str, Callable[[], object]], ...] = (  # ClipskipError says what the verb lacks for the target
+    *(
+        (target, "run", partial(lambda name: OnnxRuntime(providers=[name]).check(), provider.name))
         for target, provider in BY_TARGET.items()
-    },
-    "tensorrt-rtx": {"build": partial(load_builder, "tensorrt-rtx"), "run": _rtx_run},
-    "tensorrt": {
-        "build": lambda: (load_builder("tensorrt"), _default_gpu()),
-        "run": lambda: (load_package("tensorrt"), _default_gpu()),
-    },
-}
+    ),
+    ("tensorrt-rtx", "build", partial(load_builder, "tensorrt-rtx")),
+    ("tensorrt-rtx", "run", partial(_check_gpu, "tensorrt-rtx", load_package)),
+    ("tensorrt", "build", partial(_check_gpu, "tensorrt", load_builder)),
+    ("tensorrt", "run", partial(_check_gpu, "tensorrt", load_package)),
+)

@@ -120,10 +120,10 @@ def _abandon(stream: TextIO) -> None:
 
 
 class Destination:
-    """Where `count` pictures go: into the one file `out` if it ends in .png, to stdout if it is "-", or into a folder.
+    """Where `count` pictures go: into the file `out` if it ends in .png, to stdout if it is "-", or else into a folder.
 
-    There they are "00001-SEED.png", ..., numbered in the order of the requests and on after what is there. What can be
-    refused is refused when this is made, before any work. Several processes may write into one folder.
+    There they are "00001-SEED.png", ..., in the order of the requests, and on after what is there. What can be refused
+    is refused when this is made, before any work. Several processes may write into one folder.
     """
 
     def __init__(self, out: Path, overwrite: bool, count: int) -> None:
@@ -131,68 +131,61 @@ class Destination:
             raise RequestError(f"pictures are written as .png, not {out.suffix}", field="out")
         self.is_stdout = str(out) == "-"
         self._file = out if self.is_stdout or (out.suffix.lower() == ".png" and not os.path.isdir(out)) else None
-        self._overwrite, self._first = overwrite, 1
+        self._folder = out.parent if self._file else out
+        self._overwrite, self._number = overwrite, 0
         if self._file and count > 1:
             raise RequestError(f"{count} pictures do not fit into one file {out}", field="out", hint="name a folder")
-        if not self.is_stdout:
-            self._check_folder(out.parent if self._file else out)
-
-    def _check_folder(self, folder: Path) -> None:
-        self._folder = folder
+        if self.is_stdout:
+            return
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StorageError(f"cannot make the folder {folder}: {error.strerror}", path=folder) from error
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise StorageError(f"no permission to write into {folder}", path=folder)
-        try:
-            if self._file is None:
-                numbers = (_NUMBERED.fullmatch(name) for name in os.listdir(folder))
-                self._first += max((int(match[1]) for match in numbers if match), default=0)
-                return
-            mode = self._file.lstat().st_mode
-            if not self._overwrite:
-                raise self._taken()
-            if not stat.S_ISREG(mode):
-                raise StorageError(f"{self._file} is there and is no file", path=self._file)
+            self._folder.mkdir(parents=True, exist_ok=True)
+            numbers = (_NUMBERED.fullmatch(name) for name in os.listdir(self._folder))
+            self._number = max((int(match[1]) for match in numbers if match), default=0)
+            if self._file:
+                regular = stat.S_ISREG(os.lstat(self._file).st_mode)  # FileNotFoundError: as it should be
+                if not overwrite:
+                    raise self._taken()
+                if not regular:
+                    raise StorageError(f"{out} is there and is no file", path=out)
         except FileNotFoundError:
             pass
-        except OSError as error:  # such as a name that is too long
-            raise StorageError(
-                f"cannot use {self._file or folder}: {error.strerror}", path=self._file or folder
-            ) from error
+        except OSError as error:
+            raise StorageError(f"cannot write to {out}: {error.strerror}", path=out) from error
+        if not os.access(self._folder, os.W_OK | os.X_OK):
+            raise StorageError(f"no permission to write into {self._folder}", path=self._folder)
 
-    def save(self, index: int, seed: int, write: Callable[..., None]) -> Path:
-        """Have `write(path, overwrite=...)` make the file of picture `index` (from 0); gives its name.
+    def save(self, seed: int, write: Callable[..., None]) -> Path:
+        """Have `write(path, overwrite=...)` make the next picture's file; gives its name.
 
-        It raises FileExistsError for a name that is taken: then this picture and those after it count on. RequestError
-        if that happens to the one file that was named, StorageError where stdout does not take the picture.
+        It raises FileExistsError for a name that is taken: then the next number is tried. RequestError if that happens
+        to the one file that was named, StorageError where stdout does not take the picture.
         """
         if self.is_stdout:
-            return self._to_stdout(write)
+            with TemporaryDirectory() as folder:
+                write(path := Path(folder, "picture.png"), overwrite=True)
+                _pipe(path.read_bytes())
+            return Path("-")
         while True:
-            path = self._file or self._folder / f"{self._first + index:05d}-{seed}.png"
+            self._number += 1
+            path = self._file or self._folder / f"{self._number:05d}-{seed}.png"
             try:
                 if not self._file and os.path.lexists(path):  # nothing is encoded for a name that is taken
-                    raise FileExistsError
+                    continue
                 write(path, overwrite=self._file is not None and self._overwrite)
                 return path
             except FileExistsError:
                 if self._file:
                     raise self._taken() from None
-                self._first += 1
-
-    def _to_stdout(self, write: Callable[..., None]) -> Path:
-        with TemporaryDirectory() as folder:
-            path = Path(folder, "picture.png")
-            write(path, overwrite=True)
-            try:
-                sys.stdout.buffer.write(path.read_bytes())
-                sys.stdout.flush()
-            except (OSError, ValueError) as error:
-                _abandon(sys.stdout)
-                raise StorageError(f"cannot write the picture to standard output: {error}") from error
-        return Path("-")
 
     def _taken(self) -> RequestError:
         return RequestError(f"{self._file} exists already", field="out", hint="add --overwrite to replace it")
+
+
+def _pipe(picture: bytes) -> None:
+    """A picture on stdout, where it must not get lost."""
+    try:
+        sys.stdout.buffer.write(picture)
+        sys.stdout.flush()
+    except (OSError, ValueError) as error:
+        _abandon(sys.stdout)
+        raise StorageError(f"cannot write the picture to standard output: {error}") from error

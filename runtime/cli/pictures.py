@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import accumulate
+from itertools import groupby, islice
+from operator import attrgetter
 from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
@@ -24,20 +24,22 @@ if TYPE_CHECKING:
 
     from clipskip.pipeline import Pipeline, Result
 
-TOGETHER = 8  # pictures that are in the making at once
+TOGETHER = 8  # at most so many pictures are in the making at once
 LARGEST, MOST_LINES = 16 << 20, 100_000  # bytes and lines of a list of prompts
 MOST_REFUSED = 20  # lines of it that are named
 SHORT = {"negative_prompt": "-n", "width": "-W", "height": "-H", "seed": "-s", "batch": "-b"}  # stable-diffusion.cpp's
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a request takes: images, about so many evaluations, in calls of one kind with up to `together` images."""
+class Job:
+    """A request, or as much of its batch as shares every call; from line `number` of a list, or 0.
 
-    images: int
-    calls: int
-    kind: tuple[int, int, int]
-    together: int
+    `kind`: how many neighbours of the same kind share calls, about how many those are, and width, height and chunks.
+    """
+
+    number: int
+    request: Request
+    kind: tuple[int, int, int, int, int]
 
 
 def add_to(verbs: Verbs) -> None:
@@ -93,73 +95,53 @@ def _names() -> str:
 
 
 def generate(args: argparse.Namespace) -> Outcome:
-    """Make the pictures of every prompt, some at a time, and write each with its request in the metadata."""
+    """Make the pictures of every prompt, and write each with its request in the metadata as soon as it is finished."""
     from_lines = args.lines is not None or "-" in (args.prompt, args.prompt_option)
     requests, refused = _lines(args) if from_lines else ({0: _request(args)}, {})
-    places = dict(zip(requests, accumulate((each.batch for each in requests.values()), initial=0), strict=False))
-    count = sum(each.batch for each in requests.values())
+    count = sum(request.batch for request in requests.values())
     destination = _destination(args, count)
-    pictures: dict[int, dict[str, Any]] = {}
-    warnings: dict[str, None] = {}
+    pictures: list[dict[str, Any]] = []
+    warnings: list[str] = []
     bar = output.Bar(count)
     try:
         with clipskip.open(args.store, backend=args.target, embeddings=args.embeddings) as pipe:
-            plans = _check(pipe, requests, refused, args.lines)
-            for number, result in _results(pipe, requests, plans, bar):
-                warnings.update(dict.fromkeys(result.warnings))
-                for index, picture in enumerate(_saved(result, destination, places[number]), places[number]):
-                    pictures[index] = {"line": number, **picture} if number else picture
+            for number, result in _results(pipe, _jobs(pipe, requests, refused, args.lines), bar):
+                warnings += result.warnings
+                for picture in _saved(result, destination):
+                    pictures.append({"line": number, **picture} if from_lines else picture)
                     bar.saved(None if args.json or destination.is_stdout else picture["file"])
     finally:
         bar.clear()
         if from_lines and 0 < len(pictures) < count:
             output.say(f"{len(pictures)} of {count} pictures are saved")
-        args.kept |= {"pictures": [pictures[index] for index in sorted(pictures)], **_noted(warnings)}
+        args.kept |= {"pictures": pictures, **_noted(warnings)}
     return Outcome(args.kept, "")
 
 
-def _noted(warnings: Mapping[str, None]) -> dict[str, list[str]]:
-    for warning in warnings:
+def _noted(warnings: Iterable[str]) -> dict[str, list[str]]:
+    """Every warning once: said on stderr, and for the data."""
+    once = list(dict.fromkeys(warnings))
+    for warning in once:
         output.say(f"note: {warning}")
-    return {"warnings": list(warnings)}
+    return {"warnings": once}
 
 
-def _results(
-    pipe: Pipeline, requests: Mapping[int, Request], plans: Mapping[int, Plan], bar: output.Bar
-) -> Iterator[tuple[int, Result]]:
-    """The results with their keys, as they are finished. A request that begins shares calls with those under way."""
-    waiting, running, done = deque(requests), dict[int, Any](), dict[int, int]()
-    finished, total = 0, sum(plan.calls for plan in plans.values())
-    try:
-        while waiting or running:
-            while waiting and _fits(plans[waiting[0]], [plans[number] for number in running]):
-                number = waiting.popleft()
-                running[number] = pipe.steps(requests[number])
-            for number in list(running):
-                state = next(running[number])
-                done[number] = state.call
-                bar.show(finished + sum(done.values()), total)
-                if state.results:
-                    del running[number]
-                    finished += done.pop(number)
-                    total += state.calls - plans[number].calls
-                    yield number, state.results[0]
-    finally:
-        for states in running.values():
-            states.close()
+def _results(pipe: Pipeline, jobs: Sequence[Job], bar: output.Bar) -> Iterator[tuple[int, Result]]:
+    """The results in order, with the numbers of their lines."""
+    done, total = 0, sum(job.kind[1] for job in jobs)
+    for (together, calls, *_), neighbours in groupby(jobs, attrgetter("kind")):
+        while group := list(islice(neighbours, together)):
+            for state in pipe.steps(*(job.request for job in group)):
+                bar.show(done + state.call, total)
+            done, total = done + state.calls, total + state.calls - calls * len(group)
+            yield from zip((job.number for job in group), state.results, strict=True)
 
 
-def _fits(plan: Plan, others: Sequence[Plan]) -> bool:
-    """Whether a request would share the calls of those under way. One that had to wait for them would hold them up."""
-    images = plan.images + sum(other.images for other in others)
-    return not others or (plan.kind == others[0].kind and images <= min(plan.together, TOGETHER))
-
-
-def _saved(result: Result, destination: output.Destination, first: int) -> Iterator[dict[str, Any]]:
-    """The facts of each picture of a result, when it is on the disk as number `first` (from 0) and on."""
+def _saved(result: Result, destination: output.Destination) -> Iterator[dict[str, Any]]:
+    """The facts of each picture of a result, when it is saved."""
     for index, seed in enumerate(result.seeds):
         request = result.alone(index)
-        path = destination.save(first + index, seed, _writer(result, result.images[index], request))
+        path = destination.save(seed, _writer(result, result.images[index], request))
         yield {"file": str(path), "request": asdict(request), "engines": result.engines, "timings": result.timings}
 
 
@@ -176,8 +158,8 @@ def grid(args: argparse.Namespace) -> Outcome:
     with clipskip.open(args.store, backend=args.target, embeddings=args.embeddings) as pipe:
         results = output.run(pipe, cells)
     first = results[0]
-    path = destination.save(0, 0, _writer(first, sheet.draw(results, x, y), first.request))
-    noted = _noted(dict.fromkeys(warning for result in results for warning in result.warnings))
+    path = destination.save(0, _writer(first, sheet.draw(results, x, y), first.request))
+    noted = _noted(warning for result in results for warning in result.warnings)
     data = {"file": str(path), "cells": [asdict(result.request) for result in results], "timings": first.timings}
     return Outcome({**data, **noted}, "" if destination.is_stdout else str(path))
 
@@ -241,22 +223,25 @@ def _lines(args: argparse.Namespace) -> tuple[dict[int, Request], dict[int, Clip
     return requests, refused
 
 
-def _check(
+def _jobs(
     pipe: Pipeline, requests: Mapping[int, Request], refused: dict[int, ClipskipError], lines: Path | None
-) -> dict[int, Plan]:
-    """What each request takes. Whatever is refused is refused now, all of it together."""
-    plans = {}
+) -> list[Job]:
+    """What is to be done, in order. Whatever is refused is refused now, all of it together."""
+    jobs = []
     for number, request in requests.items():
         try:
             resolved = pipe.check(request)
         except (RequestError, EngineMissing) as error:
             refused[number] = error
-        else:
-            calls = request.batch * resolved.request.steps * resolved.sampler.calls_per_step
-            kind = resolved.width, resolved.height, resolved.chunks
-            plans[number] = Plan(request.batch, calls, kind, pipe.together(resolved))
+            continue
+        most = min(pipe.together(resolved), TOGETHER)
+        calls = resolved.request.steps * resolved.sampler.calls_per_step
+        for start in range(0, request.batch, most):
+            (seed, subseed), batch = resolved.seeds[start], min(most, request.batch - start)
+            kind = most // batch, calls * batch, resolved.width, resolved.height, resolved.chunks
+            jobs.append(Job(number, replace(request, seed=seed, subseed=subseed, batch=batch), kind))
     if not refused:
-        return plans
+        return jobs
     first = refused[min(refused)]
     if not min(refused):  # it is of no list
         raise first
@@ -274,20 +259,18 @@ def _text(file: Path | None) -> str:
     """The text of a file, or of stdin: in UTF-8, with or without a mark at its beginning."""
     from clipskip import files
 
+    name = str(file or "standard input")
     try:
-        if file is not None:
-            data = files.read(file, LARGEST + 1)
-        elif sys.stdin is not None:
-            data = sys.stdin.buffer.read(LARGEST + 1)
-        else:
+        if file is None and sys.stdin is None:
             raise CheckpointError("it is closed")
+        data = sys.stdin.buffer.read(LARGEST + 1) if file is None else files.read(file, LARGEST + 1)
+    except (OSError, CheckpointError) as error:
+        hint = "lists are regular files, or come from standard input where the prompt is -"
+        raise CheckpointError(f"cannot read {name}: {error}", path=file, hint=hint) from error
+    try:
         if len(data) > LARGEST:
-            raise CheckpointError(f"it has more than {LARGEST >> 20} MiB")
+            raise CheckpointError(f"{name} has more than {LARGEST >> 20} MiB", path=file, hint="give it in parts")
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         number = data.count(b"\n", 0, error.start) + 1
-        message = f"{file or 'standard input'}:{number}: no UTF-8: {error.reason}"
-        raise CheckpointError(message, path=file, hint="save the list as UTF-8") from error
-    except (OSError, CheckpointError) as error:
-        hint = "lists are regular files, or come from standard input where the prompt is -"
-        raise CheckpointError(f"cannot read {file or 'standard input'}: {error}", path=file, hint=hint) from error
+        raise CheckpointError(f"{name}:{number}: no UTF-8 ({error.reason})", path=file) from error

@@ -145,6 +145,11 @@ def test_an_artefact_of_another_model_is_incompatible_c12(root, workshop):
         Store(root).find(Role("step"), "onnx", "fp32")
 
 
+def test_a_store_whose_name_contains_nul_is_missing_a25():
+    with pytest.raises(EngineMissing, match="contains NUL"):
+        Store("a\0b").manifest()
+
+
 def test_a_bad_manifest_names_its_path_its_field_and_the_remedy(root):
     tree = json.loads((root / "manifest.json").read_text())
     tree["artefacts"][0]["files"][0]["path"] = "../../etc/passwd"

@@ -1,6 +1,7 @@
 """The command line as a user meets it: results on stdout, the rest on stderr, an exit status for each outcome."""
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -11,9 +12,12 @@ import sys
 import PIL.Image
 import pytest
 
-from clipskip.__main__ import main
+from clipskip import __main__ as entrance
+from clipskip.__main__ import main, parse
+from clipskip.cli import pictures
 from clipskip.engines.manifest import STEP
 from clipskip.engines.store import Store
+from clipskip.pipeline import Pipeline
 
 FAST = ("--steps", "2", "--width", "64", "--height", "64")
 
@@ -57,14 +61,6 @@ def test_a_render_line_goes_before_the_options(run, sample_store, tmp_path):
     status, out, _ = run("generate", sample_store, line, "--clip-skip", "2", "--json", "--out", tmp_path, *FAST)
     request = json.loads(out)["pictures"][0]["request"]
     assert (status, request["clip_skip"], request["seed"], request["prompt"]) == (0, 4, 9, "a blue star")
-
-
-def test_a_file_gives_one_request_per_line(run, sample_store, tmp_path):
-    lines = tmp_path / "lines.txt"
-    lines.write_text("a red circle\n\n/render /seed:3 a blue star\n")
-    status, out, _ = run("generate", sample_store, "--lines", lines, "--out", tmp_path, "--json", *FAST)
-    prompts = [each["request"]["prompt"] for each in json.loads(out)["pictures"]]
-    assert (status, prompts) == (0, ["a red circle", "a blue star"])
 
 
 def test_lines_come_from_standard_input(sample_store, tmp_path):
@@ -139,13 +135,13 @@ def test_a_flipped_bit_is_found_before_anything_is_opened(run, sample_store, tmp
     assert run("verify", store)[0] == 4
 
 
-def test_control_characters_do_not_reach_the_terminal(run, sample_store, tmp_path):
+def test_control_characters_do_not_reach_the_terminal_d35(run, sample_store, tmp_path):
     _, _, err = run("generate", sample_store, "a cat", "--sampler", "\x1b[31mred", "--out", tmp_path)
     assert "\x1b" not in err
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_stops_generate_with_its_own_status(sample_store, tmp_path, number, status):
+def test_a_signal_stops_generate_with_its_own_status_e5(sample_store, tmp_path, number, status):
     command = [sys.executable, "-m", "clipskip", "generate", sample_store, "a cat", "--steps", "900", "--out", tmp_path]
     process = subprocess.Popen(command, stderr=subprocess.PIPE)
     assert b"calls" in process.stderr.readline()  # it is at work
@@ -156,13 +152,358 @@ def test_a_signal_stops_generate_with_its_own_status(sample_store, tmp_path, num
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("stderr", ["2>/dev/full", "2>&-"], ids=["full", "closed"])
-def test_a_stderr_that_takes_nothing_loses_no_picture(sample_store, tmp_path, stderr):
-    options = ["--cfg", "1", "--negative", "which gives a note", "--out", tmp_path, *FAST]
-    command = [sys.executable, "-m", "clipskip", "generate", sample_store, "a cat", *options]
-    done = subprocess.run(["sh", "-c", f'exec "$@" {stderr}', "sh", *command], timeout=120)
+LISTED = """\ufeffa red circle\r
+\r
+# a comment\r
+/render /steps:5 /seed:3 a blue star\r
+--prompt "a ring" --steps 1 --cfg_scale 5 --width 64 --height 64 --seed 9 --n_iter 2 --restore_faces false\r
+  --prompt a green ring --negative_prompt "red, dark" --sampler_name "Euler a"
+"""
+
+
+def test_a_list_has_prompts_render_lines_and_lines_of_options_c14(run, sample_store, tmp_path):
+    lines = tmp_path / "lines.txt"
+    lines.write_bytes(LISTED.encode())
+    status, out, _ = run("generate", sample_store, "--lines", lines, "--out", tmp_path, "--json", *FAST)
+    made = [
+        (
+            each["line"],
+            request["prompt"],
+            request["negative_prompt"],
+            request["steps"],
+            request["cfg"],
+            request["sampler"],
+        )
+        for each in json.loads(out)["pictures"]
+        for request in [each["request"]]
+    ]
+    assert status == 0
+    assert made == [
+        (1, "a red circle", "", 2, 7, "DPM++ 2M"),
+        (4, "a blue star", "", 5, 7, "DPM++ 2M"),
+        (5, "a ring", "", 1, 5, "DPM++ 2M"),
+        (5, "a ring", "", 1, 5, "DPM++ 2M"),
+        (6, "a green ring", "red, dark", 2, 7, "Euler a"),
+    ]
+    names = [os.path.basename(each["file"]) for each in json.loads(out)["pictures"]]
+    assert [name[:5] for name in names] == ["00001", "00002", "00003", "00004", "00005"]
+    assert names[1:4] == ["00002-3.png", "00003-9.png", "00004-10.png"]
+
+
+def test_all_lines_are_checked_before_the_first_picture_and_named(run, sample_store, tmp_path):
+    lines, out = tmp_path / "lines.txt", tmp_path / "out"
+    lines.write_text('a cat\n/steps:0 a\n/seed:x a\n\n--prompt "a --steps 2\n--prompt a --styles x\n/clipskip:14 a\n')
+    status, answer, err = run("generate", sample_store, "--lines", lines, "--out", out, "--json", *FAST)
+    assert (status, list(out.iterdir())) == (2, [])
+    expected = ["2: steps must be", "3: seed must be", "5: the line's quotes", "6: --styles x", "7: clip_skip must be"]
+    for place in expected:
+        assert f"{lines}:{place}" in err
+        assert f"{lines}:{place}" in json.loads(answer)["error"]["message"]
+    lines.write_text("/steps:0 a\n" * 30)
+    _, _, err = run("generate", sample_store, "--lines", lines, "--out", out, *FAST)
+    assert "30 lines are refused" in err
+    assert f"{lines}:20: " in err
+    assert f"{lines}:21: " not in err
+    assert "and 10 more" in err
+
+
+def test_a_line_for_a_depth_that_was_not_built_is_found_before_the_first_picture(run, sample_store, tmp_path):
+    store = shutil.copytree(sample_store, tmp_path / "store")
+    manifest = json.loads((store / "manifest.json").read_text())
+    manifest["artefacts"] = [each for each in manifest["artefacts"] if each["role"] != "text-09"]
+    (store / "manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "lines.txt").write_text("a cat\n/clipskip:4 a cat\n")
+    out = tmp_path / "out"
+    status, _, err = run("generate", store, "--lines", tmp_path / "lines.txt", "--out", out, *FAST)
+    assert (status, list(out.iterdir())) == (4, [])
+    assert f"{tmp_path / 'lines.txt'}:2: " in err
+    assert "text-09" in err
+
+
+def test_names_are_printed_as_the_pictures_are_saved_and_an_interrupt_keeps_them(sample_store, tmp_path):
+    (tmp_path / "lines.txt").write_text("/seed:7 a cat\n/steps:900 /seed:8 a cat\n")
+    command = [sys.executable, "-m", "clipskip", "generate", sample_store, "--lines", tmp_path / "lines.txt"]
+    process = subprocess.Popen(
+        [*command, "--out", tmp_path / "out", *FAST], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    first = tmp_path / "out" / "00001-7.png"
+    assert process.stdout.readline() == f"{first}\n"  # while the second is being made
+    process.send_signal(signal.SIGINT)
+    rest, err = process.communicate(timeout=60)
+    assert (process.returncode, rest) == (130, "")
+    assert "1 of 2 pictures are saved" in err
+    assert "Traceback" not in err
+    assert list((tmp_path / "out").iterdir()) == [first]
+
+
+def test_a_batch_is_saved_in_parts_that_share_calls_and_is_the_same(run, sample_store, tmp_path, monkeypatch):
+    options = ("--subseed", "7", "--subseed-strength", "0.3", "--batch", "3", "--seed", str(2**64 - 1), "--json", *FAST)
+    _, whole, _ = run("generate", sample_store, "a cat", "--out", tmp_path / "whole", *options)
+    monkeypatch.setattr(pictures, "TOGETHER", 2)
+    calls: list[int] = []
+    steps = Pipeline.steps
+    monkeypatch.setattr(Pipeline, "steps", lambda *given: calls.append(len(given) - 1) or steps(*given))
+    _, parts, _ = run("generate", sample_store, "a cat", "--out", tmp_path / "parts", *options)
+    expected, found = (json.loads(each)["pictures"] for each in (whole, parts))
+    assert [each["request"] for each in found] == [each["request"] for each in expected]
+    assert [picture(each["file"]).tobytes() for each in found] == [picture(each["file"]).tobytes() for each in expected]
+    assert calls == [1, 1]
+
+
+def test_a_failure_keeps_what_is_saved_and_json_says_what_that_is(run, sample_store, tmp_path, monkeypatch):
+    save = pictures.output.Destination.save
+
+    def interrupted(destination, seed, write):
+        if seed == 8:
+            raise KeyboardInterrupt
+        return save(destination, seed, write)
+
+    monkeypatch.setattr(pictures.output.Destination, "save", interrupted)
+    (tmp_path / "lines.txt").write_text("/seed:7 a cat\n/seed:8 a cat\n")
+    status, out, _ = run(
+        "generate", sample_store, "--lines", tmp_path / "lines.txt", "--out", tmp_path, "--json", *FAST
+    )
+    answer = json.loads(out)
+    assert (status, answer["error"]["code"]) == (130, "interrupted")
+    assert [each["file"] for each in answer["pictures"]] == [str(tmp_path / "00001-7.png")]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"", "there is no prompt"),
+        (b"\n# only a comment\n", "there is no prompt"),
+        (b"a\nb \xff", ":2: no UTF-8"),
+        (b"a" * (16 << 20) + b"a", "more than 16 MiB"),
+        (b"a\n" * 12, "at most 10 lines"),
+        (b"a\0b", ":1: prompt has NUL"),
+    ],
+    ids=["empty", "comments", "bytes", "large", "long", "nul"],
+)
+def test_a_list_that_is_none_is_refused(run, sample_store, tmp_path, monkeypatch, text, message):
+    (tmp_path / "lines.txt").write_bytes(text)
+    monkeypatch.setattr(pictures, "MOST_LINES", 10)
+    status, _, err = run("generate", sample_store, "--lines", tmp_path / "lines.txt", "--out", tmp_path / "out", *FAST)
+    assert status in (2, 3)
+    assert message in err
+
+
+def test_the_memory_that_standard_input_takes_is_bounded(run, sample_store, tmp_path, monkeypatch):
+    with open("/dev/zero") as endless:
+        monkeypatch.setattr(sys, "stdin", endless)
+        status, _, err = run("generate", sample_store, "-", "--out", tmp_path)
+    assert (status, "standard input has more than 16 MiB" in err) == (3, True)
+    monkeypatch.setattr(sys, "stdin", None)
+    status, _, err = run("generate", sample_store, "-", "--out", tmp_path)
+    assert (status, "it is closed" in err) == (3, True)
+
+
+def test_a_prompt_with_nul_is_refused_d33(run, sample_store, tmp_path):
+    status, out, _ = run("generate", sample_store, "a\0b", "--out", tmp_path / "out", "--json", *FAST)
+    assert (status, json.loads(out)["error"]["message"]) == (2, "prompt has NUL at character 1")
+
+
+def test_a_prompt_of_bytes_that_are_no_text_is_refused_d34(run, sample_store, tmp_path):
+    status, out, _ = run("generate", sample_store, "a \udcff", "--out", tmp_path / "out", "--json", *FAST)
+    assert out.isascii()
+    assert (status, json.loads(out)["error"]["field"]) == (2, "prompt")
+
+
+VERBS = {
+    "lines": ["generate", "STORE", "--lines", "PATH"],
+    "from": ["generate", "STORE", "--from", "PATH"],
+    "embeddings": ["generate", "STORE", "a cat", "--embeddings", "PATH"],
+    "out": ["generate", "STORE", "a cat", "--steps", "0", "--out", "PATH"],
+    "sheet": ["grid", "STORE", "a cat", "--steps", "0", "--x", "seed=1", "--overwrite", "--out", "PATH"],
+    "store": ["generate", "PATH", "a cat"],
+    "inspect": ["inspect", "PATH"],
+    "verify": ["verify", "PATH"],
+    "gc": ["gc", "PATH"],
+    "build": ["build", "PATH", "--target", "tensorrt-rtx"],
+    "export": ["export", "PATH", "--out", "out"],
+}
+
+
+@pytest.mark.parametrize(
+    "path", ["a\0b", "x" * 300, "x" * 300 + ".png", "/dev/zero", "fifo", "fifo.png", "\udcff", "/dev/stdin"]
+)
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_path_that_is_none_is_refused_without_a_traceback_a22(run, sample_store, tmp_path, monkeypatch, verb, path):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("fifo")
+    os.mkfifo("fifo.png")
+    words = {"PATH": path, "STORE": str(sample_store)}
+    status, out, err = run(*(words.get(word, word) for word in VERBS[verb]), "--json")
+    assert out.isascii()
+    assert json.loads(out)["error"]["message"]
+    assert (status in (2, 3, 4, 7), "Traceback" in err) == (True, False)
+
+
+@pytest.mark.parametrize("name", ["a b", "$(touch x)", "a\nb", "-rf", "\udcff", "ä猫", "%d"])
+def test_a_folder_may_have_any_name_that_the_disk_takes_a25(run, sample_store, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    status, out, _ = run("generate", sample_store, "a cat", "--seed", "1", f"--out={name}", "--json", *FAST)
+    assert (status, out.isascii()) == (0, True)
+    assert json.loads(out)["pictures"][0]["file"] == os.path.join(name, "00001-1.png")
+    assert os.listdir() == [name]
+
+
+class Narrow(io.TextIOWrapper):
+    """A stream that takes ASCII only."""
+
+    def __init__(self):
+        super().__init__(io.BytesIO(), encoding="ascii", write_through=True)
+
+
+@pytest.mark.parametrize("stream", ["full", "closed", "none", "ascii"])
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_a_stream_that_takes_nothing_loses_no_picture_d2(sample_store, tmp_path, monkeypatch, name, stream):
+    out, note = tmp_path / "ä\udcff", ["--cfg", "1", "--negative", "which gives a note"]
+    with open("/dev/full", "w") as full, open(os.devnull) as closed:
+        closed.close()
+        narrow = Narrow()
+        monkeypatch.setattr(sys, name, {"full": full, "closed": closed, "none": None, "ascii": narrow}[stream])
+        arguments = ["generate", str(sample_store), "a 猫", "--seed", "3", *note, "--out", str(out), *FAST]
+        assert main(arguments) == 0
+    assert os.listdir(out) == ["00001-3.png"]
+    if (name, stream) == ("stdout", "ascii"):
+        assert narrow.buffer.getvalue().endswith(b"/\\xe4\\udcff/00001-3.png\n")
+
+
+def test_with_all_three_streams_closed_the_picture_is_made_d2(sample_store, tmp_path):
+    command = [sys.executable, "-m", "clipskip", "generate", sample_store, "a cat", "--out", tmp_path, "--json", *FAST]
+    done = subprocess.run(["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *command], timeout=120)
     assert done.returncode == 0
-    assert len(os.listdir(tmp_path)) == 1
+    (made,) = tmp_path.iterdir()
+    assert picture(made).size == (64, 64)
+
+
+def test_a_full_stdout_neither_changes_the_status_nor_stops_help(sample_store):
+    for verb in (["inspect", str(sample_store)], ["--help"], ["--version"]):
+        with open("/dev/full", "w") as full:
+            done = subprocess.run([sys.executable, "-m", "clipskip", *verb], stdout=full, stderr=subprocess.PIPE)
+        assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "code"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_a_signal_while_arguments_are_parsed_has_its_status_b1(run, monkeypatch, number, status, code):
+    handler = signal.getsignal(number)
+
+    def interrupted(arguments):
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), number)  # one that comes twice, as from a shell and from `timeout`
+        signal.pause()
+
+    monkeypatch.setattr(entrance, "parse", interrupted)
+    found, out, err = run("inspect", "a", "--json")
+    assert (found, json.loads(out)["error"]["code"]) == (status, code)
+    assert "Traceback" not in err
+    assert signal.getsignal(number) is handler
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        ([], 2),
+        (["generate"], 2),
+        (["generate", "a", "b", "--bogus"], 2),
+        (["build", "a", "--target", "tpu"], 2),
+        (["generate", "/nowhere", "a cat", "--from", "b"], 2),
+        (["generate", "STORE", "--from", "/nowhere"], 3),
+        (["inspect", "/nowhere"], 4),
+        (["--json", "inspect", "/nowhere"], 4),
+        (["generate", "STORE", "a cat", "--out", "/proc/x"], 7),
+    ],
+)
+def test_every_failure_has_its_status_and_one_json_object_b18(run, sample_store, arguments, status):
+    found, out, _ = run(*(str(sample_store) if word == "STORE" else word for word in arguments), "--json")
+    assert (found, out.count("\n")) == (status, 1)
+    assert set(json.loads(out)["error"]) == {"code", "message", "field", "path", "hint"}
+
+
+def test_a_bug_is_reported_as_one_in_json_too_b18(run, monkeypatch):
+    monkeypatch.setattr(entrance, "parse", lambda arguments: 1 / 0)
+    status, out, err = run("inspect", "a", "--json")
+    assert (status, json.loads(out)["error"]["code"]) == (1, "bug")
+    assert "ZeroDivisionError" in err
+    assert "This is a bug" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "field", "value"),
+    [
+        *[
+            ([option, "x"], "negative_prompt", "x")
+            for option in ("-n", "--negative", "--negative-prompt", "--negative_prompt")
+        ],
+        *[([o, "3"], "cfg", 3) for o in ("--cfg", "--cfg-scale", "--cfg_scale", "--guidance", "--guidance-scale")],
+        *[([option, "2"], "clip_skip", 2) for option in ("--clip-skip", "--clip_skip", "--clipskip")],
+        *[([option, "2"], "batch", 2) for option in ("-b", "--batch", "--batch-count", "--batch_size")],
+        (["--sampling-method", "Euler"], "sampler", "Euler"),
+        (["--scheduler", "karras"], "schedule", "karras"),
+        (["-W", "64"], "width", 64),
+        (["-H", "64"], "height", 64),
+        (["-s", "-1"], "seed", -1),
+        (["--size", "64x128"], "height", 128),
+    ],
+)
+def test_a_setting_has_the_names_that_other_programs_give_it(options, field, value):
+    for arguments in (
+        ["S", "a cat", *options],
+        ["S", *options, "a cat"],
+        [*options, "S", "a cat"],
+        ["S", *options, "-p", "a cat"],
+    ):
+        request = pictures._request(parse(["generate", *arguments]))
+        assert (request.prompt, getattr(request, field)) == ("a cat", value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["gnerate"], "did you mean 'generate'?"),
+        (["generate", "S", "a", "--step", "3"], "did you mean '--steps'?"),
+        (["generate", "S", "a", "--negatve=x"], "did you mean '--negative'?"),
+        (["generate", "S", "a", "cat"], "quoted as one"),
+        (["build", "S", "--target", "tensorr"], "did you mean 'tensorrt'?"),
+        (["generate", "STORE", "a", "--target", "tensorr"], "did you mean tensorrt?"),
+        (["generate", "S", "a", "--size", "64x64", "--width", "64"], "width is given twice"),
+        (["grid", "S", "a", "--out", "a.png", "--x", "batch=1,2"], "batch is no axis"),
+        (["grid", "S", "a", "--out", "a.png", "--x", "seed=1", "--batch", "2"], "not a batch of 2"),
+    ],
+)
+def test_what_is_mistyped_is_answered_with_what_was_meant(run, sample_store, tmp_path, monkeypatch, arguments, told):
+    monkeypatch.chdir(tmp_path)
+    status, _, err = run(*(str(sample_store) if word == "STORE" else word for word in arguments))
+    assert (status, told in err) == (2, True), err
+
+
+def test_help_lists_what_there_is_to_choose_from(run, capsys):
+    with pytest.raises(SystemExit):
+        main(["generate", "--help"])
+    told = capsys.readouterr().out
+    assert all(
+        name in told for name in ("onnxruntime-cuda", "DPM++ 2M SDE", "Euler a", "karras", "sgm_uniform", "--cfg-scale")
+    )
+
+
+def test_a_picture_goes_to_standard_output(sample_store, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", Narrow())
+    assert main(["generate", str(sample_store), "a cat", "--seed", "3", "--out", "-", *FAST]) == 0
+    made = tmp_path / "made.png"
+    made.write_bytes(sys.stdout.buffer.getvalue())
+    assert "Seed: 3" in picture(made).info["parameters"]
+
+
+def test_a_picture_is_not_mixed_with_json_and_its_loss_is_a_failure(run, sample_store, monkeypatch):
+    status, out, _ = run("generate", sample_store, "a cat", "--out", "-", "--json", *FAST)
+    assert (status, json.loads(out)["error"]["field"]) == (2, "out")
+    assert run("generate", sample_store, "a cat", "--batch", "2", "--out", "-", *FAST)[0] == 2
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert main(["generate", str(sample_store), "a cat", "--out", "-", *FAST]) == 7
 
 
 def test_verify_holds_the_manifest_against_what_export_or_build_printed(run, sample_store):

@@ -11,7 +11,7 @@ from pace import pace
 from strategies import FLAG_FIELDS, requests
 
 from clipskip.errors import RequestError
-from clipskip.render import parse_render, render_line
+from clipskip.render import options, parse_render, render_line
 from clipskip.request import FIELDS, Request
 
 
@@ -115,6 +115,83 @@ def test_an_unknown_command_is_refused_with_the_closest_name(word: str, closest:
     with pytest.raises(RequestError, match="unknown command") as caught:
         parse_render(f"/render /{word} a cat")
     assert f"did you mean '/{closest}:'?" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [("w:4", "width"), ("h:4", "height"), ("ar:3:2", "size"), ("no:x", "negative"), ("smapler:x", "sampler")],
+)
+def test_a_name_of_another_program_is_answered_with_ours(word: str, meant: str) -> None:
+    with pytest.raises(RequestError, match="unknown command") as caught:
+        parse_render(f"/{word} a cat")
+    assert caught.value.hint == f"did you mean '/{meant}:'?"
+
+
+@pytest.mark.parametrize("word", ["styles:x", "style:x", "hires:2"])
+def test_what_clipskip_has_not_is_no_near_miss_of_something_else(word: str) -> None:
+    with pytest.raises(RequestError, match="unknown command") as caught:
+        parse_render(f"/{word} a cat")
+    assert "did you mean" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["negative", "negative_prompt", "neg", "NegativePrompt"])
+def test_the_negative_prompt_has_all_its_names(name: str) -> None:
+    assert parse_render(f"/{name}:dog a cat") == Request(prompt="a cat", negative_prompt="dog")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "/negative:blurry, dark a cat",
+        "/negative:(bad hands:1.2) a cat",
+        "/negative: blurry",
+        "/seed:1 /sampler: Euler a",
+    ],
+)
+def test_a_value_that_goes_on_after_a_space_is_not_split_in_silence(line: str) -> None:
+    with pytest.raises(RequestError, match="ends at the first space") as caught:
+        parse_render(line)
+    assert "quote" in str(caught.value.hint)
+
+
+def test_a_line_of_options_is_read_as_a1111_reads_it() -> None:
+    line = (
+        '--prompt "a photo" of a cat --negative_prompt "blurry, dark" --seed 7 --subseed 3 --subseed_strength 0.5 '
+        '--sampler_name "Euler a" --batch_size 2 --steps 20 --cfg_scale 7.5 --width 512 --height 768 '
+        '--restore_faces false --tiling false --do_not_save_samples false --do_not_save_grid true --styles ""'
+    )
+    assert Request.from_text(options(line)) == Request(
+        prompt="a photo of a cat",
+        negative_prompt="blurry, dark",
+        seed=7,
+        subseed=3,
+        subseed_strength=0.5,
+        sampler="Euler a",
+        batch=2,
+        steps=20,
+        cfg=7.5,
+        width=512,
+        height=768,
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--prompt a --tiling true", "clipskip has no such setting"),
+        ("--prompt a --styles photo", "clipskip has no such setting"),
+        ("--prompt a --sd_model x", "unknown option"),
+        ("--prompt a --steps", "takes one value, not 0"),
+        ("--prompt a --steps 1 2", "takes one value, not 2"),
+        ("--prompt", "takes one value"),
+        ("--prompt a --cfg 1 --cfg_scale 2", "cfg is given twice"),
+        ('--prompt "a --steps 2', "quotes do not end"),
+        ("--size 64x64", "'prompt' is missing"),
+    ],
+)
+def test_a_line_of_options_that_cannot_be_honoured_is_refused(line: str, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        Request.from_text(options(line))
 
 
 @pytest.mark.parametrize("word", ["/clipskip", "/clip skip:2", "/:2", "/", "//", "/imagine", "/клип:2"])

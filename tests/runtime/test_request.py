@@ -63,6 +63,14 @@ def test_an_unknown_field_is_refused_with_the_closest_name(name: str, meant: str
     assert caught.value.hint == f"did you mean {meant!r}?"
 
 
+@pytest.mark.parametrize(("alias", "name"), ALIASES.items())
+def test_json_takes_every_name_of_a_field_but_one_of_them_at_a_time(alias: str, name: str) -> None:
+    value = "x" if isinstance(FIELDS[name].default, str) else 3
+    assert Request.from_json({"prompt": "", alias: value}) == Request.from_json({"prompt": "", name: value})
+    with pytest.raises(RequestError, match=f"{name} is given twice"):
+        Request.from_json({"prompt": "", alias: None, name: None})
+
+
 def test_an_unknown_field_like_no_other_is_refused_with_all_names() -> None:
     with pytest.raises(RequestError) as caught:
         Request.from_json({"prompt": "", "zzzz": 1})

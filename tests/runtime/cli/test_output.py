@@ -1,16 +1,16 @@
 """Where pictures go, and that no file of anybody else's is lost on the way."""
 
+import io
+import json
 import os
 import subprocess
 import sys
-import textwrap
-from collections import Counter
-from pathlib import Path
 
 import pytest
 
 from clipskip import read_request
-from clipskip.cli.output import Destination
+from clipskip.cli import output
+from clipskip.cli.output import Bar, Destination
 from clipskip.errors import RequestError, StorageError
 
 
@@ -21,61 +21,44 @@ def write(path, overwrite):
 
 def test_numbers_start_at_one_and_go_on_after_what_is_there(tmp_path):
     empty = Destination(tmp_path / "empty", False, 2)
-    assert [empty.save(0, 9, write).name, empty.save(1, 10, write).name] == ["00001-9.png", "00002-10.png"]
+    assert [empty.save(9, write).name, empty.save(10, write).name] == ["00001-9.png", "00002-10.png"]
     (tmp_path / "00041-7.png").touch()
     used = Destination(tmp_path / "empty" / "..", False, 2)
-    assert [used.save(0, 9, write).name, used.save(1, 10, write).name] == ["00042-9.png", "00043-10.png"]
+    assert [used.save(9, write).name, used.save(10, write).name] == ["00042-9.png", "00043-10.png"]
 
 
-def test_a_file_is_not_replaced_unless_asked(tmp_path):
+def test_a_file_is_not_replaced_unless_asked_d45(tmp_path):
     file = tmp_path / "a.png"
     file.touch()
     with pytest.raises(RequestError, match="exists already"):
         Destination(file, False, 1)
-    assert Destination(file, True, 1).save(0, 1, write) == file
+    assert Destination(file, True, 1).save(1, write) == file
     assert file.read_bytes() == b"picture"
 
 
-def test_a_file_that_appears_while_the_picture_is_made_is_not_replaced(tmp_path):
+def test_a_file_that_appears_while_the_picture_is_made_is_not_replaced_d45(tmp_path):
     destination = Destination(tmp_path / "a.png", False, 1)
     (tmp_path / "a.png").write_bytes(b"of another")
     with pytest.raises(RequestError, match="exists already"):
-        destination.save(0, 1, write)
+        destination.save(1, write)
     numbered = Destination(tmp_path, False, 1)
     (tmp_path / "00001-5.png").write_bytes(b"of another")
-    assert numbered.save(0, 5, write).name == "00002-5.png"
+    assert numbered.save(5, write).name == "00002-5.png"
     assert {path.read_bytes() for path in (tmp_path / "a.png", tmp_path / "00001-5.png")} == {b"of another"}
 
 
-def test_several_processes_share_a_folder_and_every_picture_is_the_one_that_was_reported(tmp_path):
-    code = """
-        import functools, pathlib, sys
-        import PIL.Image
-        from facts import MODEL
-        from clipskip import metadata
-        from clipskip.cli.output import Destination
-        from clipskip.request import Request
-        destination = Destination(pathlib.Path(sys.argv[1]), False, 30)
-        print("ready", flush=True)
-        sys.stdin.readline()
-        for count in range(30):
-            request = Request(prompt=f"{sys.argv[2]} {count}", seed=1)
-            facts = {"request": request, "model": MODEL, "engines": {}}
-            save = functools.partial(metadata.save, PIL.Image.new("RGB", (8, 8)), **facts)
-            print(destination.save(count, 1, save), request.prompt)
-        """
-    command = [sys.executable, "-c", textwrap.dedent(code), tmp_path]
-    surroundings = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": surroundings}
-    processes = [subprocess.Popen([*command, name], **pipes) for name in ("a", "b", "c")]
-    for process in processes:
-        assert process.stdout.readline() == "ready\n"
-    for process in processes:
-        process.stdin.write("\n")
-        process.stdin.flush()
-    told = dict(line.split(" ", 1) for process in processes for line in process.communicate(timeout=60)[0].splitlines())
-    assert Counter(prompt.split()[0] for prompt in told.values()) == {"a": 30, "b": 30, "c": 30}
-    assert {str(path): read_request(path).prompt for path in tmp_path.iterdir()} == told
+def test_eight_processes_share_a_folder_and_every_picture_is_the_one_that_was_reported_d1(sample_store, tmp_path):
+    """8 processes, 20 pictures each of 64 px and one step, one folder, one seed: nobody's picture is lost."""
+    for name in "abcdefgh":
+        (tmp_path / name).write_text("".join(f"/seed:1 {name} {count}\n" for count in range(20)))
+    options = ["--steps", "1", "--size", "64x64", "--json", "--out", tmp_path / "out"]
+    command = [sys.executable, "-m", "clipskip", "generate", sample_store, *options, "--lines"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    processes = [subprocess.Popen([*command, tmp_path / name], **pipes) for name in "abcdefgh"]
+    told = [picture for process in processes for picture in json.loads(process.communicate(timeout=300)[0])["pictures"]]
+    assert len(told) == len({picture["file"] for picture in told}) == 160
+    made = {str(path): read_request(path).prompt for path in (tmp_path / "out").iterdir()}
+    assert made == {picture["file"]: picture["request"]["prompt"] for picture in told}
 
 
 def test_several_pictures_need_a_folder(tmp_path):
@@ -83,14 +66,57 @@ def test_several_pictures_need_a_folder(tmp_path):
         Destination(tmp_path / "a.png", False, 2)
 
 
-def test_a_folder_that_cannot_be_made_is_found_out_before_the_work(tmp_path):
+def test_a_folder_that_cannot_be_made_is_found_out_before_the_work_d45(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(StorageError, match="cannot make the folder"):
+    with pytest.raises(StorageError, match="cannot write to"):
         Destination(tmp_path / "file" / "folder", False, 1)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_without_permission_is_found_out_before_the_work(tmp_path):
+def test_a_folder_without_permission_is_found_out_before_the_work_d45(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(StorageError, match="no permission"):
         Destination(tmp_path, False, 1)
+
+
+def test_what_is_no_file_and_a_name_that_is_too_long_are_found_out_before_the_work_d45(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(StorageError, match="is no file"):
+        Destination(tmp_path / "a.png", True, 1)
+    with pytest.raises(StorageError, match="name too long"):
+        Destination(tmp_path / f"{'a' * 300}.png", False, 1)
+
+
+class Screen(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_terminal_shows_a_bar_with_the_time_left(monkeypatch):
+    screen, times = Screen(), iter([0, 10, 12, 16])
+    monkeypatch.setattr(output.sys, "stderr", screen)
+    monkeypatch.setattr(output.time, "monotonic", lambda: next(times))
+    bar = Bar(4)
+    bar.show(10, 80)
+    bar.show(20, 80)
+    bar.saved(None)
+    bar.show(40, 80)
+    shown = [text.strip() for text in screen.getvalue().split("\r") if text.strip()]
+    assert shown == [
+        "[##..................] 10/80 calls, 0/4 pictures",
+        "[#####...............] 20/80 calls, 0/4 pictures, 12 s left",
+        "[##########..........] 40/80 calls, 1/4 pictures, 8 s left",
+    ]
+    bar.clear()
+    assert screen.getvalue().endswith(" \r")
+
+
+def test_elsewhere_there_is_a_line_every_five_seconds(monkeypatch):
+    lines, times = io.StringIO(), iter([0, 4, 6, 8, 12])
+    monkeypatch.setattr(output.sys, "stderr", lines)
+    monkeypatch.setattr(output.time, "monotonic", lambda: next(times))
+    bar = Bar(1)
+    for call in range(1, 5):
+        bar.show(call, 4)
+    bar.clear()
+    assert lines.getvalue() == "2/4 calls, 0/1 pictures, 4 s left\n4/4 calls, 0/1 pictures, 0 s left\n"
