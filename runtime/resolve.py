@@ -171,7 +171,7 @@ def _clip_skips(request: Request, model: ModelFacts) -> tuple[int, int, list[str
         for name, value in given.items()
         if value != math.floor(value)
     ]
-    if (recommended := model.recommended_clip_skip) > 1:  # 1 is what is noted where nobody recommended anything
+    if (recommended := model.recommended_clip_skip) > 1:  # it is 1 where nobody recommended anything
         if not given.keys() & {"clip_skip", "clip_skip_diffusers"}:
             notes.append(f"no clip_skip was given: {skip} is used, which the model recommends")
         elif skip != recommended:
