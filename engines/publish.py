@@ -94,15 +94,13 @@ def build(
                 draft.add(Artefact(Role("step"), "onnx", "fp32", inputs, outputs, axes), ["step.onnx", "weights.bin"])
 
     Leaving without an exception publishes; any exception discards. So a program that wants SIGTERM to clean up must
-    turn it into one. `model`: the facts to publish (an exporter knows them; an engine builder leaves them alone);
-    artefacts made from another model, or for another step of sizes, leave the manifest. `needs`: the bytes that the
-    build is expected to write. StorageError for a full disk, a missing permission, or a file system without locks.
+    turn it into one. `model`: the facts to publish (an exporter knows them); artefacts made from another model, or for
+    another step of sizes, leave the manifest. `needs`: bytes to be written. StorageError for a full disk, a missing
+    permission, or no locks.
     """
     root, name = Path(root), folder_name(label, wanted)
-    if model is not None:
-        manifest.dumps(Manifest(manifest.SCHEMA, model, (), ()))  # facts that nobody could read back, before any work
-    else:
-        read_manifest(root)  # EngineMissing: engines are only built where a model is
+    facts = model or read_manifest(root).model  # EngineMissing: engines are only built where a model is
+    manifest.dumps(Manifest(manifest.SCHEMA, facts, (), ()))  # what nobody could read back is refused before any work
     with files.translated(root):
         root.mkdir(parents=True, exist_ok=True)
     with locks.locked(root / f".lock-{name}", progress):

@@ -86,6 +86,10 @@ class Checkpoint:
         """Token -> id."""
         return dict(json.loads(self.tokenizer["vocab.json"]))
 
+    def holds(self, path: Path) -> bool:
+        """Whether this is the folder that the checkpoint is in, or one inside of it."""
+        return path == (self.root if self.root.is_dir() else self.root.parent) or self.root in path.parents
+
     def check_unchanged(self) -> None:
         """ExportError where a file is not the one that was hashed."""
         for path, state in self.states.items():
@@ -102,7 +106,7 @@ def open_checkpoint(path: Path, vae: Path | None = None) -> Checkpoint:
     return (_open_folder if root.is_dir() else _open_file)(root, vae)
 
 
-def _resolved(path: Path) -> Path:
+def _resolved(path: Path, what: str = "checkpoint") -> Path:
     try:
         root = path.resolve(strict=True)
     except (OSError, RuntimeError, ValueError) as error:
@@ -111,11 +115,11 @@ def _resolved(path: Path) -> Path:
             hint = "nothing is downloaded: fetch it, and give the path of the file or folder"
         elif re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
             hint = "a model on a hub has to be downloaded first: give the folder that holds its model_index.json"
-        message = f"no checkpoint at {path}: {getattr(error, 'strerror', error)}"
+        message = f"no {what} at {path}: {getattr(error, 'strerror', error)}"
         raise CheckpointError(message, path=path, hint=hint) from error
     if (root / MANIFEST).exists() and not (root / "unet").exists():
         hint = f"make pictures from it: clipskip generate {path} PROMPT"
-        raise CheckpointError(f"{path} is an engine store, no checkpoint", path=path, hint=hint)
+        raise CheckpointError(f"{path} is an engine store, no {what}", path=path, hint=hint)
     return root
 
 
@@ -181,7 +185,7 @@ def _said_prediction(path: Path, metadata: Mapping[str, str]) -> str:
 
 def _other_vae(path: Path, config: Path | None) -> Part:
     """The VAE in a folder of diffusers' layout, or in a file. To a file belongs `config`, or SD 1.x's own."""
-    root = _resolved(path)
+    root = _resolved(path, "VAE")
     if root.is_dir():
         folder = root / "vae" if (root / "vae").is_dir() else root
         weights, config = _weights(folder, "diffusion_pytorch_model"), folder / "config.json"

@@ -91,34 +91,31 @@ def _config(kinds: Schema, config: Mapping[str, Any], path: Path, rules: tuple[R
 
 
 def facts(
-    checkpoint: Checkpoint,
-    recommended_clip_skip: int | None = None,
-    prediction: str | None = None,
+    source: Checkpoint, recommended_clip_skip: int | None = None, prediction: str | None = None,
     earlier: ModelFacts | None = None,
-) -> ModelFacts:
-    """What goes into the manifest, from the configurations alone.
+) -> ModelFacts:  # fmt: skip
+    """What goes into the manifest, from the configurations alone; UnsupportedModelError where it is not SD 1.x.
 
     `prediction`: what the U-Net predicts, whatever the checkpoint says of it. What neither says is as in `earlier`, if
-    that is of a model of the same name. UnsupportedModelError names what the checkpoint is, where it is not an SD 1.x
-    that these graphs can express.
+    that is of a model of the same name.
     """
-    root = checkpoint.root
+    root = source.root
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", root.name).strip("-.")[:100] or "model"
     earlier = earlier if earlier and earlier.name == name else None
-    pipeline = str(checkpoint.index.get("_class_name", "StableDiffusionPipeline"))
+    pipeline = str(source.index.get("_class_name", "StableDiffusionPipeline"))
     if not re.fullmatch(r"StableDiffusion(Img2Img|Inpaint)?Pipeline(Safe)?", pipeline):
         raise UnsupportedModelError(f"{root} is a {pipeline:.80}; SD 1.x is supported", path=root)
-    unet = _config(_UNET_FIELDS, checkpoint.unet.config, checkpoint.unet.settings, _UNET)
-    text = _config(_TEXT_FIELDS, checkpoint.text.config, checkpoint.text.settings, _TEXT)
-    vae = _config(_VAE_FIELDS, checkpoint.vae.config, checkpoint.vae.settings, _VAE)
+    unet = _config(_UNET_FIELDS, source.unet.config, source.unet.settings, _UNET)
+    text = _config(_TEXT_FIELDS, source.text.config, source.text.settings, _TEXT)
+    vae = _config(_VAE_FIELDS, source.vae.config, source.vae.settings, _VAE)
     said = {"prediction_type": earlier.prediction} if earlier else {}
-    said = {**said, **checkpoint.scheduler, **({"prediction_type": prediction} if prediction else {})}
+    said = {**said, **source.scheduler, **({"prediction_type": prediction} if prediction else {})}
     scheduler = _config(_SCHEDULER_FIELDS, said, root / "scheduler" / "scheduler_config.json", _SCHEDULER)
     if (context := unet.cross_attention_dim) != (width := text.hidden_size):
         raise UnsupportedModelError(f"the U-Net reads a context of width {context}, the text encoder gives {width}")
-    if (tokens := len(checkpoint.vocabulary)) > text.vocab_size:
-        message = f"the tokenizer has {tokens} tokens, more than the text encoder: {checkpoint.text.settings}"
-        raise CheckpointError(message, path=checkpoint.text.settings, field="vocab_size")
+    if (tokens := len(source.vocabulary)) > text.vocab_size:
+        message = f"the tokenizer has {tokens} tokens, more than the text encoder: {source.text.settings}"
+        raise CheckpointError(message, path=source.text.settings, field="vocab_size")
     layers = text.num_hidden_layers
     if recommended_clip_skip is None:
         recommended_clip_skip = min(earlier.recommended_clip_skip, layers + 1) if earlier else 1
@@ -126,19 +123,12 @@ def facts(
         message = f"recommended_clip_skip must be a whole number from 1 to {layers + 1}"
         raise RequestError(message, field="recommended_clip_skip")
     return ModelFacts(
-        name=name,
-        family="sd1",
-        layers=layers,
-        width=text.hidden_size,
-        vocabulary=text.vocab_size,
-        prediction=scheduler.prediction_type,
-        beta_start=scheduler.beta_start,
-        beta_end=scheduler.beta_end,
-        train_steps=scheduler.num_train_timesteps,
-        scaling_factor=vae.scaling_factor,
+        name=name, family="sd1", layers=layers, width=width, vocabulary=text.vocab_size,
+        prediction=scheduler.prediction_type, beta_start=scheduler.beta_start, beta_end=scheduler.beta_end,
+        train_steps=scheduler.num_train_timesteps, scaling_factor=vae.scaling_factor,
         default_size=unet.sample_size * LATENT,
         size_step=LATENT,  # the step graph upsamples to the size of what it joins
         recommended_clip_skip=recommended_clip_skip,
-        model_sha256=hashlib.sha256(json.dumps(dict(checkpoint.sources), sort_keys=True).encode()).hexdigest(),
-        sources=checkpoint.sources,
-    )
+        model_sha256=hashlib.sha256(json.dumps(dict(source.sources), sort_keys=True).encode()).hexdigest(),
+        sources=source.sources,
+    )  # fmt: skip

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from itertools import chain
@@ -45,11 +45,10 @@ def export(
 
     `skips`: the clip skips to make text graphs for, 1 (all layers) to layers + 1 (embeddings only); None for all.
     `recommended_clip_skip`: what requests get that say nothing; `prediction`: "epsilon" or "v_prediction", whatever the
-    checkpoint says. Where neither is said, the store's own stay, if it has them. `vae`: a file or folder with another
-    VAE than the checkpoint's own.
-    `progress` hears of each stage as it begins. What is there and unchanged, by content, is not made again. Nothing is
-    published unless every new graph agrees with torch: NumericalError.
-    CheckpointError, UnsupportedModelError, ExportError, RequestError, StorageError; the store is then as it was.
+    checkpoint says; what is not said stays as the store has it. `vae`: a file or folder with another VAE.
+    `progress` hears of each stage as it begins. What is there and unchanged, by content, is not made again.
+    NumericalError where a new graph disagrees with torch, CheckpointError, UnsupportedModelError, ExportError,
+    RequestError, StorageError, DeviceOutOfMemory; the store is then as it was.
     """
     if precision not in PRECISIONS:
         raise RequestError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}", field="precision")
@@ -57,16 +56,13 @@ def export(
         raise RequestError(f"prediction must be epsilon or v_prediction, not {prediction!r}", field="prediction")
     progress("reading the checkpoint")
     source, out = open_checkpoint(Path(checkpoint), Path(vae) if vae else None), Path(out)
-    own = source.root if source.root.is_dir() else source.root.parent
-    if own == out.resolve() or source.root in out.resolve().parents:
+    if source.holds(out.resolve()):
         raise RequestError(f"{out} is where the checkpoint is", field="out", hint="name a folder of its own")
     earlier = None
     with suppress(EngineMissing, ManifestError):
         earlier = read_manifest(out).model
     facts = family.facts(source, recommended_clip_skip, prediction, earlier)
-    if skips is not None and not skips:
-        raise RequestError("skips must name at least one clip skip", field="skips")
-    identities = _identities(facts, precision, None if skips is None else kept_layers(skips, facts.layers), out)
+    identities = _identities(facts, precision, skips, out)
     tensors = chain.from_iterable(part.tensors.values() for part in (source.text, source.unet, source.vae))
     needs = PRECISIONS[precision] * sum(math.prod(tensor.shape) for tensor in tensors)
     with publish.build(out, f"{TARGET}-{precision}", identities, progress=progress, model=facts, needs=needs) as draft:
@@ -79,7 +75,7 @@ def export(
 
 
 def _identities(
-    facts: ModelFacts, precision: str, depths: Iterable[int] | None, root: Path
+    facts: ModelFacts, precision: str, skips: Sequence[int] | None, root: Path
 ) -> dict[Identity, dict[str, str]]:
     """What is to be there in the end, less what is there already; all of it where nothing has to be made.
 
@@ -89,7 +85,9 @@ def _identities(
     exporter = hashlib.sha256(sources).hexdigest()[:16]
     ingredients = {"model": facts.model_sha256, "precision": precision, "exporter": exporter}
     ingredients |= {library: version(library) for library in _LIBRARIES}
-    depths = range(facts.layers + 1) if depths is None else depths
+    if skips is not None and not skips:
+        raise RequestError("skips must name at least one clip skip", field="skips")
+    depths = range(facts.layers + 1) if skips is None else kept_layers(skips, facts.layers)
     roles = [*(Role("text", depth) for depth in depths), STEP, DECODE, ENCODE]
     wanted = {Identity(role, TARGET, precision): ingredients for role in roles}
     missing = set(stale.reasons(root, wanted, facts))
