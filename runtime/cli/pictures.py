@@ -97,7 +97,7 @@ def _names() -> str:
 def generate(args: argparse.Namespace) -> Outcome:
     """Make the pictures of every prompt, and write each with its request in the metadata as soon as it is finished."""
     from_lines = args.lines is not None or "-" in (args.prompt, args.prompt_option)
-    requests, refused = _lines(args) if from_lines else ({0: _request(args)}, {})
+    requests, refused = read_list(args) if from_lines else ({0: _request(args)}, {})
     count = sum(request.batch for request in requests.values())
     destination = _destination(args, count)
     pictures: list[dict[str, Any]] = []
@@ -105,7 +105,7 @@ def generate(args: argparse.Namespace) -> Outcome:
     bar = output.Bar(count)
     try:
         with clipskip.open(args.store, backend=args.target, embeddings=args.embeddings) as pipe:
-            for number, result in _results(pipe, _jobs(pipe, requests, refused, args.lines), bar):
+            for number, result in _results(pipe, plan(pipe, requests, refused, args.lines), bar):
                 warnings += result.warnings
                 for picture in _saved(result, destination):
                     pictures.append({"line": number, **picture} if from_lines else picture)
@@ -203,7 +203,7 @@ def _request(args: argparse.Namespace) -> Request:
     return Request.from_text(given | render.fields(args.prompt if args.prompt is not None else args.prompt_option))
 
 
-def _lines(args: argparse.Namespace) -> tuple[dict[int, Request], dict[int, ClipskipError]]:
+def read_list(args: argparse.Namespace) -> tuple[dict[int, Request], dict[int, ClipskipError]]:
     """The requests of a list, and what is wrong with its other lines, by their numbers."""
     from clipskip import render
 
@@ -223,7 +223,7 @@ def _lines(args: argparse.Namespace) -> tuple[dict[int, Request], dict[int, Clip
     return requests, refused
 
 
-def _jobs(
+def plan(
     pipe: Pipeline, requests: Mapping[int, Request], refused: dict[int, ClipskipError], lines: Path | None
 ) -> list[Job]:
     """What is to be done, in order. Whatever is refused is refused now, all of it together."""
