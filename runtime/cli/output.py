@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from clipskip.pipeline import Progress
 
 INTERVAL = 5.0  # seconds between lines where there is no terminal to draw on
-OTHER_FORMATS = (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
+OTHER_FORMATS = (".gif", ".bmp", ".tif", ".tiff", ".avif")
 _NUMBERED = re.compile(r"(\d{5,})-\d+\.png")
 
 
@@ -69,15 +69,17 @@ def write(stream: TextIO, text: str) -> None:
 
 
 class Destination:
-    """Where `count` pictures go: `out` itself where it ends in .png, otherwise "00001-SEED.png", ... in the folder.
+    """Where `count` pictures go: `out` itself where it ends as pictures do, else "00001-SEED.png", ... in the folder.
 
     What can be refused is refused when this is made, before any work. Two processes may write into one folder.
     """
 
     def __init__(self, out: Path, overwrite: bool, count: int) -> None:
+        from clipskip.metadata import FORMATS, format_of
+
         if out.suffix.lower() in OTHER_FORMATS:
-            raise RequestError(f"pictures are written as .png, not {out.suffix}", field="out")
-        self._file = out if out.suffix.lower() == ".png" and not out.is_dir() else None
+            format_of(out)
+        self._file = out if out.suffix.lower() in FORMATS and not out.is_dir() else None
         self._folder = out.parent if self._file else out
         self._overwrite = overwrite
         if self._file and count > 1:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +17,7 @@ from clipskip.request import FIELDS, Request
 from . import Outcome, Verbs, output, store_verb
 
 if TYPE_CHECKING:
-    import PIL.Image
-
+    from clipskip.ledger import Ledger
     from clipskip.pipeline import Result
 
 TOGETHER = 16  # requests that are planned and saved at once: a failure later loses none of them
@@ -28,9 +27,17 @@ def add_to(verbs: Verbs) -> None:
     """Let argparse know these verbs."""
     verb = store_verb(verbs, generate, "make pictures", "Make pictures from an engine store.")
     verb.add_argument("prompt", nargs="?", metavar="PROMPT", help="a prompt, a /render line, or - for lines from stdin")
-    verb.add_argument("--from", dest="image", type=Path, metavar="IMAGE", help="repeat the request in a picture")
+    verb.add_argument(
+        "--from",
+        dest="image",
+        type=Path,
+        metavar="IMAGE",
+        help="repeat the request in a picture, or in the .txt beside one",
+    )
     verb.add_argument("--lines", type=Path, metavar="FILE", help="one prompt or /render line per line")
-    verb.add_argument("--out", type=Path, default=Path(), help="a .png file, or a folder (default: this one)")
+    verb.add_argument(
+        "--out", type=Path, default=Path(), help="a .png, .jpg or .webp file, or a folder (default: this one)"
+    )
     _add_making(verb)
     verb = store_verb(verbs, grid, "draw a labelled X/Y sheet", "Vary a request along two axes.")
     verb.add_argument("prompt", metavar="PROMPT", help="a prompt or a /render line")
@@ -70,16 +77,17 @@ def generate(args: argparse.Namespace) -> Outcome:
 
 def _saved(result: Result, destination: output.Destination) -> Iterator[dict[str, Any]]:
     for index, seed in enumerate(result.seeds):
-        path = destination.save(seed, _writer(result, result.images[index], result.alone(index)))
+        path = destination.save(seed, partial(result.save, index=index))
         request = asdict(result.alone(index))
         yield {"file": str(path), "request": request, "engines": result.engines, "timings": result.timings}
 
 
 def grid(args: argparse.Namespace) -> Outcome:
     """Draw one labelled sheet of a request varied along one or two axes."""
-    from clipskip import sheet
+    from clipskip import metadata, sheet
 
     base = _requests(args)[0]
+    assert isinstance(base, Request)  # there is no --from here
     x = sheet.parse_axis(args.x)
     y = sheet.parse_axis(args.y) if args.y else sheet.Axis("prompt", (base.prompt,))
     if args.y and x.field == y.field:
@@ -89,7 +97,8 @@ def grid(args: argparse.Namespace) -> Outcome:
     with clipskip.open(args.store, backend=args.target, embeddings=args.embeddings) as pipe:
         results = output.steps(pipe.steps(*cells))
     first = results[0]
-    path = destination.save(0, _writer(first, sheet.draw(results, x, y), first.request))
+    origin = replace(first.origin(0), request=first.request)
+    path = destination.save(0, partial(metadata.save, sheet.draw(results, x, y), origin=origin))
     warnings = dict.fromkeys(warning for result in results for warning in result.warnings)
     for warning in warnings:
         output.say(f"note: {warning}")
@@ -97,14 +106,7 @@ def grid(args: argparse.Namespace) -> Outcome:
     return Outcome({**data, "warnings": list(warnings)}, str(path))
 
 
-def _writer(result: Result, image: PIL.Image.Image, request: Request) -> Callable[..., None]:
-    """What writes an image of this result to a path that is given later."""
-    from clipskip import metadata
-
-    return partial(metadata.save, image, request=request, model=result.model, engines=result.engines)
-
-
-def _requests(args: argparse.Namespace) -> list[Request]:
+def _requests(args: argparse.Namespace) -> Sequence[Request | Ledger]:
     """The requests that the arguments ask for, at least one. What a /render line says goes before the options."""
     from clipskip import metadata, render
 
@@ -113,7 +115,7 @@ def _requests(args: argparse.Namespace) -> list[Request]:
         raise RequestError("give one of: a PROMPT (or - for stdin), --from IMAGE, --lines FILE", field="prompt")
     given = {field: vars(args)[field] for field in FIELDS if field != "prompt" and vars(args)[field] is not None}
     if image is not None:
-        return [Request.from_text(given, metadata.read_request(image))]
+        return [metadata.read_ledger(image).given(given)]
     if lines is None and args.prompt != "-":
         return [Request.from_text({**given, **render.fields(args.prompt)})]
     requests = []
