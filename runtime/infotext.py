@@ -1,4 +1,4 @@
-"""AUTOMATIC1111's text about a picture, its "infotext": written for a resolved request, and taken apart.
+"""AUTOMATIC1111's text about a picture, its "infotext", taken apart; `metadata` writes it.
 
 Knows its layout, also as other programs and people change it, and not what its settings mean.
 """
@@ -11,17 +11,11 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
-from clipskip.engines.manifest import ModelFacts
+from .fields import parse
 
-from .fields import parse, written
-from .request import FIELDS, Request
-
-NEGATIVE = "Negative prompt:"
 FEWEST = 3  # pairs in a line of settings
 DIGEST = 12  # hexadecimal digits of a textual inversion's SHA-256, as A1111 writes it
 
-_QUOTED = set(',:\n"')
-_CAPITALS = {"sgm": "SGM", "kl": "KL", "ddim": "DDIM"}
 _JSON = json.JSONDecoder(parse_int=str, parse_float=str, strict=False)
 _NAME = re.compile(r" {0,9}([^\W\d_][\w /.()+-]{0,60}?) {0,3}: {0,3}")
 _COMMON = "(?:sampler|schedule type|cfg scale|seed|size|model hash|model|clip skip) {0,3}: {0,3}[^,:]{0,80}, {0,3}"
@@ -39,36 +33,6 @@ class Infotext:
     prompt: str
     negative_prompt: str
     settings: Mapping[str, str]
-
-
-def write(request: Request, model: ModelFacts, inversions: Mapping[str, str]) -> str:
-    """A1111's text (1.10) for one picture of a resolved request; as there, defaults are left out from subseed on.
-
-    `inversions`: the names and SHA-256 of the textual inversions that the prompts used.
-    """
-    plain = {name: (field.infotext, written(getattr(request, name))) for name, field in FIELDS.items()}
-    schedule = " ".join(_CAPITALS.get(word, word.capitalize()) for word in request.schedule.split("_"))
-    settings = [plain["steps"], ("Sampler", request.sampler), ("Schedule type", schedule), plain["cfg"], plain["seed"]]
-    settings += [("Size", f"{request.width}x{request.height}"), ("Model hash", digests(model)[0][:10])]
-    left_out = {"steps", "cfg", "seed"} | {name for name in FIELDS if getattr(request, name) == FIELDS[name].default}
-    left_out |= set() if request.subseed_strength else {"subseed"}
-    left_out |= {"clip_skip"} if request.clip_skip == 1 else set()
-    left_out |= {"negative_clip_skip"} if request.negative_clip_skip == request.clip_skip else set()
-    rest = [plain[name] for name, field in FIELDS.items() if field.infotext and name not in left_out]
-    hashes = ", ".join(f"{bare(name)}: {digest[:DIGEST]}" for name, digest in inversions.items())
-    rest += [("RNG", request.rng.upper()), *([("TI hashes", hashes)] if hashes else []), ("Version", "clipskip")]
-    quoted = [
-        f"{name}: {json.dumps(text, ensure_ascii=False) if set(text) & _QUOTED else text}"
-        for name, text in [*settings, ("Model", model.name), *rest]
-    ]
-    lines = [request.prompt, *([f"{NEGATIVE} {request.negative_prompt}"] if request.negative_prompt else [])]
-    return "\n".join([*lines, ", ".join(quoted)]).strip()
-
-
-def digests(model: ModelFacts) -> list[str]:
-    """The SHA-256 that may name the model: first the one that is written, then those of its files."""
-    sources = list(model.sources.values())
-    return sources if len(sources) == 1 else [model.model_sha256, *sources]
 
 
 def bare(name: str) -> str:

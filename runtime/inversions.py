@@ -41,8 +41,6 @@ class Inversions:
 
     def used(self, texts: Iterable[Text], vocabulary: int) -> dict[str, str]:
         """Name and SHA-256 of those that the texts' tokens call; the first vector of all has the id `vocabulary`."""
-        if not self.digests:
-            return {}
         variants = {id(variant): variant for text in texts for variant in text.variants}
         ids = {token for variant in variants.values() for chunk in variant for token in chunk.tokens}
         return {name: digest for name, digest in self.digests.items() if vocabulary + self.spans[name][0] in ids}

@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any
 from clipskip.engines import strict
 from clipskip.engines.manifest import ModelFacts
 
-from . import infotext
 from .errors import CheckpointError, ManifestError, RequestError
 from .fields import WHOLE, parse, shown, written
-from .infotext import Infotext, bare, key
+from .infotext import DIGEST, Infotext, bare, key
 from .prompt import composition
 from .request import EMPHASES, FIELDS, Request
 
@@ -111,7 +110,7 @@ class Ledger:
 
     def _about_model(self, model: ModelFacts) -> list[str]:
         """A note where another model made the picture. Hashes of 8 digits are A1111's old ones, of a part of a file."""
-        hashes = infotext.digests(model)
+        hashes = [model.model_sha256, *model.sources.values()]
         if len(self.model_hash) > 8:
             same = any(digest.startswith(self.model_hash.lower()) for digest in hashes)
         else:
@@ -127,7 +126,7 @@ class Ledger:
             if bare(name) not in there:
                 notes.append(f"the picture's textual inversion {shown(name)} is not open: its name counts as words")
             elif not there[bare(name)].startswith(digest.lower()):
-                found = there[bare(name)][: infotext.DIGEST]
+                found = there[bare(name)][:DIGEST]
                 notes.append(
                     f"another textual inversion {shown(name)} [{found}] is open than the picture's [{digest[:12]}]"
                 )

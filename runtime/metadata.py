@@ -25,14 +25,19 @@ from clipskip.engines.manifest import ModelFacts
 
 from . import files, infotext, ledger
 from .errors import CheckpointError, RequestError, StorageError
+from .fields import written
 from .ledger import Ledger
-from .request import Request
+from .request import FIELDS, Request
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 LARGEST_TEXT = 1 << 20  # what readers, Pillow among them, accept of one text
 LARGEST_FILE = 256 << 20
 MOST_PIXELS = 1 << 25
 
+NEGATIVE = "Negative prompt:"
+
+_QUOTED = set(',:\n"')
+_CAPITALS = {"sgm": "SGM", "kl": "KL", "ddim": "DDIM"}
 _SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF")
 _EXIF_IFD, _USER_COMMENT, _DESCRIPTION, _XP_COMMENT = 0x8769, 0x9286, 0x010E, 0x9C9C
 _MARKS = (b"UNICODE\0", b"ASCII\0\0\0", bytes(8))  # before a UserComment
@@ -55,13 +60,39 @@ class Origin:
         made_with = {"model": model, "engines": dict(self.engines), "inversions": dict(self.inversions)}
         truth = {"schema": ledger.SCHEMA, "request": json.loads(self.request.to_json()), **made_with}
         texts = {
-            "parameters": infotext.write(self.request, self.model, self.inversions),
+            "parameters": parameters(self),
             "clipskip": json.dumps(truth),
         }
         for name, text in texts.items():
             if len(text.encode()) > LARGEST_TEXT:
                 raise RequestError(f"the text {name!r} of the picture would have more than 1 MiB", field="prompt")
         return texts
+
+
+def parameters(origin: Origin) -> str:
+    """A1111's text (1.10) for one picture of a resolved request; as there, defaults are left out from subseed on."""
+    request, model = origin.request, origin.model
+    sources = list(model.sources.values())
+    digest = (sources[0] if len(sources) == 1 else model.model_sha256)[:10]
+    plain = {name: (field.infotext, written(getattr(request, name))) for name, field in FIELDS.items()}
+    schedule = " ".join(_CAPITALS.get(word, word.capitalize()) for word in request.schedule.split("_"))
+    settings = [plain["steps"], ("Sampler", request.sampler), ("Schedule type", schedule), plain["cfg"], plain["seed"]]
+    settings += [("Size", f"{request.width}x{request.height}"), ("Model hash", digest)]
+    left_out = {"steps", "cfg", "seed"} | {name for name in FIELDS if getattr(request, name) == FIELDS[name].default}
+    left_out |= set() if request.subseed_strength else {"subseed"}
+    left_out |= {"clip_skip"} if request.clip_skip == 1 else set()
+    left_out |= {"negative_clip_skip"} if request.negative_clip_skip == request.clip_skip else set()
+    rest = [plain[name] for name, field in FIELDS.items() if field.infotext and name not in left_out]
+    hashes = ", ".join(
+        f"{infotext.bare(name)}: {digest[: infotext.DIGEST]}" for name, digest in origin.inversions.items()
+    )
+    rest += [("RNG", request.rng.upper()), *([("TI hashes", hashes)] if hashes else []), ("Version", "clipskip")]
+    quoted = [
+        f"{name}: {json.dumps(text, ensure_ascii=False) if set(text) & _QUOTED else text}"
+        for name, text in [*settings, ("Model", model.name), *rest]
+    ]
+    lines = [request.prompt, *([f"{NEGATIVE} {request.negative_prompt}"] if request.negative_prompt else [])]
+    return "\n".join([*lines, ", ".join(quoted)]).strip()
 
 
 def format_of(path: Path) -> str:

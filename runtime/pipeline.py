@@ -230,7 +230,8 @@ class Pipeline:
         pictures: Sequence[PIL.Image.Image],
         clock: _Clock,
     ) -> Result:
-        inversions = self._inversions.used(resolved.texts, self._tokenizer.vocabulary)
+        learnt = self._inversions
+        inversions = learnt.used(resolved.texts, self._tokenizer.vocabulary) if learnt.digests else {}
         repeated = ledger.notes(self.model, self._inversions, inversions) if ledger else []
         texts = {Role("text", layers) for layers in (resolved.layers, resolved.negative_layers)}
         roles = {str(role): role for role in sorted({STEP, DECODE, *texts})}
