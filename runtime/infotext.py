@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from .fields import parse
 
 FEWEST = 3  # pairs in a line of settings
+LONGEST_JSON = 1 << 16  # characters
 DIGEST = 12  # hexadecimal digits of a textual inversion's SHA-256, as A1111 writes it
 
 _JSON = json.JSONDecoder(parse_int=str, parse_float=str, strict=False)
 _NAME = re.compile(r" {0,9}([^\W\d_][\w /.()+-]{0,60}?) {0,3}: {0,3}")
-_COMMON = "(?:sampler|schedule type|cfg scale|seed|size|model hash|model|clip skip) {0,3}: {0,3}[^,:]{0,80}, {0,3}"
+_COMMON = "(?:sampler|schedule type|cfg scale|seed|size|model|model hash|clip skip)[ ]?: {0,3}[^,: ][^,:]{0,79}, {0,3}"
 _STEPS = "steps {0,3}: {0,3}[0-9]+(?:[.]0)? {0,3}(?:,|$)"
 _WITHIN = re.compile(rf"(?<![\w-])(?:{_COMMON}){{0,20}}{_STEPS}", re.IGNORECASE)  # settings in the prompts' own line
 _NEGATIVE = re.compile(r"(?<!\w)negative prompt *:", re.IGNORECASE)
@@ -48,13 +49,15 @@ def read(text: str) -> Infotext | None:
     """
     lines = [line.strip() for line in text.strip("\0\ufeff \t\r\n").split("\n")]
     for index in reversed(range(len(lines))):
+        if "steps" not in lines[index].lower():
+            continue
         line = lines[index].replace("|", ",") if (barred := _BARS.search(lines[index])) else lines[index]
         within = _WITHIN.search(line)
         for start in (0, within.start()) if within else (0,):
             settings = _settings(line, start)
             steps = next((value for name, value in settings.items() if key(name) == "steps"), "")
             if len(settings) >= FEWEST and not isinstance(parse(steps), str):
-                prompt, negative = _prompts([*lines[:index], line[:start].strip()] if start else lines[:index])
+                prompt, negative = _prompts(lines[:index], line[:start].strip())
                 return Infotext(prompt.removeprefix("Prompt:").lstrip() if barred else prompt, negative, settings)
     return None
 
@@ -64,11 +67,12 @@ def key(name: str) -> str:
     return " ".join(name.lower().replace("_", " ").split())
 
 
-def _prompts(lines: list[str]) -> tuple[str, str]:
-    """The prompt and the negative prompt, in the lines before the settings."""
+def _prompts(lines: list[str], flat: str) -> tuple[str, str]:
+    """The prompt and the negative prompt, in the lines before the settings and in what is before them in their line."""
+    lines = [*lines, flat] if flat else lines
     first = next((i for i, line in enumerate(lines) if _NEGATIVE.match(line)), len(lines))
-    if first == len(lines) and lines and (within := _NEGATIVE.search(lines[-1])):
-        lines = [*lines[:-1], lines[-1][: within.start()].strip(), lines[-1][within.start() :]]
+    if flat and first == len(lines) and (within := _NEGATIVE.search(flat)):
+        lines[-1:] = [flat[: within.start()].strip(), flat[within.start() :]]
         first = len(lines) - 1
     negative = (line[match.end() :].strip() if (match := _NEGATIVE.match(line)) else line for line in lines[first:])
     return "\n".join(lines[:first]), "\n".join(negative)
@@ -99,9 +103,9 @@ def _value(line: str, start: int) -> tuple[str, int]:
     """The value at `start`, and where it ends. JSON is taken whole, and a JSON string without its quotes."""
     if line.startswith(('"', "[", "{"), start):
         with suppress(ValueError, RecursionError):
-            value, end = _JSON.raw_decode(line, start)
-            if (rest := _END.match(line, end)) is not None:
-                return (value if isinstance(value, str) else line[start:end]), rest.end()
+            value, length = _JSON.raw_decode(line[start : start + LONGEST_JSON])  # an error counts lines up to itself
+            if (rest := _END.match(line, start + length)) is not None:
+                return (value if isinstance(value, str) else line[start : start + length]), rest.end()
     end = line.find(",", start)
     end = len(line) if end < 0 else end
     return line[start:end].strip(), end

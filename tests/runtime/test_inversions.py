@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from clipskip.errors import CheckpointError, UnsafeFileError, UnsupportedModelError
-from clipskip.inversions import Inversions, check_names, load
+from clipskip.inversions import Inversions, load, with_usable_names
 from clipskip.tokenizer import Tokenizer
 
 WIDTH = 8
@@ -104,7 +104,7 @@ def test_a_pickle_called_safetensors_is_refused_by_its_content(tmp_path: Path) -
     path = tmp_path / "x.safetensors"
     path.write_bytes(pickle.dumps(Payload(tmp_path / "ran")))
     with pytest.raises(UnsafeFileError):
-        load(tmp_path, WIDTH)
+        load(path, WIDTH)
     assert not (tmp_path / "ran").exists()
 
 
@@ -135,7 +135,7 @@ def test_what_is_no_inversion_for_this_model_is_refused_with_the_files_name(
 ) -> None:
     path = write(tmp_path / "odd one.safetensors", **tensors)
     with pytest.raises(error) as caught:
-        load(tmp_path, WIDTH)
+        load(path, WIDTH)
     assert caught.value.message.startswith(f"{path}: ")
     assert message in caught.value.message
     assert (type(caught.value), caught.value.path) == (error, str(path))
@@ -152,4 +152,4 @@ def test_a_name_that_prompts_use_for_something_else_is_refused(
 ) -> None:
     inversions = Inversions(np.zeros((1, 64), np.float32), {name: range(1)})
     with pytest.raises(CheckpointError, match=message):
-        check_names(inversions, Tokenizer.open(sample_checkpoint / "tokenizer"))
+        with_usable_names(inversions, Tokenizer.open(sample_checkpoint / "tokenizer"))

@@ -25,14 +25,19 @@ from strategies import requests
 from clipskip import metadata
 from clipskip.engines.manifest import ModelFacts
 from clipskip.errors import CheckpointError, RequestError, StorageError
-from clipskip.metadata import pnginfo, read_request, save
+from clipskip.metadata import Origin, encode, read_request, save
 from clipskip.request import Request
 
 MODEL = ModelFacts("sample", "sd1", 12, 768, 49408, "epsilon", 8.5e-4, 0.012, 1000, 0.18, 512, 64, 2, "b" * 64, {})
 ENGINES = {"text-11": "c" * 64, "step": "d" * 64}
 RESOLVED = Request(prompt="a cat", clip_skip=2, negative_clip_skip=2, seed=7, subseed=9, width=64, height=64)
+ORIGIN = Origin(RESOLVED, MODEL, ENGINES)
 PIXELS = PIL.Image.new("RGB", (8, 8), "red")
 A1111 = "a cat\nNegative prompt: blurry\nSteps: 20, Sampler: Euler a, CFG scale: 7, Seed: 5, Size: 64x64, Clip skip: 2"
+
+
+def origin(request: Request) -> Origin:
+    return replace(ORIGIN, request=request)
 
 
 def png(info: PngInfo | None = None) -> bytes:
@@ -60,11 +65,11 @@ def with_chunks(*chunks: bytes, size: tuple[int, int] = (8, 8), after: bytes = b
 
 def test_a_saved_picture_gives_its_request_back_from_path_bytes_and_image(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
-    save(PIXELS, path, RESOLVED, MODEL, ENGINES)
+    save(PIXELS, path, ORIGIN)
     assert read_request(path) == read_request(str(path)) == read_request(path.read_bytes()) == RESOLVED
     with PIL.Image.open(path) as opened:
         assert read_request(opened) == RESOLVED
-        assert opened.text["parameters"] == metadata.parameters(RESOLVED, MODEL)  # type: ignore[attr-defined]
+        assert opened.text["parameters"] == metadata.parameters(ORIGIN)  # type: ignore[attr-defined]
         truth = json.loads(opened.text["clipskip"])  # type: ignore[attr-defined]
     assert truth["engines"] == ENGINES
     assert truth["model"] == {"name": "sample", "sha256": "b" * 64}
@@ -73,7 +78,7 @@ def test_a_saved_picture_gives_its_request_back_from_path_bytes_and_image(tmp_pa
 @given(requests())
 @settings(deadline=None)
 def test_every_request_comes_back_exactly(request: Request) -> None:
-    assert read_request(png(pnginfo(request, MODEL, ENGINES))) == request
+    assert read_request(encode(PIXELS, origin(request))) == request
 
 
 @pytest.mark.parametrize(
@@ -91,27 +96,27 @@ def test_every_request_comes_back_exactly(request: Request) -> None:
 )
 def test_prompts_that_confuse_a_text_format_come_back_exactly(prompt: str) -> None:
     request = replace(RESOLVED, prompt=prompt, negative_prompt=prompt[::-1])
-    assert read_request(png(pnginfo(request, MODEL, ENGINES))) == request
+    assert read_request(encode(PIXELS, origin(request))) == request
 
 
 def test_the_largest_prompts_fit_and_larger_texts_are_never_written() -> None:
     for longest in ("\x01" * 65536, "é" * 32768, "😀" * 16384):
         request = replace(RESOLVED, prompt=longest, negative_prompt=longest)
-        assert read_request(png(pnginfo(request, MODEL, ENGINES))) == request
+        assert read_request(encode(PIXELS, origin(request))) == request
     with pytest.raises(RequestError, match="more than 1 MiB"):
-        pnginfo(replace(RESOLVED, prompt="a" * 2**20), MODEL, ENGINES)
+        encode(PIXELS, origin(replace(RESOLVED, prompt="a" * 2**20)))
 
 
 def test_an_existing_file_is_replaced_and_no_draft_stays(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     for seed in (1, 2):
-        save(PIXELS, path, replace(RESOLVED, seed=seed), MODEL, ENGINES)
+        save(PIXELS, path, origin(replace(RESOLVED, seed=seed)))
     assert read_request(path).seed == 2
     assert os.listdir(tmp_path) == ["x.png"]
 
 
 def save_new(path: Path, seed: int = 1) -> None:
-    save(PIXELS.copy(), path, replace(RESOLVED, seed=seed), MODEL, ENGINES, overwrite=False)
+    save(PIXELS.copy(), path, origin(replace(RESOLVED, seed=seed)), overwrite=False)
 
 
 def no_links(source: object, target: object) -> None:
@@ -128,12 +133,13 @@ def file_system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 def test_without_overwriting_a_new_file_is_made_and_what_is_there_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     save_new(path, seed=1)
-    for taken in (path, tmp_path):
+    (tmp_path / "folder.png").mkdir()
+    for taken in (path, tmp_path / "folder.png"):
         with pytest.raises(FileExistsError) as caught:
             save_new(taken, seed=2)
         assert caught.value.filename == str(taken)
     assert read_request(path).seed == 1
-    assert os.listdir(tmp_path) == ["x.png"]
+    assert sorted(os.listdir(tmp_path)) == ["folder.png", "x.png"]
 
 
 @pytest.mark.usefixtures("file_system")
@@ -179,7 +185,7 @@ def test_a_target_that_the_system_holds_on_to_is_a_storage_error_that_says_so(
     save_new(path, seed=1)
     monkeypatch.setattr(os, "replace", held)
     with pytest.raises(StorageError, match=r"x\.png is there and cannot be replaced \(Access is denied\)") as caught:
-        save(PIXELS, path, RESOLVED, MODEL, ENGINES)
+        save(PIXELS, path, ORIGIN)
     assert caught.value.path == str(path)
     assert "close it in other programs" in str(caught.value)
     assert read_request(path).seed == 1
@@ -187,30 +193,31 @@ def test_a_target_that_the_system_holds_on_to_is_a_storage_error_that_says_so(
 
 
 @pytest.mark.parametrize("overwrite", [True, False])
-@pytest.mark.parametrize("place", ["missing/x.png", "folder", "file/x.png"])
+@pytest.mark.parametrize("place", ["missing/x.png", "folder.png", "file/x.png"])
 def test_a_picture_that_cannot_be_written_is_a_storage_error_and_leaves_nothing(
     tmp_path: Path, place: str, overwrite: bool
 ) -> None:
-    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder.png").mkdir()
     (tmp_path / "file").write_text("")
-    error = FileExistsError if place == "folder" and not overwrite else StorageError
+    error = FileExistsError if place == "folder.png" and not overwrite else StorageError
     with pytest.raises(error) as caught:
-        save(PIXELS, tmp_path / place, RESOLVED, MODEL, ENGINES, overwrite)
+        save(PIXELS, tmp_path / place, ORIGIN, overwrite)
     assert getattr(caught.value, "exit_status", 7) == 7
-    assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder.png"]
 
 
 def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
     path = tmp_path / "pipe.png"
     os.mkfifo(path)
     with pytest.raises(StorageError, match="is there and is no file"):
-        save(PIXELS, path, RESOLVED, MODEL, ENGINES)
+        save(PIXELS, path, ORIGIN)
     assert path.is_fifo()
 
 
 def test_the_json_is_the_truth_where_the_two_texts_differ() -> None:
-    both = pnginfo(RESOLVED, MODEL, ENGINES)
-    both.add_text("parameters", A1111)
+    both = PngInfo()
+    for name, text in {**ORIGIN.texts(), "parameters": A1111}.items():
+        both.add_text(name, text)
     assert read_request(png(both)) == RESOLVED
 
 
@@ -294,7 +301,9 @@ def test_a_broken_truth_is_refused_and_the_other_text_does_not_stand_in(text: st
     assert len(str(caught.value)) < 500
 
 
-@pytest.mark.parametrize("broken", ["Steps: many", "Steps: 5, Seed: 1.5", "Steps: 5, Size: 8", "no settings"])
+@pytest.mark.parametrize(
+    "broken", ["Steps: many", "Steps: 5, Seed: 1.5, CFG scale: 7", "Steps: 5, Size: 8, Seed: 1", "no settings"]
+)
 def test_a_broken_parameters_text_is_a_bad_file_not_a_bad_request(broken: str) -> None:
     with pytest.raises(CheckpointError) as caught:
         read_request(with_text(parameters=f"a cat\n{broken}"))
@@ -340,7 +349,7 @@ def test_a_hostile_or_foreign_file_is_refused_at_once(name: str, tmp_path: Path)
 
 
 def test_a_picture_cut_anywhere_is_refused() -> None:
-    whole = png(pnginfo(RESOLVED, MODEL, ENGINES))
+    whole = encode(PIXELS, origin(RESOLVED))
     for length in range(0, len(whole) - 20, 7):  # checksums and the end mark, which readers do without, have 20 bytes
         with pytest.raises(CheckpointError):
             read_request(whole[:length])

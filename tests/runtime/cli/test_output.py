@@ -60,8 +60,8 @@ def test_several_processes_share_a_folder_and_every_picture_is_the_one_that_was_
         sys.stdin.readline()
         for count in range(30):
             request = Request(prompt=f"{sys.argv[2]} {count}", seed=1)
-            facts = {"request": request, "model": MODEL, "engines": {}}
-            save = functools.partial(metadata.save, PIL.Image.new("RGB", (8, 8)), **facts)
+            origin = metadata.Origin(request, MODEL, {})
+            save = functools.partial(metadata.save, PIL.Image.new("RGB", (8, 8)), origin=origin)
             print(destination.save(1, save), request.prompt)
         """
     command = [sys.executable, "-c", textwrap.dedent(code), tmp_path]
