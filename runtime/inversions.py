@@ -110,7 +110,7 @@ def _printable(path: Path) -> str:
 def _read(path: Path, width: int, found: bool) -> tuple[Floats, str]:
     """The vectors of a file and its SHA-256. A pickle that was found in a folder is not even opened."""
     if _printable(path) != str(path):
-        raise CheckpointError(f"{_printable(path)}: the file's name is no UTF-8: prompts cannot have it", path=path)
+        raise CheckpointError("its name is no UTF-8, and prompts are")
     if found and path.suffix.lower() in PICKLES:
         raise UnsafeFileError("it is a pickle, which can run code when it is read")
     data = files.read(path, files.LARGEST + 1)

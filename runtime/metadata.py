@@ -252,8 +252,10 @@ def _comments(image: PIL.Image.Image) -> Iterator[str]:
 
 
 def _decoded(data: bytes) -> Iterator[str]:
-    """The text in UTF-8, UTF-16 of either byte order, and the encoding of Western Windows."""
+    """The text in UTF-8, UTF-16 of either byte order (the last byte may be lost), and Western Windows' encoding."""
     with suppress(UnicodeDecodeError):
         yield data.decode("utf-8")
-    for encoding in ("utf-16-be", "utf-16-le", "cp1252"):
-        yield data.decode(encoding, "replace")
+    even = len(data) & ~1
+    yield data[:even].decode("utf-16-be", "replace")
+    yield (data + bytes(len(data) % 2)).decode("utf-16-le", "replace")
+    yield data.decode("cp1252", "replace")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import PIL.Image
+import PIL.ImageChops
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,7 +26,7 @@ from strategies import requests
 from clipskip import metadata
 from clipskip.engines.manifest import ModelFacts
 from clipskip.errors import CheckpointError, RequestError, StorageError
-from clipskip.metadata import Origin, encode, read_request, save
+from clipskip.metadata import Origin, encode, read_ledger, read_request, save
 from clipskip.request import Request
 
 MODEL = ModelFacts("sample", "sd1", 12, 768, 49408, "epsilon", 8.5e-4, 0.012, 1000, 0.18, 512, 64, 2, "b" * 64, {})
@@ -377,3 +378,95 @@ def test_what_is_no_file_is_refused_without_waiting(place: str, tmp_path: Path) 
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(CheckpointError):
         read_request(tmp_path / place)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".JPEG", ".webp"])
+def test_every_format_carries_both_texts_and_gives_the_request_back_e3(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"x{suffix}"
+    made = replace(ORIGIN, request=replace(RESOLVED, prompt="夜の街 🌃 Ã©, rain\nred"), inversions={"ring": "e" * 64})
+    save(PIXELS, path, made)
+    found = read_ledger(path)
+    assert (found.request, found.program, found.model) == (made.request, "clipskip", "sample")
+    assert (found.model_hash, found.inversions) == ("b" * 64, {"ring": "e" * 64})
+    with PIL.Image.open(path) as opened:
+        assert opened.format == metadata.FORMATS[suffix.lower()]
+        comment = opened.getexif().get_ifd(0x8769).get(0x9286, b"")
+        text = opened.info.get("parameters") or comment.removeprefix(b"UNICODE\0").decode("utf-16-be")
+    assert text == metadata.parameters(made)
+    assert 'TI hashes: "ring: eeeeeeeeeeee"' in text
+
+
+@pytest.mark.parametrize("format", ["png", "JPEG", "jpg", "webp"])
+def test_without_our_own_text_a1111s_gives_the_request_back(format: str) -> None:
+    """As where a site keeps only the texts that it knows; what is not in A1111's text is lost."""
+    request = replace(RESOLVED, subseed=None, prompt="a café, Ã© 🌃", rng="nv")
+    image = PIL.Image.open(io.BytesIO(encode(PIXELS, origin(request), format)))
+    del (image.getexif() if image.format != "PNG" else image.info)[0x010E if image.format != "PNG" else "clipskip"]
+    found = read_ledger(image)
+    assert replace(found.request, negative_clip_skip=2) == replace(request, schedule="automatic")
+    assert found.notes(MODEL) == []
+
+
+def test_lossless_formats_keep_every_pixel_and_a_jpeg_nearly(tmp_path: Path) -> None:
+    pixels = PIL.Image.effect_noise((64, 64), 40).convert("RGB")
+    for suffix, most in ((".png", 0), (".webp", 0), (".jpg", 24)):
+        save(pixels, tmp_path / f"x{suffix}", ORIGIN)
+        with PIL.Image.open(tmp_path / f"x{suffix}") as opened:
+            difference = PIL.ImageChops.difference(pixels, opened.convert("RGB"))
+        assert max(high for _, high in difference.getextrema()) <= most
+
+
+@pytest.mark.parametrize("name", ["x.gif", "x", "x.png.tmp", ".png"])
+def test_an_unknown_suffix_is_refused_naming_those_that_there_are_e3(tmp_path: Path, name: str) -> None:
+    with pytest.raises(RequestError, match=r"\.png, \.jpg, \.jpeg, \.webp, not"):
+        save(PIXELS, tmp_path / name, ORIGIN)
+    with pytest.raises(RequestError, match="format must be one of PNG, JPEG, WEBP"):
+        encode(PIXELS, ORIGIN, "gif")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_request_that_is_too_long_for_a_jpeg_is_refused_with_a_hint() -> None:
+    longest = origin(replace(RESOLVED, prompt="a " * 30_000))
+    with pytest.raises(RequestError, match="does not fit into a JPEG") as caught:
+        encode(PIXELS, longest, "JPEG")
+    assert caught.value.hint == "write a .png"
+    assert read_request(encode(PIXELS, longest, "WEBP")) == longest.request
+
+
+@pytest.mark.parametrize("kind", [b"tEXt", b"zTXt"])
+def test_utf_8_in_a_text_that_should_be_latin_1_is_read_and_latin_1_stays_c12(kind: bytes) -> None:
+    for encoding in ("utf-8", "latin-1"):
+        text = A1111.replace("a cat", "ein Kätzchen").encode(encoding)
+        data = b"parameters\0" + (text if kind == b"tEXt" else b"\0" + zlib.compress(text))
+        assert read_request(with_chunks(chunk(kind, data))).prompt == "ein Kätzchen"
+
+
+def tiff(payload: bytes, order: str, first: bool, kind: int) -> bytes:
+    """Exif whose only entry is a UserComment: in its own directory, or in the first."""
+    comment = struct.pack(f"{order}HHHII", 1, 0x9286, kind, len(payload), 26 if first else 44) + bytes(4) + payload
+    head = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, 8)
+    return head + (comment if first else struct.pack(f"{order}HHHII", 1, 0x8769, 4, 1, 26) + bytes(4) + comment)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP", "PNG"])
+@pytest.mark.parametrize("encoding", ["utf-16-be", "utf-16-le", "utf-16", "utf-8", "utf-8-sig"])
+def test_a_comment_is_read_wherever_and_however_it_was_written_c12(kind: str, encoding: str) -> None:
+    body = A1111.replace("a cat", "夜の街 🌃").encode(encoding)
+    for mark in (b"UNICODE\0", bytes(8), b"ASCII\0\0\0", b""):
+        for order, first, type_ in (("<", False, 7), (">", True, 7), (">", False, 1), ("<", True, 2)):
+            block = tiff(mark + body + bytes(2), order, first, type_)
+            buffer = io.BytesIO()
+            PIXELS.save(buffer, kind, exif=(b"Exif\0\0" if kind == "JPEG" else b"") + block)
+            found = read_request(buffer.getvalue())
+            assert (found.prompt, found.seed, found.clip_skip) == ("夜の街 🌃", 5, 2), (mark, order, first, type_)
+
+
+@given(
+    st.sampled_from([b"", b"UNICODE\0", b"ASCII\0\0\0"]), st.text(max_size=80), st.sampled_from(["utf-8", "utf-16-le"])
+)
+@settings(deadline=None)
+def test_no_file_of_text_gives_anything_but_a_request_or_a_checkpoint_error(head: bytes, text: str, code: str) -> None:
+    line = f"{text}, Steps: 5, Seed: 3, {text}: {text}, CFG scale: 7"
+    for data in (text.encode(code, "replace"), line.encode(code, "replace")):
+        with suppress(CheckpointError):
+            assert isinstance(read_request(head + data), Request)
