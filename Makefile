@@ -5,12 +5,15 @@ MODEL     ?= export/sample
 TARGET    ?= onnxruntime
 PRECISION ?= $(if $(filter tensorrt%,$(TARGET)),fp16,fp32)
 SKIPS     ?= all
+VAE       ?=
+PREDICTION ?=
+RECOMMENDED_CLIP_SKIP ?=
 OUT       ?= build/$(subst ^, ,$(patsubst %.safetensors,%,$(notdir $(patsubst %/,%,$(subst $(SPACE),^,$(MODEL))))))
 PYTHON    ?= python3
 
 VENV     := .venv
 BIN      := $(VENV)/bin
-export MODEL OUT# which may hold spaces and quotes: recipes take them from the environment
+export MODEL OUT VAE# which may hold spaces and quotes: recipes take them from the environment
 CLIPSKIP := $(BIN)/clipskip
 
 .DEFAULT_GOAL := help
@@ -24,6 +27,9 @@ help: ## this list
 	@echo "  TARGET=$(TARGET)        onnxruntime, tensorrt-rtx or tensorrt"
 	@echo "  PRECISION=$(PRECISION)            fp32 or fp16 (TensorRT needs fp16)"
 	@echo "  SKIPS=$(SKIPS)                 the clip skips to export, such as 1,2 (13 of them: all)"
+	@echo "  VAE=                      another VAE for MODEL: a file, or a diffusers folder"
+	@echo "  PREDICTION=               epsilon or v_prediction, where MODEL does not say it"
+	@echo "  RECOMMENDED_CLIP_SKIP=    what requests get that say nothing"
 
 setup: $(VENV)/installed ## make .venv with everything that the other targets need
 
@@ -64,7 +70,8 @@ format: setup ## put the source into ruff's shape
 	$(BIN)/ruff format .
 
 export: setup ## MODEL -> graphs in OUT
-	$(CLIPSKIP) export "$$MODEL" --out "$$OUT" --precision $(PRECISION) --skips $(SKIPS)
+	$(CLIPSKIP) export "$$MODEL" --out "$$OUT" --precision $(PRECISION) --skips $(SKIPS) $(if $(VAE),--vae "$$VAE") \
+	  $(addprefix --prediction=,$(PREDICTION)) $(addprefix --recommended-clip-skip=,$(RECOMMENDED_CLIP_SKIP))
 
 engines: export ## MODEL -> engines for TARGET in OUT
 	$(CLIPSKIP) build "$$OUT" --target $(TARGET)

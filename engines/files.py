@@ -7,20 +7,24 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import mmap
 import os
 import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 
-from clipskip.engines.errors import StorageError
+from clipskip.engines.errors import ClipskipError, DeviceOutOfMemory, StorageError
 
 _FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+_MANY = {errno.EMFILE, errno.ENFILE}
 _ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.EISDIR}
 _BLOCK = 1 << 20
+_ROOM = 1 << 30  # bytes of address space without which libraries fail
+_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
 class NotAFileError(Exception):
@@ -111,7 +115,56 @@ def storage_error(error: OSError, path: Path, needed: str = "more") -> StorageEr
         return full(path, needed, f" ({error.strerror})")
     if error.errno in _FORBIDDEN:
         return StorageError(f"no permission to use {path} ({error.strerror})", path=path, hint="check owner and mode")
-    return StorageError(f"{error.filename or path}: {error.strerror or error}", path=path)
+    hint = "close some, or raise the limit: ulimit -n" if error.errno in _MANY else None
+    return StorageError(f"{error.filename or path}: {error.strerror or error}", path=path, hint=hint)
+
+
+def shortage() -> ClipskipError | None:
+    """What this process has no more of, open files or memory: asked where a library fails without saying so."""
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY))
+        mmap.mmap(-1, _ROOM).close()  # takes address space, but no memory
+    except OSError as error:
+        if error.errno in _MANY:
+            return storage_error(error, Path(os.devnull))
+        hint = "ask for less, close other programs, or raise the limit: ulimit -v"
+        return DeviceOutOfMemory("there is not enough memory", hint=hint)
+    return None
+
+
+@contextmanager
+def shortage_named() -> Iterator[None]:
+    """Whatever a library raises, where it is for lack of something, as the error that says so."""
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, ClipskipError) and (lack := shortage()):
+            raise lack from error
+        raise
+
+
+def own_folder() -> Path | None:
+    """The folder for caches and locks that is this user's alone, made where it is missing; None where there is none.
+
+    What a library compiled is run unseen when it is read again, so nobody else may have a say in it.
+    """
+    with suppress(OSError, RuntimeError):  # the latter from Path.home()
+        base = Path(os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or Path.home() / ".cache")
+        folder = base.absolute() / "clipskip"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        state = folder.lstat()
+        mine = os.name != "posix" or (state.st_uid == os.geteuid() and not state.st_mode & _OTHERS)
+        return folder if mine and stat.S_ISDIR(state.st_mode) else None
+    return None
+
+
+def others_may_write(path: Path) -> bool:
+    """Whether more than its owner may change this; a group of the owner's own number has no other members."""
+    with suppress(OSError):
+        state = path.lstat()
+        group = state.st_mode & stat.S_IWGRP and state.st_gid != state.st_uid
+        return os.name == "posix" and not path.is_symlink() and bool(state.st_mode & stat.S_IWOTH or group)
+    return False
 
 
 def full(path: Path, needed: str, reason: str = "") -> StorageError:

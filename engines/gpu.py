@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from clipskip.engines import hints
+from clipskip.engines import files, hints
 from clipskip.engines.errors import BackendUnavailable
 
 
@@ -52,9 +52,8 @@ def cuda_runtime() -> Any:
     try:
         return importlib.import_module("cuda.bindings.runtime")
     except ImportError as error:
-        raise BackendUnavailable(
-            f"the package cuda-bindings cannot be loaded ({error})", hint=hints.install("cuda-bindings")
-        ) from error
+        message = f"the package cuda-bindings cannot be loaded ({error})"
+        raise files.shortage() or BackendUnavailable(message, hint=hints.install("cuda-bindings")) from error
 
 
 def version_text(version: int) -> str:

@@ -11,16 +11,24 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from clipskip.engines import strict
 from clipskip.engines.errors import ManifestError
+from clipskip.engines.strict import Between
 
 SCHEMA = 1
 
 Name = Annotated[str, r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}"]
 Sha256 = Annotated[str, r"[0-9a-f]{64}"]
 Count = Annotated[int, range(1, 1 << 31)]
+Layers = Annotated[int, range(1, 100)]  # of a text encoder: a role has two digits for them
+Prediction = Annotated[str, "epsilon|v_prediction"]
+Beta = Annotated[float, Between(0, 1)]
+TrainSteps = Annotated[int, range(1, 1_000_001)]
+Scale = Annotated[float, Between(0, 1e4)]
+Pixels = Annotated[int, range(8, (1 << 16) + 1, 8)]
 
 
 class NewerManifestError(ManifestError):
@@ -33,17 +41,17 @@ class ModelFacts:
 
     name: Name
     family: Annotated[str, "sd1"]
-    layers: Count  # of the text encoder
+    layers: Layers  # of the text encoder
     width: Count  # D, of the context
     vocabulary: Count  # token ids from here on are rows of `concepts`
-    prediction: Annotated[str, "epsilon|v_prediction"]
-    beta_start: float
-    beta_end: float
-    train_steps: Count
-    scaling_factor: float
-    default_size: Count  # pixels
-    size_step: Count  # pixels: what the U-Net's strides divide
-    recommended_clip_skip: Count
+    prediction: Prediction
+    beta_start: Beta
+    beta_end: Beta
+    train_steps: TrainSteps
+    scaling_factor: Scale
+    default_size: Pixels
+    size_step: Pixels  # what the U-Net's strides divide
+    recommended_clip_skip: Count  # 1 where nobody recommended another
     model_sha256: Sha256  # over all source weights
     sources: Mapping[str, Sha256]  # file -> SHA-256
 
@@ -67,6 +75,7 @@ class Role:
         return cls(part, int(layers) if layers else None)
 
 
+ROLE = "clipskip.role"  # under this name a graph says, among its metadata, what it is
 STEP, DECODE, ENCODE = map(Role, ("step", "decode", "encode"))
 
 
@@ -139,7 +148,7 @@ class FileRecord:
 class Artefact:
     """One network, compiled for one target at one precision.
 
-    `files[0]` is the one to open, the rest is read along with it. `ingredients` is everything that may change the
+    `files[0]` is the one to open, named after the role; the rest is read along. `ingredients` is what may change the
     bytes ("precision", "onnx runtime", ...); its "model" is the `model_sha256` of the weights. A builder leaves both
     empty: publish.Draft fills them in.
     """
@@ -232,6 +241,8 @@ def loads(data: bytes) -> Manifest:
         if isinstance(artefact, dict):
             artefact.setdefault("variant", "")
     manifest: Manifest = strict.decode(Manifest, tree, "manifest")
+    if manifest.model.recommended_clip_skip > manifest.model.layers + 1:
+        raise ManifestError("the model has not so many layers to skip", field="manifest.model.recommended_clip_skip")
     for artefact in manifest.artefacts:
         _check_artefact(artefact)
     for identity, count in Counter(artefact.identity for artefact in manifest.artefacts).items():
@@ -251,6 +262,8 @@ def _check_artefact(artefact: Artefact) -> None:
     where = f"manifest.artefacts.{artefact.identity}"
     if not artefact.files:
         raise ManifestError(f"{where}: has no files", field=f"{where}.files")
+    if Path(artefact.files[0].path).stem != str(artefact.role):  # all depths of the text encoder look alike
+        raise ManifestError(f"{where}: {artefact.files[0].path} is no {artefact.role}", field=f"{where}.files")
     if "model" not in artefact.ingredients:
         raise ManifestError(f"{where}: the ingredients do not name the model", field=f"{where}.ingredients.model")
     for name, axis in artefact.axes.items():

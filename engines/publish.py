@@ -24,8 +24,8 @@ from clipskip.engines.stale import Wanted
 from clipskip.engines.store import MANIFEST, read_manifest
 
 _LOCK_LIMIT = 60.0  # seconds; the store's own lock is only ever held for a few file operations
-_TEMPORARY = re.compile(r"\.tmp-[a-z0-9._-]+-[0-9a-f]{8}")
-_PUBLISHED = re.compile(r"[a-z0-9][a-z0-9._-]*-[0-9a-f]{16}(-\d+)?")
+_TEMPORARY = re.compile(r"\.tmp-([a-z0-9._-]+)-[0-9a-f]{8}")
+_PUBLISHED = re.compile(r"([a-z0-9][a-z0-9._-]*)-([0-9a-f]{8})([0-9a-f]{8})(-\d+)?")  # label, key, and check of both
 _LABEL = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")
 
 
@@ -94,13 +94,12 @@ def build(
                 draft.add(Artefact(Role("step"), "onnx", "fp32", inputs, outputs, axes), ["step.onnx", "weights.bin"])
 
     Leaving without an exception publishes; any exception discards. So a program that wants SIGTERM to clean up must
-    turn it into one. `model`: the facts to publish (an exporter knows them; an engine builder leaves them alone);
-    artefacts made from another model leave the manifest. `needs`: the bytes that the build is expected to write.
-    StorageError for a full disk, a missing permission, or a file system without locks.
+    turn it into one. `model`: the facts to publish (an exporter knows them); artefacts made from another model leave
+    the manifest. `needs`: bytes to be written. StorageError for a full disk, a missing permission, or no locks.
     """
     root, name = Path(root), folder_name(label, wanted)
-    if model is None:
-        read_manifest(root)  # EngineMissing: engines are only built where a model is
+    facts = model or read_manifest(root).model  # EngineMissing: engines are only built where a model is
+    manifest.dumps(Manifest(manifest.SCHEMA, facts, (), ()))  # what nobody could read back is refused before any work
     with files.translated(root):
         root.mkdir(parents=True, exist_ok=True)
     with locks.locked(root / f".lock-{name}", progress):
@@ -114,7 +113,7 @@ def build(
             progress(f"{name}: up to date")
             yield None
             return
-        with _temporary(root, name, needs) as folder:
+        with _temporary(root, name, needs, progress) as folder:
             draft = Draft(folder, wanted)
             yield draft
             with files.translated(root):
@@ -126,11 +125,15 @@ def build(
 
 
 def folder_name(label: str, wanted: Wanted) -> str:
-    """The name under which a build is published: the label and what it is made of."""
+    """The name under which a build is published: the label, what it is made of, and a check that nobody else writes."""
     if not _LABEL.fullmatch(label):
         raise ValueError(f"label {label!r}")
     key = key_of({str(identity): key_of(ingredients) for identity, ingredients in wanted.items()})
-    return f"{label}-{key[:16]}"
+    return f"{label}-{key[:8]}{_check(label, key[:8])}"
+
+
+def _check(label: str, key: str) -> str:
+    return key_of({"folder": label, "key": key})[:8]
 
 
 def gc(root: str | Path, *, dry_run: bool = False) -> dict[str, int]:
@@ -139,16 +142,18 @@ def gc(root: str | Path, *, dry_run: bool = False) -> dict[str, int]:
     with files.translated(root) if dry_run else _store_lock(root):
         keep = read_manifest(root).folders()
         paths = sorted(root.iterdir())
-        garbage = [path for path in paths if path.name not in keep and _is_garbage(path, _PUBLISHED)]
-        garbage += [path for path in paths if _is_garbage(path, _TEMPORARY)]
+        garbage = [path for path in paths if path.name not in keep and _is_garbage(path)]
         sizes = {path.name: files.folder_size(path) for path in garbage}
         for path in () if dry_run else garbage:
             shutil.rmtree(path)
     return sizes
 
 
-def _is_garbage(path: Path, pattern: re.Pattern[str]) -> bool:
-    return bool(pattern.fullmatch(path.name)) and path.is_dir() and not path.is_symlink() and not locks.in_use(path)
+def _is_garbage(path: Path) -> bool:
+    """Whether this is a folder of a build, by its name, that nobody uses. A user's own is never taken for one."""
+    name = temporary[1] if (temporary := _TEMPORARY.fullmatch(path.name)) else path.name
+    ours = (match := _PUBLISHED.fullmatch(name)) is not None and _check(match[1], match[2]) == match[3]
+    return ours and path.is_dir() and not path.is_symlink() and not locks.in_use(path)
 
 
 @contextmanager
@@ -158,7 +163,7 @@ def _store_lock(root: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _temporary(root: Path, name: str, needs: int) -> Iterator[Path]:
+def _temporary(root: Path, name: str, needs: int, progress: Progress) -> Iterator[Path]:
     """A folder of our own beside the target, gone when this ends. Collects those of builders that were killed."""
     folder, held = root / f".tmp-{name}-{secrets.token_hex(4)}", None
     try:
@@ -166,7 +171,8 @@ def _temporary(root: Path, name: str, needs: int) -> Iterator[Path]:
             for path in root.iterdir():
                 if path.name.startswith(".lock-"):
                     locks.remove_stale(path)
-                elif _is_garbage(path, _TEMPORARY):
+                elif path.name.startswith(".tmp-") and _is_garbage(path):
+                    progress(f"removing {path.name}: its build was killed (out of memory?)")
                     shutil.rmtree(path, ignore_errors=True)  # it may be somebody else's
             folder.mkdir()
             held = locks.hold(folder)
@@ -201,7 +207,7 @@ def _free_name(root: Path, name: str, current: Manifest) -> str:
     """`name`, or with a number where a damaged folder of that name must stay because somebody may be reading it."""
     for candidate in (name, *(f"{name}-{i}" for i in range(2, 1000))):
         path = root / candidate
-        if candidate not in current.folders() and _is_garbage(path, _PUBLISHED):
+        if candidate not in current.folders() and _is_garbage(path):
             shutil.rmtree(path)  # published by a builder that was killed before it could commit
         if not path.exists():
             return candidate
@@ -218,8 +224,11 @@ def _commit(root: Path, new: Manifest, rename: tuple[Path, Path] | None = None) 
     STORE/               flushed: so is the commit
     """
     pending = root / f".{MANIFEST}.new"  # no other name is needed: we hold the store's lock
+    text = manifest.dumps(new)
     try:
-        pending.write_text(manifest.dumps(new), encoding="utf-8")
+        pending.unlink(missing_ok=True)
+        with pending.open("x", encoding="utf-8") as file:  # "x" writes through no link that somebody put there
+            file.write(text)
         files.flush(pending)
         if rename is not None:
             rename[0].rename(rename[1])

@@ -5,19 +5,15 @@ Knows nothing of the command line; reads only.
 
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from clipskip.engines import manifest, publish
+from clipskip.engines import files, manifest, publish
 from clipskip.engines.errors import StorageError, StoreError
 from clipskip.engines.files import readable_size
 from clipskip.engines.manifest import Artefact, FileRecord
-from clipskip.engines.store import Store
-
-OPEN_TO_ALL = "everybody may write into this store, and engines are programs: chmod o-w"
+from clipskip.engines.store import MANIFEST, Store
 
 
 def inspect(root: str | Path) -> dict[str, Any]:
@@ -39,15 +35,28 @@ def inspect(root: str | Path) -> dict[str, Any]:
         "tokenizer": [record.path for record in content.tokenizer],
         "size": _size(records),
         "unreferenced": publish.gc(store.root, dry_run=True),
-        "warnings": [OPEN_TO_ALL] if os.name == "posix" and store.root.stat().st_mode & stat.S_IWOTH else [],
+        "warnings": store.exposed(),
     }
 
 
-def verify(root: str | Path) -> list[tuple[str, str | None]]:
-    """Every artefact and the tokenizer, each with what is wrong with it or None. All bytes are read."""
-    store = Store(root)
-    artefacts = [(str(artefact.identity), _problem(store, artefact)) for artefact in store.manifest().artefacts]
-    return [*artefacts, ("tokenizer", _problem(store, None))]
+def verify(root: str | Path, anchor: str | None = None) -> list[tuple[str, str | None]]:
+    """Every artefact and the tokenizer, each with what is wrong with it or None. All bytes are read.
+
+    With `anchor`, the SHA-256 that `seal` gave, also the manifest. What the manifest does not name is never read.
+    """
+    store, rows = Store(root), []
+    content = store.manifest()
+    if anchor is not None:
+        same = seal(store.root) == anchor.lower()
+        rows.append(("manifest", None if same else f"{store.root / MANIFEST} has another SHA-256"))
+    rows += [(str(artefact.identity), _problem(store, artefact)) for artefact in content.artefacts]
+    return [*rows, ("tokenizer", _problem(store, None))]
+
+
+def seal(root: str | Path) -> str:
+    """SHA-256 of the manifest, and so of all that it names: kept elsewhere, it proves that a store is the same."""
+    with files.open_regular(Path(root) / MANIFEST) as file:
+        return files.sha256_of(file)
 
 
 def inspection_text(facts: dict[str, Any]) -> str:
@@ -55,7 +64,7 @@ def inspection_text(facts: dict[str, Any]) -> str:
     model = facts["model"]
     head = (
         f"{facts['store']}: {model['name']} ({model['family']}, {model['prediction']} prediction, "
-        f"{model['layers']} text layers, clip skip {model['recommended_clip_skip']} recommended)"
+        f"{model['layers']} text layers, clip skip {model['recommended_clip_skip']} by default)"
     )
     rows = [("role", "target", "precision", "key", "size", "shapes", "parity"), *map(_row, facts["artefacts"])]
     engines = facts["artefacts"]

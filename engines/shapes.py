@@ -6,13 +6,14 @@ Knows nothing of TensorRT.
 from __future__ import annotations
 
 import math
+import re
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 
 from clipskip.engines.errors import RequestError
-from clipskip.engines.manifest import AxisRange, Dim, ModelFacts, Port
+from clipskip.engines.manifest import Artefact, AxisRange, Dim, ModelFacts, Port
 
 LATENT = 8  # pixels per latent
 TOKENS = 77  # per chunk
@@ -50,10 +51,18 @@ def parse_sizes(text: str) -> AxisRange:
     return AxisRange(numbers[0], numbers[len(numbers) // 2], numbers[-1])
 
 
+def compute_capability(text: str) -> str:
+    """ "8.9", also where it is written 89, sm_89 or SM89; RequestError for what is none."""
+    if (match := re.fullmatch(r"(?:sm_?)?([1-9]\d?)\.?(\d)", text.strip(), re.IGNORECASE | re.ASCII)) is None:
+        message = f"compute capability {text!r:.40}: write it as 8.9"
+        raise RequestError(message, field="compute_capability")
+    return f"{match[1]}.{match[2]}"
+
+
 def axis_ranges(model: ModelFacts, options: BuildOptions) -> dict[str, AxisRange]:
     """The range of every dynamic axis of design.md's four graphs. RequestError for sizes that the model cannot do."""
-    for field, value in (("max_batch", options.max_batch), ("max_chunks", options.max_chunks)):
-        if value < 1:
+    for field in ("max_batch", "max_chunks", "workspace"):
+        if (value := getattr(options, field)) is not None and value < 1:
             raise RequestError(f"{field} must be at least 1, not {value}", field=field)
     own, step = model.default_size, model.size_step
     sizes = options.sizes or AxisRange(max(own // 2 // step * step, step), own, own * 3 // 2 // step * step)
@@ -72,6 +81,17 @@ def axis_ranges(model: ModelFacts, options: BuildOptions) -> dict[str, AxisRange
         "h": latent,
         "w": latent,
     }
+
+
+def check_within(ranges: Mapping[str, AxisRange], graph: Artefact) -> None:
+    """RequestError for ranges beyond those of the graph that an engine is to be built from."""
+    for axis in ranges.keys() & graph.axes.keys():
+        wanted, own = ranges[axis], graph.axes[axis]
+        if not own.minimum <= wanted.minimum <= wanted.maximum <= own.maximum:
+            option = {"T": "max_chunks", "h": "sizes", "w": "sizes"}.get(axis, "max_batch")
+            asked, there = (f"{each.minimum} to {each.maximum}" for each in (wanted, own))
+            message = f"{option}: the graph of {graph.role} takes {axis} {there}, not {asked} (h and w count 8 pixels)"
+            raise RequestError(message, field=option)
 
 
 def kept_layers(skips: Iterable[float], layers: int) -> list[int]:

@@ -77,6 +77,16 @@ class Store:
         self._check(records, hint)
         return (self.root / records[0].path).parent
 
+    def exposed(self) -> list[str]:
+        """A warning where others than the owner may change what is run."""
+        content = self.manifest()
+        records = {record.path for artefact in content.artefacts for record in artefact.files}
+        names = ["", MANIFEST, *content.folders(), *records, *(record.path for record in content.tokenizer)]
+        open_to = [self.root / name for name in sorted(names) if files.others_may_write(self.root / name)]
+        more = f" and {len(open_to) - 1} more" if len(open_to) > 1 else ""
+        what = f"others may write to {open_to[0]}{more}, and engines are programs" if open_to else ""
+        return [f"{what}: chmod -R go-w {quote(str(self.root))}"] if open_to else []
+
     def _check(self, records: Sequence[FileRecord], hint: str) -> None:
         for hashed in (False, True):
             for record in records:

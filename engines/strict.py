@@ -1,7 +1,8 @@
 """Strict JSON for dataclasses: every field is there, of its own type, and nothing else is.
 
-Knows nothing of manifests; the field annotations are the schema: `Annotated[int, range(...)]` and
-`Annotated[str, "pattern"]` narrow a value, and a class with `parse` is written as one string.
+Knows nothing of manifests; the field annotations are the schema: `Annotated[int, range(...)]`,
+`Annotated[float, Between(...)]` and `Annotated[str, "pattern"]` narrow a value, a union goes by the type that JSON
+gives, and a class with `parse` is written as one string.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
+from types import SimpleNamespace, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from clipskip.engines.errors import ManifestError
@@ -22,6 +25,17 @@ _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _NAMES = {
     dict: "an object", list: "a list", str: "a string", int: "a whole number", float: "a number", bool: "a boolean",
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Between:
+    """The rule that a float is above `low` and below `high`."""
+
+    low: float
+    high: float
+
+    def __contains__(self, value: float) -> bool:
+        return self.low < value < self.high
 
 
 def parse(data: bytes, largest: int = LARGEST) -> Any:
@@ -74,10 +88,23 @@ def decode(kind: Any, value: Any, where: str) -> Any:
     if origin is Mapping:
         entries = _expect(dict, value, where).items()
         return {_text(key, where): decode(get_args(kind)[1], entry, f"{where}.{key}") for key, entry in entries}
-    if origin is Union:
-        members = {str if hasattr(member, "parse") else get_args(member)[0]: member for member in get_args(kind)}
+    if origin in (Union, UnionType):
+        members = {_written(member): member for member in get_args(kind)}
         return decode(members.get(type(value), next(iter(members.values()))), value, where)
     return _decode_scalar(kind, value, where)
+
+
+def pick(kinds: Mapping[str, tuple[Any, Any]], value: Mapping[str, Any]) -> Any:
+    """Fields of an object that may have others too, as attributes; of each its kind, and what it is if left out."""
+    found = {name: decode(kind, value[name], name) for name, (kind, _) in kinds.items() if name in value}
+    return SimpleNamespace(**{name: default for name, (_, default) in kinds.items()} | found)
+
+
+def _written(kind: Any) -> Any:
+    """The Python type of what JSON has for a value of this kind."""
+    if hasattr(kind, "parse"):
+        return str
+    return list if get_origin(kind) is tuple else (get_args(kind) or (kind,))[0]
 
 
 def _decode_scalar(kind: Any, value: Any, where: str) -> Any:
@@ -90,7 +117,7 @@ def _decode_scalar(kind: Any, value: Any, where: str) -> Any:
     if kind is str:
         _text(value, where)
     for rule in rules:
-        if not (value in rule if isinstance(rule, range) else re.fullmatch(rule, value)):
+        if not (re.fullmatch(rule, value) if isinstance(rule, str) else value in rule):
             raise ManifestError(f"{where}: {value!r:.80} is not allowed here", field=where)
     return value
 

@@ -37,10 +37,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class Header:
-    """The tensors by name, and the place in the file where their data begins."""
+    """The tensors by name, the place in the file where their data begins, and what the file says of itself."""
 
     tensors: Mapping[str, Entry]
     data: int
+    metadata: Mapping[str, str]
 
 
 def read_header(file: BinaryIO, size: int, longest: int = LONGEST_HEADER) -> Header:
@@ -67,7 +68,7 @@ def read_header(file: BinaryIO, size: int, longest: int = LONGEST_HEADER) -> Hea
         raise CheckpointError("the header is broken: it is no object, or its metadata is not all text")
     tensors = {name: _entry(name, value) for name, value in tree.items()}
     _check_layout(tensors, size - 8 - length)
-    return Header(tensors, 8 + length)
+    return Header(tensors, 8 + length, metadata)
 
 
 def _refuse_foreign(start: bytes) -> None:

@@ -6,25 +6,30 @@ run. TensorRT-RTX builds without a GPU; TensorRT times its kernels on the GPU th
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from clipskip.engines import gpu, publish
+from clipskip.engines import files, gpu, publish
 from clipskip.engines.errors import RequestError
 from clipskip.engines.gpu import Device
 from clipskip.engines.locks import locked
 from clipskip.engines.manifest import DECODE, ENCODE, STEP, Artefact, Identity, Role, key_of
-from clipskip.engines.shapes import BuildOptions, axes_of, axis_ranges, profiles
+from clipskip.engines.shapes import BuildOptions, axes_of, axis_ranges, check_within, compute_capability, profiles
 from clipskip.engines.store import Store
-from clipskip.engines.tensorrt_child import PACKAGES, Job, Progress, compile_in_child, load_builder
+from clipskip.engines.tensorrt_child import (
+    PACKAGES,
+    Job,
+    Progress,
+    compile_in_child,
+    default_capabilities,
+    load_builder,
+)
 
 PRECISION = "fp16"
 OWN_HEADS = (40, 64, 80, 160)  # Stable Diffusion 1.5's head sizes in the U-Net and the text encoder
-SCHEMA = "1"  # of the way this builder works
+SCHEMA = "2"  # of the way this builder works
 FIRST_GPU = Device("cuda", 0)
 
 
@@ -48,6 +53,7 @@ class Toolchain:
     device: gpu.Gpu | None = None
     index: int | None = None  # of the device
     timing_cache: str | None = None
+    capabilities: tuple[str, ...] = ()
 
 
 def build(
@@ -61,11 +67,14 @@ def build(
     to see the result. BackendUnavailable without the package (or, for "tensorrt", without a GPU) before any work;
     EngineMissing without fp16 graphs; ExportError and DeviceOutOfMemory carry TensorRT's own words.
     """
-    tools = toolchain(store.root, target, options, device)
+    tools = toolchain(target, options, device)
     ranges = axis_ranges(store.manifest().model, options)
     graphs = [store.find(role, "onnx", PRECISION) for role in roles(store, options.layers)]
+    for graph in graphs:
+        check_within(ranges, graph)
     graphs = [replace(graph, axes=axes_of(graph.inputs, ranges)) for graph in graphs]
-    lock = tools.device and Path(tempfile.gettempdir(), f"clipskip-gpu-{tools.device.uuid}.lock")
+    folder = files.own_folder()  # where nobody else can hold it for ever
+    lock = folder / f"gpu-{tools.device.uuid}.lock" if folder and tools.device else None
     with locked(lock, progress) if lock else nullcontext():  # two builds on one GPU disturb each other's timings
         return [_build(store, graph, tools, options, progress) for graph in graphs]
 
@@ -78,20 +87,27 @@ def roles(store: Store, layers: Sequence[int] | None) -> list[Role]:
     return [*sorted(texts), STEP, DECODE, ENCODE]
 
 
-def toolchain(root: Path, target: str, options: BuildOptions, device: Device) -> Toolchain:
+def toolchain(target: str, options: BuildOptions, device: Device) -> Toolchain:
     """What `target` is built with here. BackendUnavailable where package or GPU is missing."""
-    version = str(load_builder(target).__version__)
+    trt = load_builder(target)
+    version, capabilities = str(trt.__version__), {compute_capability(each) for each in options.compute_capabilities}
     if target == "tensorrt-rtx":
-        return Toolchain(target, version)
+        if unknown := sorted(capabilities - {*default_capabilities(trt)}):
+            known = ", ".join(default_capabilities(trt))
+            message = f"{PACKAGES[target]} {version} cannot build these networks for compute capability {unknown[0]}"
+            raise RequestError(f"{message}, only for {known}", field="compute_capability")
+        return Toolchain(target, version, capabilities=tuple(sorted(capabilities, key=float)))
     if options.compute_capabilities:
-        raise RequestError("--compute-capability is for tensorrt-rtx: TensorRT builds for the GPU that is there")
-    card = gpu.describe(gpu.cuda_runtime(), device.index)
-    return Toolchain(target, version, card, device.index, str(root / f"timing-{target}-{version}-{card.uuid}.cache"))
+        message = "compute_capability is for tensorrt-rtx: TensorRT builds for the GPU that is there"
+        raise RequestError(message, field="compute_capability")
+    card, folder = gpu.describe(gpu.cuda_runtime(), device.index), files.own_folder()
+    timings = str(folder / f"timing-{target}-{version}-{card.uuid}.cache") if folder else None
+    return Toolchain(target, version, card, device.index, timings)
 
 
 def _build(store: Store, graph: Artefact, tools: Toolchain, options: BuildOptions, progress: Progress) -> Built:
     """Build a graph's engine for the sizes in `graph.axes`, unless an intact one with the same ingredients is there."""
-    role, capabilities = str(graph.role), tuple(sorted(options.compute_capabilities))
+    role, capabilities = str(graph.role), tools.capabilities
     provenance = {
         "package": f"{PACKAGES[tools.target]} {tools.version}",
         "compute capability": tools.device.compute_capability if tools.device else ", ".join(capabilities) or "default",

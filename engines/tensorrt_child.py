@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import IO, Any
 
-from clipskip.engines import hints
+from clipskip.engines import files, hints
 from clipskip.engines.errors import BackendUnavailable, ClipskipError, DeviceOutOfMemory, ExportError, RequestError
 
 PACKAGES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}  # by target
@@ -62,7 +62,7 @@ def load_package(target: str) -> Any:
         return importlib.import_module(PACKAGES[target])
     except (ImportError, OSError) as error:  # OSError: a library of its own is missing
         message = f"the package {PACKAGES[target]} cannot be loaded ({error})"
-        raise BackendUnavailable(message, hint=hints.install(target)) from error
+        raise files.shortage() or BackendUnavailable(message, hint=hints.install(target)) from error
 
 
 def load_builder(target: str) -> Any:
@@ -72,6 +72,12 @@ def load_builder(target: str) -> Any:
         message = f"{PACKAGES[target]} {trt.__version__} cannot read the graphs: it does not know attention"
         raise BackendUnavailable(message, hint=hints.install(f"{target}>=10.14"))
     return trt
+
+
+def default_capabilities(trt: Any) -> list[str]:
+    """What TensorRT-RTX builds for unless told otherwise: every architecture it knows from Ampere (8.0) on."""
+    names = [name[2:] for name in dir(trt.ComputeCapability) if name.startswith("SM")]
+    return sorted((f"{name[:-1]}.{name[-1]}" for name in names if int(name) >= 80), key=float)
 
 
 @dataclass(frozen=True)

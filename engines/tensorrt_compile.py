@@ -37,6 +37,7 @@ def _build(trt: Any, job: Job, log: Log, hooks: tuple[Any, Any, Any]) -> list[st
     logger, recorder, progress = hooks
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    network.name = Path(job.engine).stem  # the role
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(job.onnx):
         errors = [parser.get_error(index) for index in range(parser.num_errors)]

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from torch import nn
 
 from clipskip.engines import gpu
-from clipskip.engines.manifest import DECODE, ENCODE, STEP, Artefact, ModelFacts, Role
+from clipskip.engines.manifest import DECODE, ENCODE, ROLE, STEP, Artefact, ModelFacts, Role
 from clipskip.engines.publish import Draft
 from clipskip.engines.shapes import LATENT
 from clipskip.export import cases, gates, graphs, models, onnxfile, tokenizer
@@ -77,6 +77,7 @@ def _write(
             if role.layers is not None:
                 deepest = graph.outputs[role.layers]
                 piece, outputs = onnxfile.cut(model, deepest.name, "context"), (replace(deepest, name="context"),)
+            piece.metadata_props[ROLE] = str(role)
             path = draft.folder / f"{role}.onnx"
             weights.save(piece, path)
             artefact = Artefact(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -17,7 +18,8 @@ from typing import Any
 
 from clipskip.engines import files, tensorfile
 from clipskip.engines.errors import CheckpointError, ExportError, UnsafeFileError, UnsupportedModelError
-from clipskip.engines.tensorfile import Entry
+from clipskip.engines.store import MANIFEST
+from clipskip.engines.tensorfile import Entry, Header
 from clipskip.export import names, tokenizer
 from clipskip.export.tokenizer import Tokens
 
@@ -38,19 +40,31 @@ TEXT: Config = {
 }  # fmt: skip
 _TEXT = ("cond_stage_model.transformer.",)
 _UNET = ("model.diffusion_model.",)
-_VAE = tuple(f"first_stage_model.{half}." for half in ("encoder", "decoder", "quant_conv", "post_quant_conv"))
+_BARE_VAE = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
+_VAE = tuple(f"first_stage_model.{half}" for half in _BARE_VAE)
 _BESIDE = ("text_projection.weight", "logit_scale")  # of the CLIP that the encoder was cut out of
+_FLOATS = {"F64", "F32", "F16", "BF16"}
+_PREDICTIONS = {"v": "v_prediction", "eps": "epsilon"}  # of other programs
+_PARAMETERIZATION = re.compile(r"""(?m)(?:^|[{,])[ \t]*["']?parameterization["']?[ \t]*:[ \t]*["']?(\w{1,40})""")
 
 
 @dataclass(frozen=True)
 class Part:
-    """One network: its configuration, and where its weights are."""
+    """One network: its configuration and where that is, and where its weights are."""
 
     name: str
     config: Config
+    settings: Path
     weights: Path
     tensors: Mapping[str, Entry]  # those of the file's header that belong to it
     modern: Callable[[str], str]  # the name that transformers or diffusers use for a tensor
+
+    def __post_init__(self) -> None:
+        dtypes = {entry.dtype for name, entry in self.tensors.items() if not name.endswith("position_ids")}
+        if strange := sorted(dtypes - _FLOATS):
+            hint = "quantised weights cannot be exported: get the model in fp16, bf16 or fp32"
+            message = f"{self.weights} holds {', '.join(strange)} weights"
+            raise UnsupportedModelError(message, path=self.weights, hint=hint)
 
 
 @dataclass(frozen=True)
@@ -72,6 +86,10 @@ class Checkpoint:
         """Token -> id."""
         return dict(json.loads(self.tokenizer["vocab.json"]))
 
+    def holds(self, path: Path) -> bool:
+        """Whether this is the folder that the checkpoint is in, or one inside of it."""
+        return path == (self.root if self.root.is_dir() else self.root.parent) or self.root in path.parents
+
     def check_unchanged(self) -> None:
         """ExportError where a file is not the one that was hashed."""
         for path, state in self.states.items():
@@ -79,36 +97,57 @@ class Checkpoint:
                 raise ExportError(f"{path} changed while it was being read", path=path, hint="export again")
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
-    """Look at every file of the checkpoint and hash it. CheckpointError says what is wrong with which file."""
+def open_checkpoint(path: Path, vae: Path | None = None) -> Checkpoint:
+    """Look at every file of the checkpoint and hash it. CheckpointError says what is wrong with which file.
+
+    `vae`: a file or folder with another VAE.
+    """
+    root = _resolved(path)
+    return (_open_folder if root.is_dir() else _open_file)(root, vae)
+
+
+def _resolved(path: Path, what: str = "checkpoint") -> Path:
     try:
         root = path.resolve(strict=True)
     except (OSError, RuntimeError, ValueError) as error:
-        raise CheckpointError(f"no checkpoint at {path}: {getattr(error, 'strerror', error)}", path=path) from error
-    if not root.is_dir():
-        return _open_file(root)
+        hint = None
+        if re.match("https?:/", str(path)):
+            hint = "nothing is downloaded: fetch it, and give the path of the file or folder"
+        elif re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
+            hint = "a model on a hub has to be downloaded first: give the folder that holds its model_index.json"
+        message = f"no {what} at {path}: {getattr(error, 'strerror', error)}"
+        raise CheckpointError(message, path=path, hint=hint) from error
+    if (root / MANIFEST).exists() and not (root / "unet").exists():
+        hint = f"make pictures from it: clipskip generate {path} PROMPT"
+        raise CheckpointError(f"{path} is an engine store, no {what}", path=path, hint=hint)
+    return root
 
+
+def _open_folder(root: Path, vae: Path | None) -> Checkpoint:
     def part(name: str, stem: str = "diffusion_pytorch_model") -> Part:
-        config, weights = _json(root / name / "config.json"), _weights(root / name, stem)
-        return Part(name, config, weights, _header(weights), names.from_folder)
+        weights, settings = _weights(root / name, stem), root / name / "config.json"
+        return Part(name, _json(settings), settings, weights, _header(weights).tensors, names.from_folder)
 
-    parts = part("text_encoder", "model"), part("unet"), part("vae")
-    scheduler, index = root / "scheduler" / "scheduler_config.json", root / "model_index.json"
-    settings = _json(scheduler)
+    text, unet = part("text_encoder", "model"), part("unet")
+    coder = part("vae") if vae is None else _other_vae(vae, root / "vae" / "config.json")
+    settings, index = root / "scheduler" / "scheduler_config.json", root / "model_index.json"
+    scheduler, indexed = _json(settings), _json(index) if index.exists() else {}
     tokens, tokenizer_paths = _tokens(root / "tokenizer")
-    configs = [root / part.name / "config.json" for part in parts]
-    paths = [*configs, scheduler, *(part.weights for part in parts), *tokenizer_paths]
-    indexed = _json(index) if index.exists() else {}
-    return Checkpoint(root, *parts, indexed, settings, tokens.files(), *_read_states(paths, root))
+    parts = text, unet, coder
+    paths = [settings, *(path for part in parts for path in (part.settings, part.weights)), *tokenizer_paths]
+    return Checkpoint(root, *parts, indexed, scheduler, tokens.files(), *_read_states(root, paths))
 
 
-def _open_file(path: Path) -> Checkpoint:
+def _open_file(path: Path, vae: Path | None) -> Checkpoint:
     """SD 1.x in one file, told from what looks like it. A wrong shape is found later."""
-    header = _header(path)
+    whole = _header(path)
+    header = whole.tensors
     kind = names.describe_keys(header)
     first = header.get("model.diffusion_model.input_blocks.0.0.weight")
     what = None
-    if kind != names.WHOLE and not any(key.startswith(_UNET) for key in header):
+    if not any(key.startswith(_UNET) for key in header) and any(key.startswith("model_ema.") for key in header):
+        what = "holds only the moving averages of a training run (model_ema.*) as its U-Net; get the pruned model"
+    elif kind != names.WHOLE and not any(key.startswith(_UNET) for key in header):
         what = f"is {kind or 'of an unknown kind'}; a whole SD 1.x model is supported"
     elif kind in names.OTHER_MODELS:
         what = f"is {kind}; SD 1.x is supported"
@@ -122,14 +161,44 @@ def _open_file(path: Path) -> Checkpoint:
     def part(name: str, config: Config, prefixes: tuple[str, ...], modern: Callable[[str], str]) -> Part:
         mine = {key: entry for key, entry in header.items() if key.startswith(prefixes) and not key.endswith(_BESIDE)}
         if not mine:
-            raise CheckpointError(f"{path} has no {name} in it (no tensor {prefixes[0]}*)", path=path)
-        return Part(name, config, path, mine, modern)
+            hint = "give a VAE of SD 1.x in a file or folder of its own, with --vae" if prefixes is _VAE else None
+            raise CheckpointError(f"{path} has no {name} in it (no tensor {prefixes[0]}*)", path=path, hint=hint)
+        return Part(name, config, path, path, mine, modern)
 
     text = part("text_encoder", TEXT, _TEXT, names.text_from_file)
     unet = part("unet", UNET, _UNET, partial(names.unet_from_file, layers=UNET["layers_per_block"]))
-    vae = part("vae", VAE, _VAE, partial(names.vae_from_file, blocks=len(VAE["block_out_channels"])))
-    scheduler = {"prediction_type": "v_prediction" if "v_pred" in header else "epsilon"}
-    return Checkpoint(path, text, unet, vae, {}, scheduler, tokenizer.clip(), *_read_states([path], path.parent))
+    modern = partial(names.vae_from_file, blocks=len(VAE["block_out_channels"]))
+    coder = part("vae", VAE, _VAE, modern) if vae is None else _other_vae(vae, None)
+    said = "v" if "v_pred" in header else _said_prediction(path, whole.metadata)
+    scheduler = {"prediction_type": _PREDICTIONS.get(said, said)} if said else {}
+    read = _read_states(path, [path, coder.settings, coder.weights])
+    return Checkpoint(path, text, unet, coder, {}, scheduler, tokenizer.clip(), *read)
+
+
+def _said_prediction(path: Path, metadata: Mapping[str, str]) -> str:
+    """What the U-Net predicts, by the .yaml beside its file or by what the file says of itself; "" if neither does."""
+    beside = path.with_suffix(".yaml")
+    text = _read(beside).decode("utf-8", errors="replace") if beside.is_file() else ""
+    match = _PARAMETERIZATION.search(text)
+    return (match[1] if match else metadata.get("modelspec.prediction_type", "")).strip().lower()
+
+
+def _other_vae(path: Path, config: Path | None) -> Part:
+    """The VAE in a folder of diffusers' layout, or in a file. To a file belongs `config`, or SD 1.x's own."""
+    root = _resolved(path, "VAE")
+    if root.is_dir():
+        folder = root / "vae" if (root / "vae").is_dir() else root
+        weights, config = _weights(folder, "diffusion_pytorch_model"), folder / "config.json"
+    else:
+        weights, config = root, config if config and config.exists() else None
+    header = _header(weights).tensors
+    inside = any(key.startswith(_VAE) for key in header)
+    mine = {key: entry for key, entry in header.items() if key.startswith(_VAE if inside else _BARE_VAE)}
+    if not any(key.endswith("decoder.conv_in.weight") for key in mine):
+        what = names.describe_keys(header) or "of an unknown kind"
+        raise CheckpointError(f"{weights} holds no VAE: it is {what}", path=weights, field="vae")
+    modern = partial(names.vae_from_file, blocks=len(VAE["block_out_channels"]))
+    return Part("vae", _json(config) if config else VAE, config or weights, weights, mine, modern)
 
 
 def _weights(folder: Path, stem: str) -> Path:
@@ -178,12 +247,12 @@ def _read(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def _header(path: Path) -> Mapping[str, Entry]:
-    """The tensors of the file by name. CheckpointError where the file is not whole, UnsafeFileError for a pickle."""
+def _header(path: Path) -> Header:
+    """What the file holds. CheckpointError where the file is not whole, UnsafeFileError for a pickle."""
     size = _check_readable(path).st_size
     try:
         with path.open("rb") as file:
-            return tensorfile.read_header(file, size).tensors
+            return tensorfile.read_header(file, size)
     except CheckpointError as error:
         raise error.about(path) from error
 
@@ -208,10 +277,11 @@ def _state(path: Path) -> State:
     return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns
 
 
-def _read_states(paths: Iterable[Path], root: Path) -> tuple[dict[str, str], dict[Path, State]]:
+def _read_states(root: Path, paths: Iterable[Path]) -> tuple[dict[str, str], dict[Path, State]]:
     """SHA-256 of each file by its name below `root`, and the states that the files had before."""
     states, hashes = {path: _state(path) for path in paths}, {}
     for path in states:
+        inside = path.relative_to(root).as_posix() if root in path.parents else f"another vae/{path.name}"
         with path.open("rb", buffering=0) as file:
-            hashes[path.relative_to(root).as_posix()] = files.sha256_of(file)
+            hashes[root.name if path == root else inside] = files.sha256_of(file)
     return hashes, states

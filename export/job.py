@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 
-from clipskip.engines import publish, stale
+from clipskip.engines import files, publish, stale
 from clipskip.engines.errors import EngineMissing, ManifestError, RequestError
 from clipskip.engines.manifest import DECODE, ENCODE, STEP, Identity, Manifest, ModelFacts, Role
 from clipskip.engines.shapes import kept_layers
@@ -36,36 +36,47 @@ def export(
     *,
     precision: str = "fp32",
     skips: Sequence[int] | None = None,
-    recommended_clip_skip: int = 1,
+    recommended_clip_skip: int | None = None,
+    prediction: str | None = None,
+    vae: str | Path | None = None,
     progress: Callable[[str], None] = lambda stage: None,
 ) -> Manifest:
     """Export the Stable Diffusion 1.x checkpoint in the folder `checkpoint` into the engine store `out`.
 
     `skips`: the clip skips to make text graphs for, 1 (all layers) to layers + 1 (embeddings only); None for all.
-    `progress` hears of each stage as it begins. What is there and unchanged, by content, is not made again. Nothing is
-    published unless every new graph agrees with torch: NumericalError.
-    CheckpointError, UnsupportedModelError, ExportError, RequestError, StorageError; the store is then as it was.
+    `recommended_clip_skip`: what requests get that say nothing; `prediction`: "epsilon" or "v_prediction", whatever the
+    checkpoint says; what is not said stays as the store has it. `vae`: a file or folder with another VAE.
+    `progress` hears of each stage as it begins. What is there and unchanged, by content, is not made again.
+    NumericalError where a new graph disagrees with torch, CheckpointError, UnsupportedModelError, ExportError,
+    RequestError, StorageError, DeviceOutOfMemory; the store is then as it was.
     """
     if precision not in PRECISIONS:
         raise RequestError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}", field="precision")
+    if prediction not in (None, "epsilon", "v_prediction"):
+        raise RequestError(f"prediction must be epsilon or v_prediction, not {prediction!r}", field="prediction")
     progress("reading the checkpoint")
-    source = open_checkpoint(Path(checkpoint))
-    facts = family.facts(source, recommended_clip_skip)
-    if skips is not None and not skips:
-        raise RequestError("skips must name at least one clip skip", field="skips")
-    depths = range(facts.layers + 1) if skips is None else kept_layers(skips, facts.layers)
-    identities = _identities(facts, precision, depths, Path(out))
+    source, out = open_checkpoint(Path(checkpoint), Path(vae) if vae else None), Path(out)
+    if source.holds(out.resolve()):
+        raise RequestError(f"{out} is where the checkpoint is", field="out", hint="name a folder of its own")
+    earlier = None
+    with suppress(EngineMissing, ManifestError):
+        earlier = read_manifest(out).model
+    facts = family.facts(source, recommended_clip_skip, prediction, earlier)
+    identities = _identities(facts, precision, skips, out)
     tensors = chain.from_iterable(part.tensors.values() for part in (source.text, source.unet, source.vae))
     needs = PRECISIONS[precision] * sum(math.prod(tensor.shape) for tensor in tensors)
     with publish.build(out, f"{TARGET}-{precision}", identities, progress=progress, model=facts, needs=needs) as draft:
         if draft is not None:
-            from clipskip.export import build
+            with files.shortage_named():
+                from clipskip.export import build
 
-            build.build(draft, source, facts, progress)
-    return read_manifest(Path(out))
+                build.build(draft, source, facts, progress)
+    return read_manifest(out)
 
 
-def _identities(facts: ModelFacts, precision: str, depths: Iterable[int], root: Path) -> dict[Identity, dict[str, str]]:
+def _identities(
+    facts: ModelFacts, precision: str, skips: Sequence[int] | None, root: Path
+) -> dict[Identity, dict[str, str]]:
     """What is to be there in the end, less what is there already; all of it where nothing has to be made.
 
     The text graphs share a weight file, so one that is missing brings back those that the store has.
@@ -74,6 +85,9 @@ def _identities(facts: ModelFacts, precision: str, depths: Iterable[int], root: 
     exporter = hashlib.sha256(sources).hexdigest()[:16]
     ingredients = {"model": facts.model_sha256, "precision": precision, "exporter": exporter}
     ingredients |= {library: version(library) for library in _LIBRARIES}
+    if skips is not None and not skips:
+        raise RequestError("skips must name at least one clip skip", field="skips")
+    depths = range(facts.layers + 1) if skips is None else kept_layers(skips, facts.layers)
     roles = [*(Role("text", depth) for depth in depths), STEP, DECODE, ENCODE]
     wanted = {Identity(role, TARGET, precision): ingredients for role in roles}
     missing = set(stale.reasons(root, wanted, facts))

@@ -12,13 +12,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from clipskip.engines.errors import CheckpointError, ExportError, UnsupportedModelError
+from clipskip.engines.errors import CheckpointError, ExportError
 from clipskip.engines.shapes import Shape
 from clipskip.export.checkpoint import Checkpoint, Part
 from clipskip.export.names import describe_keys
 
 HALF_MAX = 65504.0
-_FLOATS = {"F64", "F32", "F16", "BF16"}
 
 
 @dataclass(frozen=True)
@@ -44,8 +43,12 @@ def load(checkpoint: Checkpoint) -> Networks:
 
 def _fill(make: Callable[[dict[str, Any]], Any], part: Part) -> Any:
     """The network that `make` gives, with the part's weights; names, shapes and dtypes must fit."""
-    with torch.device("meta"):  # no memory and no random numbers for weights that are replaced at once
-        module = make(dict(part.config))
+    try:
+        with torch.device("meta"):  # no memory and no random numbers for weights that are replaced at once
+            module = make(dict(part.config))
+    except Exception as error:  # whatever the libraries make of a configuration that they do not understand
+        message = f"no {part.name} can be made from {part.settings} ({type(error).__name__}: {error})"
+        raise CheckpointError(message, path=part.settings) from error
     expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     source = {part.modern(name): name for name in part.tensors if not name.endswith("position_ids")}
     missing, unexpected = sorted(expected.keys() - source.keys()), sorted(source.keys() - expected.keys())
@@ -57,8 +60,6 @@ def _fill(make: Callable[[dict[str, Any]], Any], part: Part) -> Any:
         if (stored := part.tensors[source[name]].shape) not in (shape, (*shape, 1, 1)):
             message = f"{source[name]} has the shape {list(stored)}, the configuration asks for {list(shape)}"
             raise CheckpointError(f"{part.weights}: {message}", path=part.weights)
-    if strange := {tensor.dtype for tensor in part.tensors.values()} - _FLOATS - {"I64"}:
-        raise UnsupportedModelError(f"{part.weights} holds {', '.join(sorted(strange))} weights", path=part.weights)
     module.load_state_dict(dict(_read(part, source, expected)), assign=True)
     return module.eval().requires_grad_(False)
 

@@ -39,9 +39,9 @@ _VAE = (
     (r"\.(down|up)\.(\d+)\.\1sample\.", r".\1_blocks.\2.\1samplers.0."),
     (r"\.mid\.block_1\.", ".mid_block.resnets.0."),
     (r"\.mid\.block_2\.", ".mid_block.resnets.1."),
-    (r"\.mid\.attn_1\.norm\.", ".mid_block.attentions.0.group_norm."),
-    (r"\.mid\.attn_1\.([qkv])\.", r".mid_block.attentions.0.to_\1."),
-    (r"\.mid\.attn_1\.proj_out\.", ".mid_block.attentions.0.to_out.0."),
+    (r"\.mid\.attn_1\.(?:group_)?norm\.", ".mid_block.attentions.0.group_norm."),
+    (r"\.mid\.attn_1\.(?:to_)?([qkv])\.", r".mid_block.attentions.0.to_\1."),
+    (r"\.mid\.attn_1\.(?:proj_out|to_out\.0)\.", ".mid_block.attentions.0.to_out.0."),
     (r"\.nin_shortcut\.", ".conv_shortcut."),
     (r"\.norm_out\.", ".conv_norm_out."),
 )
@@ -83,8 +83,10 @@ def _resnet(name: str) -> str:
 
 
 def vae_from_file(name: str, blocks: int = 4) -> str:
-    """The VAE in the original one-file layout, which counts the decoder's blocks from the other end."""
+    """The VAE in the original one-file layout, which counts the decoder's blocks from the other end, or in today's."""
     name = name.removeprefix("first_stage_model.")
+    if "_block" in name:
+        return from_folder(name)
     for old, new in _VAE:
         name = re.sub(old, new, name)
     return re.sub(r"(?<=\.up_blocks\.)\d+", lambda match: str(blocks - 1 - int(match[0])), name)

@@ -7,6 +7,7 @@ sampler's rows) -> `Driver` (the step engine) -> `_picture` (the decode engine) 
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -118,6 +119,8 @@ class Pipeline:
 
     def __init__(self, store: Store, backend: Backend, inversions: Inversions, settings: Settings) -> None:
         self.model = facts = store.manifest().model
+        for line in store.exposed():
+            warnings.warn(line, RuntimeWarning, stacklevel=3)
         self.backend = backend
         self._engines = EngineCache(store, backend, settings.text_engine_budget)
         self._tokenizer = Tokenizer.open(store.verify_tokenizer())

@@ -152,8 +152,11 @@ def _clip_skips(request: Request, model: ModelFacts) -> tuple[int, int, list[str
         for name, value in given.items()
         if value != math.floor(value)
     ]
-    if not given.keys() & {"clip_skip", "clip_skip_diffusers"}:
+    wise = model.recommended_clip_skip  # 1 is nobody's recommendation
+    if wise > 1 and not given.keys() & {"clip_skip", "clip_skip_diffusers"}:
         notes.append(f"no clip_skip was given: {skip} is used, which the model recommends")
+    elif wise > 1 and skip != wise:
+        notes.append(f"clip_skip {skip}: the model recommends {wise}")
     used = {"clip_skip": skip} if skip == negative_skip else {"clip_skip": skip, "negative_clip_skip": negative_skip}
     for name, value in used.items():
         notes += [f"{name} {value}: above {limit} {what}" for limit, what in DEEP_CLIP_SKIPS if value > limit]

@@ -15,14 +15,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from clipskip.engines import gpu
-from clipskip.engines.manifest import STEP, Artefact
+from clipskip.engines import files, gpu
+from clipskip.engines.manifest import ROLE, STEP, Artefact
 from clipskip.errors import BackendUnavailable, Busy, ClipskipError, DeviceOutOfMemory, EngineIncompatible, RequestError
 
 from . import Array, Loop
 from .pool import LentLoop, Pool
 from .providers import CPU, devices, load, named, options
-from .signature import check_like
+from .signature import Signature, check_like, check_ports
 
 T = TypeVar("T")
 CPU_PIXELS = 512 * 512  # attention needs 1 GB for one guided picture of this size, and batches bring no speed
@@ -31,6 +31,7 @@ LOOPS = 8  # of one engine; each has buffers of its own
 CAPTURED_LOOPS = 4  # in use or idle: a captured graph keeps its buffers and its scratch memory
 NO_GRAPH = -1  # ONNX Runtime's number for a run that is neither captured nor replayed; it keeps 0 for itself
 SESSION_BYTES = 16 * 2**20  # what a session of mapped weights takes for itself
+TYPES = {"tensor(float)": "float32"} | {f"tensor({name})": name for name in ("int64", "float16", "uint8", "bool")}
 WORKER = "onnxruntime-cuda"  # name of the thread that captures graphs
 ONE_NODE = (  # y = -x
     b'\x08\n:4\n\r\n\x01x\x12\x01y"\x03Neg:\x00\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
@@ -59,8 +60,10 @@ class OnnxRuntime:
         provider = named(providers[0])
         try:
             ort = gpu.onnxruntime()
-        except ImportError as error:
-            raise BackendUnavailable("ONNX Runtime is not installed", hint=named(CPU).install) from error
+        except (ImportError, OSError) as error:
+            absent = isinstance(error, ModuleNotFoundError)
+            message = "ONNX Runtime is not installed" if absent else f"ONNX Runtime cannot be loaded ({error})"
+            raise files.shortage() or BackendUnavailable(message, hint=named(CPU).install) from error
         if provider.plugin and len(providers) > 1:
             raise RequestError(f"{provider.name} takes no provider beside it", field="providers")
         if device and provider.kind == "cpu":
@@ -95,7 +98,9 @@ class OnnxRuntime:
             self._opened(ONE_NODE, self._session_options(), told)
 
     def _engine(self, artefact: Artefact, path: Path, capturing: bool) -> OnnxRuntimeEngine:
-        told = options(self._provider, path, artefact.precision == "fp16", capturing)
+        folder = files.own_folder() if self._provider.caches else None
+        kept = folder and folder / f"{artefact.files[0].sha256[:32]}.{self._provider.target}"
+        told = options(self._provider, kept, artefact.precision == "fp16", capturing)
         session_options = self._session_options()
         if artefact.role.part == "text":
             # All depths read the same weights: without prepacking they stay mapped from one file, and a further depth
@@ -103,10 +108,12 @@ class OnnxRuntime:
             session_options.add_session_config_entry("session.disable_prepacking", "1")
         with translated(lambda said: self._not_opened(path, said)):
             opened = self._opened(str(path), session_options, told)
+        role = opened.get_modelmeta().custom_metadata_map.get(ROLE, "")
+        check_ports(artefact, path, role, *map(_ports, (opened.get_inputs(), opened.get_outputs())))
         do = in_turn if self.graphs else direct
         session = Session(opened, do, self._buffer, self._run_options if capturing else None)
-        files = artefact.files[:1] if self._provider.kind == "cpu" else artefact.files  # the CPU maps the weights
-        return OnnxRuntimeEngine(artefact, session, SESSION_BYTES + sum(file.size for file in files))
+        loaded = artefact.files[:1] if self._provider.kind == "cpu" else artefact.files  # the CPU maps the weights
+        return OnnxRuntimeEngine(artefact, session, SESSION_BYTES + sum(file.size for file in loaded))
 
     def _not_opened(self, path: Path, said: str) -> ClipskipError:
         """The graph's fault, or the provider's."""
@@ -153,6 +160,11 @@ class OnnxRuntime:
         return run_options
 
 
+def _ports(values: Sequence[Any]) -> Signature:
+    """What a session says of its inputs or outputs; its types are written "tensor(float)"."""
+    return {each.name: (TYPES.get(each.type, each.type), len(each.shape)) for each in values}
+
+
 @contextmanager
 def translated(failure: Callable[[str], ClipskipError]) -> Iterator[None]:
     """ONNX Runtime's own errors as ours: its types all live in one module, but for the bindings' RuntimeError."""
@@ -163,7 +175,7 @@ def translated(failure: Callable[[str], ClipskipError]) -> Iterator[None]:
     except Exception as error:
         if type(error) is not RuntimeError and type(error).__module__.partition(".")[0] != "onnxruntime":
             raise
-        raise failure(str(error).strip()) from error
+        raise files.shortage() or failure(str(error).strip()) from error
 
 
 def direct(work: Callable[..., T], *arguments: object) -> T:

@@ -131,13 +131,9 @@ def devices(ort: Any, provider: Provider) -> list[Any]:
     return [device for device in ort.get_ep_devices() if device.ep_name == provider.name]
 
 
-def options(provider: Provider, graph: Path | None, half: bool, capturing: bool) -> dict[str, str]:
-    """What the provider is told when it opens the graph at `graph`, or (None) one that is in no file.
-
-    What it compiles is kept in a folder beside the graph; where that cannot be, nowhere.
-    """
+def options(provider: Provider, folder: Path | None, half: bool, capturing: bool) -> dict[str, str]:
+    """What the provider is told when it opens a graph. What it compiles is kept in `folder`, or nowhere."""
     told = {**provider.options, **(provider.half if half else {})}
-    folder = graph.with_name(f"{graph.name}.{provider.target}.cache") if graph and provider.caches else None
     with suppress(OSError):
         if folder:
             folder.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""What an artefact says of its inputs and outputs, held against arrays: before any device sees them.
+"""What an artefact says of its inputs and outputs, held against the engine and, before a device sees them, arrays.
 
 Knows nothing of any library.
 """
@@ -6,12 +6,29 @@ Knows nothing of any library.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 
-from clipskip.engines.manifest import Artefact, AxisRange, Dim
+from clipskip.engines.manifest import Artefact, AxisRange, Dim, Role
 from clipskip.engines.shapes import Shape
-from clipskip.errors import RequestError
+from clipskip.errors import EngineIncompatible, RequestError
 
 from . import Array
+
+Signature = Mapping[str, tuple[str, int]]  # the type, in numpy's words, and the rank of each input or output
+
+
+def check_ports(artefact: Artefact, path: Path, role: str, inputs: Signature, outputs: Signature) -> None:
+    """EngineIncompatible for an engine that says it is of another role, or whose inputs or outputs are other ones."""
+    odd, other = dict[str, None](), False
+    with suppress(ValueError):  # whatever else it is called says nothing
+        other = Role.parse(role) != artefact.role
+    for ports, own in ((artefact.inputs, inputs), (artefact.outputs, outputs)):
+        wanted = {port.name: (port.dtype, len(port.shape)) for port in ports}
+        odd |= dict(sorted((name, None) for name in wanted.keys() | own.keys() if wanted.get(name) != own.get(name)))
+    if other or odd:
+        what = f"it differs in {', '.join(odd)}" if odd else f"it is {role}"
+        raise EngineIncompatible(f"{path.name} is no {artefact.role} as the manifest has it: {what}", path=path)
 
 
 def bind(artefact: Artefact, feeds: Mapping[str, Array], build_command: str) -> dict[str, int]:

@@ -19,17 +19,18 @@ from weakref import WeakSet
 
 import numpy as np
 
+from clipskip.engines import files
 from clipskip.engines.gpu import cuda_runtime
 from clipskip.engines.manifest import Artefact
 from clipskip.engines.store import build_command
-from clipskip.engines.tensorrt_child import PACKAGES, load_package
+from clipskip.engines.tensorrt_child import PACKAGES, default_capabilities, load_package
 from clipskip.errors import DeviceOutOfMemory, EngineIncompatible
 
 from . import Array
 from .cuda import Cuda
 from .execution import Execution, Task
 from .pool import LentLoop, Pool
-from .signature import bind, shapes
+from .signature import bind, check_ports, shapes
 
 SAID = 8  # of TensorRT's last errors and warnings in a message
 
@@ -79,17 +80,16 @@ class TensorRT:
         if engine is None:
             self.cuda.probe()
             raise EngineIncompatible(f"TensorRT cannot load {path.name}: {self.complaints()}", path=path, hint=command)
-        trt, names = self._trt, [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-        own = {
-            name: (engine.get_tensor_mode(name), np.dtype(trt.nptype(engine.get_tensor_dtype(name)))) for name in names
-        }
-        inputs = {port.name: (trt.TensorIOMode.INPUT, np.dtype(port.dtype)) for port in artefact.inputs}
-        outputs = {port.name: (trt.TensorIOMode.OUTPUT, np.dtype(port.dtype)) for port in artefact.outputs}
-        if own != {**inputs, **outputs}:
-            raise EngineIncompatible(f"{path.name} is no {artefact.role}: it has {', '.join(names)}", path=path)
+        own: dict[Any, dict[str, tuple[str, int]]] = {mode: {} for mode in self._trt.TensorIOMode.__members__.values()}
+        for name in map(engine.get_tensor_name, range(engine.num_io_tensors)):
+            dtype = np.dtype(self._trt.nptype(engine.get_tensor_dtype(name))).name
+            own[engine.get_tensor_mode(name)][name] = dtype, len(engine.get_tensor_shape(name))
+        modes = self._trt.TensorIOMode
+        check_ports(artefact, path, engine.name, own[modes.INPUT], own[modes.OUTPUT])
         if self.target == "tensorrt":
             return TensorRTEngine(self, artefact, Contexts(self._trt, engine), command)
-        cache = path.with_name(f"{path.name}.{self.cuda.gpu.compute_capability}.cache")
+        folder, gpu = files.own_folder(), self.cuda.gpu.compute_capability
+        cache = folder and folder / f"{artefact.files[0].sha256[:32]}-{gpu}.{self.target}"
         return TensorRTEngine(self, artefact, RtxContexts(self._trt, engine, cache), command)
 
     def describe(self) -> dict[str, str]:
@@ -158,12 +158,6 @@ def _logger(trt: Any, said: deque[str]) -> Any:
     return Logger()
 
 
-def default_capabilities(trt: Any) -> list[str]:
-    """What TensorRT-RTX builds for unless told otherwise: every architecture it knows from Ampere (8.0) on."""
-    names = [name[2:] for name in dir(trt.ComputeCapability) if name.startswith("SM")]
-    return sorted((f"{name[:-1]}.{name[-1]}" for name in names if int(name) >= 80), key=float)
-
-
 class Contexts:
     """How the contexts of one engine are made: here TensorRT and TensorRT-RTX differ, and nowhere else.
 
@@ -187,14 +181,14 @@ class Contexts:
 
 
 class RtxContexts(Contexts):
-    """TensorRT-RTX compiles kernels when it first runs at a shape; the file `cache` keeps them for the next process.
+    """TensorRT-RTX compiles kernels when it first runs at a shape; a file `cache` keeps them for the next process.
 
     Kernels are specialised at once (EAGER), not in the background: a captured graph would keep the slow ones, and a
     picture would depend on when they were swapped. RTX's own graph capture stays off, for ours includes the copy that
     makes a step's output the next step's input.
     """
 
-    def __init__(self, trt: Any, engine: Any, cache: Path) -> None:
+    def __init__(self, trt: Any, engine: Any, cache: Path | None) -> None:
         self._path, self._saving = cache, threading.Lock()
         self._how = engine.create_runtime_config()
         self._how.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
@@ -202,8 +196,8 @@ class RtxContexts(Contexts):
         self._how.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
         self._cache, self._saved = self._how.create_runtime_cache(), b""
         with suppress(OSError):
-            self._saved = cache.read_bytes()
-            if self._saved and not self._cache.deserialize(self._saved):  # damaged, or another driver's
+            self._saved = cache.read_bytes() if cache else b""
+            if cache and self._saved and not self._cache.deserialize(self._saved):  # damaged, or another driver's
                 self._saved = b""
                 cache.unlink()
         self._how.set_runtime_cache(self._cache)
@@ -213,10 +207,10 @@ class RtxContexts(Contexts):
         return bool(context.is_stream_capturable(stream))
 
     def warmed_up(self) -> None:
-        """Keep what was compiled, in one step; a store that cannot be written to goes without."""
+        """Keep what was compiled, in one step; where nothing can be written that goes without."""
         with self._saving:
             data = bytes(self._cache.serialize())
-            if data == self._saved:
+            if self._path is None or data == self._saved:
                 return
             self._saved = data
             draft = self._path.with_name(f".{self._path.name}.{os.getpid()}.{threading.get_ident()}")

@@ -12,9 +12,8 @@ from typing import Any
 
 from clipskip.backends.onnxruntime import OnnxRuntime
 from clipskip.backends.providers import BY_TARGET
-from clipskip.backends.tensorrt import default_capabilities
 from clipskip.engines import gpu
-from clipskip.engines.tensorrt_child import load_builder, load_package
+from clipskip.engines.tensorrt_child import default_capabilities, load_builder, load_package
 from clipskip.errors import BackendUnavailable, ClipskipError
 
 PACKAGES = (

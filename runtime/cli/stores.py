@@ -9,9 +9,11 @@ from pathlib import Path
 
 from clipskip import fields
 from clipskip.engines import hints
-from clipskip.errors import BackendUnavailable, EngineCorrupt
+from clipskip.errors import BackendUnavailable, EngineCorrupt, RequestError
 
 from . import Outcome, Verbs, output, path, store_verb
+
+OPTIONS = ("skips", "sizes", "max_batch", "max_chunks", "compute_capability", "workspace")  # of TensorRT's engines
 
 
 def add_to(verbs: Verbs) -> None:
@@ -21,20 +23,25 @@ def add_to(verbs: Verbs) -> None:
     verb.add_argument("--out", type=path, required=True, metavar="STORE", help="the folder of the engine store")
     verb.add_argument("--precision", choices=("fp32", "fp16"), default="fp32", help="fp32 for the CPU, fp16 for GPUs")
     verb.add_argument("--skips", default="all", help='clip skips to export, such as "1,2" or "1-4" (default: all)')
-    verb.add_argument("--recommended-clip-skip", default="1", help="what requests get that say nothing (default: 1)")
+    verb.add_argument("--recommended-clip-skip", metavar="N", help="what requests get that say nothing (default: 1)")
+    text = "what the U-Net predicts (default: what the checkpoint says, else epsilon)"
+    verb.add_argument("--prediction", choices=("epsilon", "v_prediction"), help=text)
+    verb.add_argument("--vae", type=path, metavar="FILE", help="another VAE: a file, or a diffusers folder")
     verb.set_defaults(run=export)
     text = "Build the engines of a target from the graphs of a store. TensorRT-RTX builds without a GPU."
     verb = store_verb(verbs, build, "graphs -> TensorRT engines", text)
     verb.add_argument("--target", required=True, choices=("onnxruntime", "tensorrt", "tensorrt-rtx"))
-    verb.add_argument("--skips", default="all", help='clip skips to build, such as "1,2" (default: all exported ones)')
+    verb.add_argument("--skips", help='clip skips to build, such as "1,2" (default: all exported ones)')
     verb.add_argument("--sizes", metavar="LOW-BEST-HIGH", help="heights and widths in pixels, such as 256-512-768")
-    verb.add_argument("--max-batch", default="4", metavar="N", help="images in one call of the network (default: 4)")
-    verb.add_argument("--max-chunks", default="3", metavar="N", help="prompt length in chunks of 75 (default: 3)")
+    verb.add_argument("--max-batch", metavar="N", help="images in one call of the network (default: 4)")
+    verb.add_argument("--max-chunks", metavar="N", help="prompt length in chunks of 75 (default: 3)")
     verb.add_argument("--compute-capability", action="append", default=[], metavar="X.Y", help="tensorrt-rtx only")
     verb.add_argument("--workspace", metavar="MIB", help="memory that the builder may use on the GPU")
     text = "Show what an engine store holds; or what the settings in a picture, or in the .txt beside one, become here."
     store_verb(verbs, inspect, "show what a store or a picture holds", text)
-    store_verb(verbs, verify, "check every byte of a store", "Check every byte of a store against its manifest.")
+    text = "Check every byte of a store against its manifest."
+    verb = store_verb(verbs, verify, "check every byte of a store", text)
+    verb.add_argument("--manifest-sha256", metavar="HEX", help="and the manifest against this, which export printed")
     text = "Remove the folders of a store that its manifest no longer names and no process uses."
     verb = store_verb(verbs, gc, "remove what a store no longer needs", text)
     verb.add_argument("--dry-run", action="store_true", help="only say what would go")
@@ -48,12 +55,16 @@ def add_to(verbs: Verbs) -> None:
 
 def export(args: argparse.Namespace) -> Outcome:
     """Trace, cut, gate and publish the graphs of a checkpoint."""
+    recommended = args.recommended_clip_skip
     settings = {
         "precision": args.precision,
         "skips": _skips(args.skips),
-        "recommended_clip_skip": _whole("recommended_clip_skip", args.recommended_clip_skip),
+        "recommended_clip_skip": recommended and _whole("recommended_clip_skip", recommended),
+        "prediction": args.prediction,
+        "vae": args.vae,
     }
     try:
+        from clipskip.engines import report
         from clipskip.export import export as run
 
         with output.stages() as say:
@@ -61,11 +72,13 @@ def export(args: argparse.Namespace) -> Outcome:
     except ImportError as error:
         hint = f"{hints.install('.[export]')}, in the folder of clipskip's source"
         raise BackendUnavailable(f"exporting needs {error.name}", hint=hint) from error
-    return Outcome({"store": str(args.out), "model": manifest.model.name}, f"{args.out}: {manifest.model.name}")
+    seal = report.seal(args.out)
+    facts = {"store": str(args.out), "model": manifest.model.name, "manifest_sha256": seal}
+    return Outcome(facts, f"{args.out}: {manifest.model.name}\nmanifest SHA-256: {seal}")
 
 
-def _skips(text: str) -> list[int] | None:
-    return None if text == "all" else fields.ranges("skips", text)
+def _skips(text: str | None) -> list[int] | None:
+    return None if text in (None, "all") else fields.ranges("skips", text)
 
 
 def _whole(field: str, text: str) -> int:
@@ -101,10 +114,12 @@ def _ledger(picture: Path) -> Outcome:
 def verify(args: argparse.Namespace) -> Outcome:
     """Every artefact with what is wrong with it; the exit status is that of a corrupt store when anything is."""
     from clipskip.engines import report
+    from clipskip.engines.store import Store
 
-    found = report.verify(args.store)
+    found, exposed = report.verify(args.store, args.manifest_sha256), Store(args.store).exposed()
     status = EngineCorrupt.exit_status if any(problem for _, problem in found) else 0
-    return Outcome({"store": str(args.store), "artefacts": dict(found)}, report.verification_text(found), status)
+    text = "\n".join([report.verification_text(found), *(f"warning: {line}" for line in exposed)])
+    return Outcome({"store": str(args.store), "artefacts": dict(found), "warnings": exposed}, text, status)
 
 
 def gc(args: argparse.Namespace) -> Outcome:
@@ -123,18 +138,22 @@ def build(args: argparse.Namespace) -> Outcome:
     from clipskip.engines.store import Store
 
     store = Store(args.store)
+    given = {name: getattr(args, name) for name in OPTIONS if getattr(args, name)}
     if args.target == "onnxruntime":
+        if given:
+            message = f"--target onnxruntime takes no {', '.join(given)}: it runs the exported graphs as they are"
+            raise RequestError(message, field=next(iter(given)), hint="what to export is up to clipskip export")
         roles = [str(artefact.role) for artefact in store.manifest().artefacts if artefact.target == "onnx"]
         text = f"ONNX Runtime runs the {len(roles)} exported graphs as they are: nothing to build"
         return Outcome({"store": str(args.store), "engines": roles}, text)
     skips = _skips(args.skips)
+    numbers = {name: _whole(name, given[name]) for name in ("max_batch", "max_chunks") if name in given}
     options = shapes.BuildOptions(
         sizes=shapes.parse_sizes(args.sizes) if args.sizes else None,
-        max_batch=_whole("max_batch", args.max_batch),
-        max_chunks=_whole("max_chunks", args.max_chunks),
         layers=None if skips is None else shapes.kept_layers(skips, store.manifest().model.layers),
         compute_capabilities=tuple(args.compute_capability),
         workspace=_whole("workspace", args.workspace) << 20 if args.workspace else None,
+        **numbers,
     )
     with output.stages() as say:
         built = tensorrt.build(store, target=args.target, options=options, progress=say)
@@ -142,7 +161,9 @@ def build(args: argparse.Namespace) -> Outcome:
         (str(engine.role), f"built in {engine.seconds:.1f} s" if engine.rebuilt else "up to date") for engine in built
     ]
     engines = [{**asdict(engine), "role": str(engine.role)} for engine in built]
-    return Outcome({"store": str(args.store), "engines": engines}, report.table(rows))
+    seal = report.seal(args.store)
+    text = f"{report.table(rows)}\nmanifest SHA-256: {seal}"
+    return Outcome({"store": str(args.store), "engines": engines, "manifest_sha256": seal}, text)
 
 
 def doctor(args: argparse.Namespace) -> Outcome:

@@ -126,6 +126,10 @@ class SimulatedSession:
         options.intra_op_num_threads = 1
         self._inner = onnxruntime.InferenceSession(path, options, providers=[CPU])
 
+    def __getattr__(self, name: str) -> Any:
+        assert name in ("get_inputs", "get_outputs", "get_modelmeta")
+        return getattr(self._inner, name)
+
     def get_providers(self) -> list[str]:
         return [*self.names, CPU]
 

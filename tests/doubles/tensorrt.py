@@ -41,7 +41,7 @@ _ONNX = {
 
 def plan(onnx: Path, profile: Profile) -> bytes:
     """The bytes of an "engine" that computes the graph at `onnx`."""
-    return json.dumps({"version": VERSION, "onnx": str(onnx), "profile": profile}).encode()
+    return json.dumps({"version": VERSION, "name": onnx.stem, "onnx": str(onnx), "profile": profile}).encode()
 
 
 class SimulatedLogger:
@@ -104,7 +104,7 @@ class ICudaEngine:
     """ICudaEngine."""
 
     def __init__(self, trt: SimulatedTensorRT, content: Mapping[str, Any], logger: SimulatedLogger) -> None:
-        self.trt, self.profile, self.logger = trt, content["profile"], logger
+        self.trt, self.profile, self.logger, self._name = trt, content["profile"], logger, content["name"]
         self.device = trt.cuda.current
         import onnxruntime
 
@@ -113,6 +113,15 @@ class ICudaEngine:
         self.session = onnxruntime.InferenceSession(content["onnx"], options, providers=["CPUExecutionProvider"])
         self.inputs = {each.name: _ONNX[each.type] for each in self.session.get_inputs()}
         self.outputs = {each.name: _ONNX[each.type] for each in self.session.get_outputs()}
+        ports = [*self.session.get_inputs(), *self.session.get_outputs()]
+        self._shapes = {each.name: tuple(n if isinstance(n, int) else -1 for n in each.shape) for each in ports}
+
+    @property
+    def name(self) -> str:
+        return str(self._name)
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return self._shapes[name]
 
     @property
     def num_io_tensors(self) -> int:

@@ -27,16 +27,16 @@ def finish(process, status: int) -> tuple[str, str]:
     return out, err
 
 
-def test_a_build_that_dies_before_any_one_of_its_file_operations_leaves_a_valid_store(tmp_path, start):
+def test_a_build_that_dies_before_any_one_of_its_file_operations_leaves_a_valid_store_b2(tmp_path, start):
     finish(start("die", tmp_path / "store"), 0)
 
 
-def test_twenty_builds_killed_at_random_moments_leave_a_valid_store(tmp_path, start):
+def test_twenty_builds_killed_at_random_moments_leave_a_valid_store_b2(tmp_path, start):
     finish(start("kill", tmp_path / "store", 20), 0)
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, -signal.SIGINT)])
-def test_a_signal_removes_the_temporary_folder_and_changes_nothing(root, start, number, status):
+def test_a_signal_removes_the_temporary_folder_and_changes_nothing_b1(root, start, number, status):
     before = (root / "manifest.json").read_bytes()
     builders = [start("build", root, f"v{i}", 60) for i in range(3)]
     for builder in builders:
@@ -58,7 +58,7 @@ def test_an_exception_in_a_build_removes_the_temporary_folder_and_changes_nothin
     assert (sorted(os.listdir(root)), (root / "manifest.json").read_bytes()) == before
 
 
-def test_the_second_of_two_builders_waits_and_then_finds_all_up_to_date(root, start):
+def test_the_second_of_two_builders_waits_and_then_finds_all_up_to_date_b5(root, start):
     builders = [start("build", root, "v2", 0.1) for _ in range(2)]
     first, second = sorted((finish(each, 0)[0] for each in builders), key=lambda out: "same" in out)
     assert "version: none -> v2" in first
@@ -67,7 +67,7 @@ def test_the_second_of_two_builders_waits_and_then_finds_all_up_to_date(root, st
     assert second.endswith("up to date\nsame\n")
 
 
-def test_a_waiting_builder_takes_over_from_one_that_is_killed(root, start):
+def test_a_waiting_builder_takes_over_from_one_that_is_killed_b6(root, start):
     first = start("build", root, "v2", 5)
     while not stray(root):
         time.sleep(0.01)
@@ -118,7 +118,7 @@ def test_a_collecting_build_leaves_the_folder_of_a_living_builder_alone(root, wo
     assert not [problem for _, problem in verify(root) if problem]
 
 
-def test_readers_never_see_a_bad_store_while_it_is_rebuilt_and_collected(root, workshop):
+def test_readers_never_see_a_bad_store_while_it_is_rebuilt_and_collected_c14(root, workshop):
     ended, problems, looks = threading.Event(), [], 0
 
     def read():
@@ -138,7 +138,7 @@ def test_readers_never_see_a_bad_store_while_it_is_rebuilt_and_collected(root, w
     assert looks > 0
 
 
-def test_a_file_size_limit_in_the_middle_of_a_build_is_a_storage_error(root, start):
+def test_a_file_size_limit_in_the_middle_of_a_build_is_a_storage_error_b3(root, start):
     before = (root / "manifest.json").read_bytes()
     _, err = finish(start("small", root), 7)
     assert "StorageError: no room in" in err
@@ -148,7 +148,7 @@ def test_a_file_size_limit_in_the_middle_of_a_build_is_a_storage_error(root, sta
     assert (root / "manifest.json").read_bytes() == before
 
 
-def test_a_full_disk_in_the_middle_of_a_build_is_a_storage_error(tmp_path, mount, workshop):
+def test_a_full_disk_in_the_middle_of_a_build_is_a_storage_error_b3(tmp_path, mount, workshop):
     mount("-t", "tmpfs", "-o", "size=2m", "none", tmp_path)
     root = tmp_path / "store"
     workshop.rebuild(root, "old")
@@ -175,7 +175,7 @@ def test_a_disk_too_full_for_the_manifest_itself_changes_nothing(tmp_path, mount
     workshop.assert_nothing_left(root)
 
 
-def test_a_build_that_needs_more_than_is_free_is_refused_before_it_begins(root, workshop):
+def test_a_build_that_needs_more_than_is_free_is_refused_before_it_begins_b3(root, workshop):
     with pytest.raises(StorageError, match=r"needs 9007.0 TB, [\d.]+ \wB free"):
         workshop.work(root, workshop.wanted(v="2"), lambda draft: pytest.fail("it began"), needs=9007 * 10**12)
     assert not stray(root)
@@ -192,7 +192,7 @@ def test_an_error_that_a_full_disk_caused_is_a_storage_error_whatever_a_library_
         workshop.work(root, workshop.wanted(v="2"), fail, needs=1000)
 
 
-def test_a_read_only_store_refuses_a_build_at_once_and_serves_readers(root, workshop, make_read_only):
+def test_a_read_only_store_refuses_a_build_at_once_and_serves_readers_b4_c15(root, workshop, make_read_only):
     make_read_only(root)
     with pytest.raises(StorageError, match="no permission") as caught:
         workshop.make(root, workshop.wanted(v="2"), model=workshop.facts())
@@ -217,7 +217,7 @@ def test_a_lock_that_is_not_released_in_time_is_a_storage_error(root, workshop, 
         publish.gc(root)
 
 
-def test_a_lock_file_that_nobody_holds_stops_nobody(root, workshop):
+def test_a_lock_file_that_nobody_holds_stops_nobody_b6(root, workshop):
     (root / ".lock").touch()
     (root / ".lock-onnx-fp32-0123456789abcdef").touch()
     workshop.rebuild(root, "2")

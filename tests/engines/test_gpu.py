@@ -32,7 +32,7 @@ def runtime(status: str, driver: int, count: int | None = None) -> Any:
         (runtime("cudaSuccess", 13050, 0), "no usable NVIDIA GPU"),
     ],
 )
-def test_what_is_missing_is_named(double: Any, message: str) -> None:
+def test_what_is_missing_is_named_c6(double: Any, message: str) -> None:
     with pytest.raises(BackendUnavailable, match=message) as caught:
         gpus(double)
     assert caught.value.exit_status == 5

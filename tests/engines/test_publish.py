@@ -44,7 +44,7 @@ def test_a_second_build_of_the_same_does_nothing(root, workshop):
     assert said == [f"{publish.folder_name('onnx-fp32', workshop.wanted())}: up to date"]
 
 
-def test_touched_and_copied_files_are_up_to_date(root, workshop, tmp_path):
+def test_touched_and_copied_files_are_up_to_date_b14(root, workshop, tmp_path):
     for path in root.rglob("*"):
         os.utime(path)
     shutil.copytree(root, tmp_path / "copy")
@@ -69,7 +69,7 @@ def test_artefacts_of_an_earlier_model_leave_the_manifest(root, workshop):
         Store(root).find(Role("step"), "tensorrt", "fp16")
 
 
-def test_an_engine_of_a_model_that_was_replaced_meanwhile_is_not_published(root, workshop):
+def test_an_engine_of_a_model_that_was_replaced_meanwhile_is_not_published_b13(root, workshop):
     what = workshop.wanted(("step",), "tensorrt", "fp16")
 
     def do(draft):
@@ -106,15 +106,15 @@ def test_files_that_no_artefact_names_are_not_published(root, workshop):
 
 
 def add_a_link(draft, artefact):
-    (draft.folder / "link").symlink_to("elsewhere")
-    draft.add(artefact, ["link"])
+    (draft.folder / "encode.onnx").symlink_to("elsewhere")
+    draft.add(artefact, ["encode.onnx"])
 
 
 @pytest.mark.parametrize(
     ("record", "message"),
     [
         (lambda draft, artefact: None, "ended without encode onnx fp32"),
-        (lambda draft, artefact: draft.add(artefact, ["absent.onnx"]), "recorded a file that is missing"),
+        (lambda draft, artefact: draft.add(artefact, ["encode.onnx"]), "recorded a file that is missing"),
         (add_a_link, "is a symbolic link"),
     ],
 )
@@ -151,7 +151,7 @@ def test_the_reasons_for_a_rebuild_name_what_changed(root, workshop):
     ]
 
 
-def test_a_changed_checkpoint_is_named_by_its_files(root, workshop):
+def test_a_changed_checkpoint_is_named_by_its_files_b13(root, workshop):
     sources = {"unet/model.safetensors": "0" * 64, **{f"{i}.safetensors": "0" * 64 for i in range(4)}}
     new = workshop.facts(model_sha256=workshop.OTHER_MODEL, sources=sources)
     what = workshop.wanted(("step",), model=workshop.OTHER_MODEL)
@@ -211,24 +211,25 @@ def test_published_files_have_the_mode_that_the_umask_gives(tmp_path, workshop):
     assert {(tmp_path / "store" / each).stat().st_mode & 0o777 for each in folders(tmp_path / "store")} == {0o755}
 
 
-def test_gc_removes_what_no_manifest_names_and_nothing_else(root, workshop):
+def test_gc_removes_what_no_manifest_names_and_nothing_else_c17(root, workshop):
     (old,) = folders(root)
     workshop.rebuild(root, "2")
-    for name in ("mine", "notes-0123", ".tmp", ".tmp-mine"):
+    mine = "photos-0123456789abcdef", "onnx-fp32-0123456789abcdef", ".tmp-photos-0123456789abcdef-01234567"
+    for name in ("mine", "notes-0123", ".tmp", ".tmp-mine", *mine):  # found.md, A8
         (root / name).mkdir()
-    (root / ".tmp-onnx-fp32-0123456789abcdef-01234567").mkdir()
-    (root / ".tmp-onnx-fp32-0123456789abcdef-89abcdef").symlink_to("mine")
+    (root / f".tmp-{old}-01234567").mkdir()
+    (root / f".tmp-{old}-89abcdef").symlink_to("mine")
     before = sorted(os.listdir(root))
     would = publish.gc(root, dry_run=True)
     assert sorted(os.listdir(root)) == before
-    assert set(would) == {old, ".tmp-onnx-fp32-0123456789abcdef-01234567"}
+    assert set(would) == {old, f".tmp-{old}-01234567"}
     assert would[old] > 10_000
     assert publish.gc(root) == would
     assert sorted(os.listdir(root)) == [name for name in before if name not in would]
     assert sound(root)
 
 
-def test_gc_leaves_what_a_reader_has_open_until_the_reader_goes(root, workshop):
+def test_gc_leaves_what_a_reader_has_open_until_the_reader_goes_c17(root, workshop):
     reader = Store(root)
     artefact = reader.find(Role("step"), "onnx", "fp32")
     workshop.rebuild(root, "2")
@@ -266,3 +267,40 @@ def test_the_store_needs_nothing_but_the_standard_library():
                 assert module.split(".")[0] in sys.stdlib_module_names or module.startswith(
                     ("clipskip.engines", "clipskip.errors")
                 ), f"{name} imports {module}"
+
+
+@pytest.mark.parametrize("plant", ["symlink_to", "hardlink_to", "touch"])
+def test_a_planted_draft_of_the_manifest_is_not_written_through(root, workshop, tmp_path, plant):
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    planted = root / ".manifest.json.new"
+    planted.touch() if plant == "touch" else getattr(planted, plant)(victim)
+    workshop.rebuild(root, "2")
+    assert victim.read_text() == "precious"
+    assert not (root / "manifest.json").is_symlink()
+    assert sound(root)
+    assert not planted.exists()
+
+
+def test_facts_that_nobody_could_read_back_are_refused_before_any_work(root, workshop):
+    before = sorted(os.listdir(root))
+    with pytest.raises(ManifestError, match="beta_start"):
+        workshop.make(root, workshop.wanted(version="2"), model=workshop.facts(beta_start=-1.0))
+    assert sorted(os.listdir(root)) == before
+
+
+def test_the_next_build_says_that_one_was_killed_and_removes_what_it_left_b2_b8(root, workshop):
+    (name,) = folders(root)
+    (root / f".tmp-{name}-01234567").mkdir()
+    (root / f".tmp-{name}-01234567" / "step.onnx").touch()
+    said = []
+    workshop.make(root, workshop.wanted(version="2"), model=workshop.facts(), progress=said.append)
+    assert f"removing .tmp-{name}-01234567: its build was killed (out of memory?)" in said
+    assert not (root / f".tmp-{name}-01234567").exists()
+
+
+@pytest.mark.parametrize("label", ["Onnx-fp32", "onnx fp32", "../onnx", "", "modèle", "x" * 81])
+def test_folders_are_named_in_lower_case_so_that_no_file_system_confuses_them_c22(workshop, label):
+    assert publish.folder_name("onnx-fp32", workshop.wanted()).islower()
+    with pytest.raises(ValueError, match="label"):
+        publish.folder_name(label, workshop.wanted())

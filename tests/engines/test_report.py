@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 
 import pytest
 
@@ -34,17 +36,35 @@ def test_shared_weights_are_counted_once(root):
 
 def test_the_text_of_an_inspection_is_a_table(root):
     text = report.inspection_text(report.inspect(root))
-    assert "tiny (sd1, epsilon prediction, 3 text layers, clip skip 1 recommended)" in text
+    assert "tiny (sd1, epsilon prediction, 3 text layers, clip skip 1 by default)" in text
     header, *rows = text.splitlines()[2:6]
     assert header.split() == ["role", "target", "precision", "key", "size", "shapes", "parity"]
     assert [row.split()[0] for row in rows] == ["decode", "step", "text-00"]
     assert rows[0].endswith("R 1-8   l2 1e-06")
 
 
-def test_a_store_that_everybody_may_write_to_is_warned_about(root):
-    assert report.inspect(root)["warnings"] == []
-    root.chmod(0o777)
-    assert "chmod o-w" in report.inspection_text(report.inspect(root))
+@pytest.mark.parametrize("place", ["", "manifest.json", "onnx", "onnx/step.onnx", "onnx/vocab.json"])
+@pytest.mark.parametrize("mode", [0o777, 0o775])
+def test_what_others_may_write_to_is_warned_about_c15(root, place, mode):
+    assert Store(root).exposed() == report.inspect(root)["warnings"] == []
+    folder = Store(root).verify_tokenizer()
+    path = root / place.replace("onnx", folder.name, 1)
+    path.chmod(mode)
+    if mode == 0o775:
+        os.chown(path, -1, os.getgid() + 1 if os.getuid() == 0 else os.getgid())
+    expected = os.getuid() == 0 or mode == 0o777 or os.getgid() != os.getuid()
+    (line,) = report.inspect(root)["warnings"] if expected else [f"write to {path}, chmod -R go-w {root}"]
+    assert f"write to {path}," in line
+    assert f"chmod -R go-w {root}" in line
+
+
+def test_the_manifest_is_held_against_a_hash_that_was_kept_elsewhere(root, workshop):
+    kept = report.seal(root)
+    assert kept == hashlib.sha256((root / "manifest.json").read_bytes()).hexdigest()
+    assert report.verify(root, kept.upper())[0] == ("manifest", None)
+    workshop.rebuild(root, "2")
+    assert "another SHA-256" in report.verify(root, kept)[0][1]
+    assert [problem for _, problem in report.verify(root)] == [None] * 4
 
 
 def test_verify_looks_at_every_artefact_and_the_tokenizer(root):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 from tiny_graphs import FACTS
 
-from clipskip.engines.manifest import AxisRange, Dim, Port
+from clipskip.engines.manifest import STEP, Artefact, AxisRange, Dim, Port
 from clipskip.engines.shapes import (
     BuildOptions,
     axes_of,
     axis_ranges,
+    check_within,
+    compute_capability,
     kept_layers,
     longest_common,
     parse_sizes,
@@ -79,3 +81,48 @@ def test_a_profile_has_the_shapes_of_inputs_with_a_dynamic_axis_only() -> None:
 
 def test_a_dimension_may_be_a_multiple_of_an_axis() -> None:
     assert Port("image", "uint8", (Dim("B"), Dim("h", 8), 3)).sized({"B": 2, "h": 5}) == (2, 40, 3)
+
+
+@pytest.mark.parametrize("text", ["8.9", "89", "sm_89", "SM89", "sm89", " 8.9 "])
+def test_a_compute_capability_is_one_however_it_is_written(text: str) -> None:
+    assert compute_capability(text) == "8.9"
+    assert compute_capability("12.0") == compute_capability("sm_120") == "12.0"
+
+
+@pytest.mark.parametrize("text", ["", "8", "8.", "x", "8.9.1", "٨.٩", "-8.9", "0.9", "1234"])
+def test_what_is_no_compute_capability_is_refused(text: str) -> None:
+    with pytest.raises(RequestError, match=r"write it as 8\.9") as caught:
+        compute_capability(text)
+    assert caught.value.field == "compute_capability"
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"workspace": -5}, "workspace"),
+        ({"workspace": 0}, "workspace"),
+        ({"max_batch": -1}, "max_batch"),
+    ],
+)
+def test_numbers_that_mean_nothing_are_refused_by_name(options: dict[str, int], field: str) -> None:
+    with pytest.raises(RequestError, match=f"{field} must be at least 1") as caught:
+        axis_ranges(FACTS, BuildOptions(**options))
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        (BuildOptions(max_batch=1_000_000), "max_batch"),
+        (BuildOptions(max_chunks=1000), "max_chunks"),
+        (BuildOptions(sizes=AxisRange(32, 64, 8192)), "sizes"),
+    ],
+)
+def test_what_the_graphs_themselves_do_not_take_is_refused(options: BuildOptions, field: str) -> None:
+    side, rows = AxisRange(4, 8, 256), AxisRange(1, 2, 256)
+    limits = {"B": AxisRange(1, 1, 64), "N": rows, "T": AxisRange(77, 77, 4928), "h": side, "w": side}
+    graph = Artefact(STEP, "onnx", "fp16", (), (), limits)
+    check_within(axis_ranges(FACTS, BuildOptions(max_batch=64, max_chunks=8)), graph)
+    with pytest.raises(RequestError, match=f"{field}: the graph of step takes") as caught:
+        check_within(axis_ranges(FACTS, options), graph)
+    assert caught.value.field == field

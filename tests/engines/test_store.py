@@ -72,7 +72,7 @@ def linked_folder(path):
         (lambda path: flip(path.with_name("weights.bin")), r"weights\.bin is not what was published"),
     ],
 )
-def test_a_damaged_artefact_is_refused_with_the_command_that_rebuilds_it(root, step, damage, message):
+def test_a_damaged_artefact_is_refused_with_the_command_that_rebuilds_it_c1_c2_c3(root, step, damage, message):
     damage(step)
     with pytest.raises(EngineCorrupt, match=message) as caught:
         look(root)
@@ -80,14 +80,14 @@ def test_a_damaged_artefact_is_refused_with_the_command_that_rebuilds_it(root, s
     assert caught.value.hint == f"{hints.clipskip()} export CHECKPOINT --out {root} --precision fp32"
 
 
-def test_a_damaged_tokenizer_is_refused(root):
+def test_a_damaged_tokenizer_is_refused_c13(root):
     assert Store(root).verify_tokenizer() == look(root).parent
     flip(look(root).with_name("vocab.json"))
     with pytest.raises(EngineCorrupt, match=r"vocab\.json"):
         Store(root).verify_tokenizer()
 
 
-def test_hard_links_and_a_linked_store_are_fine(root, step, tmp_path):
+def test_hard_links_and_a_linked_store_are_fine_c23(root, step, tmp_path):
     os.link(step, tmp_path / "link")
     (tmp_path / "linked").symlink_to(root)
     assert look(tmp_path / "linked").read_bytes() == step.read_bytes()
@@ -117,7 +117,7 @@ def test_touching_and_copying_a_store_breaks_nothing(root, step, tmp_path):
     look(tmp_path / "copy")
 
 
-def test_sizes_are_looked_at_before_anything_is_hashed(root, step, monkeypatch):
+def test_sizes_are_looked_at_before_anything_is_hashed_c2(root, step, monkeypatch):
     os.truncate(step.with_name("weights.bin"), 1)
     monkeypatch.setattr(files, "sha256_of", lambda file: pytest.fail("hashed"))
     with pytest.raises(EngineCorrupt, match=r"weights\.bin has 1 bytes"):
@@ -125,7 +125,7 @@ def test_sizes_are_looked_at_before_anything_is_hashed(root, step, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["nowhere", "a file"])
-def test_a_store_that_is_not_there_is_missing(tmp_path, name):
+def test_a_store_that_is_not_there_is_missing_c7(tmp_path, name):
     (tmp_path / "a file").touch()
     with pytest.raises(EngineMissing, match="no engine store in") as caught:
         Store(tmp_path / name).manifest()
@@ -138,7 +138,7 @@ def test_an_artefact_that_was_not_built_is_missing_with_the_command_that_builds_
     assert caught.value.hint == f"{hints.clipskip()} build {root} --target tensorrt"
 
 
-def test_an_artefact_of_another_model_is_incompatible(root, workshop):
+def test_an_artefact_of_another_model_is_incompatible_c12(root, workshop):
     text = (root / "manifest.json").read_text()
     (root / "manifest.json").write_text(text.replace(f'"model": "{workshop.MODEL}"', f'"model": "{"f" * 64}"'))
     with pytest.raises(EngineIncompatible, match="made from another model than tiny"):
@@ -169,13 +169,13 @@ def test_a_manifest_of_a_newer_clipskip_asks_for_an_upgrade(root):
 
 
 @pytest.mark.parametrize("damage", [link_to_a_copy, pipe, folder])
-def test_a_manifest_that_is_no_regular_file_is_not_read(root, damage):
+def test_a_manifest_that_is_no_regular_file_is_not_read_c10(root, damage):
     damage(root / "manifest.json")
     with pytest.raises(EngineMissing):
         Store(root).manifest()
 
 
-def test_a_disk_error_names_the_file(root, step, monkeypatch):
+def test_a_disk_error_names_the_file_c16(root, step, monkeypatch):
     def broken(file):
         raise OSError(5, "Input/output error")
 
@@ -186,7 +186,7 @@ def test_a_disk_error_names_the_file(root, step, monkeypatch):
     assert caught.value.exit_status == 7
 
 
-def test_a_reader_keeps_its_model_while_another_is_published(root, workshop):
+def test_a_reader_keeps_its_model_while_another_is_published_c14(root, workshop):
     store = Store(root)
     old = store.manifest()
     workshop.make(

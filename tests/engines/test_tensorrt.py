@@ -18,7 +18,7 @@ from clipskip.engines import tensorrt_child, tensorrt_compile
 from clipskip.engines.manifest import AxisRange, Role
 from clipskip.engines.shapes import BuildOptions
 from clipskip.engines.store import Store
-from clipskip.engines.tensorrt import Built, build, own_attentions
+from clipskip.engines.tensorrt import FIRST_GPU, Built, build, own_attentions, toolchain
 from clipskip.engines.tensorrt_child import Job, compile_in_child
 from clipskip.engines.tensorrt_compile import BuildError, Log, out_of_memory, set_timing_cache
 from clipskip.errors import (
@@ -142,7 +142,7 @@ def test_a_node_that_tensorrt_does_not_know_is_named(tmp_path: Path) -> None:
     assert caught.value.hint
 
 
-def test_a_build_that_returns_nothing_is_an_error_with_tensorrt_s_words(tmp_path: Path) -> None:
+def test_a_build_that_returns_nothing_is_an_error_with_tensorrt_s_words_b10(tmp_path: Path) -> None:
     falling = ((2, 4, 8, 8), (1, 4, 8, 8), (1, 4, 4, 4))
     with pytest.raises(ExportError, match="MIN<=OPT<=MAX"):
         compile_in_child("decode", decode_job(tmp_path, profiles={"latents": falling}), lambda line: None)
@@ -184,7 +184,7 @@ def test_out_of_memory_is_told_by_its_code_and_not_by_words() -> None:
     assert not out_of_memory(trt, Log(errors=[(trt.ErrorCodeTRT.INTERNAL_ERROR, "out of memory")]))
 
 
-def test_a_build_without_memory_is_device_out_of_memory(tmp_path: Path) -> None:
+def test_a_build_without_memory_is_device_out_of_memory_b9(tmp_path: Path) -> None:
     class Builder:
         def __init__(self, logger: Any) -> None:
             self.real, self.error_recorder = trt.Builder(logger), None
@@ -216,7 +216,7 @@ def test_a_build_tells_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyP
 KILLED = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
 
 
-def test_a_killed_build_leaves_the_store_as_it_was_and_what_was_built_is_used(
+def test_a_killed_build_leaves_the_store_as_it_was_and_what_was_built_is_used_b20(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish_graphs(tmp_path, layers=(0,))
@@ -237,7 +237,7 @@ def test_a_killed_build_leaves_the_store_as_it_was_and_what_was_built_is_used(
     assert rebuilt(built(tmp_path)) == ["step", "decode", "encode"]
 
 
-def test_an_interrupted_build_takes_its_child_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_build_takes_its_child_along_b1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     children: list[subprocess.Popen[str]] = []
     start = subprocess.Popen
 
@@ -312,7 +312,7 @@ class TimingConfig:
 @pytest.mark.parametrize(
     ("data", "used"), [(None, b""), (b"", b""), (b"garbage", b""), (b"good timings", b"good timings")]
 )
-def test_a_timing_cache_that_cannot_be_read_is_ignored(tmp_path: Path, data: bytes | None, used: bytes) -> None:
+def test_a_timing_cache_that_cannot_be_read_is_ignored_b19(tmp_path: Path, data: bytes | None, used: bytes) -> None:
     path = tmp_path / "timing.cache"
     if data is not None:
         path.write_bytes(data)
@@ -321,7 +321,7 @@ def test_a_timing_cache_that_cannot_be_read_is_ignored(tmp_path: Path, data: byt
     assert config.cache == used
 
 
-def test_what_tensorrt_cannot_load_is_refused_by_the_package_itself(root: Path) -> None:
+def test_what_tensorrt_cannot_load_is_refused_by_the_package_itself_c2_c3(root: Path) -> None:
     """Empty, cut and foreign bytes: with a real deserialiser, which refuses them without a GPU."""
     plan = Store(root).verify(Store(root).find(Role("decode"), TARGET, "fp16")).read_bytes()
     logger, _ = tensorrt_compile.capture(trt, Log())
@@ -372,3 +372,23 @@ def test_a_child_ends_with_a_parent_that_is_killed() -> None:
     while child.exists() and "\nState:\tZ" not in (child / "status").read_text():
         assert time.monotonic() < patience, "the child lives on"
         time.sleep(0.02)
+
+
+@pytest.mark.parametrize("capability", ["7.5", "sm_90", "99"])
+def test_a_gpu_that_the_networks_cannot_be_built_for_is_refused_before_any_work(
+    tmp_path: Path, capability: str
+) -> None:
+    said: list[str] = []
+    publish_graphs(tmp_path)
+    with pytest.raises(RequestError, match=r"cannot build these networks .* only for 8\.0, 8\.6, 8\.9") as caught:
+        built(tmp_path, BuildOptions(compute_capabilities=(capability,)), said)
+    assert caught.value.field == "compute_capability"
+    assert said == []
+
+
+def test_one_compute_capability_is_one_key_however_it_is_written() -> None:
+    found = {
+        toolchain(TARGET, BuildOptions(compute_capabilities=written), FIRST_GPU).capabilities
+        for written in (("8.9", "12.0"), ("120", "89"), ("sm_89", "SM120", "8.9"))
+    }
+    assert found == {("8.9", "12.0")}

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -80,7 +81,7 @@ def test_the_manifest_names_the_gpu_and_a_rebuild_on_it_builds_nothing(workshop:
         {"card": replace(CARD, cuda="14.0")},
     ],
 )
-def test_another_version_gpu_or_driver_rebuilds_everything(
+def test_another_version_gpu_or_driver_rebuilds_everything_b15(
     workshop: Workshop, tmp_path: Path, change: dict[str, Any]
 ) -> None:
     publish_graphs(tmp_path)
@@ -96,23 +97,41 @@ def test_a_driver_of_the_same_major_version_rebuilds_nothing(workshop: Workshop,
     assert workshop.rebuilt(tmp_path) == []
 
 
-def test_timings_are_kept_in_the_store_for_each_version_and_device(workshop: Workshop, tmp_path: Path) -> None:
+def test_timings_are_kept_in_the_user_s_own_folder_for_each_version_and_device(
+    workshop: Workshop, tmp_path: Path, own_folder: Path
+) -> None:
     publish_graphs(tmp_path)
     workshop.rebuilt(tmp_path)
     workshop.version, workshop.card = "11.5.0", replace(CARD, uuid="def")
     workshop.rebuilt(tmp_path)
     names = {Path(job.timing_cache or "").name for job in workshop.jobs}
     assert names == {"timing-tensorrt-11.4.0-abc.cache", "timing-tensorrt-11.5.0-def.cache"}
-    assert {Path(job.timing_cache or "").parent for job in workshop.jobs} == {tmp_path}
+    assert {Path(job.timing_cache or "").parent for job in workshop.jobs} == {own_folder}
 
 
-def test_two_builds_on_one_gpu_wait_for_each_other(workshop: Workshop, tmp_path: Path) -> None:
+def test_two_builds_on_one_gpu_wait_for_each_other_b7(workshop: Workshop, tmp_path: Path) -> None:
     roots = [tmp_path / name for name in ("one", "two")]
     for root in roots:
         publish_graphs(root)
     with ThreadPoolExecutor(2) as threads:
         assert [len(each) for each in threads.map(workshop.rebuilt, roots)] == [5, 5]
     assert workshop.together == 1
+
+
+def test_nobody_else_can_hold_the_lock_of_a_gpu_b7(
+    workshop: Workshop, tmp_path: Path, own_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is in no folder that all users share, and a folder that others may write to is not used."""
+    locks: list[Path] = []
+    monkeypatch.setattr(tensorrt, "locked", lambda path, progress: nullcontext(locks.append(path)))
+    publish_graphs(tmp_path / "store")
+    workshop.rebuilt(tmp_path / "store")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "clipskip").mkdir()
+    (tmp_path / "clipskip").chmod(0o777)
+    workshop.rebuilt(tmp_path / "store")
+    assert locks == [own_folder / "gpu-abc.lock"]
+    assert own_folder.stat().st_mode & 0o777 == 0o700
 
 
 def test_a_tensorrt_that_does_not_know_attention_is_refused_before_any_work(

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
+import re
 import shutil
+import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from clipskip.errors import CheckpointError, ExportError, UnsafeFileError
+from clipskip.engines import manifest
+from clipskip.engines.manifest import Manifest
+from clipskip.errors import CheckpointError, ExportError, UnsafeFileError, UnsupportedModelError
 from clipskip.export.checkpoint import Checkpoint, open_checkpoint
+from clipskip.export.family import facts
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
@@ -43,7 +50,7 @@ def test_a_sound_checkpoint_is_described_without_reading_its_tensors(tiny: Path)
         ((1 << 63).to_bytes(8, "little") + b"{}", "cut off", CheckpointError),
     ],
 )
-def test_a_weight_file_that_is_none_is_named_for_what_it_is(
+def test_a_weight_file_that_is_none_is_named_for_what_it_is_a1_a4_a7_a9(
     checkpoint: Path, content: bytes, message: str, kind: type[CheckpointError]
 ) -> None:
     (checkpoint / UNET).write_bytes(content)
@@ -53,7 +60,7 @@ def test_a_weight_file_that_is_none_is_named_for_what_it_is(
 
 
 @pytest.mark.parametrize("percent", range(1, 100, 7))
-def test_a_download_that_broke_off_is_incomplete(checkpoint: Path, percent: int) -> None:
+def test_a_download_that_broke_off_is_incomplete_a2_a3(checkpoint: Path, percent: int) -> None:
     path = checkpoint / UNET
     os.truncate(path, path.stat().st_size * percent // 100)
     error = refused(checkpoint)
@@ -61,7 +68,7 @@ def test_a_download_that_broke_off_is_incomplete(checkpoint: Path, percent: int)
     assert "of" in error.message or "cut off" in error.message
 
 
-def test_trailing_bytes_are_counted(checkpoint: Path) -> None:
+def test_trailing_bytes_are_counted_a5(checkpoint: Path) -> None:
     with (checkpoint / UNET).open("ab") as file:
         file.write(b"12345")
     assert "5 extra bytes" in refused(checkpoint).message
@@ -71,7 +78,7 @@ def test_trailing_bytes_are_counted(checkpoint: Path) -> None:
     "name",
     ["unet/config.json", "scheduler/scheduler_config.json", "tokenizer/vocab.json", "tokenizer/merges.txt", UNET],
 )
-def test_a_missing_file_is_named(checkpoint: Path, name: str) -> None:
+def test_a_missing_file_is_named_a20(checkpoint: Path, name: str) -> None:
     (checkpoint / name).unlink()
     message = refused(checkpoint).message
     assert name in message
@@ -98,14 +105,14 @@ def test_several_strange_weight_files_are_not_guessed_between(checkpoint: Path) 
     assert "which of these" in refused(checkpoint).message
 
 
-def test_a_cache_of_links_works_as_input(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_cache_of_links_works_as_input_a23(checkpoint: Path, tmp_path: Path) -> None:
     (checkpoint / UNET).rename(tmp_path / "blob")
     (checkpoint / UNET).symlink_to(tmp_path / "blob")
     (tmp_path / "snapshot").symlink_to(checkpoint)
     assert open_checkpoint(tmp_path / "snapshot").sources == open_checkpoint(checkpoint).sources
 
 
-def test_pipes_folders_and_nothing_are_refused_at_once(checkpoint: Path, tmp_path: Path) -> None:
+def test_pipes_folders_and_nothing_are_refused_at_once_a22(checkpoint: Path, tmp_path: Path) -> None:
     assert "no checkpoint at" in refused(tmp_path / "absent").message
     (checkpoint / UNET).unlink()
     os.mkfifo(checkpoint / UNET)
@@ -121,7 +128,7 @@ def test_a_configuration_that_is_no_json_object_is_named(checkpoint: Path, text:
     assert "vae/config.json" in refused(checkpoint).message
 
 
-def test_a_cut_vocabulary_or_merge_list_is_noticed(checkpoint: Path) -> None:
+def test_a_cut_vocabulary_or_merge_list_is_noticed_a20(checkpoint: Path) -> None:
     merges, vocabulary = checkpoint / "tokenizer" / "merges.txt", checkpoint / "tokenizer" / "vocab.json"
     whole = merges.read_text()
     merges.write_text("#version: 0.2\nc a\n")
@@ -133,9 +140,96 @@ def test_a_cut_vocabulary_or_merge_list_is_noticed(checkpoint: Path) -> None:
     assert "<|endoftext|>" in refused(checkpoint).message
 
 
-def test_a_file_that_changes_after_it_was_hashed_is_noticed(checkpoint: Path, edit: Callable[..., None]) -> None:
+def test_a_file_that_changes_after_it_was_hashed_is_noticed_a24(checkpoint: Path, edit: Callable[..., None]) -> None:
     found = open_checkpoint(checkpoint)
     found.check_unchanged()
     edit(checkpoint / "unet" / "config.json", sample_size=16)
     with pytest.raises(ExportError, match="changed while it was being read"):
         found.check_unchanged()
+
+
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [
+        ("runwayml/stable-diffusion-v1-5", "downloaded first"),
+        ("https://huggingface.co/some/model.safetensors", "nothing is downloaded: fetch it"),
+        ("models/../absent", None),
+        ("absent\0", None),
+    ],
+)
+def test_what_is_no_path_gets_a_hint_of_its_own_a22(path: str, hint: str | None) -> None:
+    error = refused(Path(path))
+    assert "no checkpoint at" in error.message
+    assert error.hint == hint or (hint or "?") in (error.hint or "")
+
+
+def test_an_engine_store_is_no_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text("{}")
+    error = refused(tmp_path)
+    assert "is an engine store" in error.message
+    assert "clipskip generate" in (error.hint or "")
+
+
+class Payload:
+    """Touches a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_checkpoint_that_is_a_pickle_is_neither_run_nor_unpacked_a9_a10(tmp_path: Path, packed: bool) -> None:
+    """A8 as well: by its content, whatever its name says."""
+    path, ran = tmp_path / "model.safetensors", tmp_path / "ran"
+    data = pickle.dumps(Payload(ran)) + bytes(1 << 25)
+    if packed:
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("archive/data.pkl", data)
+        data = path.read_bytes()
+    path.write_bytes(data)
+    with pytest.raises(UnsafeFileError, match="pickle"):
+        open_checkpoint(path)
+    assert not ran.exists()
+    assert path.stat().st_size < 1 << 20 or not packed
+
+
+@pytest.mark.parametrize("suffix", [".ckpt", ".bin", ""])
+def test_safetensors_by_another_name_are_read_a8(one_tensor: bytes, tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"lora{suffix}"
+    path.write_bytes(one_tensor)
+    with pytest.raises(UnsupportedModelError, match="is a LoRA"):
+        open_checkpoint(path)
+
+
+@pytest.mark.parametrize("length", [0, 7, 2**63, 2**64 - 1, 100_000_001])
+def test_a_hostile_header_length_costs_nothing_a1_a4(tmp_path: Path, length: int) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(length.to_bytes(8, "little")[: length or 0])
+    with path.open("ab") as file:
+        file.truncate(1 << 30 if length == 100_000_001 else path.stat().st_size)  # sparse
+    began = time.perf_counter()
+    refused(path)
+    assert time.perf_counter() - began < 0.5
+
+
+NAMES = ["a b", "a\nb", "$(rm -rf x)", "-rf", "..b", "x" * 200, "naïve \u202e模型", os.fsdecode(b"\xff\xfe"), "a;b|c&d"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_whatever_a_checkpoint_is_called_the_manifest_s_name_is_plain_a25(
+    tiny: Path, tmp_path: Path, name: str
+) -> None:
+    copy = shutil.copytree(tiny, tmp_path / name)
+    found = facts(open_checkpoint(copy))
+    assert re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", found.name)
+    manifest.dumps(Manifest(manifest.SCHEMA, found, (), ()))
+
+
+@pytest.fixture
+def one_tensor() -> bytes:
+    """A sound file with one tensor of four bytes, which is a LoRA's by its name."""
+    header = json.dumps({"lora_up.weight": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    return len(header).to_bytes(8, "little") + header + bytes(4)

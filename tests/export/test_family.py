@@ -37,7 +37,7 @@ from clipskip.export.names import describe_keys
         ("scheduler/scheduler_config.json", {"rescale_betas_zero_snr": True}, "signal-to-noise ratio of zero"),
     ],
 )
-def test_other_models_are_refused_by_name(
+def test_other_models_are_refused_by_name_a15(
     checkpoint: Path, edit: Callable[..., None], name: str, entries: dict[str, Any], message: str
 ) -> None:
     edit(checkpoint / name, **entries)

@@ -110,7 +110,7 @@ def test_half_precision_may_be_twice_as_wrong_as_torchs_own_and_no_more(store: S
         gates.measure(Role("text"), path, [good_torch])
 
 
-def test_a_graph_that_does_not_open_or_run_is_an_export_error(
+def test_a_graph_that_does_not_open_or_run_is_an_export_error_b11(
     store: Store, deepest: list[Case], tmp_path: Path
 ) -> None:
     (tmp_path / "broken.onnx").write_bytes(b"nothing")

@@ -11,15 +11,20 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from clipskip.backends.onnxruntime import OnnxRuntime
+from clipskip.engines import files
 from clipskip.engines.manifest import DECODE, STEP, Identity, Role
 from clipskip.engines.store import Store
-from clipskip.errors import NumericalError, RequestError
-from clipskip.export import cases, export, job
+from clipskip.errors import DeviceOutOfMemory, EngineIncompatible, NumericalError, RequestError
+from clipskip.export import build, cases, export, job
+from clipskip.export.checkpoint import open_checkpoint
+from clipskip.export.family import facts
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
@@ -46,7 +51,7 @@ def test_everything_is_published_with_its_parity_and_the_tokenizer(store: Store)
     assert sorted(path.name for path in store.verify_tokenizer().iterdir())[-1] == "vocab.json"
 
 
-def test_a_touched_or_copied_checkpoint_exports_nothing(checkpoint: Path, root: Path) -> None:
+def test_a_touched_or_copied_checkpoint_exports_nothing_b14(checkpoint: Path, root: Path) -> None:
     for path in checkpoint.rglob("*"):
         os.utime(path, (1, 1))
     before, lines = content(root), []
@@ -102,7 +107,7 @@ def test_another_library_version_or_precision_is_a_reason(
     assert f"-> {another}" in reason()
 
 
-def test_a_graph_that_fails_its_gate_publishes_nothing(
+def test_a_graph_that_fails_its_gate_publishes_nothing_b12(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     honest = cases.text
@@ -144,11 +149,33 @@ def test_a_missing_network_is_added_and_torch_is_asked_for_no_more_than_it_takes
     assert asked == {"step": ["text", "step"], "decode": ["decode", "encode"]}[role]
 
 
-def test_another_recommended_clip_skip_changes_the_manifest_only(tiny: Path, root: Path) -> None:
+def test_what_was_said_by_hand_changes_the_manifest_only_and_is_kept(tiny: Path, root: Path) -> None:
     before = Store(root).manifest().artefacts
-    after = export(tiny, root, recommended_clip_skip=2)
-    assert after.model.recommended_clip_skip == 2
+    after = export(tiny, root, recommended_clip_skip=2, prediction="v_prediction")
+    assert (after.model.recommended_clip_skip, after.model.prediction) == (2, "v_prediction")
     assert after.artefacts == before
+    assert export(tiny, root) == after
+    assert export(tiny, root, recommended_clip_skip=1).model.prediction == "v_prediction"
+    assert export(tiny, root, prediction="epsilon").model == replace(
+        after.model, prediction="epsilon", recommended_clip_skip=1
+    )
+
+
+def test_what_a_checkpoint_says_itself_is_not_kept_from_before(checkpoint: Path, edit: Callable[..., None]) -> None:
+    found = open_checkpoint(checkpoint)
+    earlier = replace(facts(found), prediction="v_prediction", recommended_clip_skip=9)
+    assert facts(found, earlier=earlier).prediction == "v_prediction"
+    assert facts(found, earlier=earlier).recommended_clip_skip == 4, "of three layers"
+    assert facts(found, earlier=replace(earlier, name="another")).prediction == "epsilon"
+    edit(checkpoint / "scheduler" / "scheduler_config.json", prediction_type="epsilon")
+    assert facts(open_checkpoint(checkpoint), earlier=earlier).prediction == "epsilon"
+
+
+def test_an_export_to_where_the_checkpoint_is_is_refused_before_any_work(checkpoint: Path) -> None:
+    for out in (checkpoint, checkpoint / "unet", checkpoint.parent / "x" / ".." / "tiny"):
+        with pytest.raises(RequestError, match="where the checkpoint is"):
+            export(checkpoint, out)
+    assert not (checkpoint / "manifest.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -156,6 +183,7 @@ def test_another_recommended_clip_skip_changes_the_manifest_only(tiny: Path, roo
     [
         ({"precision": "int8"}, "precision must be one of fp32, fp16, not 'int8'"),
         ({"skips": []}, "skips must name at least one clip skip"),
+        ({"prediction": "v"}, "prediction must be epsilon or v_prediction, not 'v'"),
         *(({"skips": [skip]}, f"clip_skip must be 1..4, not {skip}: it counts from 1 ") for skip in (0, 5, True, 0.9)),
     ],
 )
@@ -173,3 +201,27 @@ def test_half_precision_passes_its_gates_and_shows_only_in_the_context(half_stor
         assert [name for name, dtype in types.items() if dtype == "float16"] == ["context"] * ("context" in types)
         if artefact.role != DECODE:
             assert artefact.parity["relative_l2"] <= 2 * artefact.parity["torch_fp16_relative_l2"]
+
+
+def test_every_graph_says_what_it_is_and_is_opened_as_nothing_else_c11(store: Store) -> None:
+    backend = OnnxRuntime()
+    for artefact in store.manifest().artefacts:
+        backend.open(artefact, store.verify(artefact)).close()
+    deep, shallow = (store.find(Role("text", layers), "onnx", "fp32") for layers in (3, 1))
+    with pytest.raises(EngineIncompatible, match="is no text-03 as the manifest has it: it is text-01"):
+        backend.open(deep, store.verify(shallow))
+
+
+def test_a_lack_of_memory_while_torch_works_is_called_that_b8(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(build, "build", fail)
+    with pytest.raises(RuntimeError, match="DefaultCPUAllocator"):  # with memory left it is a bug
+        export(tiny, tmp_path / "store")
+    monkeypatch.setattr(files, "_ROOM", 1 << 60)
+    with pytest.raises(DeviceOutOfMemory, match="there is not enough memory"):
+        export(tiny, tmp_path / "store")
+    assert list((tmp_path / "store").iterdir()) == []

@@ -66,20 +66,22 @@ def test_half_precision_files_are_read_as_float32(checkpoint: Path, edit_weights
     assert {value.dtype for value in loaded(checkpoint).values()} == {torch.float32}
 
 
-def test_missing_and_unexpected_tensors_are_counted_with_a_guess(checkpoint: Path, edit_weights: EditWeights) -> None:
+def test_missing_and_unexpected_tensors_are_counted_with_a_guess_a14(
+    checkpoint: Path, edit_weights: EditWeights
+) -> None:
     edit_weights(checkpoint / UNET, lambda weights: {"lora_unet_x.lora_up.weight": torch.zeros(4, 4)})
     with pytest.raises(CheckpointError, match=r"\d+ missing \(.*\), 1 unexpected .*looks like a LoRA"):
         load(open_checkpoint(checkpoint))
 
 
-def test_a_wrong_shape_is_named_with_both_shapes(checkpoint: Path, edit_weights: EditWeights) -> None:
+def test_a_wrong_shape_is_named_with_both_shapes_a18(checkpoint: Path, edit_weights: EditWeights) -> None:
     edit_weights(checkpoint / UNET, lambda weights: weights | {"conv_in.weight": torch.zeros(16, 5, 3, 3)})
     with pytest.raises(CheckpointError, match=r"conv_in.weight has the shape \[16, 5, 3, 3\], .* \[16, 4, 3, 3\]"):
         load(open_checkpoint(checkpoint))
 
 
 @pytest.mark.parametrize(("value", "message"), [(torch.nan, "1 NaN and 0 infinite"), (torch.inf, "0 NaN and 1 inf")])
-def test_weights_that_are_not_finite_are_refused(
+def test_weights_that_are_not_finite_are_refused_a12(
     checkpoint: Path, edit_weights: EditWeights, value: float, message: str
 ) -> None:
     def damage(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -91,7 +93,7 @@ def test_weights_that_are_not_finite_are_refused(
         load(open_checkpoint(checkpoint))
 
 
-def test_quantised_weights_are_not_supported(checkpoint: Path, edit_weights: EditWeights) -> None:
+def test_quantised_weights_are_not_supported_a19(checkpoint: Path, edit_weights: EditWeights) -> None:
     edit_weights(
         checkpoint / UNET, lambda weights: {name: value.to(torch.float8_e4m3fn) for name, value in weights.items()}
     )
@@ -99,7 +101,7 @@ def test_quantised_weights_are_not_supported(checkpoint: Path, edit_weights: Edi
         load(open_checkpoint(checkpoint))
 
 
-def test_weights_beyond_half_precision_are_refused_by_name(checkpoint: Path, edit_weights: EditWeights) -> None:
+def test_weights_beyond_half_precision_are_refused_by_name_a13(checkpoint: Path, edit_weights: EditWeights) -> None:
     edit_weights(checkpoint / UNET, lambda weights: weights | {"conv_in.bias": torch.full((16,), 70000.0)})
     networks = load(open_checkpoint(checkpoint))
     with pytest.raises(ExportError, match=r"unet.conv_in.bias \(70000\)"):
@@ -116,7 +118,7 @@ def test_norms_stay_in_float32_in_a_half_precision_network(tiny: Path) -> None:
     assert vae.decoder.conv_in.weight.dtype == torch.float16
 
 
-def test_no_library_asks_the_hub_for_anything() -> None:
+def test_no_library_asks_the_hub_for_anything_b16() -> None:
     code = "from clipskip.export import models; from huggingface_hub import constants; assert constants.HF_HUB_OFFLINE"
     environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)

@@ -31,7 +31,7 @@ def texts(store: Store) -> list[Path]:
     return [store.verify(store.find(Role.parse(f"text-{depth:02}"), "onnx", "fp32")) for depth in range(4)]
 
 
-def test_all_text_graphs_read_one_file_and_share_its_pages(texts: list[Path]) -> None:
+def test_all_text_graphs_read_one_file_and_share_its_pages_b17(texts: list[Path]) -> None:
     infos = [external(path) for path in texts]
     assert {info.location for each in infos for info in each.values()} == {"text.bin"}
     assert all(info.offset % PAGE == 0 for each in infos for info in each.values())

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,7 @@ from clipskip.errors import CheckpointError, UnsupportedModelError
 from clipskip.export import checkpoint as checkpoints
 from clipskip.export import names, tokenizer
 from clipskip.export.checkpoint import open_checkpoint
+from clipskip.export.family import facts
 from clipskip.export.models import load
 
 SPELLINGS = {  # today's name -> the original one, where blocks are not numbered
@@ -129,7 +133,7 @@ def test_the_packaged_tokenizer_is_clips() -> None:
         ({"ztsnr": torch.ones(1)}, "signal-to-noise"),
     ],
 )
-def test_one_file_of_another_model_is_refused_by_name(
+def test_one_file_of_another_model_is_refused_by_name_a15(
     one_file: Path, added: dict[str, torch.Tensor], message: str
 ) -> None:
     save_file(load_file(one_file) | added, one_file)
@@ -147,7 +151,9 @@ def test_one_file_of_another_model_is_refused_by_name(
         (["encoder.down.0.block.0.conv1.weight", "decoder.up.0.block.0.conv1.weight"], "is a VAE in one file"),
     ],
 )
-def test_a_file_that_is_no_whole_model_is_refused_by_name(tmp_path: Path, names_of: list[str], message: str) -> None:
+def test_a_file_that_is_no_whole_model_is_refused_by_name_a16(
+    tmp_path: Path, names_of: list[str], message: str
+) -> None:
     save_file({name: torch.ones(2) for name in names_of}, tmp_path / "x.safetensors")
     with pytest.raises(UnsupportedModelError, match=message):
         open_checkpoint(tmp_path / "x.safetensors")
@@ -156,13 +162,156 @@ def test_a_file_that_is_no_whole_model_is_refused_by_name(tmp_path: Path, names_
 @pytest.mark.parametrize(
     ("prefix", "part"), [("first_stage_model.", "vae"), ("cond_stage_model.", "text_encoder"), ("model.", "unet")]
 )
-def test_a_pruned_file_is_told_what_it_lacks(one_file: Path, prefix: str, part: str) -> None:
+def test_a_pruned_file_is_told_what_it_lacks_a17(one_file: Path, prefix: str, part: str) -> None:
     save_file({name: value for name, value in load_file(one_file).items() if not name.startswith(prefix)}, one_file)
     with pytest.raises(CheckpointError, match=f"has no {part} in it"):
         open_checkpoint(one_file)
 
 
 def test_a_v_prediction_model_says_so_in_its_file(one_file: Path) -> None:
-    assert open_checkpoint(one_file).scheduler["prediction_type"] == "epsilon"
+    assert open_checkpoint(one_file).scheduler == {}
     save_file(load_file(one_file) | {"v_pred": torch.ones(1)}, one_file)
     assert open_checkpoint(one_file).scheduler["prediction_type"] == "v_prediction"
+
+
+YAML = "model:\n  target: ldm.models.diffusion.ddpm.LatentDiffusion\n  params:\n    {}\n    linear_start: 0.00085\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "prediction"),
+    [
+        ('parameterization: "v"', "v_prediction"),
+        ("parameterization: v  # for this one", "v_prediction"),
+        ("'parameterization' : 'eps'", "epsilon"),
+        ('params: {linear_end: 0.012, parameterization: "v"}', "v_prediction"),
+        ('# parameterization: "v"', "epsilon"),
+        ("scale_factor: 0.18215", "epsilon"),
+        ("\xff\x00 parameterization", "epsilon"),
+    ],
+)
+def test_a_yaml_beside_the_file_says_what_it_predicts(one_file: Path, line: str, prediction: str) -> None:
+    one_file.with_suffix(".yaml").write_text(YAML.format(line), encoding="latin-1")
+    assert facts(open_checkpoint(one_file)).prediction == prediction
+
+
+@pytest.mark.parametrize(
+    ("said", "prediction"),
+    [("v", "v_prediction"), ("V_prediction", "v_prediction"), ("epsilon", "epsilon"), ("", "epsilon")],
+)
+def test_a_file_s_metadata_say_what_it_predicts_a17(one_file: Path, said: str, prediction: str) -> None:
+    metadata = {"modelspec.prediction_type": said, "modelspec.architecture": "stable-diffusion-v1"}
+    save_file(load_file(one_file), one_file, metadata=metadata)
+    found = open_checkpoint(one_file)
+    assert facts(found).prediction == prediction
+    for by_hand in ("epsilon", "v_prediction"):
+        assert facts(found, prediction=by_hand).prediction == by_hand
+
+
+def test_a_network_that_predicts_something_else_is_refused(one_file: Path) -> None:
+    one_file.with_suffix(".yaml").write_text(YAML.format("parameterization: x0"))
+    with pytest.raises(UnsupportedModelError, match="predicts no noise"):
+        facts(open_checkpoint(one_file))
+
+
+def same_vae(found: AutoencoderKL, tiny: Path, scale: float = 1) -> bool:
+    expected = load_file(tiny / VAE_FILE)
+    return all(torch.equal(value * scale, found.state_dict()[name]) for name, value in expected.items())
+
+
+VAE_FILE = "vae/diffusion_pytorch_model.safetensors"
+
+
+@pytest.mark.parametrize("names_of", ["prefixed", "bare", "today's", "today's, prefixed", "whole model"])
+@pytest.mark.parametrize("base", ["file", "folder"])
+def test_a_vae_is_taken_from_another_file_in_whatever_names(
+    tiny: Path, one_file: Path, tmp_path: Path, base: str, names_of: str
+) -> None:
+    today = {name: value * 2 for name, value in load_file(tiny / VAE_FILE).items()}
+    old = {original_vae(name, 4): value for name, value in today.items()}
+    prefix = "first_stage_model." if names_of != "bare" and names_of != "today's" else ""
+    weights = {f"{prefix}{name}": value for name, value in (today if "today" in names_of else old).items()}
+    beside = {"loss.logvar": torch.ones(1), "model_ema.decay": torch.ones(1)}
+    whole = {"model.diffusion_model.out.2.bias": torch.ones(4)}
+    save_file(weights | (whole if names_of == "whole model" else beside), tmp_path / "other.safetensors")
+    source = open_checkpoint(one_file if base == "file" else tiny, tmp_path / "other.safetensors")
+    assert source.sources["another vae/other.safetensors"] == digest(tmp_path / "other.safetensors")
+    assert same_vae(load(source).vae, tiny, 2)
+    own = facts(open_checkpoint(one_file if base == "file" else tiny))
+    assert facts(source).model_sha256 != own.model_sha256
+    assert facts(source).scaling_factor == own.scaling_factor
+
+
+def test_a_vae_in_a_folder_comes_with_its_own_configuration(
+    tiny: Path, one_file: Path, checkpoint: Path, edit: Callable[..., None]
+) -> None:
+    edit(checkpoint / "vae" / "config.json", scaling_factor=0.5)
+    for folder in (checkpoint, checkpoint / "vae"):
+        source = open_checkpoint(one_file, folder)
+        assert facts(source).scaling_factor == 0.5
+        assert sorted(source.sources) == [
+            "another vae/config.json", "another vae/diffusion_pytorch_model.safetensors", one_file.name,
+        ]  # fmt: skip
+        assert same_vae(load(source).vae, tiny)
+    shutil.rmtree(checkpoint / "vae")
+    assert same_vae(load(open_checkpoint(checkpoint, tiny)).vae, tiny)
+
+
+def test_a_file_without_a_vae_says_what_to_do_and_is_whole_with_another(
+    tiny: Path, one_file: Path, tmp_path: Path
+) -> None:
+    weights = load_file(one_file)
+    save_file({n: value for n, value in weights.items() if not n.startswith("first_stage_model.")}, one_file)
+    with pytest.raises(CheckpointError, match="has no vae in it") as caught:
+        open_checkpoint(one_file)
+    assert "--vae" in (caught.value.hint or "")
+    assert same_vae(load(open_checkpoint(one_file, tiny / VAE_FILE)).vae, tiny)
+
+
+@pytest.mark.parametrize("name", ["unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"])
+def test_what_is_no_vae_is_refused_as_one(tiny: Path, one_file: Path, name: str) -> None:
+    with pytest.raises(CheckpointError, match="holds no VAE") as caught:
+        open_checkpoint(one_file, tiny / name)
+    assert caught.value.field == "vae"
+
+
+@pytest.mark.parametrize("new", ["to_{}", "{}"])
+def test_newer_names_of_the_vae_s_attention_are_the_same(tiny: Path, one_file: Path, new: str) -> None:
+    def rename(name: str) -> str:
+        name = re.sub(r"attn_1\.([qkv])\.", lambda match: f"attn_1.{new.format(match[1])}.", name)
+        if new == "to_{}":
+            name = name.replace("attn_1.proj_out.", "attn_1.to_out.0.").replace("attn_1.norm.", "attn_1.group_norm.")
+        return name
+
+    save_file({rename(name): value for name, value in load_file(one_file).items()}, one_file)
+    assert same_vae(load(open_checkpoint(one_file)).vae, tiny)
+
+
+def test_a_file_of_moving_averages_alone_is_named_for_them_a17(one_file: Path) -> None:
+    def average(name: str) -> str:
+        inner = name.removeprefix("model.diffusion_model.")
+        return name if inner == name else f"model_ema.diffusion_model{inner.replace('.', '')}"
+
+    save_file({average(name): value for name, value in load_file(one_file).items()}, one_file)
+    with pytest.raises(UnsupportedModelError, match="only the moving averages"):
+        open_checkpoint(one_file)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.float32, torch.float16, torch.uint8])
+def test_positions_of_any_type_are_replaced(tiny: Path, one_file: Path, dtype: torch.dtype) -> None:
+    positions = {"cond_stage_model.transformer.text_model.embeddings.position_ids": torch.arange(77).to(dtype)[None]}
+    save_file(load_file(one_file) | positions, one_file)
+    assert torch.equal(load(open_checkpoint(one_file)).text.embeddings.position_ids, torch.arange(77)[None])
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8, torch.int64])
+def test_quantised_weights_are_refused_by_their_header_a19(one_file: Path, dtype: torch.dtype) -> None:
+    prefix = "model.diffusion_model."
+    tensors = load_file(one_file).items()
+    save_file({name: value.to(dtype) if name.startswith(prefix) else value for name, value in tensors}, one_file)
+    with pytest.raises(UnsupportedModelError, match=r"holds (F8_E4M3|I8|I64) weights") as caught:
+        open_checkpoint(one_file)
+    assert "fp16" in (caught.value.hint or "")
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

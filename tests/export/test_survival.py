@@ -83,7 +83,7 @@ def sound(root):
     return [problem for _, problem in verify(root) if problem] == []
 
 
-def test_an_export_killed_at_twenty_random_moments_leaves_the_store_valid(servers, store, tmp_path):
+def test_an_export_killed_at_twenty_random_moments_leaves_the_store_valid_b2(servers, store, tmp_path):
     """The store has one text engine, and the exports that are killed add the others."""
     root, untouched, server = tmp_path / "store", tmp_path / "untouched", servers[0]
     shutil.copytree(store.root, untouched)
@@ -120,7 +120,7 @@ def test_an_export_killed_at_twenty_random_moments_leaves_the_store_valid(server
     assert not list(root.glob(".tmp-*"))
 
 
-def test_of_two_exports_at_once_one_works_and_the_other_waits_and_finds_it_done(servers, tmp_path):
+def test_of_two_exports_at_once_one_works_and_the_other_waits_and_finds_it_done_b5(servers, tmp_path):
     root = tmp_path / "store"
     for server in servers:
         server.start(root)
@@ -129,7 +129,7 @@ def test_of_two_exports_at_once_one_works_and_the_other_waits_and_finds_it_done(
     assert len([each for each in root.iterdir() if each.is_dir()]) == 1
 
 
-def test_a_disk_that_fills_up_is_said_with_its_exit_status_and_leaves_nothing(servers, log, tmp_path):
+def test_a_disk_that_fills_up_is_said_with_its_exit_status_and_leaves_nothing_b3(servers, log, tmp_path):
     root = tmp_path / "store"
     servers[0].start(root, limit="65536")
     assert servers[0].status() == 7

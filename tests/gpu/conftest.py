@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 from clipskip.backends import Backend, backend_named
-from clipskip.backends.tensorrt import default_capabilities, tensorrt_backend
+from clipskip.backends.tensorrt import tensorrt_backend
 from clipskip.engines import gpu
 from clipskip.engines.shapes import BuildOptions
 from clipskip.engines.store import Store
 from clipskip.engines.tensorrt import build
-from clipskip.engines.tensorrt_child import load_package
+from clipskip.engines.tensorrt_child import default_capabilities, load_package
 from clipskip.errors import BackendUnavailable
 
 SIMULATED = os.environ.get("CLIPSKIP_TEST_GPU") == "simulated"

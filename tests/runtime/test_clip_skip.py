@@ -103,6 +103,8 @@ def test_the_models_recommendation_is_used_when_nothing_is_given_and_named_in_th
     assert skipped(recommended=2).request.clip_skip == 2
     assert any("2 is used, which the model recommends" in note for note in skipped(recommended=2).notes)
     assert skipped(2, recommended=2).notes == ()
+    assert skipped(1, recommended=2).notes == ("clip_skip 1: the model recommends 2",)
+    assert skipped().notes == (), "1 is nobody's recommendation"
 
 
 @pytest.mark.parametrize(("clip_skip", "count"), [(1, 0), (2, 0), (3, 1), (5, 1), (6, 2), (13, 2)])

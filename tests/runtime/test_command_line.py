@@ -1,5 +1,6 @@
 """The command line as a user meets it: results on stdout, the rest on stderr, an exit status for each outcome."""
 
+import hashlib
 import io
 import json
 import os
@@ -533,3 +534,21 @@ def test_a_picture_is_not_mixed_with_json_and_its_loss_is_a_failure(run, sample_
     with open("/dev/full", "w") as full:
         monkeypatch.setattr(sys, "stdout", full)
         assert main(["generate", str(sample_store), "a cat", "--out", "-", *FAST]) == 7
+
+
+def test_verify_holds_the_manifest_against_what_export_or_build_printed(run, sample_store):
+    kept = hashlib.sha256((sample_store / "manifest.json").read_bytes()).hexdigest()
+    status, out, _ = run("verify", sample_store, "--manifest-sha256", kept, "--json")
+    assert (status, json.loads(out)["artefacts"]["manifest"]) == (0, None)
+    status, out, _ = run("verify", sample_store, "--manifest-sha256", "0" * 64)
+    assert (status, "another SHA-256" in out) == (4, True)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [("--max-batch", "4"), ("--sizes", "512"), ("--workspace", "1"), ("--compute-capability", "8.9"), ("--skips", "1")],
+)
+def test_an_option_that_the_target_does_not_take_is_refused(run, sample_store, option):
+    status, _, err = run("build", sample_store, "--target", "onnxruntime", *option)
+    assert (status, "takes no" in err) == (2, True)
+    assert run("build", sample_store, "--target", "onnxruntime")[0] == 0

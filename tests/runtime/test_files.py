@@ -100,7 +100,7 @@ def test_a_cut_body_is_an_incomplete_download_with_both_numbers() -> None:
         (made({"x": entry(0, 4), "y": entry(8, 12)}, bytes(12)), "at tensor 'y': overlap or hole"),
     ],
 )
-def test_a_header_that_does_not_describe_the_file_is_refused(data: bytes, message: str) -> None:
+def test_a_header_that_does_not_describe_the_file_is_refused_a3_a6(data: bytes, message: str) -> None:
     def refused() -> None:
         with pytest.raises(CheckpointError, match=message) as caught:
             files.header_of(data)
@@ -109,7 +109,7 @@ def test_a_header_that_does_not_describe_the_file_is_refused(data: bytes, messag
     assert pace(refused) < 25
 
 
-def test_a_header_of_100_million_bytes_is_refused_without_reading_it() -> None:
+def test_a_header_of_100_million_bytes_is_refused_without_reading_it_a4() -> None:
     data = (100_000_001).to_bytes(8, "little") + b"{" + b" " * 100
     with pytest.raises(CheckpointError, match="cut off in its header"):
         files.header_of(data)
@@ -123,7 +123,7 @@ def zipped() -> bytes:
 
 
 @pytest.mark.parametrize("data", [zipped(), *(pickle.dumps({"a": [1.0] * 50}, protocol=n) for n in (2, 3, 4, 5))])
-def test_a_pickle_is_named_whatever_the_file_is_called_and_never_opened(data: bytes) -> None:
+def test_a_pickle_is_named_whatever_the_file_is_called_and_never_opened_a8_a9_a10(data: bytes) -> None:
     with pytest.raises(UnsafeFileError, match="pickle") as caught:
         files.header_of(data)
     assert "weights_only=True" in str(caught.value)

@@ -90,7 +90,7 @@ class Payload:
         return Path.touch, (self.target,)
 
 
-def test_a_pickle_is_refused_when_named_and_left_out_of_a_folder_with_a_note_and_never_run(tmp_path: Path) -> None:
+def test_a_pickle_is_refused_when_named_and_left_out_of_a_folder_with_a_note_and_never_run_a11(tmp_path: Path) -> None:
     bad = tmp_path / "easynegative.pt"
     bad.write_bytes(pickle.dumps(Payload(tmp_path / "ran")))
     write(tmp_path / "good.safetensors", emb_params=vectors(WIDTH))

@@ -242,3 +242,11 @@ def test_what_is_no_list_of_sizes_to_warm_up_for_is_refused(sample_store, warm):
 def test_a_batch_of_less_than_one_image_is_refused(sample_store, most):
     with pytest.raises(RequestError, match="max_batch must be at least 1"):
         clipskip.open(sample_store, max_batch=most)
+
+
+def test_opening_a_store_that_others_may_write_to_warns_c15(sample_store, tmp_path):
+    store = shutil.copytree(sample_store, tmp_path / "store")
+    clipskip.open(store).close()
+    (store / "manifest.json").chmod(0o646)
+    with pytest.warns(RuntimeWarning, match=r"others may write to .*manifest.json, and engines are programs: chmod"):
+        clipskip.open(store).close()

@@ -42,7 +42,7 @@ def test_making_a_picture_leaves_the_users_folders_empty(sample_store, home, tmp
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace, which sees every socket, is not installed")
-def test_making_a_picture_opens_no_socket_to_the_internet(sample_store, home, tmp_path):
+def test_making_a_picture_opens_no_socket_to_the_internet_b16(sample_store, home, tmp_path):
     trace = tmp_path / "trace"
     watch = ["strace", "-f", "-qq", "-e", "trace=socket,connect,sendto,sendmsg,sendmmsg", "-o", trace]
     command = [sys.executable, "-m", "clipskip", "generate", sample_store, "a cat", "--out", tmp_path / "a.png", *FAST]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from typing import Any
 
 import doubles.onnxruntime as double
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from doubles.onnxruntime import SimulatedOnnxRuntime
@@ -24,7 +26,7 @@ from tiny_graphs import publish_graphs
 from clipskip.backends import Engine, backend_named
 from clipskip.backends.onnxruntime import ONE_NODE, OnnxRuntime
 from clipskip.backends.providers import BY_TARGET, CUDA, TENSORRT, TENSORRT_RTX, options
-from clipskip.engines.manifest import STEP, Role
+from clipskip.engines.manifest import STEP, Dim, Role
 from clipskip.engines.store import Store
 from clipskip.errors import BackendUnavailable, EngineIncompatible, RequestError
 
@@ -241,21 +243,23 @@ def test_a_closed_engine_says_so_and_a_loop_in_use_goes_on(ort: SimulatedOnnxRun
         loop.run({})
 
 
-def test_what_tensorrt_compiles_is_kept_beside_the_graph(ort: SimulatedOnnxRuntime, store: Store) -> None:
+def test_what_tensorrt_compiles_is_kept_in_the_user_s_own_folder(
+    ort: SimulatedOnnxRuntime, store: Store, own_folder: Path
+) -> None:
     opened(store, OnnxRuntime([TENSORRT]))
     told = ort.sessions[-1].told
     folder = Path(told["trt_engine_cache_path"])
     assert folder.is_dir()
-    assert folder.parent == store.root / Path(store.find(STEP, "onnx", "fp16").files[0].path).parent
+    assert folder == own_folder / f"{store.find(STEP, 'onnx', 'fp16').files[0].sha256[:32]}.onnxruntime-tensorrt"
     assert told["trt_timing_cache_path"] == str(folder)
     assert (told["trt_engine_cache_enable"], told["trt_fp16_enable"]) == ("True", "True")
     assert ort.sessions[-1].names == [TENSORRT, CUDA], "CUDA computes what TensorRT cannot"
 
 
-def test_a_store_that_cannot_be_written_to_has_no_cache(tmp_path: Path) -> None:
-    (tmp_path / "step.onnx.onnxruntime-tensorrt.cache").write_text("stands in the way even where root may write")
-    told = options(BY_TARGET["onnxruntime-tensorrt"], tmp_path / "step.onnx", half=False, capturing=False)
-    assert told == {}
+def test_a_folder_that_cannot_be_made_means_no_cache(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("stands in the way even where root may write")
+    for folder in (tmp_path / "cache", None):
+        assert options(BY_TARGET["onnxruntime-tensorrt"], folder, half=False, capturing=False) == {}
 
 
 def test_one_s_own_settings_come_last(ort: SimulatedOnnxRuntime, store: Store) -> None:
@@ -359,3 +363,81 @@ def test_where_graphs_are_captured_every_session_is_opened_in_the_thread_that_ru
     OnnxRuntime([CUDA]).check()
     assert len({session.opened_in for session in ort.sessions}) == 1
     assert ort.sessions[-1].opened_in != threading.get_ident()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dtype": "float32"}, "it differs in context"),
+        ({"shape": (Dim("N"), Dim("T"))}, "it differs in context"),
+        ({"name": "contexts"}, "it differs in context, contexts"),
+    ],
+)
+def test_a_graph_with_other_ports_than_the_manifest_s_is_refused_when_it_is_opened_c11(
+    store: Store, change: dict[str, Any], message: str
+) -> None:
+    artefact = store.find(STEP, "onnx", "fp16")
+    inputs = tuple(replace(port, **change) if port.name == "context" else port for port in artefact.inputs)
+    with pytest.raises(EngineIncompatible, match=f"step.onnx is no step as the manifest has it: {message}"):
+        OnnxRuntime().open(replace(artefact, inputs=inputs), store.verify(artefact))
+
+
+def test_a_graph_that_says_it_is_of_another_depth_is_refused_when_it_is_opened_c11(
+    store: Store, tmp_path: Path
+) -> None:
+    artefact = store.find(Role("text", 3), "onnx", "fp16")
+    model = onnx.load(store.verify(artefact))
+    path = tmp_path / "text-03.onnx"
+    for role, fits in (("whatever", True), ("text-03", True), ("text-00", False)):
+        del model.metadata_props[:]
+        model.metadata_props.add(key="clipskip.role", value=role)
+        onnx.save(model, path)
+        if fits:
+            OnnxRuntime().open(artefact, path)
+        else:
+            with pytest.raises(EngineIncompatible, match="is no text-03 as the manifest has it: it is text-00"):
+                OnnxRuntime().open(artefact, path)
+
+
+LIMITED = """
+import os, resource, sys
+from pathlib import Path
+from clipskip.backends.onnxruntime import OnnxRuntime
+from clipskip.engines.manifest import STEP
+from clipskip.engines.store import Store
+from clipskip.errors import ClipskipError
+kind, root = sys.argv[1:]
+store = Store(root)
+artefact = store.find(STEP, "onnx", "fp16")
+path = store.verify(artefact)
+if kind != "import":
+    backend = OnnxRuntime(threads=2)
+if kind == "memory":
+    held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (held + (4 << 20),) * 2)
+else:
+    open_ones = len(os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (open_ones - 1,) * 2)
+try:
+    backend = OnnxRuntime(threads=2) if kind == "import" else backend
+    backend.open(artefact, path)
+except ClipskipError as error:
+    print(type(error).__name__, error)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="counts what is open by Linux's /proc")
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("memory", "DeviceOutOfMemory there is not enough memory"),
+        ("files", "Too many open"),
+        ("import", "Too many open"),
+    ],
+)
+def test_a_lack_of_memory_or_of_open_files_is_called_that(store: Store, kind: str, said: str) -> None:
+    command = [sys.executable, "-c", LIMITED, kind, str(store.root)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert said in done.stdout, done.stdout + done.stderr
+    assert "NVIDIA" not in done.stdout
+    assert "install" not in done.stdout

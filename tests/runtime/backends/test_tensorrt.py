@@ -427,7 +427,7 @@ def test_fifty_requests_hold_no_more_memory_than_one(store: Store) -> None:
     assert sum(block.size for block in (*device.blocks.values(), *device.pinned.values())) == held
 
 
-def test_a_flipped_bit_is_refused_before_tensorrt_sees_it(store: Store, tmp_path: Path) -> None:
+def test_a_flipped_bit_is_refused_before_tensorrt_sees_it_c1(store: Store, tmp_path: Path) -> None:
     mine = publish_plans(publish_graphs(tmp_path))
     artefact = mine.find(STEP, TARGET, "fp16")
     path = tmp_path / artefact.files[0].path
@@ -455,19 +455,19 @@ def artefact_with(store: Store, tmp_path: Path) -> Any:
     return open_with
 
 
-def test_an_engine_of_another_version_is_refused_by_name(artefact_with: Any) -> None:
+def test_an_engine_of_another_version_is_refused_by_name_c4(artefact_with: Any) -> None:
     with pytest.raises(EngineIncompatible, match=r"built with tensorrt_rtx 1\.6\.0, installed is tensorrt_rtx 1\.7"):
         artefact_with(simulated()[0], package="tensorrt_rtx 1.6.0")
 
 
-def test_an_engine_of_another_architecture_is_refused_by_name(artefact_with: Any) -> None:
+def test_an_engine_of_another_architecture_is_refused_by_name_c5(artefact_with: Any) -> None:
     with pytest.raises(EngineIncompatible, match=r"capability 8\.6; simulated GPU has 8\.9"):
         artefact_with(simulated()[0], compute_capability="8.6")
     with pytest.raises(EngineIncompatible, match=r"has 9\.0.*\n.*--target tensorrt"):
         artefact_with(simulated(SimulatedCuda(capability=(9, 0)))[0])
 
 
-def test_an_engine_tuned_on_another_gpu_is_a_warning_or_an_error(artefact_with: Any) -> None:
+def test_an_engine_tuned_on_another_gpu_is_a_warning_or_an_error_c5(artefact_with: Any) -> None:
     with pytest.warns(RuntimeWarning, match="tuned on some RTX"):
         artefact_with(simulated()[0], device="some RTX")
     with pytest.raises(EngineIncompatible, match="tuned on"):
@@ -485,22 +485,29 @@ def test_an_engine_larger_than_the_free_memory_is_refused_before_it_is_loaded(ar
         artefact_with(simulated(SimulatedCuda(memory=100))[0])
 
 
-def test_an_engine_with_other_inputs_than_the_manifest_s_is_refused(store: Store, artefact_with: Any) -> None:
+def test_an_engine_with_other_inputs_than_the_manifest_s_is_refused_c11(store: Store, artefact_with: Any) -> None:
     other = (store.root / store.find(DECODE, TARGET, "fp16").files[0].path).read_bytes()
-    with pytest.raises(EngineIncompatible, match="is no step: it has latents"):
+    with pytest.raises(EngineIncompatible, match="is no step as the manifest has it: it differs in c_in, "):
         artefact_with(simulated()[0], data=other)
 
 
-def test_engines_are_never_allowed_code_of_their_own(store: Store) -> None:
+def test_engines_are_never_allowed_code_of_their_own_c21(store: Store) -> None:
     backend, _ = simulated()
     opened(store, backend)
     assert [runtime.engine_host_code_allowed for runtime in backend._trt.runtimes] == [False]
 
 
-def test_the_jit_cache_is_kept_beside_the_engine_and_thrown_away_when_it_is_damaged(
-    artefact_with: Any, tmp_path: Path
+@pytest.fixture
+def cache(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the step engine's cache is, in a folder of this test's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "clipskip" / f"{store.find(STEP, TARGET, 'fp16').files[0].sha256[:32]}-8.9.{TARGET}"
+
+
+def test_the_jit_cache_is_kept_in_the_user_s_own_folder_and_thrown_away_when_it_is_damaged_c20(
+    artefact_with: Any, cache: Path, tmp_path: Path
 ) -> None:
-    cache = tmp_path / "step.engine.8.9.cache"
+    cache.parent.mkdir(mode=0o700)
     cache.write_bytes(b"\xff garbage")
     engine = artefact_with(simulated()[0])
     assert not cache.exists()
@@ -508,23 +515,32 @@ def test_the_jit_cache_is_kept_beside_the_engine_and_thrown_away_when_it_is_dama
     kept = cache.read_bytes()
     denoised(artefact_with(simulated()[0]), feeds(), steps=1)
     assert cache.read_bytes() == kept
-    assert [path.name for path in tmp_path.iterdir() if "cache" in path.name] == [cache.name]
+    assert [path.name for path in tmp_path.rglob("*")] == ["step.engine", "clipskip", cache.name]
 
 
-def test_a_store_that_cannot_be_written_to_works_without_a_jit_cache(artefact_with: Any, tmp_path: Path) -> None:
-    (tmp_path / "step.engine.8.9.cache").mkdir()  # stands in the way even where root may write anything
+def test_a_cache_that_others_could_write_to_is_neither_read_nor_written(artefact_with: Any, cache: Path) -> None:
+    cache.parent.mkdir()
+    cache.parent.chmod(0o777)
+    cache.write_bytes(b"\xff planted")
+    denoised(artefact_with(simulated()[0]), feeds(), steps=1)
+    assert cache.read_bytes() == b"\xff planted"
+
+
+def test_a_folder_that_cannot_be_written_to_means_no_jit_cache(artefact_with: Any, cache: Path) -> None:
+    cache.mkdir(parents=True)  # stands in the way even where root may write anything
+    cache.parent.chmod(0o700)
     denoised(artefact_with(simulated()[0]), feeds(), steps=1)
 
 
 def test_a_cache_file_that_cannot_be_replaced_leaves_no_draft(
-    artefact_with: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    artefact_with: Any, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*paths: Path) -> None:
         raise PermissionError("in use, says Windows")
 
     monkeypatch.setattr(Path, "replace", refuse)
     denoised(artefact_with(simulated()[0]), feeds(), steps=1)
-    assert [path.name for path in tmp_path.iterdir() if "cache" in path.name] == []
+    assert list(cache.parent.iterdir()) == []
 
 
 def test_no_context_is_entered_twice_at_once(store: Store) -> None:

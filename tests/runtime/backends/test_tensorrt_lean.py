@@ -31,7 +31,7 @@ def test_loading_loads_no_foreign_package() -> None:
     assert run(f"import clipskip.backends.tensorrt; print(*(n for n in {names} if n in sys.modules))").split() == []
 
 
-def test_without_a_gpu_the_backend_says_so_before_any_file_is_read() -> None:
+def test_without_a_gpu_the_backend_says_so_before_any_file_is_read_c6() -> None:
     pytest.importorskip("cuda.bindings")
     try:
         gpu.gpus(cuda_runtime())
