@@ -107,7 +107,7 @@ def generate(args: argparse.Namespace) -> Outcome:
     bar = output.Bar(count)
     try:
         with clipskip.open(args.store, backend=args.target, embeddings=args.embeddings) as pipe:
-            for number, result in _results(pipe, _jobs(pipe, requests, refused, args.lines), bar):
+            for number, result in _results(pipe, plan(pipe, requests, refused, args.lines), bar):
                 warnings += result.warnings
                 for picture in _saved(result, destination):
                     pictures.append({"line": number, **picture} if from_lines else picture)
