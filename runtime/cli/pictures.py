@@ -99,7 +99,7 @@ def generate(args: argparse.Namespace) -> Outcome:
     """Make the pictures of every prompt, and write each with its request in the metadata as soon as it is finished."""
     from_lines = args.lines is not None or "-" in (args.prompt, args.prompt_option)
     alone = _repeated if args.image is not None else _request
-    requests, refused = _lines(args) if from_lines else ({0: alone(args)}, {})
+    requests, refused = read_list(args) if from_lines else ({0: alone(args)}, {})
     count = sum(request.batch for request in requests.values())
     destination = _destination(args, count)
     pictures: list[dict[str, Any]] = []
@@ -205,7 +205,7 @@ def _repeated(args: argparse.Namespace) -> Ledger:
     return metadata.read_ledger(args.image).given(given)
 
 
-def _lines(args: argparse.Namespace) -> tuple[dict[int, Request | Ledger], dict[int, ClipskipError]]:
+def read_list(args: argparse.Namespace) -> tuple[dict[int, Request | Ledger], dict[int, ClipskipError]]:
     """The requests of a list, and what is wrong with its other lines, by their numbers."""
     from clipskip import render
 
@@ -226,7 +226,7 @@ def _lines(args: argparse.Namespace) -> tuple[dict[int, Request | Ledger], dict[
     return requests, refused
 
 
-def _jobs(
+def plan(
     pipe: Pipeline, requests: Mapping[int, Request | Ledger], refused: dict[int, ClipskipError], lines: Path | None
 ) -> list[Job]:
     """What is to be done, in order. Whatever is refused is refused now, all of it together."""
