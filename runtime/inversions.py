@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from . import files
-from .errors import CheckpointError, UnsupportedModelError
+from .errors import CheckpointError, ClipskipError, UnsafeFileError, UnsupportedModelError
 from .tokenizer import Tokenizer, clean
+
+if TYPE_CHECKING:
+    from .prompt.parts import Text
 
 Location = str | os.PathLike[str]
 Floats = npt.NDArray[np.float32]
@@ -31,57 +36,90 @@ class Inversions:
     vectors: Floats  # float32 [E,D]; a row of zeros when there are none
     spans: Mapping[str, range] = field(default_factory=dict)  # lower-cased name -> rows
     notes: tuple[str, ...] = ()  # which files were left out and why
+    digests: Mapping[str, str] = field(default_factory=dict)  # name -> SHA-256 of the file
+    in_folders: frozenset[str] = frozenset()  # the names of files that nobody named
+
+    def used(self, texts: Iterable[Text], vocabulary: int) -> dict[str, str]:
+        """Name and SHA-256 of those that the texts' tokens call; the first vector of all has the id `vocabulary`."""
+        variants = {id(variant): variant for text in texts for variant in text.variants}
+        ids = {token for variant in variants.values() for chunk in variant for token in chunk.tokens}
+        return {name: digest for name, digest in self.digests.items() if vocabulary + self.spans[name][0] in ids}
 
 
-def check_names(inversions: Inversions, tokenizer: Tokenizer) -> None:
-    """Refuse names that no prompt can call, and ordinary words, which prompts would call without meaning to."""
+def with_usable_names(inversions: Inversions, tokenizer: Tokenizer) -> Inversions:
+    """Without those that no prompt can call, or that are ordinary words, which prompts would call without meaning to.
+
+    Left out with a note if they lay in a folder; CheckpointError for a file that was named itself.
+    """
+    notes, spans = list(inversions.notes), dict(inversions.spans)
     for name in inversions.spans:
         if len(ids := tokenizer.ids(clean(name))) < 2:
             what = "is a word of the vocabulary: prompts could not use the word any more" if ids else "has no letters"
             message = f"the name of the embedding {name!r} {what}"
-            raise CheckpointError(message, field="embeddings", hint="rename the file")
+            if name not in inversions.in_folders:
+                raise CheckpointError(message, field="embeddings", hint="rename the file")
+            notes.append(f"{message}: it is not used")
+            del spans[name]
+    digests = {name: digest for name, digest in inversions.digests.items() if name in spans}
+    return replace(inversions, spans=spans, digests=digests, notes=tuple(notes))
 
 
 def load(locations: Location | Sequence[Location], width: int) -> Inversions:
     """The textual inversions in .safetensors files and in folders of them, for a text encoder of this width.
 
-    Subfolders are searched, pickles in folders (.pt, .bin) are left out with a note. Layouts: A1111 and kohya
-    (`emb_params`), ComfyUI (`clip_l`), diffusers (one tensor, whatever its name); one vector or up to 75.
-    CheckpointError for a file or a name that cannot be used, UnsafeFileError, UnsupportedModelError.
+    Subfolders are searched; what cannot be used there, pickles (.pt, .bin) and second files of one name included, is
+    left out with a note. Layouts: A1111 and kohya (`emb_params`), ComfyUI (`clip_l`), diffusers (one tensor, whatever
+    its name); one vector or up to 75. CheckpointError for a file that was named and cannot be used, UnsafeFileError,
+    UnsupportedModelError.
     """
     given = [Path(path) for path in ([locations] if isinstance(locations, (str, os.PathLike)) else locations)]
-    distinct: dict[str, Path] = {}  # by absolute path, each once
-    for location in given:
-        inside = sorted(location.rglob("*")) if os.path.isdir(location) else []
-        named = [path for path in inside if path.suffix.lower() in {SUFFIX, *PICKLES} and path.name[0] != "."]
-        for path in named if os.path.isdir(location) else [location]:
-            distinct.setdefault(os.path.abspath(path), path)
-    paths: dict[str, Path] = {}
-    blocks, notes = [], []
-    for path in distinct.values():
+    paths = {os.path.abspath(path): (path, False) for path in given if not os.path.isdir(path)}
+    for folder in (path for path in given if os.path.isdir(path)):
+        for path in sorted(folder.rglob("*")):
+            if path.suffix.lower() in {SUFFIX, *PICKLES} and path.name[0] != ".":
+                paths.setdefault(os.path.abspath(path), (path, True))
+    homes: dict[str, Path] = {}
+    blocks, digests, notes, in_folders = [], {}, [], set()
+    for path, found in paths.values():
         name = path.stem.lower()
-        if path.suffix.lower() in PICKLES and path not in given:
-            notes.append(f"{path} is not used: it is a pickle, which can run code when it is read")
-            continue
-        if name in paths:
-            message = f"{paths[name]} and {path} are both called {name!r} in prompts"
-            raise CheckpointError(message, path=path, hint="rename or remove one of them")
-        paths[name] = path
         try:
-            blocks.append(read(path, width))
-        except CheckpointError as error:
-            if error.path is None:
+            if name in homes:
+                message = f"{homes[name]} and {path} are both called {name!r} in prompts"
+                raise CheckpointError(message, path=path, hint="rename or remove one of them")
+            block, digests[name] = _read(path, width, found)
+        except ClipskipError as error:
+            if not found and error.path is None:
                 raise error.about(path) from error
-            raise
+            if not found:
+                raise
+            notes.append(f"{_printable(path)} is not used: {error.message.removeprefix(f'{path}: ')}")
+            continue
+        homes[name] = path
+        blocks.append(block)
+        in_folders |= {name} if found else set()
     ends = np.cumsum([0, *map(len, blocks)]).tolist()
     vectors = np.concatenate(blocks) if blocks else np.zeros((1, width), np.float32)
-    spans = {name: range(*ends[i : i + 2]) for i, name in enumerate(paths)}
-    return Inversions(vectors, spans, tuple(notes))
+    spans = {name: range(*ends[i : i + 2]) for i, name in enumerate(homes)}
+    return Inversions(vectors, spans, tuple(notes), digests, frozenset(in_folders))
 
 
-def read(path: Location, width: int) -> Floats:
+def _printable(path: Path) -> str:
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _read(path: Path, width: int, found: bool) -> tuple[Floats, str]:
+    """The vectors of a file and its SHA-256. A pickle that was found in a folder is not even opened."""
+    if _printable(path) != str(path):
+        raise CheckpointError("its name is no UTF-8, and prompts are")
+    if found and path.suffix.lower() in PICKLES:
+        raise UnsafeFileError("it is a pickle, which can run code when it is read")
+    data = files.read(path, files.LARGEST + 1)
+    return vectors_of(data, width), hashlib.sha256(data).hexdigest()
+
+
+def vectors_of(data: bytes, width: int) -> Floats:
     """The rows [n,D] of a file's one tensor, or of the one whose name is known."""
-    header = files.header_of(data := files.read(path, files.LARGEST + 1))
+    header = files.header_of(data)
     tensors = header.tensors
     if "clip_g" in tensors:
         raise UnsupportedModelError("this textual inversion is for SDXL (clip_g); SD 1.x is supported")

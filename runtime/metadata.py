@@ -1,6 +1,7 @@
-"""A picture's two texts, written into PNGs and read from PNG, JPEG and WEBP: `parameters`, A1111's, and `clipskip`.
+"""Pictures as files: PNG, JPEG and WEBP with the request that made them, and what is read back from any of them.
 
-The first is ambiguous where a prompt has lines that look like it, the other the request as JSON. Trusts no file.
+Two texts: `parameters`, A1111's, and `clipskip`, the whole as JSON, which is the truth. In JPEG and WEBP they are
+Exif's UserComment and ImageDescription. Trusts no file, and knows nothing of what texts mean.
 """
 
 from __future__ import annotations
@@ -8,59 +9,134 @@ from __future__ import annotations
 import errno
 import json
 import os
-import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import PIL.Image
-from PIL.PngImagePlugin import PngInfo
+from PIL.PngImagePlugin import PngInfo, iTXt
 
-from clipskip.engines import strict
 from clipskip.engines.files import storage_error
 from clipskip.engines.manifest import ModelFacts
 
-from . import files
-from .errors import CheckpointError, ManifestError, RequestError, StorageError
+from . import files, infotext, ledger
+from .errors import CheckpointError, RequestError, StorageError
 from .fields import written
+from .ledger import Ledger
 from .request import FIELDS, Request
-from .resolve import split_schedule
 
-SCHEMA = 1
-FORMATS = ("PNG", "JPEG", "WEBP")
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 LARGEST_TEXT = 1 << 20  # what readers, Pillow among them, accept of one text
 LARGEST_FILE = 256 << 20
 MOST_PIXELS = 1 << 25
+
 NEGATIVE = "Negative prompt:"
 
-Engines = Mapping[str, str]  # role -> key of the engine that was used
-
-_EXIF_IFD, _USER_COMMENT = 0x8769, 0x9286
-_PLAIN = {field.infotext: name for name, field in FIELDS.items() if field.infotext}
-_KNOWN = {*_PLAIN, "Size", "Sampler", "Schedule type", "RNG"}
-_RNGS = {"nv": "nv", "gpu": "nv", "cuda": "nv"}  # all others: "cpu"
+_QUOTED = set(',:\n"')
 _CAPITALS = {"sgm": "SGM", "kl": "KL", "ddim": "DDIM"}
-_SETTING = re.compile(r'(?:^|,) *([A-Za-z][\w /-]{0,60}): *("(?:[^"\\]|\\.)*"(?= *(?:,|$))|[^,]*)')
+_SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF")
+_EXIF_IFD, _USER_COMMENT, _DESCRIPTION, _XP_COMMENT = 0x8769, 0x9286, 0x010E, 0x9C9C
+_MARKS = (b"UNICODE\0", b"ASCII\0\0\0", bytes(8))  # before a UserComment
+_OURS = "clipskip: "  # before our JSON, in a description
+_QUALITY: dict[str, dict[str, Any]] = {"PNG": {}, "JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}
 
 
-def save(
-    image: PIL.Image.Image, path: Path, request: Request, model: ModelFacts, engines: Engines, overwrite: bool = True
-) -> None:
-    """Write a PNG with its texts, in one step: `path` never holds half a picture.
+@dataclass(frozen=True)
+class Origin:
+    """What made one picture: the resolved request with the picture's own seed, and what it ran on."""
+
+    request: Request
+    model: ModelFacts
+    engines: Mapping[str, str]  # role -> key of the engine that was used
+    inversions: Mapping[str, str] = field(default_factory=dict)  # those that its prompts used: name -> SHA-256
+
+    def texts(self) -> dict[str, str]:
+        """The texts of the picture. RequestError above 1 MiB."""
+        model = {"name": self.model.name, "sha256": self.model.model_sha256}
+        made_with = {"model": model, "engines": dict(self.engines), "inversions": dict(self.inversions)}
+        truth = {"schema": ledger.SCHEMA, "request": json.loads(self.request.to_json()), **made_with}
+        texts = {
+            "parameters": parameters(self),
+            "clipskip": json.dumps(truth),
+        }
+        for name, text in texts.items():
+            if len(text.encode()) > LARGEST_TEXT:
+                raise RequestError(f"the text {name!r} of the picture would have more than 1 MiB", field="prompt")
+        return texts
+
+
+def parameters(origin: Origin) -> str:
+    """A1111's text (1.10) for one picture of a resolved request; as there, defaults are left out from subseed on."""
+    request, model = origin.request, origin.model
+    sources = list(model.sources.values())
+    digest = (sources[0] if len(sources) == 1 else model.model_sha256)[:10]
+    plain = {name: (field.infotext, written(getattr(request, name))) for name, field in FIELDS.items()}
+    schedule = " ".join(_CAPITALS.get(word, word.capitalize()) for word in request.schedule.split("_"))
+    settings = [plain["steps"], ("Sampler", request.sampler), ("Schedule type", schedule), plain["cfg"], plain["seed"]]
+    settings += [("Size", f"{request.width}x{request.height}"), ("Model hash", digest)]
+    left_out = {"steps", "cfg", "seed"} | {name for name in FIELDS if getattr(request, name) == FIELDS[name].default}
+    left_out |= set() if request.subseed_strength else {"subseed"}
+    left_out |= {"clip_skip"} if request.clip_skip == 1 else set()
+    left_out |= {"negative_clip_skip"} if request.negative_clip_skip == request.clip_skip else set()
+    rest = [plain[name] for name, field in FIELDS.items() if field.infotext and name not in left_out]
+    hashes = ", ".join(
+        f"{infotext.bare(name)}: {digest[: infotext.DIGEST]}" for name, digest in origin.inversions.items()
+    )
+    rest += [("RNG", request.rng.upper()), *([("TI hashes", hashes)] if hashes else []), ("Version", "clipskip")]
+    quoted = [
+        f"{name}: {json.dumps(text, ensure_ascii=False) if set(text) & _QUOTED else text}"
+        for name, text in [*settings, ("Model", model.name), *rest]
+    ]
+    lines = [request.prompt, *([f"{NEGATIVE} {request.negative_prompt}"] if request.negative_prompt else [])]
+    return "\n".join([*lines, ", ".join(quoted)]).strip()
+
+
+def format_of(path: Path) -> str:
+    """Pillow's name of the format that a path's suffix means. RequestError for another suffix, or none."""
+    if (found := FORMATS.get(path.suffix.lower())) is None:
+        message = f"pictures are written as {', '.join(FORMATS)}, not {path.suffix or 'without a suffix'}"
+        raise RequestError(message, field="out")
+    return found
+
+
+def encode(image: PIL.Image.Image, origin: Origin, format: str = "PNG") -> bytes:
+    """The bytes of a picture's file. JPEG has quality 95 and full colour, WEBP is lossless. RequestError."""
+    if (format := format.upper().replace("JPG", "JPEG")) not in _QUALITY:
+        raise RequestError(f"format must be one of {', '.join(_QUALITY)}, not {format!r}", field="format")
+    texts, encoded, extra = origin.texts(), BytesIO(), dict(_QUALITY[format])
+    if format == "PNG":
+        extra["pnginfo"] = info = PngInfo()
+        for name, text in texts.items():
+            (info.add_text if text.isascii() else info.add_itxt)(name, text)
+    else:
+        extra["exif"] = exif = PIL.Image.Exif()
+        exif[_DESCRIPTION] = _OURS + texts["clipskip"]
+        comment = _MARKS[0] + texts["parameters"].encode("utf-16-be", "replace")
+        exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = comment
+    try:
+        image.save(encoded, format, **extra)
+    except ValueError as error:  # a segment of a JPEG has 64 KiB
+        message = f"the request does not fit into a {format}'s metadata"
+        raise RequestError(message, field="prompt", hint="write a .png") from error
+    return encoded.getvalue()
+
+
+def save(image: PIL.Image.Image, path: Path, origin: Origin, overwrite: bool = True, format: str | None = None) -> None:
+    """Write a picture with its texts, in one step: `path` never holds half of one. The suffix says the format.
 
     Without `overwrite`, FileExistsError where something is there, also when it came while the picture was made.
-    StorageError for everything else that fails.
+    RequestError for an unknown suffix, StorageError for everything else that fails.
     """
+    encoded = encode(image, origin, format or format_of(path))
     if overwrite and path.exists() and not path.is_file():
         raise StorageError(f"{path} is there and is no file", path=path)
-    encoded = BytesIO()
-    image.save(encoded, "PNG", pnginfo=pnginfo(request, model, engines))
     draft = path.with_name(f".clipskip-{secrets.token_hex(8)}.tmp")
     try:
-        draft.write_bytes(encoded.getbuffer())
+        draft.write_bytes(encoded)
         if overwrite:
             os.replace(draft, path)
         else:
@@ -91,138 +167,95 @@ def _create(draft: Path, path: Path) -> None:
             raise
 
 
-def pnginfo(request: Request, model: ModelFacts, engines: Engines) -> PngInfo:
-    """The texts of one picture, made by a resolved request with the picture's own seed. RequestError above 1 MiB."""
-    named = {"name": model.name, "sha256": model.model_sha256}
-    truth = {"schema": SCHEMA, "request": json.loads(request.to_json()), "model": named, "engines": dict(engines)}
-    texts = {"parameters": parameters(request, model), "clipskip": json.dumps(truth)}
-    info = PngInfo()
-    for name, text in texts.items():
-        if len(text.encode()) > LARGEST_TEXT:
-            raise RequestError(f"the text {name!r} of the picture would have more than 1 MiB", field="prompt")
-        info.add_text(name, text)
-    return info
-
-
-def parameters(request: Request, model: ModelFacts) -> str:
-    """A1111's text (1.10) for one picture of a resolved request; as there, defaults are left out from subseed on."""
-    plain = {name: (field.infotext, written(getattr(request, name))) for name, field in FIELDS.items()}
-    sources = list(model.sources.values())
-    schedule = " ".join(_CAPITALS.get(word, word.capitalize()) for word in request.schedule.split("_"))
-    digest = (sources[0] if len(sources) == 1 else model.model_sha256)[:10]
-    settings = [plain["steps"], ("Sampler", request.sampler), ("Schedule type", schedule), plain["cfg"], plain["seed"]]
-    settings += [("Size", f"{request.width}x{request.height}"), ("Model hash", digest), ("Model", model.name)]
-    if request.subseed_strength:
-        settings += [plain["subseed"], plain["subseed_strength"]]
-    if request.clip_skip is not None and request.clip_skip > 1:
-        settings.append(plain["clip_skip"])
-    if request.negative_clip_skip not in (None, request.clip_skip):
-        settings.append(plain["negative_clip_skip"])
-    rare = ["emphasis", "pad_cond_uncond", "eta_noise_seed_delta"]
-    rare = [name for name in rare if getattr(request, name) != FIELDS[name].default]
-    settings += [("RNG", request.rng.upper()), *(plain[name] for name in rare), ("Version", "clipskip")]
-    quoted = {
-        name: json.dumps(text, ensure_ascii=False) if set(text) & set(',:\n"') else text for name, text in settings
-    }
-    lines = [request.prompt, *([f"{NEGATIVE} {request.negative_prompt}"] if request.negative_prompt else [])]
-    return "\n".join([*lines, ", ".join(f"{name}: {text}" for name, text in quoted.items())]).strip()
-
-
-def read_parameters(text: str) -> Request:
-    """The request that A1111's text means; settings that clipskip has not are ignored.
-
-    A missing `Clip skip` is 1, a missing `RNG` a GPU's. A DPM sampler without a schedule is from before A1111 1.9 and
-    ran on the uniform one. CheckpointError without a line of settings, RequestError for values of a wrong type.
-    """
-    lines = [line.strip() for line in text.strip().split("\n")]
-    last = max((i for i, line in enumerate(lines) if line.startswith("Steps:")), default=None)
-    if last is None:
-        raise CheckpointError("the text `parameters` has no line of settings (Steps: ..., Sampler: ...)")
-    known = {name: value.strip() for name, value in _SETTING.findall(lines[last]) if name in _KNOWN}
-    for name, value in known.items():
-        with suppress(ValueError):  # such as a quote that does not end
-            known[name] = str(json.loads(value)) if value.startswith('"') else value
-    first = next((i for i, line in enumerate(lines[:last]) if line.startswith(NEGATIVE)), last)
-    negative = "\n".join(line.removeprefix(NEGATIVE).strip() for line in lines[first:last])
-    fields = {"prompt": "\n".join(lines[:first]), "negative_prompt": negative, "clip_skip": "1"}
-    fields |= {_PLAIN[name]: value for name, value in known.items() if name in _PLAIN}
-    if (sampler := known.get("Sampler")) is not None:
-        schedule = known.get("Schedule type")
-        if schedule is None:  # as before 1.9
-            sampler, suffix = split_schedule(sampler)
-            schedule = suffix or ("uniform" if "dpm" in sampler.lower() else "automatic")
-        fields |= {"sampler": sampler, "schedule": "_".join(schedule.lower().split())}
-    if "Size" in known:
-        fields["width"], _, fields["height"] = known["Size"].partition("x")
-    fields["rng"] = _RNGS.get(known.get("RNG", "GPU").lower(), "cpu")
-    return Request.from_text(fields)
-
-
 def read_request(image: str | os.PathLike[str] | bytes | PIL.Image.Image) -> Request:
-    """The request that made a picture, from its path, its bytes or an opened image.
+    """The request that made a picture: `read_ledger` without the account of what it leaves out."""
+    return read_ledger(image).request
 
-    Those of clipskip give exactly what they were made with, those of A1111 what clipskip has of their settings. Ranges
-    are checked when it meets a model. CheckpointError for another or damaged file, and no or broken settings.
+
+def read_ledger(image: str | os.PathLike[str] | bytes | PIL.Image.Image) -> Ledger:
+    """The request that made a picture, from its path, its bytes or an opened image; or from a .txt file beside one.
+
+    Pictures of clipskip give exactly what they were made with, those with A1111's text what clipskip has of their
+    settings, and the account of the others. Ranges are checked when the request meets a model. CheckpointError for
+    another or damaged file, no or broken settings, and pictures of programs with texts of their own, by their name.
     """
     path = None if isinstance(image, (bytes, PIL.Image.Image)) else os.fspath(image)
     try:
-        texts = _texts(image if isinstance(image, PIL.Image.Image) else _opened(image))
-        if "clipskip" in texts:
-            return read_truth(texts["clipskip"])
-        if "parameters" in texts:
-            return read_parameters(texts["parameters"])
-        others = f"; it has {', '.join(repr(name[:40]) for name in sorted(texts)[:5])}" if texts else ""
-        raise CheckpointError(f"no settings are in this picture: neither text `clipskip` nor `parameters`{others}")
+        if isinstance(image, PIL.Image.Image):
+            return _in_picture(image)
+        data = image if isinstance(image, bytes) else files.read(image, LARGEST_FILE + 1)
+        if len(data) > LARGEST_FILE:
+            raise CheckpointError(f"the file has more than {LARGEST_FILE >> 20} MiB")
+        if not data.startswith(_SIGNATURES) and len(data) <= LARGEST_TEXT:
+            for text in _decoded(data):
+                if (info := infotext.read(text)) is not None:
+                    return ledger.of_text(info)
+        return _in_picture(_opened(data))
     except (RequestError, CheckpointError) as error:
         message = error.message if path is None or path in error.message else f"{path}: {error.message}"
         raise CheckpointError(message, path=path, hint=error.hint) from error
 
 
-def _opened(image: str | os.PathLike[str] | bytes) -> PIL.Image.Image:
-    data = image if isinstance(image, bytes) else files.read(image, LARGEST_FILE + 1)
-    if len(data) > LARGEST_FILE:
-        raise CheckpointError(f"the file has more than {LARGEST_FILE >> 20} MiB")
+def _opened(data: bytes) -> PIL.Image.Image:
     try:
-        opened = PIL.Image.open(BytesIO(data), formats=FORMATS)
+        opened = PIL.Image.open(BytesIO(data), formats=tuple(_QUALITY))
         if small := opened.width * opened.height <= MOST_PIXELS:
             opened.load()  # texts may follow the pixels, and a damaged file shows itself
     except Exception as error:  # Pillow raises anything, from SyntaxError to struct.error, on broken files
-        raise CheckpointError(f"no sound PNG, JPEG or WEBP ({type(error).__name__})") from error
+        message = f"no sound PNG, JPEG or WEBP ({type(error).__name__}), and no text with a line of settings"
+        raise CheckpointError(message) from error
     if not small:
         raise CheckpointError(f"{opened.width}x{opened.height} pixels are more than a picture to read back has")
     return opened
 
 
-def _texts(image: PIL.Image.Image) -> dict[str, str]:
-    """All texts of an image, by name; Exif's UserComment counts as `parameters`."""
-    texts = {str(name): str(value) for name, value in image.info.items() if isinstance(value, str)}
+def _in_picture(image: PIL.Image.Image) -> Ledger:
+    texts = {str(name): _unmangled(value) for name, value in image.info.items() if isinstance(value, str)}
     try:
-        comment = None if "parameters" in texts else image.getexif().get_ifd(_EXIF_IFD).get(_USER_COMMENT)
+        comments = list(_comments(image))
     except Exception as error:  # as above
         raise CheckpointError(f"its Exif data is broken ({type(error).__name__})") from error
-    if isinstance(comment, bytes):
-        encoding = "utf-8"  # the comment's first eight bytes name it
-        if comment.startswith(b"UNICODE\0"):  # UTF-16, big-endian in A1111's, mostly little-endian elsewhere
-            encoding = "utf-16-le" if comment[8:9] and comment[9:10] == b"\0" else "utf-16-be"
-        comment = comment[8:].decode(encoding, "replace")
-    if comment and isinstance(comment, str):
-        texts["parameters"] = comment
-    if large := [name for name, text in texts.items() if len(text) > LARGEST_TEXT]:
+    candidates = {**texts, **{f"Exif {number}": text for number, text in enumerate(comments)}}
+    if large := [name for name, text in candidates.items() if len(text) > LARGEST_TEXT]:
         raise CheckpointError(f"the text {large[0][:40]!r} has more than 1 MiB")
-    return texts
+    ours = (text.removeprefix(_OURS) for text in comments if text.startswith(_OURS))
+    if (truth := texts.get("clipskip", next(ours, None))) is not None:
+        return ledger.of_truth(truth)
+    for text in (texts.get("parameters", ""), *comments):
+        if (info := infotext.read(text)) is not None:
+            return ledger.of_text(info)
+    if (program := ledger.foreign(candidates)) is not None:
+        hint = "clipskip reads its own, and AUTOMATIC1111's, which Civitai, Forge, SD.Next and others write as well"
+        raise CheckpointError(f"this picture is {program}'s, whose settings are not supported", hint=hint)
+    if "parameters" in texts or comments:
+        raise CheckpointError("the text `parameters` has no line of settings (Steps: ..., Sampler: ..., Seed: ...)")
+    others = f"; it has {', '.join(repr(name[:40]) for name in sorted(texts)[:5])}" if texts else ""
+    raise CheckpointError(f"no settings are in this picture: neither text `clipskip` nor `parameters`{others}")
 
 
-def read_truth(text: str) -> Request:
-    """The request in clipskip's own text. CheckpointError for a broken one, or one of another schema."""
-    try:
-        truth: Any = strict.parse(text.encode("utf-8", "replace"))
-    except ManifestError as error:
-        raise CheckpointError(f"the text `clipskip` is broken: {error.message[:200]}") from error
-    if not isinstance(truth, dict) or type(truth.get("schema")) is not int:
-        raise CheckpointError("the text `clipskip` is broken: it is no object with a schema")
-    if truth["schema"] != SCHEMA:
-        hint = "a newer clipskip may have written it: upgrade"
-        raise CheckpointError(f"the text `clipskip` has schema {truth['schema']}; {SCHEMA} is known", hint=hint)
-    if not isinstance(truth.get("request"), dict):
-        raise CheckpointError("the text `clipskip` is broken: its request is missing")
-    return Request.from_json(truth["request"])
+def _unmangled(text: str) -> str:
+    """A PNG's text in Latin-1, as the format has it, or in UTF-8, as many programs write it."""
+    if not isinstance(text, iTXt):
+        with suppress(UnicodeError):
+            return text.encode("latin-1").decode()
+    return str(text)
+
+
+def _comments(image: PIL.Image.Image) -> Iterator[str]:
+    """What stands where programs put comments in Exif, in every encoding that it may have."""
+    exif = image.getexif()
+    first = [exif.get(tag) for tag in (_USER_COMMENT, _DESCRIPTION, _XP_COMMENT)]
+    for value in (exif.get_ifd(_EXIF_IFD).get(_USER_COMMENT), *first, image.info.get("comment")):
+        comment = value.encode("latin-1", "replace") if isinstance(value, str) else value
+        if isinstance(comment, bytes):
+            yield from _decoded(comment[8:] if comment.startswith(_MARKS) else comment)
+
+
+def _decoded(data: bytes) -> Iterator[str]:
+    """The text in UTF-8, UTF-16 of either byte order (the last byte may be lost), and Western Windows' encoding."""
+    with suppress(UnicodeDecodeError):
+        yield data.decode("utf-8")
+    even = len(data) & ~1
+    yield data[:even].decode("utf-16-be", "replace")
+    yield (data + bytes(len(data) % 2)).decode("utf-16-le", "replace")
+    yield data.decode("cp1252", "replace")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import PIL.Image
@@ -29,7 +29,8 @@ from .driver import Driver
 from .engine_cache import EngineCache
 from .errors import EngineIncompatible, NumericalError, RequestError
 from .fields import FLAG, at_least, shown
-from .inversions import Inversions, check_names
+from .inversions import Inversions, with_usable_names
+from .ledger import Ledger
 from .noise import LARGEST_SEED, SOURCES, image_seeds, initial
 from .request import Request, canonical
 from .resolve import Limits, Resolved, resolve
@@ -68,7 +69,8 @@ class Result:
 
     `images` are 8-bit RGB pictures, one per seed of `seeds`; `request` is the request with every default filled in;
     `warnings` is what the user should know; `timings` are seconds per stage of the run that made it; `engines` maps
-    each role that took part to the key of its artefact.
+    each role that took part to the key of its artefact; `inversions` maps each textual inversion that the prompts used
+    to its SHA-256; `ledger` is that of the picture which was repeated, if one was.
     """
 
     images: tuple[PIL.Image.Image, ...]
@@ -78,10 +80,29 @@ class Result:
     timings: dict[str, float]
     engines: dict[str, str]
     model: ModelFacts = field(repr=False)
+    inversions: dict[str, str] = field(default_factory=dict, repr=False)
+    ledger: Ledger | None = field(default=None, repr=False)
 
-    def save(self, path: str | Path, index: int = 0) -> None:
-        """Write image `index` as a PNG that carries the whole request; an existing file is replaced in one step."""
-        metadata.save(self.images[index], Path(path), self.alone(index), self.model, self.engines)
+    def save(
+        self, target: str | Path | BinaryIO, index: int = 0, format: str | None = None, *, overwrite: bool = True
+    ) -> None:
+        """Write image `index` with the whole request in its metadata; a file is written, and replaced, in one step.
+
+        The suffix says the format: .png, .jpg or .jpeg (quality 95), .webp (lossless). An open binary file gets a PNG.
+        `format` ("PNG", "JPEG", "WEBP") overrules both. Without `overwrite`, FileExistsError where a file is there.
+        """
+        if isinstance(target, (str, Path)):
+            metadata.save(self.images[index], Path(target), self.origin(index), overwrite, format)
+        else:
+            target.write(metadata.encode(self.images[index], self.origin(index), format or "PNG"))
+
+    def png(self, index: int = 0) -> bytes:
+        """Image `index` as the bytes of a PNG, with the whole request in its metadata."""
+        return metadata.encode(self.images[index], self.origin(index))
+
+    def origin(self, index: int) -> metadata.Origin:
+        """What made image `index`, for its metadata."""
+        return metadata.Origin(self.alone(index), self.model, self.engines, self.inversions)
 
     def alone(self, index: int) -> Request:
         """The request that makes image `index` again by itself."""
@@ -95,7 +116,7 @@ class Result:
 class Progress:
     """`call` of `calls` model evaluations, counted per image, are done. The last Progress has one result per request.
 
-    `preview()` decodes what the images look like now, noise included.
+    `preview()` decodes what the images look like now, noise included; of the last one they are the pictures themselves.
     """
 
     call: int
@@ -123,11 +144,10 @@ class Pipeline:
         if self._tokenizer.vocabulary != facts.vocabulary:
             message = f"the tokenizer has {self._tokenizer.vocabulary} tokens, the text engines {facts.vocabulary}"
             raise EngineIncompatible(message, path=store.root, hint=export_command(store.root))
-        check_names(inversions, self._tokenizer)
         for each in store.manifest().artefacts:
             if each.role.part == "text" and each.target == backend.target:
                 check_vectors(inversions.vectors, each)
-        self._inversions = inversions
+        self._inversions = with_usable_names(inversions, self._tokenizer)
         self._noise_model = NoiseModel(facts.beta_start, facts.beta_end, facts.train_steps, facts.prediction)
         step = self._engines.artefact(STEP)
         command = None if step.target == "onnx" else build_command(store.root, step.target, step.precision)
@@ -139,28 +159,31 @@ class Pipeline:
         for size in settings.warm:
             self._warm(*size)
 
-    def __call__(self, prompt: str | Request, **fields: Any) -> Result:
-        """Make the pictures of one request, given as a Request or as a prompt and any fields of Request.
+    def __call__(self, prompt: str | Request | Ledger, **fields: Any) -> Result:
+        """Make the pictures of one request: a Request, one read from a picture (a Ledger), or a prompt; and any fields.
 
         Raises RequestError before any engine runs, EngineMissing for a depth that was not built, and NumericalError
         instead of returning a broken picture.
         """
+        if isinstance(prompt, Ledger):
+            return self.run([prompt.over(as_request(prompt.request, **fields), fields)])[0]
         return self.run([as_request(prompt, **fields)])[0]
 
-    def run(self, requests: Sequence[Request | str]) -> list[Result]:
+    def run(self, requests: Sequence[Request | Ledger | str]) -> list[Result]:
         """The results of several requests, which share calls of the network wherever size and length allow."""
-        if isinstance(requests, (str, Request)):
+        if isinstance(requests, (str, Request, Ledger)):
             raise RequestError("run() takes a list of requests; call the pipeline itself for one", field="requests")
         *_, last = self.steps(*requests)
         return list(last.results)
 
-    def steps(self, *requests: Request | str) -> Iterator[Progress]:
+    def steps(self, *requests: Request | Ledger | str) -> Iterator[Progress]:
         """As `run`, yielding whenever the pictures have moved on; to cancel, stop iterating.
 
         They move on by calls that other threads make as well: who looks rarely sees fewer of them.
         """
         self._driver.check_process()
         clock = _Clock()
+        ledgers = [request if isinstance(request, Ledger) else None for request in requests]
         resolved = [self.check(request) for request in requests]
         groups = [list(self._images(*each)) for each in zip(resolved, self._text.rows(resolved), strict=True)]
         images = [image for group in groups for image in group]
@@ -177,8 +200,9 @@ class Pipeline:
         clock.lap("denoise")
         pictures = [[self._picture(image.latents, "the finished latents") for image in group] for group in groups]
         clock.lap("decode")
-        results = tuple(self._result(*each, clock) for each in zip(resolved, groups, pictures, strict=True))
-        yield Progress(done, total, list, results)
+        made = zip(resolved, ledgers, groups, pictures, strict=True)
+        results = tuple(self._result(*each, clock) for each in made)
+        yield Progress(done, total, lambda: [image for group in pictures for image in group], results)
 
     def _warm(self, width: int, height: int, images: int) -> None:
         try:
@@ -187,9 +211,10 @@ class Pipeline:
             message = f"warm has ({width!r}, {height!r}, {images!r}): {error.message}"
             raise RequestError(message, field="warm", hint=error.hint) from error
 
-    def check(self, request: Request | str) -> Resolved:
+    def check(self, request: Request | Ledger | str) -> Resolved:
         """What a request means to this model. RequestError and EngineMissing as when it is made; no engine runs."""
-        resolved = resolve(as_request(request), self.model, self._limits, self._tokenizer, self._inversions)
+        asked = request.request if isinstance(request, Ledger) else as_request(request)
+        resolved = resolve(asked, self.model, self._limits, self._tokenizer, self._inversions)
         for layers in {resolved.layers, resolved.negative_layers}:
             self._engines.artefact(Role("text", layers))
         return resolved
@@ -237,8 +262,16 @@ class Pipeline:
         return PIL.Image.fromarray(outputs["image"][0])
 
     def _result(
-        self, resolved: Resolved, images: Sequence[Image], pictures: Sequence[PIL.Image.Image], clock: _Clock
+        self,
+        resolved: Resolved,
+        ledger: Ledger | None,
+        images: Sequence[Image],
+        pictures: Sequence[PIL.Image.Image],
+        clock: _Clock,
     ) -> Result:
+        learnt = self._inversions
+        inversions = learnt.used(resolved.texts, self._tokenizer.vocabulary) if learnt.digests else {}
+        repeated = ledger.notes(self.model, self._inversions, inversions) if ledger else []
         texts = {Role("text", layers) for layers in (resolved.layers, resolved.negative_layers)}
         roles = {str(role): role for role in sorted({STEP, DECODE, *texts})}
         stretched = [SHARED_LENGTHS] if any(image.stretched for image in images) else []
@@ -246,10 +279,12 @@ class Pipeline:
             images=tuple(pictures),
             seeds=tuple(seed for seed, _ in resolved.seeds),
             request=resolved.request,
-            warnings=(*resolved.notes, *self._inversions.notes, *stretched),
+            warnings=(*repeated, *resolved.notes, *self._inversions.notes, *stretched),
             timings=clock.seconds,
             engines={name: self._engines.artefact(role).key for name, role in roles.items()},
             model=self.model,
+            inversions=inversions,
+            ledger=ledger,
         )
 
 

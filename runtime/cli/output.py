@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from clipskip.request import Request
 
 INTERVAL = 5.0  # seconds between lines where there is no terminal to draw on
-OTHER_FORMATS = (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
+OTHER_FORMATS = (".gif", ".bmp", ".tif", ".tiff", ".avif")
 _NUMBERED = re.compile(r"(\d{5,})-\d+\.png")
 
 
@@ -120,17 +120,19 @@ def _abandon(stream: TextIO) -> None:
 
 
 class Destination:
-    """Where `count` pictures go: into the file `out` if it ends in .png, to stdout if it is "-", or else into a folder.
+    """Where `count` pictures go: the file `out` if it ends as pictures do, stdout if it is "-", or else a folder.
 
     There they are "00001-SEED.png", ..., in the order of the requests, and on after what is there. What can be refused
     is refused when this is made, before any work. Several processes may write into one folder.
     """
 
     def __init__(self, out: Path, overwrite: bool, count: int) -> None:
+        from clipskip.metadata import FORMATS, format_of
+
         if out.suffix.lower() in OTHER_FORMATS:
-            raise RequestError(f"pictures are written as .png, not {out.suffix}", field="out")
+            format_of(out)
         self.is_stdout = str(out) == "-"
-        self._file = out if self.is_stdout or (out.suffix.lower() == ".png" and not os.path.isdir(out)) else None
+        self._file = out if self.is_stdout or (out.suffix.lower() in FORMATS and not os.path.isdir(out)) else None
         self._folder = out.parent if self._file else out
         self._overwrite, self._number = overwrite, 0
         if self._file and count > 1:

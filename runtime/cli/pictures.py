@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import groupby, islice
@@ -20,8 +20,7 @@ from clipskip.request import FIELDS, Request, given_twice
 from . import Outcome, Parser, Verbs, output, path, store_verb
 
 if TYPE_CHECKING:
-    import PIL.Image
-
+    from clipskip.ledger import Ledger
     from clipskip.pipeline import Pipeline, Result
 
 TOGETHER = 8  # at most so many pictures are in the making at once
@@ -38,15 +37,17 @@ class Job:
     """
 
     number: int
-    request: Request
+    request: Request | Ledger
     kind: tuple[int, int, int, int, int]
 
 
 def add_to(verbs: Verbs) -> None:
     """Let argparse know these verbs."""
     verb = store_verb(verbs, generate, "make pictures", "Make pictures from an engine store.")
-    _add_making(verb, "a .png file, - for stdout, or a folder (default: this one)", default=Path())
-    verb.add_argument("--from", dest="image", type=path, metavar="IMAGE", help="repeat the request in a picture")
+    _add_making(verb, "a .png, .jpg or .webp file, - (stdout), or a folder (default: this one)", default=Path())
+    verb.add_argument(
+        "--from", dest="image", type=path, metavar="IMAGE", help="repeat a picture, or the .txt beside one"
+    )
     text = "one prompt, /render line, or line such as --prompt 'a cat' --steps 20 per line; # starts a comment"
     verb.add_argument("--lines", type=path, metavar="FILE", help=text)
     verb = store_verb(verbs, grid, "draw a labelled X/Y sheet", "Vary a request along two axes.")
@@ -97,7 +98,8 @@ def _names() -> str:
 def generate(args: argparse.Namespace) -> Outcome:
     """Make the pictures of every prompt, and write each with its request in the metadata as soon as it is finished."""
     from_lines = args.lines is not None or "-" in (args.prompt, args.prompt_option)
-    requests, refused = read_list(args) if from_lines else ({0: _request(args)}, {})
+    alone = _repeated if args.image is not None else _request
+    requests, refused = read_list(args) if from_lines else ({0: alone(args)}, {})
     count = sum(request.batch for request in requests.values())
     destination = _destination(args, count)
     pictures: list[dict[str, Any]] = []
@@ -140,14 +142,14 @@ def _results(pipe: Pipeline, jobs: Sequence[Job], bar: output.Bar) -> Iterator[t
 def _saved(result: Result, destination: output.Destination) -> Iterator[dict[str, Any]]:
     """The facts of each picture of a result, when it is saved."""
     for index, seed in enumerate(result.seeds):
-        request = result.alone(index)
-        path = destination.save(seed, _writer(result, result.images[index], request))
-        yield {"file": str(path), "request": asdict(request), "engines": result.engines, "timings": result.timings}
+        path = destination.save(seed, partial(result.save, index=index))
+        request = asdict(result.alone(index))
+        yield {"file": str(path), "request": request, "engines": result.engines, "timings": result.timings}
 
 
 def grid(args: argparse.Namespace) -> Outcome:
     """Draw one labelled sheet of a request varied along one or two axes."""
-    from clipskip import sheet
+    from clipskip import metadata, sheet
 
     base, x = _request(args), sheet.parse_axis(args.x)
     y = sheet.parse_axis(args.y) if args.y else sheet.Axis("prompt", (base.prompt,))
@@ -158,17 +160,11 @@ def grid(args: argparse.Namespace) -> Outcome:
     with clipskip.open(args.store, backend=args.target, embeddings=args.embeddings) as pipe:
         results = output.run(pipe, cells)
     first = results[0]
-    path = destination.save(0, _writer(first, sheet.draw(results, x, y), first.request))
+    origin = replace(first.origin(0), request=first.request)
+    path = destination.save(0, partial(metadata.save, sheet.draw(results, x, y), origin=origin))
     noted = _noted(warning for result in results for warning in result.warnings)
     data = {"file": str(path), "cells": [asdict(result.request) for result in results], "timings": first.timings}
     return Outcome({**data, **noted}, "" if destination.is_stdout else str(path))
-
-
-def _writer(result: Result, image: PIL.Image.Image, request: Request) -> Callable[..., None]:
-    """What writes an image of this result to a path that is given later."""
-    from clipskip import metadata
-
-    return partial(metadata.save, image, request=request, model=result.model, engines=result.engines)
 
 
 def _destination(args: argparse.Namespace, count: int) -> output.Destination:
@@ -194,20 +190,27 @@ def _given(args: argparse.Namespace) -> dict[str, str]:
 
 
 def _request(args: argparse.Namespace) -> Request:
-    """The one request that the arguments ask for. What a /render line says goes before the options."""
-    from clipskip import metadata, render
+    """The request of a prompt. What a /render line says goes before the options."""
+    from clipskip import render
 
     given = _given(args)
-    if args.image is not None:
-        return Request.from_text(given, metadata.read_request(args.image))
     return Request.from_text(given | render.fields(args.prompt if args.prompt is not None else args.prompt_option))
 
 
-def read_list(args: argparse.Namespace) -> tuple[dict[int, Request], dict[int, ClipskipError]]:
+def _repeated(args: argparse.Namespace) -> Ledger:
+    """The request of a picture, with what was typed over it."""
+    from clipskip import metadata
+
+    given = _given(args)
+    return metadata.read_ledger(args.image).given(given)
+
+
+def read_list(args: argparse.Namespace) -> tuple[dict[int, Request | Ledger], dict[int, ClipskipError]]:
     """The requests of a list, and what is wrong with its other lines, by their numbers."""
     from clipskip import render
 
-    given, requests, refused = _given(args), dict[int, Request](), dict[int, ClipskipError]()
+    requests: dict[int, Request | Ledger] = {}
+    given, refused = _given(args), dict[int, ClipskipError]()
     for number, line in enumerate(_text(args.lines).split("\n"), 1):
         if number > MOST_LINES:
             raise RequestError(f"a list has at most {MOST_LINES} lines", field="lines", hint="give it in parts")
@@ -224,7 +227,7 @@ def read_list(args: argparse.Namespace) -> tuple[dict[int, Request], dict[int, C
 
 
 def plan(
-    pipe: Pipeline, requests: Mapping[int, Request], refused: dict[int, ClipskipError], lines: Path | None
+    pipe: Pipeline, requests: Mapping[int, Request | Ledger], refused: dict[int, ClipskipError], lines: Path | None
 ) -> list[Job]:
     """What is to be done, in order. Whatever is refused is refused now, all of it together."""
     jobs = []
@@ -239,7 +242,9 @@ def plan(
         for start in range(0, request.batch, most):
             (seed, subseed), batch = resolved.seeds[start], min(most, request.batch - start)
             kind = most // batch, calls * batch, resolved.width, resolved.height, resolved.chunks
-            jobs.append(Job(number, replace(request, seed=seed, subseed=subseed, batch=batch), kind))
+            asked = request if isinstance(request, Request) else request.request
+            asked = replace(asked, seed=seed, subseed=subseed, batch=batch)
+            jobs.append(Job(number, asked if isinstance(request, Request) else request.over(asked, ()), kind))
     if not refused:
         return jobs
     first = refused[min(refused)]

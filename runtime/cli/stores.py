@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 from dataclasses import asdict
+from pathlib import Path
 
 from clipskip import fields
 from clipskip.engines import hints
@@ -35,7 +37,8 @@ def add_to(verbs: Verbs) -> None:
     verb.add_argument("--max-chunks", metavar="N", help="prompt length in chunks of 75 (default: 3)")
     verb.add_argument("--compute-capability", action="append", default=[], metavar="X.Y", help="tensorrt-rtx only")
     verb.add_argument("--workspace", metavar="MIB", help="memory that the builder may use on the GPU")
-    store_verb(verbs, inspect, "show what a store holds", "Show what an engine store holds.")
+    text = "Show what an engine store holds; or what the settings in a picture, or in the .txt beside one, become here."
+    store_verb(verbs, inspect, "show what a store or a picture holds", text)
     text = "Check every byte of a store against its manifest."
     verb = store_verb(verbs, verify, "check every byte of a store", text)
     verb.add_argument("--manifest-sha256", metavar="HEX", help="and the manifest against this, which export printed")
@@ -83,11 +86,29 @@ def _whole(field: str, text: str) -> int:
 
 
 def inspect(args: argparse.Namespace) -> Outcome:
-    """What a store holds, with sizes and the figures of the gates."""
+    """What a store holds, with sizes and the figures of the gates; or the ledger of a picture."""
     from clipskip.engines import report
 
+    if os.path.isfile(args.store):
+        return _ledger(args.store)
     facts = report.inspect(args.store)
     return Outcome(facts, report.inspection_text(facts))
+
+
+def _ledger(picture: Path) -> Outcome:
+    from clipskip.engines import report
+    from clipskip.metadata import read_ledger
+
+    ledger = read_ledger(picture)
+    found = asdict(ledger)
+    model = f"{ledger.model} [{ledger.model_hash[:10]}]" if ledger.model_hash else ledger.model
+    rows = [("file", str(picture)), ("program", ledger.program), ("model", model)]
+    rows += [(name.replace("_", " "), found["request"][name]) for name in ("prompt", "negative_prompt")]
+    parts = {"honoured": ledger.honoured, "not honoured": ledger.ignored, "filled in": ledger.filled}
+    parts["inversions"] = ledger.inversions or {}
+    rows += [(part, f"{name}: {value}") for part, entries in parts.items() for name, value in entries.items()]
+    lines = [(row[0], line) for row in rows for line in row[1].split("\n")]
+    return Outcome({"file": str(picture), **found}, output.printable(report.table([row for row in lines if row[1]])))
 
 
 def verify(args: argparse.Namespace) -> Outcome:

@@ -56,6 +56,36 @@ def test_generate_repeats_the_request_in_a_picture(run, sample_store, tmp_path):
     assert picture(first).tobytes() == picture(second).tobytes()
 
 
+@pytest.mark.parametrize("name", ["x.jpg", "x.webp"])
+def test_generate_writes_other_formats_and_repeats_them(run, sample_store, tmp_path, name):
+    status, out, _ = run("generate", sample_store, "a red circle", "--out", tmp_path / name, "--seed", "3", *FAST)
+    assert (status, out) == (0, f"{tmp_path / name}\n")
+    assert picture(tmp_path / name).format == {"x.jpg": "JPEG", "x.webp": "WEBP"}[name]
+    status, out, _ = run("generate", sample_store, "--from", tmp_path / name, "--out", tmp_path / "y.png", "--json")
+    assert json.loads(out)["pictures"][0]["request"]["seed"] == 3
+
+
+def test_repeating_a_picture_of_another_program_says_what_is_left_out_and_inspect_shows_it_c1(
+    run, sample_store, tmp_path
+):
+    text = tmp_path / "x.txt"
+    text.write_text("a ring\nSteps: 2, Sampler: Euler a, Seed: 5, Size: 64x64, Eta: 0.5, Version: v1.9.4\n")
+    status, out, err = run("generate", sample_store, "--from", text, "--out", tmp_path / "y.png", "--json")
+    expected = ["not honoured from the picture: Eta: 0.5", "the picture's settings have no CFG scale: 7 is used"]
+    assert (status, json.loads(out)["warnings"][:2]) == (0, expected)
+    assert all(f"note: {warning}" in err for warning in expected)
+    _, out, _ = run("generate", sample_store, "--from", text, "--cfg", "3", "--out", tmp_path / "z.png", "--json")
+    assert json.loads(out)["warnings"][:1] == expected[:1]
+    assert not any("CFG" in warning for warning in json.loads(out)["warnings"])
+    status, out, _ = run("inspect", text, "--json")
+    found = json.loads(out)
+    assert (status, found["program"], found["request"]["seed"]) == (0, "AUTOMATIC1111 v1.9.4", 5)
+    assert (found["ignored"], found["filled"]) == ({"Eta": "0.5"}, {"cfg": "7"})
+    _, out, _ = run("inspect", text)
+    assert "not honoured  Eta: 0.5\nfilled in     cfg: 7\n" in out
+    assert run("inspect", tmp_path / "y.png")[1].splitlines()[1].split() == ["program", "clipskip"]
+
+
 def test_a_render_line_goes_before_the_options(run, sample_store, tmp_path):
     line = "/render /clipskip:4 /seed:9 a blue star"
     status, out, _ = run("generate", sample_store, line, "--clip-skip", "2", "--json", "--out", tmp_path, *FAST)

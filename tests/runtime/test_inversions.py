@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import pickle
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from clipskip.errors import CheckpointError, UnsafeFileError, UnsupportedModelError
-from clipskip.inversions import Inversions, check_names, load
+from clipskip.inversions import Inversions, load, with_usable_names
 from clipskip.tokenizer import Tokenizer
 
 WIDTH = 8
@@ -104,7 +106,7 @@ def test_a_pickle_called_safetensors_is_refused_by_its_content(tmp_path: Path) -
     path = tmp_path / "x.safetensors"
     path.write_bytes(pickle.dumps(Payload(tmp_path / "ran")))
     with pytest.raises(UnsafeFileError):
-        load(tmp_path, WIDTH)
+        load(path, WIDTH)
     assert not (tmp_path / "ran").exists()
 
 
@@ -135,7 +137,7 @@ def test_what_is_no_inversion_for_this_model_is_refused_with_the_files_name(
 ) -> None:
     path = write(tmp_path / "odd one.safetensors", **tensors)
     with pytest.raises(error) as caught:
-        load(tmp_path, WIDTH)
+        load(path, WIDTH)
     assert caught.value.message.startswith(f"{path}: ")
     assert message in caught.value.message
     assert (type(caught.value), caught.value.path) == (error, str(path))
@@ -152,4 +154,61 @@ def test_a_name_that_prompts_use_for_something_else_is_refused(
 ) -> None:
     inversions = Inversions(np.zeros((1, 64), np.float32), {name: range(1)})
     with pytest.raises(CheckpointError, match=message):
-        check_names(inversions, Tokenizer.open(sample_checkpoint / "tokenizer"))
+        with_usable_names(inversions, Tokenizer.open(sample_checkpoint / "tokenizer"))
+
+
+def test_an_unusable_file_in_a_folder_is_left_out_with_a_note_and_refused_by_itself_c19(tmp_path: Path) -> None:
+    good = write(tmp_path / "good.safetensors", emb_params=vectors(WIDTH))
+    write(tmp_path / "wide.safetensors", emb_params=vectors(768))
+    (tmp_path / "broken.safetensors").write_bytes(b"no")
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    (tmp_path / "gone.safetensors").symlink_to("nowhere")
+    (tmp_path / "folder.safetensors").mkdir()
+    inversions = load(tmp_path, WIDTH)
+    assert list(inversions.spans) == ["good"]
+    names = ["broken", "folder", "gone", "pipe", "wide"]
+    assert [note.split(" is not used: ")[0] for note in inversions.notes] == [
+        str(tmp_path / f"{name}.safetensors") for name in names
+    ]
+    assert "its vectors are 768 wide" in inversions.notes[-1]
+    for name in ("broken", "gone", "pipe", "wide"):
+        with pytest.raises(CheckpointError):
+            load([good, tmp_path / f"{name}.safetensors"], WIDTH)
+        with pytest.raises(CheckpointError):
+            load([tmp_path, tmp_path / f"{name}.safetensors"], WIDTH)
+
+
+def test_of_two_files_of_one_name_in_folders_the_first_counts_and_a_named_one_before_all_c19(tmp_path: Path) -> None:
+    first = write(tmp_path / "x" / "Style.safetensors", emb_params=vectors(WIDTH))
+    second = write(tmp_path / "y" / "style.safetensors", emb_params=vectors(WIDTH, start=100))
+    inversions = load(tmp_path, WIDTH)
+    assert inversions.vectors[0, 0] == 0
+    assert inversions.notes == (f"{second} is not used: {first} and {second} are both called 'style' in prompts",)
+    assert load([tmp_path, second], WIDTH).vectors[0, 0] == 100
+
+
+def test_a_file_name_that_is_no_utf_8_is_left_out_of_a_folder_and_refused_by_itself_c19(tmp_path: Path) -> None:
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/k\xe4se.safetensors"))
+    write(tmp_path / "good.safetensors", emb_params=vectors(WIDTH)).rename(odd)
+    inversions = load(tmp_path, WIDTH)
+    assert inversions.spans == {}
+    (note,) = inversions.notes
+    assert note.isascii()
+    assert "k\\xe4se.safetensors is not used: its name is no UTF-8" in note
+    with pytest.raises(CheckpointError, match="no UTF-8"):
+        load(odd, WIDTH)
+
+
+def test_a_name_that_prompts_use_for_something_else_is_left_out_of_a_folder_c19(
+    sample_checkpoint: Path, tmp_path: Path
+) -> None:
+    for name in ("a", "big ring"):
+        write(tmp_path / f"{name}.safetensors", emb_params=vectors(WIDTH))
+    inversions = with_usable_names(load(tmp_path, WIDTH), Tokenizer.open(sample_checkpoint / "tokenizer"))
+    assert list(inversions.spans) == list(inversions.digests) == ["big ring"]
+    assert "'a' is a word of the vocabulary" in inversions.notes[0]
+
+
+def test_every_inversion_has_the_sha_256_of_its_file_c2(tmp_path: Path) -> None:
+    path = write(tmp_path / "Ring.safetensors", emb_params=vectors(WIDTH))
+    assert load(tmp_path, WIDTH).digests == {"ring": hashlib.sha256(path.read_bytes()).hexdigest()}

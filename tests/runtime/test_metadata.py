@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import PIL.Image
+import PIL.ImageChops
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,14 +26,19 @@ from strategies import requests
 from clipskip import metadata
 from clipskip.engines.manifest import ModelFacts
 from clipskip.errors import CheckpointError, RequestError, StorageError
-from clipskip.metadata import pnginfo, read_request, save
+from clipskip.metadata import Origin, encode, read_ledger, read_request, save
 from clipskip.request import Request
 
 MODEL = ModelFacts("sample", "sd1", 12, 768, 49408, "epsilon", 8.5e-4, 0.012, 1000, 0.18, 512, 64, 2, "b" * 64, {})
 ENGINES = {"text-11": "c" * 64, "step": "d" * 64}
 RESOLVED = Request(prompt="a cat", clip_skip=2, negative_clip_skip=2, seed=7, subseed=9, width=64, height=64)
+ORIGIN = Origin(RESOLVED, MODEL, ENGINES)
 PIXELS = PIL.Image.new("RGB", (8, 8), "red")
 A1111 = "a cat\nNegative prompt: blurry\nSteps: 20, Sampler: Euler a, CFG scale: 7, Seed: 5, Size: 64x64, Clip skip: 2"
+
+
+def origin(request: Request) -> Origin:
+    return replace(ORIGIN, request=request)
 
 
 def png(info: PngInfo | None = None) -> bytes:
@@ -60,11 +66,11 @@ def with_chunks(*chunks: bytes, size: tuple[int, int] = (8, 8), after: bytes = b
 
 def test_a_saved_picture_gives_its_request_back_from_path_bytes_and_image(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
-    save(PIXELS, path, RESOLVED, MODEL, ENGINES)
+    save(PIXELS, path, ORIGIN)
     assert read_request(path) == read_request(str(path)) == read_request(path.read_bytes()) == RESOLVED
     with PIL.Image.open(path) as opened:
         assert read_request(opened) == RESOLVED
-        assert opened.text["parameters"] == metadata.parameters(RESOLVED, MODEL)  # type: ignore[attr-defined]
+        assert opened.text["parameters"] == metadata.parameters(ORIGIN)  # type: ignore[attr-defined]
         truth = json.loads(opened.text["clipskip"])  # type: ignore[attr-defined]
     assert truth["engines"] == ENGINES
     assert truth["model"] == {"name": "sample", "sha256": "b" * 64}
@@ -73,7 +79,7 @@ def test_a_saved_picture_gives_its_request_back_from_path_bytes_and_image(tmp_pa
 @given(requests())
 @settings(deadline=None)
 def test_every_request_comes_back_exactly(request: Request) -> None:
-    assert read_request(png(pnginfo(request, MODEL, ENGINES))) == request
+    assert read_request(encode(PIXELS, origin(request))) == request
 
 
 @pytest.mark.parametrize(
@@ -91,27 +97,27 @@ def test_every_request_comes_back_exactly(request: Request) -> None:
 )
 def test_prompts_that_confuse_a_text_format_come_back_exactly(prompt: str) -> None:
     request = replace(RESOLVED, prompt=prompt, negative_prompt=prompt[::-1])
-    assert read_request(png(pnginfo(request, MODEL, ENGINES))) == request
+    assert read_request(encode(PIXELS, origin(request))) == request
 
 
 def test_the_largest_prompts_fit_and_larger_texts_are_never_written() -> None:
     for longest in ("\x01" * 65536, "é" * 32768, "😀" * 16384):
         request = replace(RESOLVED, prompt=longest, negative_prompt=longest)
-        assert read_request(png(pnginfo(request, MODEL, ENGINES))) == request
+        assert read_request(encode(PIXELS, origin(request))) == request
     with pytest.raises(RequestError, match="more than 1 MiB"):
-        pnginfo(replace(RESOLVED, prompt="a" * 2**20), MODEL, ENGINES)
+        encode(PIXELS, origin(replace(RESOLVED, prompt="a" * 2**20)))
 
 
 def test_an_existing_file_is_replaced_and_no_draft_stays(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     for seed in (1, 2):
-        save(PIXELS, path, replace(RESOLVED, seed=seed), MODEL, ENGINES)
+        save(PIXELS, path, origin(replace(RESOLVED, seed=seed)))
     assert read_request(path).seed == 2
     assert os.listdir(tmp_path) == ["x.png"]
 
 
 def save_new(path: Path, seed: int = 1) -> None:
-    save(PIXELS.copy(), path, replace(RESOLVED, seed=seed), MODEL, ENGINES, overwrite=False)
+    save(PIXELS.copy(), path, origin(replace(RESOLVED, seed=seed)), overwrite=False)
 
 
 def no_links(source: object, target: object) -> None:
@@ -128,12 +134,13 @@ def file_system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 def test_without_overwriting_a_new_file_is_made_and_what_is_there_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     save_new(path, seed=1)
-    for taken in (path, tmp_path):
+    (tmp_path / "folder.png").mkdir()
+    for taken in (path, tmp_path / "folder.png"):
         with pytest.raises(FileExistsError) as caught:
             save_new(taken, seed=2)
         assert caught.value.filename == str(taken)
     assert read_request(path).seed == 1
-    assert os.listdir(tmp_path) == ["x.png"]
+    assert sorted(os.listdir(tmp_path)) == ["folder.png", "x.png"]
 
 
 @pytest.mark.usefixtures("file_system")
@@ -179,7 +186,7 @@ def test_a_target_that_the_system_holds_on_to_is_a_storage_error_that_says_so(
     save_new(path, seed=1)
     monkeypatch.setattr(os, "replace", held)
     with pytest.raises(StorageError, match=r"x\.png is there and cannot be replaced \(Access is denied\)") as caught:
-        save(PIXELS, path, RESOLVED, MODEL, ENGINES)
+        save(PIXELS, path, ORIGIN)
     assert caught.value.path == str(path)
     assert "close it in other programs" in str(caught.value)
     assert read_request(path).seed == 1
@@ -187,30 +194,31 @@ def test_a_target_that_the_system_holds_on_to_is_a_storage_error_that_says_so(
 
 
 @pytest.mark.parametrize("overwrite", [True, False])
-@pytest.mark.parametrize("place", ["missing/x.png", "folder", "file/x.png"])
+@pytest.mark.parametrize("place", ["missing/x.png", "folder.png", "file/x.png"])
 def test_a_picture_that_cannot_be_written_is_a_storage_error_and_leaves_nothing(
     tmp_path: Path, place: str, overwrite: bool
 ) -> None:
-    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder.png").mkdir()
     (tmp_path / "file").write_text("")
-    error = FileExistsError if place == "folder" and not overwrite else StorageError
+    error = FileExistsError if place == "folder.png" and not overwrite else StorageError
     with pytest.raises(error) as caught:
-        save(PIXELS, tmp_path / place, RESOLVED, MODEL, ENGINES, overwrite)
+        save(PIXELS, tmp_path / place, ORIGIN, overwrite)
     assert getattr(caught.value, "exit_status", 7) == 7
-    assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder.png"]
 
 
 def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
     path = tmp_path / "pipe.png"
     os.mkfifo(path)
     with pytest.raises(StorageError, match="is there and is no file"):
-        save(PIXELS, path, RESOLVED, MODEL, ENGINES)
+        save(PIXELS, path, ORIGIN)
     assert path.is_fifo()
 
 
 def test_the_json_is_the_truth_where_the_two_texts_differ() -> None:
-    both = pnginfo(RESOLVED, MODEL, ENGINES)
-    both.add_text("parameters", A1111)
+    both = PngInfo()
+    for name, text in {**ORIGIN.texts(), "parameters": A1111}.items():
+        both.add_text(name, text)
     assert read_request(png(both)) == RESOLVED
 
 
@@ -294,7 +302,9 @@ def test_a_broken_truth_is_refused_and_the_other_text_does_not_stand_in(text: st
     assert len(str(caught.value)) < 500
 
 
-@pytest.mark.parametrize("broken", ["Steps: many", "Steps: 5, Seed: 1.5", "Steps: 5, Size: 8", "no settings"])
+@pytest.mark.parametrize(
+    "broken", ["Steps: many", "Steps: 5, Seed: 1.5, CFG scale: 7", "Steps: 5, Size: 8, Seed: 1", "no settings"]
+)
 def test_a_broken_parameters_text_is_a_bad_file_not_a_bad_request(broken: str) -> None:
     with pytest.raises(CheckpointError) as caught:
         read_request(with_text(parameters=f"a cat\n{broken}"))
@@ -340,7 +350,7 @@ def test_a_hostile_or_foreign_file_is_refused_at_once(name: str, tmp_path: Path)
 
 
 def test_a_picture_cut_anywhere_is_refused() -> None:
-    whole = png(pnginfo(RESOLVED, MODEL, ENGINES))
+    whole = encode(PIXELS, origin(RESOLVED))
     for length in range(0, len(whole) - 20, 7):  # checksums and the end mark, which readers do without, have 20 bytes
         with pytest.raises(CheckpointError):
             read_request(whole[:length])
@@ -368,3 +378,95 @@ def test_what_is_no_file_is_refused_without_waiting(place: str, tmp_path: Path) 
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(CheckpointError):
         read_request(tmp_path / place)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".JPEG", ".webp"])
+def test_every_format_carries_both_texts_and_gives_the_request_back_e3(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"x{suffix}"
+    made = replace(ORIGIN, request=replace(RESOLVED, prompt="夜の街 🌃 Ã©, rain\nred"), inversions={"ring": "e" * 64})
+    save(PIXELS, path, made)
+    found = read_ledger(path)
+    assert (found.request, found.program, found.model) == (made.request, "clipskip", "sample")
+    assert (found.model_hash, found.inversions) == ("b" * 64, {"ring": "e" * 64})
+    with PIL.Image.open(path) as opened:
+        assert opened.format == metadata.FORMATS[suffix.lower()]
+        comment = opened.getexif().get_ifd(0x8769).get(0x9286, b"")
+        text = opened.info.get("parameters") or comment.removeprefix(b"UNICODE\0").decode("utf-16-be")
+    assert text == metadata.parameters(made)
+    assert 'TI hashes: "ring: eeeeeeeeeeee"' in text
+
+
+@pytest.mark.parametrize("format", ["png", "JPEG", "jpg", "webp"])
+def test_without_our_own_text_a1111s_gives_the_request_back(format: str) -> None:
+    """As where a site keeps only the texts that it knows; what is not in A1111's text is lost."""
+    request = replace(RESOLVED, subseed=None, prompt="a café, Ã© 🌃", rng="nv")
+    image = PIL.Image.open(io.BytesIO(encode(PIXELS, origin(request), format)))
+    del (image.getexif() if image.format != "PNG" else image.info)[0x010E if image.format != "PNG" else "clipskip"]
+    found = read_ledger(image)
+    assert replace(found.request, negative_clip_skip=2) == replace(request, schedule="automatic")
+    assert found.notes(MODEL) == []
+
+
+def test_lossless_formats_keep_every_pixel_and_a_jpeg_nearly(tmp_path: Path) -> None:
+    pixels = PIL.Image.effect_noise((64, 64), 40).convert("RGB")
+    for suffix, most in ((".png", 0), (".webp", 0), (".jpg", 24)):
+        save(pixels, tmp_path / f"x{suffix}", ORIGIN)
+        with PIL.Image.open(tmp_path / f"x{suffix}") as opened:
+            difference = PIL.ImageChops.difference(pixels, opened.convert("RGB"))
+        assert max(high for _, high in difference.getextrema()) <= most
+
+
+@pytest.mark.parametrize("name", ["x.gif", "x", "x.png.tmp", ".png"])
+def test_an_unknown_suffix_is_refused_naming_those_that_there_are_e3(tmp_path: Path, name: str) -> None:
+    with pytest.raises(RequestError, match=r"\.png, \.jpg, \.jpeg, \.webp, not"):
+        save(PIXELS, tmp_path / name, ORIGIN)
+    with pytest.raises(RequestError, match="format must be one of PNG, JPEG, WEBP"):
+        encode(PIXELS, ORIGIN, "gif")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_request_that_is_too_long_for_a_jpeg_is_refused_with_a_hint() -> None:
+    longest = origin(replace(RESOLVED, prompt="a " * 30_000))
+    with pytest.raises(RequestError, match="does not fit into a JPEG") as caught:
+        encode(PIXELS, longest, "JPEG")
+    assert caught.value.hint == "write a .png"
+    assert read_request(encode(PIXELS, longest, "WEBP")) == longest.request
+
+
+@pytest.mark.parametrize("kind", [b"tEXt", b"zTXt"])
+def test_utf_8_in_a_text_that_should_be_latin_1_is_read_and_latin_1_stays_c12(kind: bytes) -> None:
+    for encoding in ("utf-8", "latin-1"):
+        text = A1111.replace("a cat", "ein Kätzchen").encode(encoding)
+        data = b"parameters\0" + (text if kind == b"tEXt" else b"\0" + zlib.compress(text))
+        assert read_request(with_chunks(chunk(kind, data))).prompt == "ein Kätzchen"
+
+
+def tiff(payload: bytes, order: str, first: bool, kind: int) -> bytes:
+    """Exif whose only entry is a UserComment: in its own directory, or in the first."""
+    comment = struct.pack(f"{order}HHHII", 1, 0x9286, kind, len(payload), 26 if first else 44) + bytes(4) + payload
+    head = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, 8)
+    return head + (comment if first else struct.pack(f"{order}HHHII", 1, 0x8769, 4, 1, 26) + bytes(4) + comment)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP", "PNG"])
+@pytest.mark.parametrize("encoding", ["utf-16-be", "utf-16-le", "utf-16", "utf-8", "utf-8-sig"])
+def test_a_comment_is_read_wherever_and_however_it_was_written_c12(kind: str, encoding: str) -> None:
+    body = A1111.replace("a cat", "夜の街 🌃").encode(encoding)
+    for mark in (b"UNICODE\0", bytes(8), b"ASCII\0\0\0", b""):
+        for order, first, type_ in (("<", False, 7), (">", True, 7), (">", False, 1), ("<", True, 2)):
+            block = tiff(mark + body + bytes(2), order, first, type_)
+            buffer = io.BytesIO()
+            PIXELS.save(buffer, kind, exif=(b"Exif\0\0" if kind == "JPEG" else b"") + block)
+            found = read_request(buffer.getvalue())
+            assert (found.prompt, found.seed, found.clip_skip) == ("夜の街 🌃", 5, 2), (mark, order, first, type_)
+
+
+@given(
+    st.sampled_from([b"", b"UNICODE\0", b"ASCII\0\0\0"]), st.text(max_size=80), st.sampled_from(["utf-8", "utf-16-le"])
+)
+@settings(deadline=None)
+def test_no_file_of_text_gives_anything_but_a_request_or_a_checkpoint_error(head: bytes, text: str, code: str) -> None:
+    line = f"{text}, Steps: 5, Seed: 3, {text}: {text}, CFG scale: 7"
+    for data in (text.encode(code, "replace"), line.encode(code, "replace")):
+        with suppress(CheckpointError):
+            assert isinstance(read_request(head + data), Request)

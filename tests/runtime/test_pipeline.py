@@ -1,5 +1,7 @@
 """The pipeline from the outside: progress, refusals, what it keeps open, broken numbers, closing."""
 
+import hashlib
+import io
 import json
 import pickle
 import shutil
@@ -7,13 +9,16 @@ import subprocess
 import sys
 
 import numpy as np
+import PIL.Image
 import pytest
+from safetensors.numpy import save_file
 
 import clipskip
 from clipskip.backends.onnxruntime import OnnxRuntime
 from clipskip.engines.manifest import Role
 from clipskip.engines.store import Store
 from clipskip.errors import Closed, EngineCorrupt, EngineIncompatible, EngineMissing, NumericalError, RequestError
+from clipskip.metadata import read_ledger
 
 FAST = {"steps": 3, "width": 64, "height": 64, "seed": 1}
 
@@ -34,6 +39,69 @@ def test_a_preview_shows_the_picture_as_it_stands(pipe):
     for progress in pipe.steps(clipskip.Request(prompt="a ring", **FAST), clipskip.Request(prompt="a star", **FAST)):
         if progress.call == 2:
             assert [image.size for image in progress.preview()] == [(64, 64), (64, 64)]
+
+
+def test_the_last_progress_previews_the_pictures_themselves_e4(pipe):
+    *_, last = pipe.steps(clipskip.Request(prompt="a ring", batch=2, **FAST), clipskip.Request(prompt="a star", **FAST))
+    made = [image for result in last.results for image in result.images]
+    assert [image.tobytes() for image in last.preview()] == [image.tobytes() for image in made]
+
+
+def test_a_result_gives_png_bytes_and_writes_files_and_streams_in_every_format_e2_e3(pipe, tmp_path):
+    result = pipe("a ring", batch=2, **FAST)
+    assert read_ledger(result.png(1)).request == result.alone(1)
+    for target, format, kind in (
+        (io.BytesIO(), None, "PNG"),
+        (io.BytesIO(), "webp", "WEBP"),
+        (io.BytesIO(), "JPEG", "JPEG"),
+    ):
+        result.save(target, 1, format)
+        assert PIL.Image.open(target).format == kind
+        assert read_ledger(target.getvalue()).request == result.alone(1)
+    result.save(str(tmp_path / "x.jpg"))
+    result.save(tmp_path / "odd", format="PNG")
+    assert read_ledger(tmp_path / "x.jpg").request == read_ledger(tmp_path / "odd").request == result.alone(0)
+    with pytest.raises(FileExistsError):
+        result.save(tmp_path / "x.jpg", overwrite=False)
+    with pytest.raises(RequestError, match=r"not \.gif"):
+        result.save(tmp_path / "x.gif")
+
+
+def test_a_repeated_picture_says_what_it_could_not_honour_before_all_else(pipe):
+    text = "a ring\nSteps: 3, Sampler: Euler a, Seed: 5, Size: 64x64, Eta: 0.5, Model: toon, Model hash: 0123456789"
+    ledger = read_ledger(text.encode())
+    result = pipe(ledger)
+    assert result.ledger == ledger
+    assert [warning.split(":")[0] for warning in result.warnings[:3]] == [
+        "not honoured from the picture",
+        "the picture's settings have no CFG scale",
+        "the picture was made with the model toon [0123456789]; sample [" + pipe.model.model_sha256[:10] + "] is open",
+    ]
+    again = pipe(ledger, cfg=3, steps=2)
+    assert (again.request.cfg, again.request.steps) == (3, 2)
+    assert not any("CFG" in warning for warning in again.warnings)
+
+
+def test_used_inversions_are_recorded_and_compared_when_a_picture_is_repeated_c2(sample_store, tmp_path):
+    for name, value in (("big-ring", 0.1), ("unused", 0.2)):
+        save_file({"emb_params": np.full((2, 64), value, np.float32)}, tmp_path / f"{name}.safetensors")
+    digest = hashlib.sha256((tmp_path / "big-ring.safetensors").read_bytes()).hexdigest()
+    with clipskip.open(sample_store, embeddings=tmp_path) as pipe:
+        result = pipe("a Big-Ring", negative_prompt="red", **FAST)
+        assert result.inversions == {"big-ring": digest}
+        assert pipe("a star", negative_prompt="big-ring", **FAST).inversions == {"big-ring": digest}
+        ledger, old = read_ledger(result.png()), read_ledger(pipe("a star", **FAST).png())
+        assert ledger.inversions == {"big-ring": digest}
+        assert old.inversions == {}
+        again = pipe(ledger)
+        assert again.images[0].tobytes() == result.images[0].tobytes()
+        assert not any("inversion" in warning for warning in again.warnings)
+    assert f'TI hashes: "big-ring: {digest[:12]}"' in PIL.Image.open(io.BytesIO(result.png())).text["parameters"]
+    save_file({"emb_params": np.full((2, 64), 0.3, np.float32)}, tmp_path / "big-ring.safetensors")
+    with clipskip.open(sample_store, embeddings=tmp_path) as pipe:
+        assert "another textual inversion 'big-ring' [" in pipe(ledger).warnings[0]
+    with clipskip.open(sample_store) as pipe:
+        assert "'big-ring' is not open" in pipe(ledger).warnings[0]
 
 
 def test_a_result_says_what_was_done(pipe):
