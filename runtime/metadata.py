@@ -210,7 +210,10 @@ def _opened(data: bytes) -> PIL.Image.Image:
 
 
 def _in_picture(image: PIL.Image.Image) -> Ledger:
-    texts = {str(name): _unmangled(value) for name, value in image.info.items() if isinstance(value, str)}
+    texts = {str(name): str(value) for name, value in image.info.items() if isinstance(value, str)}
+    for name, value in texts.items():
+        with suppress(UnicodeError):  # a PNG's text is Latin-1, but many programs write UTF-8
+            texts[name] = value if isinstance(image.info[name], iTXt) else value.encode("latin-1").decode()
     try:
         comments = list(_comments(image))
     except Exception as error:  # as above
@@ -231,14 +234,6 @@ def _in_picture(image: PIL.Image.Image) -> Ledger:
         raise CheckpointError("the text `parameters` has no line of settings (Steps: ..., Sampler: ..., Seed: ...)")
     others = f"; it has {', '.join(repr(name[:40]) for name in sorted(texts)[:5])}" if texts else ""
     raise CheckpointError(f"no settings are in this picture: neither text `clipskip` nor `parameters`{others}")
-
-
-def _unmangled(text: str) -> str:
-    """A PNG's text in Latin-1, as the format has it, or in UTF-8, as many programs write it."""
-    if not isinstance(text, iTXt):
-        with suppress(UnicodeError):
-            return text.encode("latin-1").decode()
-    return str(text)
 
 
 def _comments(image: PIL.Image.Image) -> Iterator[str]:

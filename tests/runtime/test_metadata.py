@@ -95,12 +95,12 @@ def test_every_request_comes_back_exactly(request: Request) -> None:
         " ",
     ],
 )
-def test_prompts_that_confuse_a_text_format_come_back_exactly(prompt: str) -> None:
+def test_prompts_that_confuse_a_text_format_come_back_exactly_d36(prompt: str) -> None:
     request = replace(RESOLVED, prompt=prompt, negative_prompt=prompt[::-1])
     assert read_request(encode(PIXELS, origin(request))) == request
 
 
-def test_the_largest_prompts_fit_and_larger_texts_are_never_written() -> None:
+def test_the_largest_prompts_fit_and_larger_texts_are_never_written_d44() -> None:
     for longest in ("\x01" * 65536, "é" * 32768, "😀" * 16384):
         request = replace(RESOLVED, prompt=longest, negative_prompt=longest)
         assert read_request(encode(PIXELS, origin(request))) == request
@@ -131,7 +131,7 @@ def file_system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.usefixtures("file_system")
-def test_without_overwriting_a_new_file_is_made_and_what_is_there_is_kept(tmp_path: Path) -> None:
+def test_without_overwriting_a_new_file_is_made_and_what_is_there_is_kept_d45(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     save_new(path, seed=1)
     (tmp_path / "folder.png").mkdir()
@@ -195,7 +195,7 @@ def test_a_target_that_the_system_holds_on_to_is_a_storage_error_that_says_so(
 
 @pytest.mark.parametrize("overwrite", [True, False])
 @pytest.mark.parametrize("place", ["missing/x.png", "folder.png", "file/x.png"])
-def test_a_picture_that_cannot_be_written_is_a_storage_error_and_leaves_nothing(
+def test_a_picture_that_cannot_be_written_is_a_storage_error_and_leaves_nothing_d45(
     tmp_path: Path, place: str, overwrite: bool
 ) -> None:
     (tmp_path / "folder.png").mkdir()
@@ -336,7 +336,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_or_foreign_file_is_refused_at_once(name: str, tmp_path: Path) -> None:
+def test_a_hostile_or_foreign_file_is_refused_at_once_d43_d44(name: str, tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     path.write_bytes(HOSTILE[name])
 
