@@ -116,7 +116,7 @@ def encode(image: PIL.Image.Image, origin: Origin, format: str = "PNG") -> bytes
         extra["exif"] = exif = PIL.Image.Exif()
         exif[_DESCRIPTION] = _OURS + texts["clipskip"]
         comment = _MARKS[0] + texts["parameters"].encode("utf-16-be", "replace")
-        exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = comment
+        exif[_EXIF_IFD] = {_USER_COMMENT: comment}
     try:
         image.save(encoded, format, **extra)
     except ValueError as error:  # a segment of a JPEG has 64 KiB

@@ -244,7 +244,7 @@ def test_a_text_after_the_pixels_is_found() -> None:
 )
 def test_a_jpeg_or_webp_carries_the_text_in_its_exif_comment(kind: str, comment: bytes) -> None:
     exif = PIL.Image.Exif()
-    exif.get_ifd(0x8769)[0x9286] = comment
+    exif[0x8769] = {0x9286: comment}
     buffer = io.BytesIO()
     PIXELS.save(buffer, kind, exif=exif)
     found = read_request(buffer.getvalue())
