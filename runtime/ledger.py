@@ -133,8 +133,8 @@ def _short(text: str) -> str:
 def of_text(info: Infotext) -> Ledger:
     """The ledger of A1111's text. RequestError for values of a wrong type.
 
-    A missing `Clip skip` is 1, a missing `RNG` a GPU's. A DPM sampler without a schedule is from before A1111 1.9 and
-    ran on the uniform one. Where A1111 read a weight at the end of a prompt without AND, `compat` says so.
+    A missing `Clip skip` is 1, a missing `RNG` a GPU's in A1111 and its kin, the CPU's elsewhere. A DPM sampler without
+    a schedule is from before A1111 1.9 and ran on the uniform one. Where A1111 read a weight at the end of a prompt without AND, `compat` says so.
     """
     said = {key(name): value for name, value in info.settings.items() if value}
     fields = {**_fields(said), **_size(said)}
@@ -143,6 +143,8 @@ def of_text(info: Infotext) -> Ledger:
         if a1111 and composition(info.prompt) != composition(info.prompt, "a1111"):
             fields["compat"] = "a1111"
     filled = {name: value for name, value in _FILLED.items() if name not in fields}
+    if "rng" not in said and not info.program.startswith(("AUTOMATIC1111", "Forge", "SD.Next")):
+        filled["rng"] = fields["rng"] = "cpu"
     size = [fields.get("width"), fields.get("height")]
     honoured, ignored = {}, {}
     for name, value in info.settings.items():
@@ -160,7 +162,7 @@ def of_text(info: Infotext) -> Ledger:
         filled=filled,
         model=said.get("model", ""),
         model_hash=said.get("model hash", "") if said.get("model hash", "").lower() not in _OFF else "",
-        inversions=_hashes(said["ti hashes"]) if "ti hashes" in said else None,
+        inversions=_hashes(said, "ti", "embed") or None,
     )
 
 
@@ -212,14 +214,15 @@ def _tags(prompt: str, said: Mapping[str, str]) -> str:
     if name.lower() not in _OFF and "<hypernet:" not in prompt:
         tags.append(f" <hypernet:{name}:{said.get('hypernet strength', '1')}>")
     if not re.search("<(lora|lyco):", prompt, re.IGNORECASE):
-        tags += [f" <lora:{each}:1>" for each in _hashes(said.get("lora hashes", ""))]
+        tags += [f" <lora:{each}:1>" for each in _hashes(said, "lora", "lora")]
     return "".join(tags)
 
 
-def _hashes(text: str) -> dict[str, str]:
-    """Names and digests in a list such as "a: 0123456789ab, b: ba9876543210"."""
-    pairs = (item.rpartition(":") for item in text.split(","))
-    return {name.strip(): digest.strip() for name, colon, digest in pairs if colon and name.strip()}
+def _hashes(said: Mapping[str, str], kind: str, short: str) -> dict[str, str]:
+    """Names and digests in a list such as "a: 0123456789ab, b: ba9876543210", and in the JSON that Civitai writes."""
+    pairs = (item.rpartition(":") for item in said.get(f"{kind} hashes", "").split(","))
+    listed = {name.strip(): digest.strip() for name, colon, digest in pairs if colon and name.strip()}
+    return {**listed, **dict(re.findall(rf'"{short}:([^"]+)" *: *"([0-9a-fA-F]*)', said.get("hashes", "")))}
 
 
 def _changes(name: str, value: str) -> bool:
