@@ -134,7 +134,8 @@ def of_text(info: Infotext) -> Ledger:
     """The ledger of A1111's text. RequestError for values of a wrong type.
 
     A missing `Clip skip` is 1, a missing `RNG` a GPU's in A1111 and its kin, the CPU's elsewhere. A DPM sampler without
-    a schedule is from before A1111 1.9 and ran on the uniform one. Where A1111 read a weight at the end of a prompt without AND, `compat` says so.
+    a schedule is from before A1111 1.9 and ran on the uniform one. Where A1111 read a weight at the end of a prompt
+    without AND, `compat` says so.
     """
     said = {key(name): value for name, value in info.settings.items() if value}
     fields = {**_fields(said), **_size(said)}
@@ -153,17 +154,10 @@ def of_text(info: Infotext) -> Ledger:
             honoured[name] = value
         elif meant not in filled and _changes(key(name), value):
             ignored[name] = value
-    prompts = {"prompt": info.prompt + _tags(info.prompt, said), "negative_prompt": info.negative_prompt}
-    return Ledger(
-        request=Request.from_text({**prompts, **fields}),
-        program=info.program,
-        honoured=honoured,
-        ignored=ignored,
-        filled=filled,
-        model=said.get("model", ""),
-        model_hash=said.get("model hash", "") if said.get("model hash", "").lower() not in _OFF else "",
-        inversions=_hashes(said, "ti", "embed") or None,
-    )
+    fields |= {"prompt": info.prompt + _tags(info.prompt, said), "negative_prompt": info.negative_prompt}
+    model = said.get("model", ""), said.get("model hash", "")
+    inversions = _hashes(said, "ti", "embed") or None
+    return Ledger(Request.from_text(fields), info.program, honoured, ignored, filled, *model, inversions)
 
 
 def _fields(said: Mapping[str, str]) -> dict[str, str]:

@@ -59,10 +59,7 @@ class Origin:
         model = {"name": self.model.name, "sha256": self.model.model_sha256}
         made_with = {"model": model, "engines": dict(self.engines), "inversions": dict(self.inversions)}
         truth = {"schema": ledger.SCHEMA, "request": json.loads(self.request.to_json()), **made_with}
-        texts = {
-            "parameters": parameters(self),
-            "clipskip": json.dumps(truth),
-        }
+        texts = {"parameters": parameters(self), "clipskip": json.dumps(truth)}
         for name, text in texts.items():
             if len(text.encode()) > LARGEST_TEXT:
                 raise RequestError(f"the text {name!r} of the picture would have more than 1 MiB", field="prompt")
@@ -115,8 +112,7 @@ def encode(image: PIL.Image.Image, origin: Origin, format: str = "PNG") -> bytes
     else:
         extra["exif"] = exif = PIL.Image.Exif()
         exif[_DESCRIPTION] = _OURS + texts["clipskip"]
-        comment = _MARKS[0] + texts["parameters"].encode("utf-16-be", "replace")
-        exif[_EXIF_IFD] = {_USER_COMMENT: comment}
+        exif[_EXIF_IFD] = {_USER_COMMENT: _MARKS[0] + texts["parameters"].encode("utf-16-be", "replace")}
     try:
         image.save(encoded, format, **extra)
     except ValueError as error:  # a segment of a JPEG has 64 KiB
