@@ -115,9 +115,9 @@ def encode(image: PIL.Image.Image, origin: Origin, format: str = "PNG") -> bytes
         exif[_EXIF_IFD] = {_USER_COMMENT: _MARKS[0] + texts["parameters"].encode("utf-16-be", "replace")}
     try:
         image.save(encoded, format, **extra)
-    except ValueError as error:  # a segment of a JPEG has 64 KiB
-        message = f"the request does not fit into a {format}'s metadata"
-        raise RequestError(message, field="prompt", hint="write a .png") from error
+    except (ValueError, OSError) as error:  # JPEG has 64 KiB for texts and 65500 pixels a side, WEBP 16383
+        message = f"this picture cannot be written as {format}: {error}"
+        raise RequestError(message, field="format", hint="write a .png") from error
     return encoded.getvalue()
 
 

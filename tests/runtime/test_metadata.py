@@ -425,11 +425,13 @@ def test_an_unknown_suffix_is_refused_naming_those_that_there_are_e3(tmp_path: P
     assert os.listdir(tmp_path) == []
 
 
-def test_a_request_that_is_too_long_for_a_jpeg_is_refused_with_a_hint() -> None:
+def test_what_is_too_long_for_a_format_is_refused_with_a_hint() -> None:
     longest = origin(replace(RESOLVED, prompt="a " * 30_000))
-    with pytest.raises(RequestError, match="does not fit into a JPEG") as caught:
-        encode(PIXELS, longest, "JPEG")
-    assert caught.value.hint == "write a .png"
+    wide = PIL.Image.new("RGB", (70_000, 1))
+    for image, made, format in ((PIXELS, longest, "JPEG"), (wide, ORIGIN, "JPEG"), (wide, ORIGIN, "WEBP")):
+        with pytest.raises(RequestError, match=f"cannot be written as {format}: ") as caught:
+            encode(image, made, format)
+        assert caught.value.hint == "write a .png"
     assert read_request(encode(PIXELS, longest, "WEBP")) == longest.request
 
 
