@@ -35,6 +35,14 @@ class Infotext:
     negative_prompt: str
     settings: Mapping[str, str]
 
+    @property
+    def program(self) -> str:
+        """The program that wrote the text, with its version; A1111 where nothing is said."""
+        said = {key(name): value for name, value in self.settings.items()}
+        version = said.get("version", "")
+        unnamed = {"v": "AUTOMATIC1111", "": "AUTOMATIC1111", "f": "Forge"} if not version[1:2].isalpha() else {}
+        return f"{said.get('app', unnamed.get(version[:1], ''))} {version}".strip()[:60]
+
 
 def bare(name: str) -> str:
     """The name of a textual inversion as it stands in a list of hashes."""

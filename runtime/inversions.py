@@ -86,7 +86,12 @@ def load(locations: Location | Sequence[Location], width: int) -> Inversions:
             if name in homes:
                 message = f"{homes[name]} and {path} are both called {name!r} in prompts"
                 raise CheckpointError(message, path=path, hint="rename or remove one of them")
-            block, digests[name] = _read(path, width, found)
+            if _printable(path) != str(path):
+                raise CheckpointError("its name is no UTF-8, and prompts are")
+            if found and path.suffix.lower() in PICKLES:
+                raise UnsafeFileError("it is a pickle, which can run code when it is read")
+            data = files.read(path, files.LARGEST + 1)
+            blocks.append(vectors_of(data, width))
         except ClipskipError as error:
             if not found and error.path is None:
                 raise error.about(path) from error
@@ -94,8 +99,7 @@ def load(locations: Location | Sequence[Location], width: int) -> Inversions:
                 raise
             notes.append(f"{_printable(path)} is not used: {error.message.removeprefix(f'{path}: ')}")
             continue
-        homes[name] = path
-        blocks.append(block)
+        homes[name], digests[name] = path, hashlib.sha256(data).hexdigest()
         in_folders |= {name} if found else set()
     ends = np.cumsum([0, *map(len, blocks)]).tolist()
     vectors = np.concatenate(blocks) if blocks else np.zeros((1, width), np.float32)
@@ -105,16 +109,6 @@ def load(locations: Location | Sequence[Location], width: int) -> Inversions:
 
 def _printable(path: Path) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
-def _read(path: Path, width: int, found: bool) -> tuple[Floats, str]:
-    """The vectors of a file and its SHA-256. A pickle that was found in a folder is not even opened."""
-    if _printable(path) != str(path):
-        raise CheckpointError("its name is no UTF-8, and prompts are")
-    if found and path.suffix.lower() in PICKLES:
-        raise UnsafeFileError("it is a pickle, which can run code when it is read")
-    data = files.read(path, files.LARGEST + 1)
-    return vectors_of(data, width), hashlib.sha256(data).hexdigest()
 
 
 def vectors_of(data: bytes, width: int) -> Floats:

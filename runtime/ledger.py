@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -40,7 +40,7 @@ _HARMLESS = {"version", "app", "backend", "pipeline", "operations", "batch size"
 _HARMLESS |= {"civitai metadata", "created date"}
 _OFF = {"", "false", "none", "null"}
 _OFF_AT_ZERO = {"ngms", "token merging ratio", "token merging ratio hr", "skip early cfg"}
-_WHY = {"denoising strength": "it counts where a picture was made from another, or enlarged"}
+_WHY = {"denoising strength": " (it counts where a picture was made from another, or enlarged)"}
 _FILLED = {"sampler": FIELDS["sampler"].default, "cfg": written(FIELDS["cfg"].default), "seed": "a random one"}
 _FILLED |= {"width": "the model's", "height": "the model's"}
 _SIGNS = {
@@ -89,54 +89,41 @@ class Ledger:
         One note per setting that is not honoured (those of one kind share one), per value filled in, and per model,
         VAE and inversion that is not the picture's; `used` are the inversions that the prompts use now.
         """
+        digests = [model.model_sha256, *model.sources.values()] if model else []
+        said = {key(name): value for name, value in self.ignored.items()}
         families: dict[str, list[str]] = {}
         for name, value in self.ignored.items():
-            if not (model and key(name) in ("vae", "vae hash") and self._has_vae(model)):
-                why = f" ({_WHY[key(name)]})" if key(name) in _WHY else ""
+            if not (key(name).startswith("vae") and _is_one_of(said.get("vae hash", ""), digests)):
                 family = re.split(r"[ \d-]", key(name), maxsplit=1)[0]
-                families.setdefault(family, []).append(f"{name}: {_short(value)}{why}")
+                families.setdefault(family, []).append(f"{name}: {_short(value)}{_WHY.get(key(name), '')}")
         notes = [f"not honoured from the picture: {', '.join(family)}" for family in families.values()]
         for name, value in self.filled.items():
             notes.append(f"the picture's settings have no {FIELDS[name].infotext or name}: {value} is used")
-        if model and (self.model or self.model_hash):
-            notes += self._about_model(model)
-        if inversions:
-            notes += self._about_inversions(inversions, used)
-        return notes
-
-    def _has_vae(self, model: ModelFacts) -> bool:
-        digest = next((value.lower() for name, value in self.ignored.items() if key(name) == "vae hash"), "")
-        return len(digest) >= 8 and any(known.startswith(digest) for known in model.sources.values())
-
-    def _about_model(self, model: ModelFacts) -> list[str]:
-        """A note where another model made the picture. Hashes of 8 digits are A1111's old ones, of a part of a file."""
-        hashes = [model.model_sha256, *model.sources.values()]
-        if len(self.model_hash) > 8:
-            same = any(digest.startswith(self.model_hash.lower()) for digest in hashes)
-        else:
-            same = key(self.model) in ("", key(model.name))
-        made, here = (
-            f"{name} [{digest[:10]}]" for name, digest in ((self.model, self.model_hash), (model.name, hashes[0]))
-        )
-        return [] if same else [f"the picture was made with the model {_short(made)}; {here} is open"]
+        named = len(self.model_hash) <= 8  # A1111's old hashes, of a part of the file, say nothing here
+        same = key(self.model) in ("", key(model.name)) if named and model else _is_one_of(self.model_hash, digests)
+        if model and not same:
+            made, here = f"{_short(self.model)} [{self.model_hash[:10]}]", f"{model.name} [{digests[0][:10]}]"
+            notes.append(f"the picture was made with the model {made}; {here} is open")
+        return notes + (self._about_inversions(inversions, used) if inversions else [])
 
     def _about_inversions(self, inversions: Inversions, used: Collection[str]) -> list[str]:
+        if self.inversions is None:
+            return []
         notes, there = [], {bare(name): digest for name, digest in inversions.digests.items()}
-        for name, digest in (self.inversions or {}).items():
-            if bare(name) not in there:
+        made_with = {bare(name): digest for name, digest in self.inversions.items()}
+        for name, digest in made_with.items():
+            if name not in there:
                 notes.append(f"the picture's textual inversion {shown(name)} is not open: its name counts as words")
-            elif not there[bare(name)].startswith(digest.lower()):
-                found = there[bare(name)][:DIGEST]
-                notes.append(
-                    f"another textual inversion {shown(name)} [{found}] is open than the picture's [{digest[:12]}]"
-                )
-        if self.inversions is not None:
-            unknown = set(used) - {bare(name) for name in self.inversions}
-            notes += [
-                f"{shown(name)} is a textual inversion here; the picture's was made without it"
-                for name in sorted(unknown)
-            ]
-        return notes
+            elif not _is_one_of(digest, [there[name]]):
+                files = f"[{there[name][:DIGEST]}] is open than the picture's [{digest[:DIGEST]}]"
+                notes.append(f"another textual inversion {shown(name)} {files}")
+        new = sorted(set(map(bare, used)) - made_with.keys())
+        return notes + [f"{shown(name)} is a textual inversion here, and was none in the picture" for name in new]
+
+
+def _is_one_of(digest: str, known: Iterable[str]) -> bool:
+    """Whether the first digits of a SHA-256, or all, are those of a known one."""
+    return len(digest) > 8 and any(each.startswith(digest.lower()) for each in known)
 
 
 def _short(text: str) -> str:
@@ -146,17 +133,19 @@ def _short(text: str) -> str:
 def of_text(info: Infotext) -> Ledger:
     """The ledger of A1111's text. RequestError for values of a wrong type.
 
-    A missing `Clip skip` is 1, a missing `RNG` a GPU's. A DPM sampler without a schedule is from before A1111 1.9 and
-    ran on the uniform one. Where A1111 read a weight at the end of a prompt without AND, `compat` says so.
+    A missing `Clip skip` is 1, a missing `RNG` a GPU's in A1111 and its kin, the CPU's elsewhere. A DPM sampler without
+    a schedule is from before A1111 1.9 and ran on the uniform one. Where A1111 read a weight at the end of a prompt
+    without AND, `compat` says so.
     """
     said = {key(name): value for name, value in info.settings.items() if value}
-    program = _program(said)
-    fields = {**_plain(said), **_sampler(said), **_size(said), "rng": _RNGS.get(said.get("rng", "gpu").lower(), "cpu")}
+    fields = {**_fields(said), **_size(said)}
     with suppress(RequestError):
-        a1111 = program.startswith(("AUTOMATIC1111", "Forge"))
+        a1111 = info.program.startswith(("AUTOMATIC1111", "Forge"))
         if a1111 and composition(info.prompt) != composition(info.prompt, "a1111"):
             fields["compat"] = "a1111"
     filled = {name: value for name, value in _FILLED.items() if name not in fields}
+    if "rng" not in said and not info.program.startswith(("AUTOMATIC1111", "Forge", "SD.Next")):
+        filled["rng"] = fields["rng"] = "cpu"
     size = [fields.get("width"), fields.get("height")]
     honoured, ignored = {}, {}
     for name, value in info.settings.items():
@@ -165,22 +154,15 @@ def of_text(info: Infotext) -> Ledger:
             honoured[name] = value
         elif meant not in filled and _changes(key(name), value):
             ignored[name] = value
-    prompts = {"prompt": info.prompt + _tags(info.prompt, said), "negative_prompt": info.negative_prompt}
-    return Ledger(
-        request=Request.from_text({**prompts, **fields}),
-        program=program,
-        honoured=honoured,
-        ignored=ignored,
-        filled=filled,
-        model=said.get("model", ""),
-        model_hash=said.get("model hash", "") if said.get("model hash", "").lower() not in _OFF else "",
-        inversions=_hashes(said["ti hashes"]) if "ti hashes" in said else None,
-    )
+    fields |= {"prompt": info.prompt + _tags(info.prompt, said), "negative_prompt": info.negative_prompt}
+    model = said.get("model", ""), said.get("model hash", "")
+    inversions = _hashes(said, "ti", "embed") or None
+    return Ledger(Request.from_text(fields), info.program, honoured, ignored, filled, *model, inversions)
 
 
-def _plain(said: Mapping[str, str]) -> dict[str, str]:
-    """The fields whose values stand in the text as they are typed."""
-    fields: dict[str, str] = {}
+def _fields(said: Mapping[str, str]) -> dict[str, str]:
+    """Every field of a request that the settings have, but for the size."""
+    fields = {"rng": _RNGS.get(said.get("rng", "gpu").lower(), "cpu")}
     for name, value in said.items():
         if (meant := _PLAIN.get(name)) is not None:
             fields.setdefault(meant, value.removesuffix(".0") if FIELDS[meant].kind is WHOLE else value)
@@ -188,20 +170,16 @@ def _plain(said: Mapping[str, str]) -> dict[str, str]:
         del fields["seed"]
     if fields.get("emphasis", "none").lower() not in map(str.lower, EMPHASES):
         del fields["emphasis"]
-    skip = parse(fields.get("clip_skip", "1"))
+    skip = parse(fields.setdefault("clip_skip", "1"))
     if isinstance(skip, int) and skip <= 0:  # diffusers' 0, and ComfyUI's numbering
         fields["clip_skip"] = str(-skip or 1)
-    return {"clip_skip": "1", **fields}
-
-
-def _sampler(said: Mapping[str, str]) -> dict[str, str]:
-    if (sampler := said.get("sampler")) is None:
-        return {}
-    schedule = said.get("schedule type", said.get("scheduler"))
-    if schedule is None:  # as before 1.9
-        sampler, suffix = split_schedule(sampler)
-        schedule = suffix or ("uniform" if "dpm" in sampler.lower() else "automatic")
-    return {"sampler": sampler, "schedule": "_".join(schedule.lower().split())}
+    if (sampler := said.get("sampler")) is not None:
+        schedule = said.get("schedule type", said.get("scheduler"))
+        if schedule is None:  # as before 1.9
+            sampler, suffix = split_schedule(sampler)
+            schedule = suffix or ("uniform" if "dpm" in sampler.lower() else "automatic")
+        fields |= {"sampler": sampler, "schedule": "_".join(schedule.lower().split())}
+    return fields
 
 
 def _size(said: Mapping[str, str]) -> dict[str, str]:
@@ -228,14 +206,15 @@ def _tags(prompt: str, said: Mapping[str, str]) -> str:
     if name.lower() not in _OFF and "<hypernet:" not in prompt:
         tags.append(f" <hypernet:{name}:{said.get('hypernet strength', '1')}>")
     if not re.search("<(lora|lyco):", prompt, re.IGNORECASE):
-        tags += [f" <lora:{each}:1>" for each in _hashes(said.get("lora hashes", ""))]
+        tags += [f" <lora:{each}:1>" for each in _hashes(said, "lora", "lora")]
     return "".join(tags)
 
 
-def _hashes(text: str) -> dict[str, str]:
-    """Names and digests in a list such as "a: 0123456789ab, b: ba9876543210"."""
-    pairs = (item.rpartition(":") for item in text.split(","))
-    return {name.strip(): digest.strip() for name, colon, digest in pairs if colon and name.strip()}
+def _hashes(said: Mapping[str, str], kind: str, short: str) -> dict[str, str]:
+    """Names and digests in a list such as "a: 0123456789ab, b: ba9876543210", and in the JSON that Civitai writes."""
+    pairs = (item.rpartition(":") for item in said.get(f"{kind} hashes", "").split(","))
+    listed = {name.strip(): digest.strip() for name, colon, digest in pairs if colon and name.strip()}
+    return {**listed, **dict(re.findall(rf'"{short}:([^"]+)" *: *"([0-9a-fA-F]*)', said.get("hashes", "")))}
 
 
 def _changes(name: str, value: str) -> bool:
@@ -244,13 +223,6 @@ def _changes(name: str, value: str) -> bool:
         return re.search('"type" *: *"(?!checkpoint)', value, re.IGNORECASE) is not None
     off = value.lower() in _OFF or (name in _OFF_AT_ZERO and parse(value) == 0)
     return not off and name not in _COMPARED | _HARMLESS
-
-
-def _program(said: Mapping[str, str]) -> str:
-    app, version = said.get("app", ""), said.get("version", "")
-    if not app and re.match(r"v?\d|$", version):
-        app = "AUTOMATIC1111"
-    return f"{app or ('Forge' if re.match(r'f[0-9]', version) else '')} {version}".strip()[:60]
 
 
 def of_truth(text: str) -> Ledger:
@@ -269,13 +241,12 @@ def of_truth(text: str) -> Ledger:
     request = Request.from_json(truth["request"])
     known = asdict(request).items()
     honoured = {name: written(value) for name, value in known if value is not None and "prompt" not in name}
-    model, inversions = ({} if truth.get(name) is None else truth[name] for name in ("model", "inversions"))
-    for name, value in (("model", model), ("inversions", inversions)):
+    model, inversions = truth.get("model", {}), truth.get("inversions", {})
+    for value in (model, inversions):
         if not isinstance(value, dict) or not all(isinstance(each, str) for each in value.values()):
-            raise CheckpointError(f"the text `clipskip` is broken: its {name} are no texts by name")
-    digest = model.get("sha256", "")
-    learnt = inversions if "inversions" in truth else None
-    return Ledger(request, "clipskip", honoured, model=model.get("name", ""), model_hash=digest, inversions=learnt)
+            raise CheckpointError("the text `clipskip` is broken: its model or its inversions are no texts by name")
+    name, digest = model.get("name", ""), model.get("sha256", "")
+    return Ledger(request, "clipskip", honoured, {}, {}, name, digest, inversions if "inversions" in truth else None)
 
 
 def foreign(texts: Mapping[str, str]) -> str | None:

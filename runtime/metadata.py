@@ -59,10 +59,7 @@ class Origin:
         model = {"name": self.model.name, "sha256": self.model.model_sha256}
         made_with = {"model": model, "engines": dict(self.engines), "inversions": dict(self.inversions)}
         truth = {"schema": ledger.SCHEMA, "request": json.loads(self.request.to_json()), **made_with}
-        texts = {
-            "parameters": parameters(self),
-            "clipskip": json.dumps(truth),
-        }
+        texts = {"parameters": parameters(self), "clipskip": json.dumps(truth)}
         for name, text in texts.items():
             if len(text.encode()) > LARGEST_TEXT:
                 raise RequestError(f"the text {name!r} of the picture would have more than 1 MiB", field="prompt")
@@ -115,13 +112,12 @@ def encode(image: PIL.Image.Image, origin: Origin, format: str = "PNG") -> bytes
     else:
         extra["exif"] = exif = PIL.Image.Exif()
         exif[_DESCRIPTION] = _OURS + texts["clipskip"]
-        comment = _MARKS[0] + texts["parameters"].encode("utf-16-be", "replace")
-        exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = comment
+        exif[_EXIF_IFD] = {_USER_COMMENT: _MARKS[0] + texts["parameters"].encode("utf-16-be", "replace")}
     try:
         image.save(encoded, format, **extra)
-    except ValueError as error:  # a segment of a JPEG has 64 KiB
-        message = f"the request does not fit into a {format}'s metadata"
-        raise RequestError(message, field="prompt", hint="write a .png") from error
+    except (ValueError, OSError) as error:  # JPEG has 64 KiB for texts and 65500 pixels a side, WEBP 16383
+        message = f"this picture cannot be written as {format}: {error}"
+        raise RequestError(message, field="format", hint="write a .png") from error
     return encoded.getvalue()
 
 
@@ -210,7 +206,10 @@ def _opened(data: bytes) -> PIL.Image.Image:
 
 
 def _in_picture(image: PIL.Image.Image) -> Ledger:
-    texts = {str(name): _unmangled(value) for name, value in image.info.items() if isinstance(value, str)}
+    texts = {str(name): str(value) for name, value in image.info.items() if isinstance(value, str)}
+    for name, value in texts.items():
+        with suppress(UnicodeError):  # a PNG's text is Latin-1, but many programs write UTF-8
+            texts[name] = value if isinstance(image.info[name], iTXt) else value.encode("latin-1").decode()
     try:
         comments = list(_comments(image))
     except Exception as error:  # as above
@@ -231,14 +230,6 @@ def _in_picture(image: PIL.Image.Image) -> Ledger:
         raise CheckpointError("the text `parameters` has no line of settings (Steps: ..., Sampler: ..., Seed: ...)")
     others = f"; it has {', '.join(repr(name[:40]) for name in sorted(texts)[:5])}" if texts else ""
     raise CheckpointError(f"no settings are in this picture: neither text `clipskip` nor `parameters`{others}")
-
-
-def _unmangled(text: str) -> str:
-    """A PNG's text in Latin-1, as the format has it, or in UTF-8, as many programs write it."""
-    if not isinstance(text, iTXt):
-        with suppress(UnicodeError):
-            return text.encode("latin-1").decode()
-    return str(text)
 
 
 def _comments(image: PIL.Image.Image) -> Iterator[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 from dataclasses import asdict
-from pathlib import Path
 
 from clipskip import fields
 from clipskip.engines import hints
@@ -89,26 +88,20 @@ def inspect(args: argparse.Namespace) -> Outcome:
     """What a store holds, with sizes and the figures of the gates; or the ledger of a picture."""
     from clipskip.engines import report
 
-    if os.path.isfile(args.store):
-        return _ledger(args.store)
-    facts = report.inspect(args.store)
-    return Outcome(facts, report.inspection_text(facts))
-
-
-def _ledger(picture: Path) -> Outcome:
-    from clipskip.engines import report
+    if not os.path.isfile(args.store):
+        facts = report.inspect(args.store)
+        return Outcome(facts, report.inspection_text(facts))
     from clipskip.metadata import read_ledger
 
-    ledger = read_ledger(picture)
-    found = asdict(ledger)
-    model = f"{ledger.model} [{ledger.model_hash[:10]}]" if ledger.model_hash else ledger.model
-    rows = [("file", str(picture)), ("program", ledger.program), ("model", model)]
-    rows += [(name.replace("_", " "), found["request"][name]) for name in ("prompt", "negative_prompt")]
+    ledger = read_ledger(args.store)
+    rows = [("file", str(args.store)), ("program", ledger.program), ("model", ledger.model)]
+    rows += [("model hash", ledger.model_hash), ("prompt", ledger.request.prompt)]
+    rows.append(("negative prompt", ledger.request.negative_prompt))
     parts = {"honoured": ledger.honoured, "not honoured": ledger.ignored, "filled in": ledger.filled}
-    parts["inversions"] = ledger.inversions or {}
+    parts["inversion"] = ledger.inversions or {}
     rows += [(part, f"{name}: {value}") for part, entries in parts.items() for name, value in entries.items()]
-    lines = [(row[0], line) for row in rows for line in row[1].split("\n")]
-    return Outcome({"file": str(picture), **found}, output.printable(report.table([row for row in lines if row[1]])))
+    text = report.table([(name, line) for name, value in rows for line in value.split("\n") if line])
+    return Outcome({"file": str(args.store), **asdict(ledger)}, output.printable(text))
 
 
 def verify(args: argparse.Namespace) -> Outcome:

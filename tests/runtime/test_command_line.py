@@ -56,11 +56,11 @@ def test_generate_repeats_the_request_in_a_picture(run, sample_store, tmp_path):
     assert picture(first).tobytes() == picture(second).tobytes()
 
 
-@pytest.mark.parametrize("name", ["x.jpg", "x.webp"])
-def test_generate_writes_other_formats_and_repeats_them(run, sample_store, tmp_path, name):
+def test_generate_writes_other_formats_and_repeats_them_e3(run, sample_store, tmp_path):
+    name = "x.jpg"
     status, out, _ = run("generate", sample_store, "a red circle", "--out", tmp_path / name, "--seed", "3", *FAST)
     assert (status, out) == (0, f"{tmp_path / name}\n")
-    assert picture(tmp_path / name).format == {"x.jpg": "JPEG", "x.webp": "WEBP"}[name]
+    assert picture(tmp_path / name).format == "JPEG"
     status, out, _ = run("generate", sample_store, "--from", tmp_path / name, "--out", tmp_path / "y.png", "--json")
     assert json.loads(out)["pictures"][0]["request"]["seed"] == 3
 

@@ -254,13 +254,32 @@ def test_no_text_gives_anything_but_a_request_or_a_refusal(text: str) -> None:
             assert isinstance(ledger.of_text(info).request, Request)
 
 
-@pytest.mark.parametrize("part", ["a", ",", " ", ",a", ", a:", ',a:"', ',a:"\\"', ",a b" * 20 + ":", "Steps:", "\n"])
-def test_hostile_text_is_read_in_linear_time(part: str) -> None:
-    text = "x\nSteps: 5, " + part * (2**20 // len(part))
+HOSTILE = [
+    "a",
+    ",",
+    " ",
+    ",a",
+    ", a:",
+    ',a:"',
+    ',a:"\\"',
+    ",a b" * 20 + ":",
+    "Steps:",
+    "\n",
+    "seed: ",
+    "Seed:a, ",
+    ",a:[",
+]
+HOSTILE += [',a:["', ',a:{"a":', '",x:[",', " ", "steps: 5 |", f"model: {'a' * 79}, ", "a_", "Negative prompt:"]
+
+
+@pytest.mark.parametrize("head", ["x\nSteps: 5, ", "x Steps: 5, Sampler: a, Seed: 5, "])
+@pytest.mark.parametrize("part", HOSTILE)
+def test_hostile_text_is_read_in_linear_time(head: str, part: str) -> None:
+    text = head + part * (2**18 // len(part))
 
     def answered() -> None:
         with suppress(RequestError):
             if (info := infotext.read(text)) is not None:
-                ledger.of_text(info)
+                ledger.of_text(info).notes()
 
-    assert pace(answered) < 150  # measured: 0.5 s at most; quadratic would be minutes
+    assert pace(answered) < 75  # measured: 20 at most; quadratic would be thousands

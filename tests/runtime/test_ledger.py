@@ -150,6 +150,7 @@ def test_the_size_is_that_of_the_first_pass_c1(sizes: str, width: int, height: i
         ("Hypernet: soft", "a ring <hypernet:soft:0.2>", ""),
         ('Lora hashes: "one: 0123456789ab, two: ba9876543210"', "a ring", " <lora:one:1> <lora:two:1>"),
         ('Lora hashes: "one: 0123456789ab"', "a ring <lora:one:0.4>", ""),
+        ('Hashes: {"model": "0123456789", "lora:one": "0123456789"}', "a ring", " <lora:one:1>"),
     ],
 )
 def test_a_network_that_only_the_settings_name_counts_as_its_tag_c1(settings: str, prompt: str, tags: str) -> None:
@@ -170,7 +171,7 @@ ONE_FILE = replace(facts.MODEL, model_sha256="b" * 64, sources={"model.safetenso
         ("Model: Sample, Model hash: 7460a6fa", False),  # A1111's old hash, of a part of the file
         ("Model: toon, Model hash: 7460a6fa", True),
         ("Model: toon", True),
-        ("Version: x", False),
+        ("RNG: CPU", False),
     ],
 )
 def test_another_model_is_noted_c1(settings: str, noted: bool) -> None:
@@ -189,6 +190,7 @@ def test_inversions_that_are_missing_others_or_new_are_noted_c2() -> None:
     found = read(f'{S}, TI hashes: "easynegative: c74b4e810b03, bad: 0123456789ab"')
     assert found.inversions == {"easynegative": "c74b4e810b03", "bad": "0123456789ab"}
     assert found.notes(None, embeddings(easynegative="c74b4e810b03" + "0" * 52, bad="0123456789ab" + "1" * 52)) == []
+    assert read(f'{S}, Hashes: {{"embed:bad": "0123456789"}}').inversions == {"bad": "0123456789"}
     missing, another, new = found.notes(None, embeddings(bad="f" * 64, ring="e" * 64), ["bad", "ring"])
     assert "'easynegative' is not open" in missing
     assert "another textual inversion 'bad' [ffffffffffff] is open than the picture's [0123456789ab]" in another
@@ -210,6 +212,13 @@ def test_inversions_that_are_missing_others_or_new_are_noted_c2() -> None:
 )
 def test_the_program_is_named(settings: str, program: str) -> None:
     assert read(settings).program == program
+
+
+def test_random_numbers_are_a_gpus_in_a1111_and_filled_in_for_other_programs() -> None:
+    assert (read(S).request.rng, read(S).filled) == ("nv", {})
+    other = read(f"{S}, Version: ComfyUI")
+    assert (other.request.rng, other.notes()) == ("cpu", ["the picture's settings have no rng: cpu is used"])
+    assert read(f"{S}, RNG: NV, Version: ComfyUI").notes() == []
 
 
 def test_a_weight_at_the_end_counts_as_in_the_program_that_made_the_picture_c16() -> None:

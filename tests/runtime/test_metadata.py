@@ -95,12 +95,12 @@ def test_every_request_comes_back_exactly(request: Request) -> None:
         " ",
     ],
 )
-def test_prompts_that_confuse_a_text_format_come_back_exactly(prompt: str) -> None:
+def test_prompts_that_confuse_a_text_format_come_back_exactly_d36(prompt: str) -> None:
     request = replace(RESOLVED, prompt=prompt, negative_prompt=prompt[::-1])
     assert read_request(encode(PIXELS, origin(request))) == request
 
 
-def test_the_largest_prompts_fit_and_larger_texts_are_never_written() -> None:
+def test_the_largest_prompts_fit_and_larger_texts_are_never_written_d44() -> None:
     for longest in ("\x01" * 65536, "é" * 32768, "😀" * 16384):
         request = replace(RESOLVED, prompt=longest, negative_prompt=longest)
         assert read_request(encode(PIXELS, origin(request))) == request
@@ -131,7 +131,7 @@ def file_system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.usefixtures("file_system")
-def test_without_overwriting_a_new_file_is_made_and_what_is_there_is_kept(tmp_path: Path) -> None:
+def test_without_overwriting_a_new_file_is_made_and_what_is_there_is_kept_d45(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     save_new(path, seed=1)
     (tmp_path / "folder.png").mkdir()
@@ -195,7 +195,7 @@ def test_a_target_that_the_system_holds_on_to_is_a_storage_error_that_says_so(
 
 @pytest.mark.parametrize("overwrite", [True, False])
 @pytest.mark.parametrize("place", ["missing/x.png", "folder.png", "file/x.png"])
-def test_a_picture_that_cannot_be_written_is_a_storage_error_and_leaves_nothing(
+def test_a_picture_that_cannot_be_written_is_a_storage_error_and_leaves_nothing_d45(
     tmp_path: Path, place: str, overwrite: bool
 ) -> None:
     (tmp_path / "folder.png").mkdir()
@@ -244,7 +244,7 @@ def test_a_text_after_the_pixels_is_found() -> None:
 )
 def test_a_jpeg_or_webp_carries_the_text_in_its_exif_comment(kind: str, comment: bytes) -> None:
     exif = PIL.Image.Exif()
-    exif.get_ifd(0x8769)[0x9286] = comment
+    exif[0x8769] = {0x9286: comment}
     buffer = io.BytesIO()
     PIXELS.save(buffer, kind, exif=exif)
     found = read_request(buffer.getvalue())
@@ -336,7 +336,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_or_foreign_file_is_refused_at_once(name: str, tmp_path: Path) -> None:
+def test_a_hostile_or_foreign_file_is_refused_at_once_d43_d44(name: str, tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     path.write_bytes(HOSTILE[name])
 
@@ -425,11 +425,13 @@ def test_an_unknown_suffix_is_refused_naming_those_that_there_are_e3(tmp_path: P
     assert os.listdir(tmp_path) == []
 
 
-def test_a_request_that_is_too_long_for_a_jpeg_is_refused_with_a_hint() -> None:
+def test_what_is_too_long_for_a_format_is_refused_with_a_hint() -> None:
     longest = origin(replace(RESOLVED, prompt="a " * 30_000))
-    with pytest.raises(RequestError, match="does not fit into a JPEG") as caught:
-        encode(PIXELS, longest, "JPEG")
-    assert caught.value.hint == "write a .png"
+    wide = PIL.Image.new("RGB", (70_000, 1))
+    for image, made, format in ((PIXELS, longest, "JPEG"), (wide, ORIGIN, "JPEG"), (wide, ORIGIN, "WEBP")):
+        with pytest.raises(RequestError, match=f"cannot be written as {format}: ") as caught:
+            encode(image, made, format)
+        assert caught.value.hint == "write a .png"
     assert read_request(encode(PIXELS, longest, "WEBP")) == longest.request
 
 
