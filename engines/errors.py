@@ -156,6 +156,7 @@ class Closed(ClipskipError, RuntimeError):
     """A pipeline, or a part of one, that was closed before it was used: a mistake of the program, not of a request."""
 
     code = "closed"
+    exit_status = 2
 
 
 class Busy(ClipskipError):

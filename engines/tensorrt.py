@@ -73,7 +73,7 @@ def build(
     for graph in graphs:
         check_within(ranges, graph)
     graphs = [replace(graph, axes=axes_of(graph.inputs, ranges)) for graph in graphs]
-    folder = files.own_folder()  # where nobody else can hold it for ever
+    folder = files.own_folder() if tools.device else None  # where nobody else can hold the lock for ever
     lock = folder / f"gpu-{tools.device.uuid}.lock" if folder and tools.device else None
     with locked(lock, progress) if lock else nullcontext():  # two builds on one GPU disturb each other's timings
         return [_build(store, graph, tools, options, progress) for graph in graphs]

@@ -21,20 +21,34 @@ from .request import Request as Request
 if TYPE_CHECKING:
     from . import prompt
     from .backends import Backend
-    from .metadata import read_request
+    from .ledger import Ledger
+    from .metadata import read_ledger, read_request
     from .pipeline import Pipeline, Progress, Result
     from .render import parse_render
 
 __version__ = "0.1.0"
 # `open` is not among them: `from clipskip import *` leaves Python's own alone.
-__all__ = ["Pipeline", "Progress", "Request", "Result", "__version__", "parse_render", "prompt", "read_request"]
+__all__ = [
+    "Ledger",
+    "Pipeline",
+    "Progress",
+    "Request",
+    "Result",
+    "__version__",
+    "parse_render",
+    "prompt",
+    "read_ledger",
+    "read_request",
+]
 __all__ += errors.__all__
 
 _LATER = {  # what needs numpy and Pillow, and its home: it loads when first used
+    "Ledger": "ledger",
     "Pipeline": "pipeline",
     "Progress": "pipeline",
     "Result": "pipeline",
     "parse_render": "render",
+    "read_ledger": "metadata",
     "read_request": "metadata",
 }
 

@@ -1,7 +1,7 @@
 """What must be survived, and the tests that show it: `python tests/faults.py` prints the table, row by row.
 
 A row of faults.tsv is shown by every test whose name ends in it, such as `test_an_empty_file_is_named_a1`, or in
-several (`..._d7_d8`), and by every case of a table of tests whose id begins with it (`id="d16 width 65"`).
+several (`..._d7_d8`), and by every case of a table of tests whose id begins with it (`"d16-height": (...)`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ WAITING = {  # rows whose feature does not exist yet
     "E14": "there is no deadline per request",
 }
 _NAME = re.compile(r"^ *(?:async )?def (test_\w+?)((?:_[a-e]\d{1,2})+)\(", re.MULTILINE)
-_CASE = re.compile(r"""id=["']((?:[a-e]\d{1,2}[ _])*[a-e]\d{1,2})\b""")
+_CASE = re.compile(r"""(?:id=|^ *)["']([a-e]\d{1,2})\b[^"']*["'](?:: \(|[,)])""", re.MULTILINE)
 
 
 def rows() -> dict[str, str]:

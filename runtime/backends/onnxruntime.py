@@ -22,7 +22,7 @@ from clipskip.errors import BackendUnavailable, Busy, ClipskipError, DeviceOutOf
 from . import Array, Loop
 from .pool import LentLoop, Pool
 from .providers import CPU, devices, load, named, options
-from .signature import Signature, check_like, check_ports
+from .signature import check_like, check_ports
 
 T = TypeVar("T")
 CPU_PIXELS = 512 * 512  # attention needs 1 GB for one guided picture of this size, and batches bring no speed
@@ -113,7 +113,11 @@ class OnnxRuntime:
         with translated(lambda said: self._not_opened(path, said)):
             opened = self._opened(str(path), session_options, told)
         role = opened.get_modelmeta().custom_metadata_map.get(ROLE, "")
-        check_ports(artefact, path, role, *map(_ports, (opened.get_inputs(), opened.get_outputs())))
+        inputs, outputs = (  # whose types are written "tensor(float)"
+            {port.name: (TYPES.get(port.type, port.type), len(port.shape)) for port in ports}
+            for ports in (opened.get_inputs(), opened.get_outputs())
+        )
+        check_ports(artefact, path, role, inputs, outputs)
         do = in_turn if self.graphs else direct
         session = Session(opened, do, self._buffer, self._run_options if capturing else None)
         loaded = artefact.files[:1] if self._provider.kind == "cpu" else artefact.files  # the CPU maps the weights
@@ -162,11 +166,6 @@ class OnnxRuntime:
         run_options = self._ort.RunOptions()
         run_options.add_run_config_entry("gpu_graph_id", str(graph))
         return run_options
-
-
-def _ports(values: Sequence[Any]) -> Signature:
-    """What a session says of its inputs or outputs; its types are written "tensor(float)"."""
-    return {each.name: (TYPES.get(each.type, each.type), len(each.shape)) for each in values}
 
 
 @contextmanager

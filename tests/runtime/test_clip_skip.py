@@ -121,7 +121,7 @@ def test_every_number_from_1_up_to_14_has_a_skipped(value: float) -> None:
     assert skipped(value).request.clip_skip == int(value)
 
 
-@pytest.mark.parametrize("text", ["２", "1_0", "nan", "inf", "two", "", "0x2", "1e0", "+2", "٣"])
+@pytest.mark.parametrize("text", ["２", "1_0", "nan", "inf", "two", "0x2", "1e0", "+2", "٣"])
 def test_text_that_is_no_plain_decimal_gets_the_same_refusal_from_every_front_end(text: str) -> None:
     messages = set()
     for attempt in (

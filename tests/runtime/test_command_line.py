@@ -56,7 +56,7 @@ def test_generate_repeats_the_request_in_a_picture(run, sample_store, tmp_path):
     assert picture(first).tobytes() == picture(second).tobytes()
 
 
-def test_generate_writes_other_formats_and_repeats_them_e3(run, sample_store, tmp_path):
+def test_generate_writes_other_formats_and_repeats_them(run, sample_store, tmp_path):
     name = "x.jpg"
     status, out, _ = run("generate", sample_store, "a red circle", "--out", tmp_path / name, "--seed", "3", *FAST)
     assert (status, out) == (0, f"{tmp_path / name}\n")
@@ -65,9 +65,7 @@ def test_generate_writes_other_formats_and_repeats_them_e3(run, sample_store, tm
     assert json.loads(out)["pictures"][0]["request"]["seed"] == 3
 
 
-def test_repeating_a_picture_of_another_program_says_what_is_left_out_and_inspect_shows_it_c1(
-    run, sample_store, tmp_path
-):
+def test_repeating_a_picture_of_another_program_says_what_is_left_out_and_inspect_shows_it(run, sample_store, tmp_path):
     text = tmp_path / "x.txt"
     text.write_text("a ring\nSteps: 2, Sampler: Euler a, Seed: 5, Size: 64x64, Eta: 0.5, Version: v1.9.4\n")
     status, out, err = run("generate", sample_store, "--from", text, "--out", tmp_path / "y.png", "--json")
@@ -191,7 +189,7 @@ LISTED = """\ufeffa red circle\r
 """
 
 
-def test_a_list_has_prompts_render_lines_and_lines_of_options_c14(run, sample_store, tmp_path):
+def test_a_list_has_prompts_render_lines_and_lines_of_options(run, sample_store, tmp_path):
     lines = tmp_path / "lines.txt"
     lines.write_bytes(LISTED.encode())
     status, out, _ = run("generate", sample_store, "--lines", lines, "--out", tmp_path, "--json", *FAST)
@@ -387,7 +385,7 @@ class Narrow(io.TextIOWrapper):
 
 @pytest.mark.parametrize("stream", ["full", "closed", "none", "ascii"])
 @pytest.mark.parametrize("name", ["stdout", "stderr"])
-def test_a_stream_that_takes_nothing_loses_no_picture_d2(sample_store, tmp_path, monkeypatch, name, stream):
+def test_a_stream_that_takes_nothing_loses_no_picture(sample_store, tmp_path, monkeypatch, name, stream):
     out, note = tmp_path / "ä\udcff", ["--cfg", "1", "--negative", "which gives a note"]
     with open("/dev/full", "w") as full, open(os.devnull) as closed:
         closed.close()
@@ -400,7 +398,7 @@ def test_a_stream_that_takes_nothing_loses_no_picture_d2(sample_store, tmp_path,
         assert narrow.buffer.getvalue().endswith(b"/\\xe4\\udcff/00001-3.png\n")
 
 
-def test_with_all_three_streams_closed_the_picture_is_made_d2(sample_store, tmp_path):
+def test_with_all_three_streams_closed_the_picture_is_made(sample_store, tmp_path):
     command = [sys.executable, "-m", "clipskip", "generate", sample_store, "a cat", "--out", tmp_path, "--json", *FAST]
     done = subprocess.run(["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *command], timeout=120)
     assert done.returncode == 0

@@ -157,7 +157,7 @@ def test_a_name_that_prompts_use_for_something_else_is_refused(
         with_usable_names(inversions, Tokenizer.open(sample_checkpoint / "tokenizer"))
 
 
-def test_an_unusable_file_in_a_folder_is_left_out_with_a_note_and_refused_by_itself_c19(tmp_path: Path) -> None:
+def test_an_unusable_file_in_a_folder_is_left_out_with_a_note_and_refused_by_itself(tmp_path: Path) -> None:
     good = write(tmp_path / "good.safetensors", emb_params=vectors(WIDTH))
     write(tmp_path / "wide.safetensors", emb_params=vectors(768))
     (tmp_path / "broken.safetensors").write_bytes(b"no")
@@ -178,7 +178,7 @@ def test_an_unusable_file_in_a_folder_is_left_out_with_a_note_and_refused_by_its
             load([tmp_path, tmp_path / f"{name}.safetensors"], WIDTH)
 
 
-def test_of_two_files_of_one_name_in_folders_the_first_counts_and_a_named_one_before_all_c19(tmp_path: Path) -> None:
+def test_of_two_files_of_one_name_in_folders_the_first_counts_and_a_named_one_before_all(tmp_path: Path) -> None:
     first = write(tmp_path / "x" / "Style.safetensors", emb_params=vectors(WIDTH))
     second = write(tmp_path / "y" / "style.safetensors", emb_params=vectors(WIDTH, start=100))
     inversions = load(tmp_path, WIDTH)
@@ -187,7 +187,7 @@ def test_of_two_files_of_one_name_in_folders_the_first_counts_and_a_named_one_be
     assert load([tmp_path, second], WIDTH).vectors[0, 0] == 100
 
 
-def test_a_file_name_that_is_no_utf_8_is_left_out_of_a_folder_and_refused_by_itself_c19(tmp_path: Path) -> None:
+def test_a_file_name_that_is_no_utf_8_is_left_out_of_a_folder_and_refused_by_itself(tmp_path: Path) -> None:
     odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/k\xe4se.safetensors"))
     write(tmp_path / "good.safetensors", emb_params=vectors(WIDTH)).rename(odd)
     inversions = load(tmp_path, WIDTH)
@@ -199,7 +199,7 @@ def test_a_file_name_that_is_no_utf_8_is_left_out_of_a_folder_and_refused_by_its
         load(odd, WIDTH)
 
 
-def test_a_name_that_prompts_use_for_something_else_is_left_out_of_a_folder_c19(
+def test_a_name_that_prompts_use_for_something_else_is_left_out_of_a_folder(
     sample_checkpoint: Path, tmp_path: Path
 ) -> None:
     for name in ("a", "big ring"):
@@ -209,6 +209,6 @@ def test_a_name_that_prompts_use_for_something_else_is_left_out_of_a_folder_c19(
     assert "'a' is a word of the vocabulary" in inversions.notes[0]
 
 
-def test_every_inversion_has_the_sha_256_of_its_file_c2(tmp_path: Path) -> None:
+def test_every_inversion_has_the_sha_256_of_its_file(tmp_path: Path) -> None:
     path = write(tmp_path / "Ring.safetensors", emb_params=vectors(WIDTH))
     assert load(tmp_path, WIDTH).digests == {"ring": hashlib.sha256(path.read_bytes()).hexdigest()}

@@ -336,7 +336,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_or_foreign_file_is_refused_at_once_d43_d44(name: str, tmp_path: Path) -> None:
+def test_a_hostile_or_foreign_file_is_refused_at_once_d44(name: str, tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     path.write_bytes(HOSTILE[name])
 
@@ -381,7 +381,7 @@ def test_what_is_no_file_is_refused_without_waiting(place: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".JPEG", ".webp"])
-def test_every_format_carries_both_texts_and_gives_the_request_back_e3(tmp_path: Path, suffix: str) -> None:
+def test_every_format_carries_both_texts_and_gives_the_request_back(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"x{suffix}"
     made = replace(ORIGIN, request=replace(RESOLVED, prompt="夜の街 🌃 Ã©, rain\nred"), inversions={"ring": "e" * 64})
     save(PIXELS, path, made)
@@ -417,7 +417,7 @@ def test_lossless_formats_keep_every_pixel_and_a_jpeg_nearly(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("name", ["x.gif", "x", "x.png.tmp", ".png"])
-def test_an_unknown_suffix_is_refused_naming_those_that_there_are_e3(tmp_path: Path, name: str) -> None:
+def test_an_unknown_suffix_is_refused_naming_those_that_there_are(tmp_path: Path, name: str) -> None:
     with pytest.raises(RequestError, match=r"\.png, \.jpg, \.jpeg, \.webp, not"):
         save(PIXELS, tmp_path / name, ORIGIN)
     with pytest.raises(RequestError, match="format must be one of PNG, JPEG, WEBP"):
@@ -436,7 +436,7 @@ def test_what_is_too_long_for_a_format_is_refused_with_a_hint() -> None:
 
 
 @pytest.mark.parametrize("kind", [b"tEXt", b"zTXt"])
-def test_utf_8_in_a_text_that_should_be_latin_1_is_read_and_latin_1_stays_c12(kind: bytes) -> None:
+def test_utf_8_in_a_text_that_should_be_latin_1_is_read_and_latin_1_stays(kind: bytes) -> None:
     for encoding in ("utf-8", "latin-1"):
         text = A1111.replace("a cat", "ein Kätzchen").encode(encoding)
         data = b"parameters\0" + (text if kind == b"tEXt" else b"\0" + zlib.compress(text))
@@ -452,7 +452,7 @@ def tiff(payload: bytes, order: str, first: bool, kind: int) -> bytes:
 
 @pytest.mark.parametrize("kind", ["JPEG", "WEBP", "PNG"])
 @pytest.mark.parametrize("encoding", ["utf-16-be", "utf-16-le", "utf-16", "utf-8", "utf-8-sig"])
-def test_a_comment_is_read_wherever_and_however_it_was_written_c12(kind: str, encoding: str) -> None:
+def test_a_comment_is_read_wherever_and_however_it_was_written(kind: str, encoding: str) -> None:
     body = A1111.replace("a cat", "夜の街 🌃").encode(encoding)
     for mark in (b"UNICODE\0", bytes(8), b"ASCII\0\0\0", b""):
         for order, first, type_ in (("<", False, 7), (">", True, 7), (">", False, 1), ("<", True, 2)):

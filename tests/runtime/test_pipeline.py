@@ -41,13 +41,13 @@ def test_a_preview_shows_the_picture_as_it_stands(pipe):
             assert [image.size for image in progress.preview()] == [(64, 64), (64, 64)]
 
 
-def test_the_last_progress_previews_the_pictures_themselves_e4(pipe):
+def test_the_last_progress_previews_the_pictures_themselves(pipe):
     *_, last = pipe.steps(clipskip.Request(prompt="a ring", batch=2, **FAST), clipskip.Request(prompt="a star", **FAST))
     made = [image for result in last.results for image in result.images]
     assert [image.tobytes() for image in last.preview()] == [image.tobytes() for image in made]
 
 
-def test_a_result_gives_png_bytes_and_writes_files_and_streams_in_every_format_e2_e3(pipe, tmp_path):
+def test_a_result_gives_png_bytes_and_writes_files_and_streams_in_every_format(pipe, tmp_path):
     result = pipe("a ring", batch=2, **FAST)
     assert read_ledger(result.png(1)).request == result.alone(1)
     for target, format, kind in (
@@ -82,7 +82,7 @@ def test_a_repeated_picture_says_what_it_could_not_honour_before_all_else(pipe):
     assert not any("CFG" in warning for warning in again.warnings)
 
 
-def test_used_inversions_are_recorded_and_compared_when_a_picture_is_repeated_c2(sample_store, tmp_path):
+def test_used_inversions_are_recorded_and_compared_when_a_picture_is_repeated(sample_store, tmp_path):
     for name, value in (("big-ring", 0.1), ("unused", 0.2)):
         save_file({"emb_params": np.full((2, 64), value, np.float32)}, tmp_path / f"{name}.safetensors")
     digest = hashlib.sha256((tmp_path / "big-ring.safetensors").read_bytes()).hexdigest()

@@ -55,9 +55,17 @@ def test_a_number_sign_can_be_meant(typed: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "tag", ["<lora:detail:0.8>", "<lyco:style:1>", "<hypernet:old:1.0>", "<LORA:detail:0.8>", "<locon:style:0.7>"]
+    "tag",
+    [
+        "<lora:detail:0.8>",
+        "<lyco:style:1>",
+        "<hypernet:old:1.0>",
+        "<LORA:detail:0.8>",
+        "<locon:style:0.7>",
+        "<lora:../../x:1>",
+    ],
 )
-def test_tags_that_would_change_the_networks_are_refused_d29(tag: str) -> None:
+def test_tags_that_would_change_the_networks_are_refused_d29_d31(tag: str) -> None:
     with pytest.raises(RequestError, match="networks cannot be changed") as caught:
         resolved(f"a cat {tag}")
     assert caught.value.field == "prompt"

@@ -123,7 +123,7 @@ TABLE: list[tuple[str, list[tuple[str, float]]]] = [
 
 
 @pytest.mark.parametrize(("text", "expected"), TABLE)
-def test_a_text_has_the_weights_of_the_table(text: str, expected: list[tuple[str, float]]) -> None:
+def test_a_text_has_the_weights_of_the_table_d26_d27(text: str, expected: list[tuple[str, float]]) -> None:
     assert attention(text) == expected
 
 
@@ -131,7 +131,7 @@ def test_a_text_has_the_weights_of_the_table(text: str, expected: list[tuple[str
     "text",
     ["(a:11)", "(a:-10.1)", f"(a:{'9' * 45})", f"(a:{'9' * 400})", "[[(a:12)]]", "((a:5):5)", "((BREAK:4):4)", "(:12)"],
 )
-def test_a_weight_beyond_10_is_refused(text: str) -> None:
+def test_a_weight_beyond_10_is_refused_d28(text: str) -> None:
     with pytest.raises(RequestError, match="beyond 10") as caught:
         attention(text)
     assert caught.value.field == "prompt"

@@ -57,7 +57,7 @@ def test_null_means_the_default(name: str) -> None:
         ("heigth", "height"),
     ],
 )
-def test_an_unknown_field_is_refused_with_the_closest_name(name: str, meant: str) -> None:
+def test_an_unknown_field_is_refused_with_the_closest_name_d42(name: str, meant: str) -> None:
     with pytest.raises(RequestError, match=f"unknown field '{name}'") as caught:
         Request.from_json({"prompt": "", name: 1})
     assert caught.value.hint == f"did you mean {meant!r}?"

@@ -7,7 +7,7 @@ import pytest
 import resolving
 from facts import MODEL, step_artefact
 
-from clipskip import metadata, noise
+from clipskip import infotext, ledger, noise
 from clipskip.errors import RequestError
 from clipskip.request import FIELDS, Request
 from clipskip.resolve import Limits
@@ -203,7 +203,7 @@ def test_a_prompt_that_is_given_and_not_used_is_noted_and_no_other_d10(fields, n
     assert found == ((UNUSED.format(name, fields["cfg"]),) if name else ())
 
 
-def test_an_unknown_sampler_is_refused_with_the_closest_one():
+def test_an_unknown_sampler_is_refused_with_the_closest_one_d39():
     with pytest.raises(RequestError) as caught:
         resolved(sampler="Euler b")
     assert caught.value.hint == "did you mean 'Euler a'?" or caught.value.hint == "did you mean 'Euler'?"
@@ -226,7 +226,7 @@ def test_samplers_have_the_names_of_other_programs(name, sampler, schedule):
 @pytest.mark.parametrize(("settings", "sampler", "schedule"), lines("sampler_infotexts.tsv"))
 def test_the_names_in_pictures_of_other_programs_are_read(settings, sampler, schedule):
     text = f"a cup\nSteps: 5, {settings}, CFG scale: 5, Seed: 28,Size: 128x128, model: stable_diffusion"
-    found = resolving.resolved(metadata.read_parameters(text))
+    found = resolving.resolved(ledger.of_text(infotext.read(text)).request)
     assert (found.sampler.name, found.schedule) == (sampler, schedule)
 
 
@@ -237,7 +237,15 @@ def test_what_a1111_has_and_is_missing_here_is_refused_with_the_closest_one_d39(
     assert (caught.value.field, caught.value.hint) == (field, f"{closest!r} is the closest one")
 
 
-def test_a_batch_counts_seeds_up_and_wraps_around():
+@pytest.mark.parametrize("seed", [None, -1])
+def test_no_seed_is_one_that_is_drawn_and_said_d37(seed):
+    first, second = (resolved(seed=seed) for _ in range(2))
+    assert first.seeds != second.seeds
+    assert first.seeds == ((first.request.seed, None),)
+    assert 0 <= first.request.seed < 2**32
+
+
+def test_a_batch_counts_seeds_up_and_wraps_around_d40():
     assert [seed for seed, _ in resolved(seed=2**64 - 1, batch=3).seeds] == [2**64 - 1, 0, 1]
 
 

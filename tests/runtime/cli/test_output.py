@@ -47,7 +47,7 @@ def test_a_file_that_appears_while_the_picture_is_made_is_not_replaced_d45(tmp_p
     assert {path.read_bytes() for path in (tmp_path / "a.png", tmp_path / "00001-5.png")} == {b"of another"}
 
 
-def test_eight_processes_share_a_folder_and_every_picture_is_the_one_that_was_reported_d1(sample_store, tmp_path):
+def test_eight_processes_share_a_folder_and_every_picture_is_the_one_that_was_reported(sample_store, tmp_path):
     """8 processes, 20 pictures each of 64 px and one step, one folder, one seed: nobody's picture is lost."""
     for name in "abcdefgh":
         (tmp_path / name).write_text("".join(f"/seed:1 {name} {count}\n" for count in range(20)))
