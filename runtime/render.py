@@ -114,7 +114,7 @@ def render_line(request: Request) -> str:
 def _command(text: str, position: int) -> tuple[str, str, int]:
     """The command at `position`: what it sets, its value, and where the next word starts."""
     command = _COMMAND.match(text, position)
-    typed = command[1] if command else text[position + 1 :].split(maxsplit=1)[0].partition(":")[0]
+    typed = command[1] if command else (text[position + 1 :].split() or [""])[0].partition(":")[0]
     name = _squash(typed)
     if command is None or name not in COMMANDS:
         error = unknown("command", name, _HINTS, {each: f"/{each}:" for each in COMMANDS} | _MEANT)

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pace import pace
 
@@ -196,7 +196,6 @@ def test_a_manifest_that_could_not_be_read_back_is_not_written(sound):
             manifest.validate(broken)
 
 
-@settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_manifest_error_c8(data):
     with pytest.raises(ManifestError):
@@ -209,7 +208,6 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_a_garbled_manifest_is_sound_or_a_manifest_error_c8(tree, data):
     text = json.dumps(tree)

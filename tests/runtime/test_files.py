@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pace import pace
 from safetensors.torch import save
@@ -180,7 +180,6 @@ def test_a_file_of_gigabytes_is_refused_after_its_first_64_mib(tmp_path: Path) -
 
 
 @given(st.integers(0, len(SOUND) - 1), st.binary(min_size=1, max_size=4))
-@settings(deadline=None, max_examples=300)
 def test_a_damaged_file_gives_tensors_or_a_checkpoint_error_and_nothing_else(place: int, damage: bytes) -> None:
     data = SOUND[:place] + damage + SOUND[place + len(damage) :]
     with suppress(CheckpointError):

@@ -8,7 +8,7 @@ from typing import Any
 
 import facts
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pace import pace
 
@@ -236,7 +236,6 @@ PROMPTS = st.lists(WORDS, min_size=1, max_size=4).map("\n".join)
     st.floats(0, 100),
     st.sampled_from(["cpu", "nv"]),
 )
-@settings(deadline=None)
 def test_ordinary_requests_come_back_from_the_text_alone(
     prompt: str, negative: str, clip_skip: int, seed: int, cfg: float, rng: str
 ) -> None:
@@ -247,7 +246,6 @@ def test_ordinary_requests_come_back_from_the_text_alone(
 
 
 @given(st.text() | st.text().map(lambda text: f"Steps: {text}") | st.text().map(lambda text: settings_line(text)))
-@settings(deadline=None)
 def test_no_text_gives_anything_but_a_request_or_a_refusal(text: str) -> None:
     with suppress(RequestError):
         if (info := infotext.read(text)) is not None:

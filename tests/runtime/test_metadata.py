@@ -17,7 +17,7 @@ from typing import Any
 import PIL.Image
 import PIL.ImageChops
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pace import pace
 from PIL.PngImagePlugin import PngInfo
@@ -77,7 +77,6 @@ def test_a_saved_picture_gives_its_request_back_from_path_bytes_and_image(tmp_pa
 
 
 @given(requests())
-@settings(deadline=None)
 def test_every_request_comes_back_exactly(request: Request) -> None:
     assert read_request(encode(PIXELS, origin(request))) == request
 
@@ -357,7 +356,6 @@ def test_a_picture_cut_anywhere_is_refused() -> None:
 
 
 @given(st.integers(8, 1500), st.binary(min_size=1, max_size=4))
-@settings(deadline=None, max_examples=200)
 def test_a_damaged_picture_gives_a_request_or_a_checkpoint_error_and_nothing_else(place: int, damage: bytes) -> None:
     whole = with_text(parameters=A1111, clipskip=truth())
     with suppress(CheckpointError):
@@ -365,7 +363,6 @@ def test_a_damaged_picture_gives_a_request_or_a_checkpoint_error_and_nothing_els
 
 
 @given(st.binary(max_size=300))
-@settings(deadline=None, max_examples=200)
 def test_a_damaged_exif_gives_a_request_or_a_checkpoint_error_and_nothing_else(damage: bytes) -> None:
     buffer = io.BytesIO()
     PIXELS.save(buffer, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0" + damage)
@@ -466,7 +463,6 @@ def test_a_comment_is_read_wherever_and_however_it_was_written(kind: str, encodi
 @given(
     st.sampled_from([b"", b"UNICODE\0", b"ASCII\0\0\0"]), st.text(max_size=80), st.sampled_from(["utf-8", "utf-16-le"])
 )
-@settings(deadline=None)
 def test_no_file_of_text_gives_anything_but_a_request_or_a_checkpoint_error(head: bytes, text: str, code: str) -> None:
     line = f"{text}, Steps: 5, Seed: 3, {text}: {text}, CFG scale: 7"
     for data in (text.encode(code, "replace"), line.encode(code, "replace")):

@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import TypeVar
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from pace import pace
 
@@ -40,7 +40,6 @@ SYNTAX = st.lists(
 ANY = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=60)
 PLAIN = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0()[]:|\\<>"), max_size=60)
 STEPS = st.integers(1, 30)
-few = settings(max_examples=150, deadline=None)
 
 
 def unless_refused(call: Callable[[], T]) -> T | None:
@@ -53,7 +52,6 @@ def unless_refused(call: Callable[[], T]) -> T | None:
         return None
 
 
-@few
 @given(SYNTAX | ANY, STEPS)
 def test_a_schedule_is_never_an_error_and_covers_all_steps(text: str, steps: int) -> None:
     entries = editing(text, steps)
@@ -63,7 +61,6 @@ def test_a_schedule_is_never_an_error_and_covers_all_steps(text: str, steps: int
     assert ends[-1] == steps
 
 
-@few
 @given(SYNTAX | ANY, st.sampled_from([None, "a1111"]))
 def test_a_composition_is_refused_for_its_weights_only(text: str, compat: str | None) -> None:
     parts = unless_refused(lambda: composition(text, compat))
@@ -71,7 +68,6 @@ def test_a_composition_is_refused_for_its_weights_only(text: str, compat: str | 
     assert all(abs(weight) <= 10 for _, weight in parts or ())
 
 
-@few
 @given(SYNTAX | ANY)
 def test_attention_is_refused_for_its_weights_only(text: str) -> None:
     fragments = unless_refused(lambda: attention(text))
@@ -80,7 +76,6 @@ def test_attention_is_refused_for_its_weights_only(text: str) -> None:
     assert all(left[1] != right[1] for left, right in pairwise(fragments or ()))
 
 
-@few
 @given(PLAIN, STEPS)
 def test_a_text_without_syntax_comes_back_whole(text: str, steps: int) -> None:
     assume(not re.search("AND|BREAK", text))
@@ -91,7 +86,6 @@ def test_a_text_without_syntax_comes_back_whole(text: str, steps: int) -> None:
     assert check_text(text, "prompt") == text
 
 
-@few
 @given(ANY)
 def test_an_escaped_text_comes_back_whole(text: str) -> None:
     assume("BREAK" not in text)
@@ -100,14 +94,12 @@ def test_an_escaped_text_comes_back_whole(text: str) -> None:
     assert editing(escaped, 10) == [(10, escaped)]
 
 
-@few
 @given(st.text("()[]ab ,", max_size=40))
 def test_brackets_take_nothing_out_but_brackets(text: str) -> None:
     words = "".join(fragment for fragment, _ in unless_refused(lambda: attention(text)) or [(text, 1.0)])
     assert re.sub(r"[()\[\]]", "", words) == re.sub(r"[()\[\]]", "", text)
 
 
-@few
 @given(SYNTAX, STEPS)
 def test_each_entry_of_a_schedule_is_the_text_with_parts_left_out(text: str, steps: int) -> None:
     for _, entry in editing(text, steps):
@@ -115,7 +107,6 @@ def test_each_entry_of_a_schedule_is_the_text_with_parts_left_out(text: str, ste
         assert all(character in rest for character in entry)
 
 
-@few
 @given(
     st.lists(st.sampled_from(["cat", "dog,", ",", "BREAK", "(red:1.2)", "[x]", "émigré", "😀"]), max_size=250),
     st.integers(0, 74),

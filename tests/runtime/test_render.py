@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pace import pace
 from strategies import FLAG_FIELDS, requests
@@ -241,7 +241,6 @@ def test_values_of_the_wrong_type_are_refused_naming_the_field(command: str, fie
 
 
 @given(requests())
-@settings(deadline=None)
 def test_a_line_brings_every_request_back(request: Request) -> None:
     assert parse_render(render_line(request)) == request
 
@@ -252,8 +251,8 @@ def test_a_line_is_as_short_as_a_person_would_write_it() -> None:
     assert render_line(Request(prompt="")) == "/render"
 
 
+@example("/")
 @given(st.text() | st.from_regex(r"/render( /[a-z]{1,12}:\S{0,9}){0,4} .{0,20}", fullmatch=True))
-@settings(deadline=None)
 def test_no_line_gives_anything_but_a_request_or_a_refusal(line: str) -> None:
     with suppress(RequestError):
         assert isinstance(parse_render(line), Request)

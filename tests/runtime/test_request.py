@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pace import pace
 from strategies import DEPTH_FIELDS, FLAG_FIELDS, FRACTION_FIELDS, TEXT_FIELDS, WHOLE_FIELDS, requests
@@ -28,7 +28,6 @@ def test_every_field_is_in_one_of_the_lists_of_these_tests() -> None:
 
 
 @given(requests())
-@settings(deadline=None)
 def test_json_brings_every_request_back(request: Request) -> None:
     text = request.to_json()
     assert text.isascii()
@@ -198,7 +197,6 @@ def test_what_is_no_strict_json_object_is_refused_at_once(text: Any) -> None:
 
 
 @given(st.dictionaries(st.sampled_from([*FIELDS]) | st.text(), st.none() | st.booleans() | st.integers() | st.text()))
-@settings(deadline=None)
 def test_no_object_gives_anything_but_a_request_or_a_refusal(values: dict[str, Any]) -> None:
     try:
         found = Request.from_json(values)

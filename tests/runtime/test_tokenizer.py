@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from odd_strings import odd_strings
 
@@ -60,7 +60,6 @@ def test_the_sample_vocabulary_gives_transformers_ids_too(sample_tokenizer: Toke
     assert (sample_tokenizer.pad, sample_tokenizer.vocabulary) == (reference.pad_token_id, len(reference))
 
 
-@settings(max_examples=300, deadline=None)
 @given(TEXTS)
 def test_any_text_has_transformers_ids(sample_tokenizer: Tokenizer, reference: Any, text: str) -> None:
     text = unicodedata.normalize("NFC", text)  # of marks newer than tokenizers' tables Python knows the order
