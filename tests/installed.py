@@ -31,8 +31,9 @@ def check_packages() -> None:
     installed = [each for each in metadata.distributions() if each.metadata["Name"] not in ("pip", "setuptools")]
     names = sorted(f"{each.metadata['Name']} {each.version}" for each in installed)
     paths = {Path(str(file.locate())) for each in installed for file in each.files or ()}
-    size = sum(path.stat().st_size for path in paths if path.exists()) / 2**20
-    print(f"{len(names)} packages, {size:.0f} MiB: {', '.join(names)}")
+    brought = [path for path in paths if path.suffix != ".pyc" and path.exists()]  # pip adds the bytecode
+    size = sum(path.stat().st_size for path in brought) / 1e6
+    print(f"{len(names)} packages, {size:.0f} MB: {', '.join(names)}")
     assert len(names) <= PACKAGES
     assert size <= MEGABYTES
 
