@@ -119,14 +119,16 @@ def storage_error(error: OSError, path: Path, needed: str = "more") -> StorageEr
     return StorageError(f"{error.filename or path}: {error.strerror or error}", path=path, hint=hint)
 
 
-def shortage() -> ClipskipError | None:
+def shortage(error: BaseException) -> ClipskipError | None:
     """What this process has no more of, open files or memory: asked where a library fails without saying so."""
+    if isinstance(error, ModuleNotFoundError):
+        return None
     try:
         os.close(os.open(os.devnull, os.O_RDONLY))
         mmap.mmap(-1, _ROOM).close()  # takes address space, but no memory
-    except OSError as error:
-        if error.errno in _MANY:
-            return storage_error(error, Path(os.devnull))
+    except OSError as lack:
+        if lack.errno in _MANY:
+            return storage_error(lack, Path(os.devnull))
         hint = "ask for less, close other programs, or raise the limit: ulimit -v"
         return DeviceOutOfMemory("there is not enough memory", hint=hint)
     return None
@@ -138,7 +140,7 @@ def shortage_named() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not isinstance(error, ClipskipError) and (lack := shortage()):
+        if not isinstance(error, ClipskipError) and (lack := shortage(error)):
             raise lack from error
         raise
 

@@ -53,7 +53,7 @@ def cuda_runtime() -> Any:
         return importlib.import_module("cuda.bindings.runtime")
     except ImportError as error:
         message = f"the package cuda-bindings cannot be loaded ({error})"
-        raise files.shortage() or BackendUnavailable(message, hint=hints.install("cuda-bindings")) from error
+        raise files.shortage(error) or BackendUnavailable(message, hint=hints.install("cuda-bindings")) from error
 
 
 def version_text(version: int) -> str:

@@ -14,13 +14,17 @@ from shlex import quote
 
 def clipskip() -> str:
     """What starts this command line: a name that PATH knows, a path, or the interpreter with -m."""
-    script = shutil.which("clipskip", path=os.path.dirname(sys.executable))
-    return _as_typed(script) if script else f"{_as_typed(sys.executable)} -m clipskip"
+    script = shutil.which("clipskip", path=os.path.dirname(_python()))
+    return _as_typed(script) if script else f"{_as_typed(_python())} -m clipskip"
 
 
 def install(package: str) -> str:
     """The command that installs a package where this interpreter finds it."""
-    return f"{_as_typed(sys.executable)} -m pip install {quote(package)}"
+    return f"{_as_typed(_python())} -m pip install {quote(package)}"
+
+
+def _python() -> str:
+    return sys.executable or "python"  # a program that embeds Python may not know where that is
 
 
 def _as_typed(program: str) -> str:

@@ -62,7 +62,7 @@ def load_package(target: str) -> Any:
         return importlib.import_module(PACKAGES[target])
     except (ImportError, OSError) as error:  # OSError: a library of its own is missing
         message = f"the package {PACKAGES[target]} cannot be loaded ({error})"
-        raise files.shortage() or BackendUnavailable(message, hint=hints.install(target)) from error
+        raise files.shortage(error) or BackendUnavailable(message, hint=hints.install(target)) from error
 
 
 def load_builder(target: str) -> Any:

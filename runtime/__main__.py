@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from types import FrameType
@@ -39,12 +40,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _listen() -> dict[int, Any]:
-    """Have signals unwind the work, once each; gives the handlers that were there. What is ignored stays so (nohup)."""
+    """Have signals unwind the work, once each; gives the handlers that were there. What is ignored stays so (nohup).
+
+    Only Python's main thread may do so.
+    """
 
     def stop(number: int, frame: FrameType | None) -> NoReturn:
         signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt if number == signal.SIGINT else Terminated
 
+    if threading.current_thread() is not threading.main_thread():
+        return {}
     numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows
     handlers = {number: signal.getsignal(number) for number in numbers}
     before = {number: handler for number, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}

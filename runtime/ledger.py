@@ -18,8 +18,9 @@ from clipskip.engines.manifest import ModelFacts
 from .errors import CheckpointError, ManifestError, RequestError
 from .fields import WHOLE, parse, shown, written
 from .infotext import DIGEST, Infotext, bare, key
-from .prompt import composition
-from .request import EMPHASES, FIELDS, Request
+from .prompt import composition, networks
+from .prompt.parts import without_comments
+from .request import EMPHASES, FIELDS, Request, canonical
 from .resolve import split_schedule
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class Ledger:
     model: str = ""
     model_hash: str = ""  # of SHA-256, the first digits or all
     inversions: Mapping[str, str] | None = None  # name -> the same; None where the text does not say
+    other_prompts: bool = False  # a prompt is no longer the picture's
 
     @property
     def batch(self) -> int:
@@ -73,13 +75,21 @@ class Ledger:
 
     def given(self, fields: Mapping[str, str]) -> Ledger:
         """The ledger after a user has typed some fields over it, as in `Request.from_text`."""
-        return self.over(Request.from_text(fields, self.request), fields)
+        return self._with(Request.from_text(fields, self.request), canonical(fields))
 
-    def over(self, request: Request, names: Collection[str]) -> Ledger:
-        """The ledger for a request in which these fields were replaced: they were not filled in any more."""
+    def over(self, fields: Mapping[str, Any]) -> Ledger:
+        """The ledger with other values for some fields of its request, as in `Request.over`."""
+        return self._with(self.request.over(fields), canonical(fields))
+
+    def _with(self, request: Request, names: Collection[str]) -> Ledger:
+        """Fields that were replaced are filled in no more; inversions of a prompt that is gone do not count."""
         filled = {name: value for name, value in self.filled.items() if name not in names}
-        inversions = None if {"prompt", "negative_prompt"} & set(names) else self.inversions
-        return replace(self, request=request, filled=filled, inversions=inversions)
+        changed, inversions = bool({"prompt", "negative_prompt"} & set(names)), self.inversions
+        if changed and inversions is not None:
+            prompts = bare(f"{request.prompt}\n{request.negative_prompt}")
+            inversions = {name: digest for name, digest in inversions.items() if bare(name) in prompts}
+        other = self.other_prompts or changed
+        return replace(self, request=request, filled=filled, inversions=inversions, other_prompts=other)
 
     def notes(
         self, model: ModelFacts | None = None, inversions: Inversions | None = None, used: Collection[str] = ()
@@ -114,10 +124,10 @@ class Ledger:
         for name, digest in made_with.items():
             if name not in there:
                 notes.append(f"the picture's textual inversion {shown(name)} is not open: its name counts as words")
-            elif not _is_one_of(digest, [there[name]]):
+            elif len(digest) > 8 and not _is_one_of(digest, [there[name]]):
                 files = f"[{there[name][:DIGEST]}] is open than the picture's [{digest[:DIGEST]}]"
                 notes.append(f"another textual inversion {shown(name)} {files}")
-        new = sorted(set(map(bare, used)) - made_with.keys())
+        new = [] if self.other_prompts else sorted(set(map(bare, used)) - made_with.keys())
         return notes + [f"{shown(name)} is a textual inversion here, and was none in the picture" for name in new]
 
 
@@ -141,7 +151,8 @@ def of_text(info: Infotext) -> Ledger:
     fields = {**_fields(said), **_size(said)}
     with suppress(RequestError):
         a1111 = info.program.startswith(("AUTOMATIC1111", "Forge"))
-        if a1111 and composition(info.prompt) != composition(info.prompt, "a1111"):
+        prompt = networks(without_comments(info.prompt))[0]
+        if a1111 and composition(prompt) != composition(prompt, "a1111"):
             fields["compat"] = "a1111"
     filled = {name: value for name, value in _FILLED.items() if name not in fields}
     if "rng" not in said and not info.program.startswith(("AUTOMATIC1111", "Forge", "SD.Next")):
@@ -202,7 +213,7 @@ def _side_by_side(size: str) -> list[str]:
 
 def _tags(prompt: str, said: Mapping[str, str]) -> str:
     """The networks that only the settings name, as the tags that ask for them."""
-    name, tags = re.sub(r" *\([0-9a-fA-F]*\)$", "", said.get("hypernet", "")), []
+    name, tags = re.sub(r"\([0-9a-fA-F]*\)$", "", said.get("hypernet", "")).rstrip(), []
     if name.lower() not in _OFF and "<hypernet:" not in prompt:
         tags.append(f" <hypernet:{name}:{said.get('hypernet strength', '1')}>")
     if not re.search("<(lora|lyco):", prompt, re.IGNORECASE):

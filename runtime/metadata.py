@@ -211,15 +211,16 @@ def _in_picture(image: PIL.Image.Image) -> Ledger:
         with suppress(UnicodeError):  # a PNG's text is Latin-1, but many programs write UTF-8
             texts[name] = value if isinstance(image.info[name], iTXt) else value.encode("latin-1").decode()
     try:
-        comments = list(_comments(image))
+        comments, description = list(_comments(image)), str(image.getexif().get(_DESCRIPTION, ""))
     except Exception as error:  # as above
         raise CheckpointError(f"its Exif data is broken ({type(error).__name__})") from error
     candidates = {**texts, **{f"Exif {number}": text for number, text in enumerate(comments)}}
     if large := [name for name, text in candidates.items() if len(text) > LARGEST_TEXT]:
         raise CheckpointError(f"the text {large[0][:40]!r} has more than 1 MiB")
-    ours = (text.removeprefix(_OURS) for text in comments if text.startswith(_OURS))
-    if (truth := texts.get("clipskip", next(ours, None))) is not None:
-        return ledger.of_truth(truth)
+    if description.startswith(_OURS):
+        texts.setdefault("clipskip", description.removeprefix(_OURS))
+    if "clipskip" in texts:
+        return ledger.of_truth(texts["clipskip"])
     for text in (texts.get("parameters", ""), *comments):
         if (info := infotext.read(text)) is not None:
             return ledger.of_text(info)

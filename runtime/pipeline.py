@@ -135,7 +135,7 @@ class Pipeline:
     """One model, opened. Threads may share it, and share calls of the network. Close it, or use `with`.
 
     A pickled one is opened anew where it is unpickled, from the same store; EngineIncompatible if that then holds
-    another model. Nothing of a device travels.
+    another model. Nothing of a device travels: its backend was given by name, or is an OnnxRuntime.
     """
 
     reopen: Callable[[], Pipeline]  # how `clipskip.open` made this
@@ -162,8 +162,12 @@ class Pipeline:
         self._text = TextEncoder(self._engines, inversions.vectors, round_up=compiles)
         how = {"exact_rows": not compiles, "share_lengths": settings.share_lengths}
         self._driver = Driver(self._engines, self._limits, loops=backend.loops, **how)
-        for size in settings.warm:
-            self._warm(*size)
+        try:
+            for size in settings.warm:
+                self._warm(*size)
+        except BaseException:
+            self.close()
+            raise
 
     def __call__(self, prompt: str | Request | Ledger, **fields: Any) -> Result:
         """Make the pictures of one request: a Request, one read from a picture (a Ledger), or a prompt; and any fields.
@@ -172,7 +176,7 @@ class Pipeline:
         instead of returning a broken picture.
         """
         if isinstance(prompt, Ledger):
-            return self.run([prompt.over(as_request(prompt.request, **fields), fields)])[0]
+            return self.run([prompt.over(fields)])[0]
         return self.run([as_request(prompt, **fields)])[0]
 
     def run(self, requests: Sequence[Request | Ledger | str]) -> list[Result]:
@@ -317,5 +321,4 @@ class _Clock:
 
 def as_request(prompt: str | Request, **fields: Any) -> Request:
     """A Request from a prompt and fields, or a Request with some replaced; fields may have any of their names."""
-    named = canonical(fields)
-    return replace(prompt, **named) if isinstance(prompt, Request) else Request(prompt=prompt, **named)
+    return prompt.over(fields) if isinstance(prompt, Request) else Request(prompt=prompt, **canonical(fields))

@@ -71,8 +71,12 @@ class Request:
     )
     rng: str = setting("cpu", "cpu or nv: whose random numbers", choices=("cpu", "nv"))
     emphasis: str = setting("Original", "Original, No norm, Ignore or None", choices=EMPHASES, infotext="Emphasis")
-    comma_backtrack: int = setting(20, "tokens to look back for a comma when a chunk is full", low=0, high=74)
-    compat: str | None = setting(None, "a1111: read `text:2` as a weight without AND, too", choices=("a1111",))
+    comma_backtrack: int = setting(
+        20, "tokens to look back for a comma when a chunk is full", low=0, high=74, infotext="Comma backtrack"
+    )
+    compat: str | None = setting(
+        None, "a1111: read `text:2` as a weight without AND, too", choices=("a1111",), infotext="Compat"
+    )
     pad_cond_uncond: bool = setting(
         False, "true: fill up the shorter prompt with empty chunks, not with repeats of itself", infotext="Pad conds"
     )
@@ -101,14 +105,21 @@ class Request:
     def from_text(cls, given: Mapping[str, str], base: Request | None = None) -> Request:
         """A request from fields whose values were typed, as on a command line: numbers are plain ASCII decimals.
 
-        What is not given is as in `base`, or has its default. A new clip skip replaces the base's in either numbering,
-        and that of a negative prompt which followed it.
+        What is not given is as in `base` (see `over`), or has its default.
         """
         typed = {name: FIELDS[name].kind.read(value) for name, value in canonical(given).items()}
-        if base is not None and {"clip_skip", "clip_skip_diffusers"} & typed.keys():
-            negative = None if base.negative_clip_skip == base.clip_skip else base.negative_clip_skip
-            base = replace(base, clip_skip=None, clip_skip_diffusers=None, negative_clip_skip=negative)
-        return cls.from_json(typed if base is None else {**asdict(base), **typed})
+        return cls.from_json(typed) if base is None else check_types(base.over(typed))
+
+    def over(self, fields: Mapping[str, Any]) -> Request:
+        """This request with other values for some fields, under any of their names.
+
+        A new clip skip takes the place of the old one in either numbering, and of a negative prompt's that followed it.
+        """
+        fields, base = canonical(fields), self
+        if {"clip_skip", "clip_skip_diffusers"} & fields.keys():
+            negative = None if self.negative_clip_skip == self.clip_skip else self.negative_clip_skip
+            base = replace(self, clip_skip=None, clip_skip_diffusers=None, negative_clip_skip=negative)
+        return replace(base, **fields)
 
     def to_json(self) -> str:
         """The request as a JSON object in ASCII, every field included; `from_json` reads it back."""

@@ -105,7 +105,8 @@ def resolve(
     request: Request, model: ModelFacts, limits: Limits, tokenizer: Tokenizer, inversions: Inversions
 ) -> Resolved:
     """Check every field, fill in every default, parse the prompts. RequestError names the field and what is valid."""
-    typed, request = request, _checked(request)
+    typed = check_types(request)
+    request = _checked(typed)
     skip, negative_skip, notes = _clip_skips(request, model)
     notes += parts.notes(typed, request)
     request = replace(request, clip_skip=skip, clip_skip_diffusers=None, negative_clip_skip=negative_skip)

@@ -63,7 +63,7 @@ class OnnxRuntime:
         except (ImportError, OSError) as error:
             absent = isinstance(error, ModuleNotFoundError)
             message = "ONNX Runtime is not installed" if absent else f"ONNX Runtime cannot be loaded ({error})"
-            raise files.shortage() or BackendUnavailable(message, hint=named(CPU).install) from error
+            raise files.shortage(error) or BackendUnavailable(message, hint=named(CPU).install) from error
         if provider.plugin and len(providers) > 1:
             raise RequestError(f"{provider.name} takes no provider beside it", field="providers")
         if device and provider.kind == "cpu":
@@ -178,7 +178,7 @@ def translated(failure: Callable[[str], ClipskipError]) -> Iterator[None]:
     except Exception as error:
         if type(error) is not RuntimeError and type(error).__module__.partition(".")[0] != "onnxruntime":
             raise
-        raise files.shortage() or failure(str(error).strip()) from error
+        raise files.shortage(error) or failure(str(error).strip()) from error
 
 
 def direct(work: Callable[..., T], *arguments: object) -> T:

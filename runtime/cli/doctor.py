@@ -41,7 +41,7 @@ def examine() -> dict[str, Any]:
             verbs[verb] = {"lacks": error.message, "fix": error.hint}
     try:
         gpus = [vars(device) for device in gpu.gpus(gpu.cuda_runtime())]
-    except BackendUnavailable:
+    except ClipskipError:
         gpus = []
     return {
         "python": platform.python_version(),

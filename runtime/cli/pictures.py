@@ -134,7 +134,7 @@ def _results(pipe: Pipeline, jobs: Sequence[Job], bar: output.Bar) -> Iterator[t
     for (together, calls, *_), neighbours in groupby(jobs, attrgetter("kind")):
         while group := list(islice(neighbours, together)):
             for state in pipe.steps(*(job.request for job in group)):
-                bar.show(done + state.call, total)
+                bar.show(done + state.call, total + state.calls - calls * len(group))
             done, total = done + state.calls, total + state.calls - calls * len(group)
             yield from zip((job.number for job in group), state.results, strict=True)
 
@@ -244,7 +244,7 @@ def plan(
             kind = most // batch, calls * batch, resolved.width, resolved.height, resolved.chunks
             asked = request if isinstance(request, Request) else request.request
             asked = replace(asked, seed=seed, subseed=subseed, batch=batch)
-            jobs.append(Job(number, asked if isinstance(request, Request) else request.over(asked, ()), kind))
+            jobs.append(Job(number, asked if isinstance(request, Request) else replace(request, request=asked), kind))
     if not refused:
         return jobs
     first = refused[min(refused)]
