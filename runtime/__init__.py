@@ -19,29 +19,17 @@ from .fields import at_least, location
 from .request import Request as Request
 
 if TYPE_CHECKING:
-    from . import prompt
+    from . import prompt as prompt
     from .backends import Backend
-    from .ledger import Ledger
-    from .metadata import read_ledger, read_request
-    from .pipeline import Pipeline, Progress, Result
-    from .render import parse_render
+    from .ledger import Ledger as Ledger
+    from .metadata import read_ledger as read_ledger
+    from .metadata import read_request as read_request
+    from .pipeline import Pipeline as Pipeline
+    from .pipeline import Progress as Progress
+    from .pipeline import Result as Result
+    from .render import parse_render as parse_render
 
 __version__ = "0.1.0"
-# `open` is not among them: `from clipskip import *` leaves Python's own alone.
-__all__ = [
-    "Ledger",
-    "Pipeline",
-    "Progress",
-    "Request",
-    "Result",
-    "__version__",
-    "parse_render",
-    "prompt",
-    "read_ledger",
-    "read_request",
-]
-__all__ += errors.__all__
-
 _LATER = {  # what needs numpy and Pillow, and its home: it loads when first used
     "Ledger": "ledger",
     "Pipeline": "pipeline",
@@ -51,6 +39,9 @@ _LATER = {  # what needs numpy and Pillow, and its home: it loads when first use
     "read_ledger": "metadata",
     "read_request": "metadata",
 }
+# `open` is not among them: `from clipskip import *` leaves Python's own alone.
+__all__ = [*_LATER, "Request", "__version__", "prompt"]
+__all__ += errors.__all__
 
 
 def open(

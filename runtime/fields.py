@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 import os
 import re
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass
 from decimal import Decimal
 from typing import Any
@@ -124,6 +125,12 @@ def shown(value: object) -> str:
     if isinstance(value, int) and abs(value) >= LARGEST:
         return f"an integer of {value.bit_length()} bits"
     return reprlib.repr(value)
+
+
+def did_you_mean(name: str, known: Mapping[str, str], cutoff: float) -> str | None:
+    """The hint for a name that is not among `known`: the value of the key most like it, where one is enough like it."""
+    close = difflib.get_close_matches(name[:100], known, n=1, cutoff=cutoff)
+    return f"did you mean {known[close[0]]!r}?" if close else None
 
 
 def whole(field: str, text: str) -> int:

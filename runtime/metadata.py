@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import PIL.Image
 from PIL.PngImagePlugin import PngInfo, iTXt
@@ -29,6 +29,7 @@ from .fields import written
 from .ledger import Ledger
 from .request import FIELDS, Request
 
+Target = str | os.PathLike[str] | BinaryIO  # of a picture: a path, or an open binary file
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 LARGEST_TEXT = 1 << 20  # what readers, Pillow among them, accept of one text
 LARGEST_FILE = 256 << 20
@@ -121,12 +122,18 @@ def encode(image: PIL.Image.Image, origin: Origin, format: str = "PNG") -> bytes
     return encoded.getvalue()
 
 
-def save(image: PIL.Image.Image, path: Path, origin: Origin, overwrite: bool = True, format: str | None = None) -> None:
-    """Write a picture with its texts, in one step: `path` never holds half of one. The suffix says the format.
+def save(
+    image: PIL.Image.Image, target: Target, origin: Origin, overwrite: bool = True, format: str | None = None
+) -> None:
+    """Write a picture with its texts, in one step: a path never holds half of one. The suffix says the format.
 
-    Without `overwrite`, FileExistsError where something is there, also when it came while the picture was made.
-    RequestError for an unknown suffix, StorageError for everything else that fails.
+    An open file gets a PNG. Without `overwrite`, FileExistsError where something is there, also when it came while the
+    picture was made. RequestError for an unknown suffix, StorageError for everything else that fails.
     """
+    if not isinstance(target, (str, os.PathLike)):
+        target.write(encode(image, origin, format or "PNG"))
+        return
+    path = Path(target)
     encoded = encode(image, origin, format or format_of(path))
     if overwrite and path.exists() and not path.is_file():
         raise StorageError(f"{path} is there and is no file", path=path)

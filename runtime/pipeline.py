@@ -6,14 +6,12 @@ sampler's rows) -> `Driver` (the step engine) -> `_picture` (the decode engine) 
 
 from __future__ import annotations
 
-import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -85,22 +83,14 @@ class Result:
     ledger: Ledger | None = field(default=None, repr=False)
 
     def save(
-        self,
-        target: str | os.PathLike[str] | BinaryIO,
-        index: int = 0,
-        format: str | None = None,
-        *,
-        overwrite: bool = True,
+        self, target: metadata.Target, index: int = 0, format: str | None = None, *, overwrite: bool = True
     ) -> None:
         """Write image `index` with the whole request in its metadata; a file is written, and replaced, in one step.
 
         The suffix says the format: .png, .jpg or .jpeg (quality 95), .webp (lossless). An open binary file gets a PNG.
         `format` ("PNG", "JPEG", "WEBP") overrules both. Without `overwrite`, FileExistsError where a file is there.
         """
-        if isinstance(target, (str, os.PathLike)):
-            metadata.save(self.images[index], Path(target), self.origin(index), overwrite, format)
-        else:
-            target.write(metadata.encode(self.images[index], self.origin(index), format or "PNG"))
+        metadata.save(self.images[index], target, self.origin(index), overwrite, format)
 
     def png(self, index: int = 0) -> bytes:
         """Image `index` as the bytes of a PNG, with the whole request in its metadata."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -12,7 +11,7 @@ from typing import Any
 from clipskip.engines import strict
 
 from .errors import ManifestError, RequestError
-from .fields import Field, shown
+from .fields import Field, did_you_mean, shown
 
 EMPHASES = ("Original", "No norm", "Ignore", "None")
 
@@ -161,6 +160,5 @@ def unknown_field(name: str) -> RequestError:
 def unknown(kind: str, name: str, known: Mapping[str, str], aliases: Mapping[str, str] | None = None) -> RequestError:
     """The RequestError for a name that is not among `known`; the closest one's value is the hint, if there is one."""
     every = {**known, **(aliases or {})}
-    close = difflib.get_close_matches(name[:100].lower(), every, n=1, cutoff=0.75)
-    hint = f"did you mean {every[close[0]]!r}?" if close else f"known: {', '.join(dict.fromkeys(known.values()))}"
+    hint = did_you_mean(name.lower(), every, 0.75) or f"known: {', '.join(dict.fromkeys(known.values()))}"
     return RequestError(f"unknown {kind} {shown(name)}", field=name, hint=hint)

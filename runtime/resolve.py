@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 import secrets
@@ -14,7 +13,7 @@ from clipskip.engines.manifest import Artefact, AxisRange, ModelFacts
 from clipskip.engines.shapes import LATENT, TOKENS
 
 from .errors import RequestError
-from .fields import shown, whole_clip_skip
+from .fields import did_you_mean, shown, whole_clip_skip
 from .inversions import Inversions
 from .noise import LARGEST_SEED, image_seeds
 from .prompt import check_text, networks, parts
@@ -227,8 +226,7 @@ def _choice(
     message = f"{field} must be one of {', '.join(by_key.values())}; not {shown(value)}"
     if key in closest:
         raise RequestError(message, field=field, hint=f"{closest[key]!r} is the closest one")
-    close = difflib.get_close_matches(key[:100], by_key, n=1, cutoff=0.5)
-    raise RequestError(message, field=field, hint=f"did you mean {by_key[close[0]]!r}?" if close else None)
+    raise RequestError(message, field=field, hint=did_you_mean(key, by_key, 0.5))
 
 
 def _sampler_key(name: str) -> str:

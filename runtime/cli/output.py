@@ -10,8 +10,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from io import BytesIO
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, TextIO
 
 from clipskip.errors import RequestError, StorageError
@@ -157,15 +157,14 @@ class Destination:
             raise StorageError(f"no permission to write into {self._folder}", path=self._folder)
 
     def save(self, seed: int, write: Callable[..., None]) -> Path:
-        """Have `write(path, overwrite=...)` make the next picture's file; gives its name.
+        """Have `write(path or open file, overwrite=...)` make the next picture's file; gives its name.
 
         It raises FileExistsError for a name that is taken: then the next number is tried. RequestError if that happens
         to the one file that was named, StorageError where stdout does not take the picture.
         """
         if self.is_stdout:
-            with TemporaryDirectory() as folder:
-                write(path := Path(folder, "picture.png"), overwrite=True)
-                _pipe(path.read_bytes())
+            write(picture := BytesIO(), overwrite=True)
+            _pipe(picture.getvalue())
             return Path("-")
         while True:
             self._number += 1

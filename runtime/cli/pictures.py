@@ -130,12 +130,13 @@ def _noted(warnings: Iterable[str]) -> dict[str, list[str]]:
 
 def _results(pipe: Pipeline, jobs: Sequence[Job], bar: output.Bar) -> Iterator[tuple[int, Result]]:
     """The results in order, with the numbers of their lines."""
-    done, total = 0, sum(job.kind[1] for job in jobs)
+    done, left = 0, sum(job.kind[1] for job in jobs)
     for (together, calls, *_), neighbours in groupby(jobs, attrgetter("kind")):
         while group := list(islice(neighbours, together)):
+            left -= calls * len(group)
             for state in pipe.steps(*(job.request for job in group)):
-                bar.show(done + state.call, total + state.calls - calls * len(group))
-            done, total = done + state.calls, total + state.calls - calls * len(group)
+                bar.show(done + state.call, done + state.calls + left)
+            done += state.calls
             yield from zip((job.number for job in group), state.results, strict=True)
 
 

@@ -58,7 +58,7 @@ def export(args: argparse.Namespace) -> Outcome:
     settings = {
         "precision": args.precision,
         "skips": _skips(args.skips),
-        "recommended_clip_skip": recommended and _whole("recommended_clip_skip", recommended),
+        "recommended_clip_skip": recommended and fields.whole("recommended_clip_skip", recommended),
         "prediction": args.prediction,
         "vae": args.vae,
     }
@@ -78,10 +78,6 @@ def export(args: argparse.Namespace) -> Outcome:
 
 def _skips(text: str | None) -> list[int] | None:
     return None if text in (None, "all") else fields.ranges("skips", text)
-
-
-def _whole(field: str, text: str) -> int:
-    return fields.whole(field, text)
 
 
 def inspect(args: argparse.Namespace) -> Outcome:
@@ -140,12 +136,12 @@ def build(args: argparse.Namespace) -> Outcome:
         text = f"ONNX Runtime runs the {len(roles)} exported graphs as they are: nothing to build"
         return Outcome({"store": str(args.store), "engines": roles}, text)
     skips = _skips(args.skips)
-    numbers = {name: _whole(name, given[name]) for name in ("max_batch", "max_chunks") if name in given}
+    numbers = {name: fields.whole(name, given[name]) for name in ("max_batch", "max_chunks") if name in given}
     options = shapes.BuildOptions(
         sizes=shapes.parse_sizes(args.sizes) if args.sizes else None,
         layers=None if skips is None else shapes.kept_layers(skips, store.manifest().model.layers),
         compute_capabilities=tuple(args.compute_capability),
-        workspace=_whole("workspace", args.workspace) << 20 if args.workspace else None,
+        workspace=fields.whole("workspace", args.workspace) << 20 if args.workspace else None,
         **numbers,
     )
     with output.stages() as say:

@@ -1,6 +1,5 @@
 """Nobody is told that a picture is made: ONNX Runtime, which reports to its maker, is asked not to before it loads."""
 
-import os
 import re
 import shutil
 import subprocess
@@ -9,10 +8,9 @@ import textwrap
 
 import figures
 import pytest
+from users_machine import SILENCED, environment
 
 FAST = ("--steps", "2", "--width", "64", "--height", "64")
-ASKED_BY_CI = ("CI", "GITHUB_ACTIONS", "TF_BUILD", "GITLAB_CI", "TRAVIS", "CIRCLECI", "JENKINS_URL", "BUILD_ID")
-SILENCED = "ORT_DISABLE_TELEMETRY"
 
 
 @pytest.fixture
@@ -21,12 +19,6 @@ def home(tmp_path):
     folder = tmp_path / "home"
     folder.mkdir()
     return folder
-
-
-def environment(home):
-    """As on a user's machine: on a CI's, nothing is reported anyway."""
-    kept = {name: value for name, value in os.environ.items() if name not in (*ASKED_BY_CI, SILENCED)}
-    return {**kept, "HOME": str(home), "XDG_CACHE_HOME": str(home), "XDG_CONFIG_HOME": str(home)}
 
 
 def run(command, home):
