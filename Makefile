@@ -13,7 +13,7 @@ PYTHON    ?= python3
 
 VENV     := .venv
 BIN      := $(VENV)/bin
-export MODEL OUT VAE# which may hold spaces and quotes: recipes take them from the environment
+quote     = '$(subst ','\'',$(1))'# for the shell: paths may hold spaces and quotes
 CLIPSKIP := $(BIN)/clipskip
 PIP      := python -m pip install --quiet --disable-pip-version-check
 INSTALL  := build/install
@@ -24,8 +24,8 @@ INSTALL  := build/install
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-21s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo
-	@echo "  MODEL=$$MODEL        a Stable Diffusion 1.x model: a diffusers folder, or one .safetensors"
-	@echo "  OUT=$$OUT             the engine store that is made from it"
+	@echo "  MODEL="$(call quote,$(MODEL))"        a Stable Diffusion 1.x model: a diffusers folder, or one .safetensors"
+	@echo "  OUT="$(call quote,$(OUT))"             the engine store that is made from it"
 	@echo "  TARGET=$(TARGET)        onnxruntime, tensorrt-rtx or tensorrt"
 	@echo "  PRECISION=$(PRECISION)            fp32 or fp16 (TensorRT needs fp16)"
 	@echo "  SKIPS=$(SKIPS)                 the clip skips to export, such as 1,2 (13 of them: all)"
@@ -101,17 +101,17 @@ format: setup ## put the source into ruff's shape
 	$(BIN)/ruff format .
 
 export: setup ## MODEL -> graphs in OUT
-	$(CLIPSKIP) export "$$MODEL" --out "$$OUT" --precision $(PRECISION) --skips $(SKIPS) $${VAE:+--vae "$$VAE"} \
+	$(CLIPSKIP) export $(call quote,$(MODEL)) --out $(call quote,$(OUT)) --precision $(PRECISION) --skips $(SKIPS) $(if $(VAE),--vae $(call quote,$(VAE))) \
 	  $(addprefix --prediction=,$(PREDICTION)) $(addprefix --recommended-clip-skip=,$(RECOMMENDED_CLIP_SKIP))
 
 engines: export ## MODEL -> engines for TARGET in OUT
-	$(CLIPSKIP) build "$$OUT" --target $(TARGET)
+	$(CLIPSKIP) build $(call quote,$(OUT)) --target $(TARGET)
 
 verify: setup ## check every byte of OUT
-	$(CLIPSKIP) verify "$$OUT"
+	$(CLIPSKIP) verify $(call quote,$(OUT))
 
 bench: setup export ## latency per stage and per depth of OUT
-	$(CLIPSKIP) bench "$$OUT"
+	$(CLIPSKIP) bench $(call quote,$(OUT))
 
 clean: ## remove everything that can be made again, but .venv
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis
