@@ -1,0 +1,78 @@
+"""Rewriting a graph by patterns, each a function that knows one kind of node. Knows nothing of what they are for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
+from onnx_ir.tape import Tape
+
+MICROSOFT = "com.microsoft"  # the domain of ONNX Runtime's own operators
+
+# A pattern looks at one node, the last that it would replace. Where it fits, it writes the new nodes on the tape and
+# tells which new value stands for which old one; a new value takes the old one's name. What nobody reads any more goes.
+Pattern: TypeAlias = Callable[[ir.Node, Tape], "Mapping[ir.Value, ir.Value] | None"]
+
+
+def rewrite(model: ir.Model, patterns: Sequence[Pattern]) -> dict[str, int]:
+    """Apply each pattern in turn at every node, in place; how often each fitted, by its name."""
+    return {pattern.__name__: sum(_apply(model, pattern)) for pattern in patterns}
+
+
+def _apply(model: ir.Model, pattern: Pattern) -> Iterator[bool]:
+    graph = model.graph
+    for node in list(graph):
+        tape = Tape()
+        if node.graph is not graph or not any(output.uses() or output.is_graph_output() for output in node.outputs):
+            continue  # an earlier fit replaced it
+        replaced = pattern(node, tape)
+        if replaced is None:
+            continue
+        graph.insert_after(node, tape.nodes)
+        for value in tape.initializers:
+            graph.register_initializer(value)
+        for old, new in replaced.items():
+            new.name, new.type, new.shape = old.name, old.type, old.shape
+            old.name = f"{old.name} as it was"
+            ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+        yield True
+    graph.sort()
+    RemoveUnusedNodesPass()(model)
+    for domain in {node.domain for node in graph} - model.opset_imports.keys():
+        model.opset_imports[domain] = 1
+    RemoveUnusedOpsetsPass()(model)
+
+
+def made_by(value: ir.Value | None, kind: str) -> ir.Node | None:
+    """The node of this kind that gives the value, if one does."""
+    node = value.producer() if value is not None else None
+    return node if node is not None and node.op_type == kind else None
+
+
+def only_use(value: ir.Value, kind: str) -> ir.Node | None:
+    """The node of this kind that reads the value, if nobody else does."""
+    nodes = [use.node for use in value.uses()]
+    return nodes[0] if len(nodes) == 1 and not value.is_graph_output() and nodes[0].op_type == kind else None
+
+
+def constant(value: ir.Value | None) -> npt.NDArray[np.generic] | None:
+    """What is stored for the value, or None where it is computed."""
+    return value.const_value.numpy() if value is not None and value.const_value is not None else None
+
+
+def like(node: ir.Node, tape: Tape, inputs: Sequence[ir.Value | None], **attributes: int | float) -> ir.Value:
+    """What a node of the same kind, name and attributes gives for these inputs; `attributes` are new or other ones."""
+    value = tape.op(node.op_type, inputs, attributes, domain=node.domain, name=node.name)
+    new = value.producer()
+    assert new is not None
+    new.attributes.update({name: entry for name, entry in node.attributes.items() if name not in attributes})
+    return value
+
+
+def permutation(transpose: ir.Node) -> list[int]:
+    """Which axis of its input each axis of its output is."""
+    return list(transpose.attributes["perm"].as_ints())
