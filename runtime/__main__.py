@@ -5,90 +5,131 @@ What the verbs do is in `cli.pictures` and `cli.stores`. Results go to stdout; p
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import signal
 import sys
 import threading
-import traceback
-from collections.abc import Sequence
-from types import FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from . import __version__
-from .cli import Parser, pictures, stores
-from .cli.output import say, write
 from .errors import ClipskipError
+
+if TYPE_CHECKING:  # everything else is imported when signals are listened to
+    import argparse
+    from collections.abc import Sequence
+    from types import FrameType
 
 INTERRUPTED, TERMINATED = 130, 143
 FACTS = ("code", "message", "field", "path", "hint")  # of an error, in JSON
+AGAIN = 0.01  # seconds until a signal that came while something was imported is raised once more
 
 
 class Terminated(BaseException):
     """SIGTERM or SIGHUP: unwinds like KeyboardInterrupt, so that everything is put away."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit status (the table is in the README)."""
-    before = _listen()
-    try:
-        return _run(list(sys.argv[1:] if arguments is None else arguments))
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+class _Signals:
+    """Signals unwind the work, once each; what is ignored stays so (nohup). Only Python's main thread hears them.
 
-
-def _listen() -> dict[int, Any]:
-    """Have signals unwind the work, once each; gives the handlers that were there. What is ignored stays so (nohup).
-
-    Only Python's main thread may do so.
+    While a module is imported a signal waits: a library in C would make an ImportError of what it raises, or print it.
     """
 
-    def stop(number: int, frame: FrameType | None) -> NoReturn:
+    def __init__(self) -> None:
+        self._before: dict[int, Any] = {}
+        self._waiting: list[threading.Timer] = []
+
+    def listen(self) -> None:
+        """From now on, until `restore`."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (
+                getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP")
+            ):  # Windows lacks one
+                if number is not None and (handler := signal.getsignal(number)) not in (signal.SIG_IGN, None):
+                    self._before[number] = handler
+                    signal.signal(number, self._stop)
+
+    def settle(self) -> None:
+        """A signal that waits comes now, whatever happened meanwhile."""
+        while self._waiting:
+            self._waiting.pop().join()
+
+    def restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        if _importing(frame):
+            self._waiting.append(threading.Timer(AGAIN, self._again, [number]))
+            self._waiting[-1].start()
+            return
         signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt if number == signal.SIGINT else Terminated
 
-    if threading.current_thread() is not threading.main_thread():
-        return {}
-    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows
-    handlers = {number: signal.getsignal(number) for number in numbers}
-    before = {number: handler for number, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
-    for number in before:
-        signal.signal(number, stop)
-    return before
+    def _again(self, number: int) -> None:
+        if hasattr(signal, "pthread_kill"):  # not so on Windows; wakes the main thread where it waits for something
+            signal.pthread_kill(threading.main_thread().ident or 0, number)
+        else:
+            signal.raise_signal(number)
 
 
-def _run(arguments: list[str]) -> int:
+def _importing(frame: FrameType | None) -> bool:
+    """Whether this frame of the command is in the middle of an import."""
+    while frame is not None and frame.f_code is not main.__code__:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit status (the table is in the README)."""
+    signals = _Signals()
+    try:
+        return _run(list(sys.argv[1:] if arguments is None else arguments), signals)
+    finally:
+        signals.restore()
+
+
+def _run(arguments: list[str], signals: _Signals) -> int:
     kept: dict[str, Any] = {}  # what is finished, for --json also where the rest fails
     facts: dict[str, Any] = dict.fromkeys(FACTS)
     try:
+        signals.listen()
         while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
             pass  # where stdin, stdout or stderr is closed, no file that is opened later may get its number
         os.close(descriptor)
-        args = parse(arguments)
-        args.kept = kept
-        outcome = args.run(args)
+        try:
+            args = parse(arguments)
+            args.kept = kept
+            outcome = args.run(args)
+        finally:
+            signals.settle()
         if args.json or outcome.text:
-            _answer(json.dumps(outcome.data) if args.json else outcome.text)
+            _print(outcome.data if args.json else outcome.text)
         return int(outcome.status)
     except ClipskipError as error:
-        say(f"clipskip: {error}")
+        _say(f"clipskip: {error}")
         facts, status = {name: getattr(error, name) for name in FACTS}, error.exit_status
     except (KeyboardInterrupt, Terminated) as stop:
         code, status = ("terminated", TERMINATED) if isinstance(stop, Terminated) else ("interrupted", INTERRUPTED)
         facts |= {"code": code, "message": f"{code}; nothing half-made was kept"}
-        say(f"\n{facts['message']}")
+        _say(f"\n{facts['message']}")
     except Exception as error:
-        say(f"{traceback.format_exc()}\nThis is a bug in clipskip: please report it with the lines above.")
+        import traceback
+
+        _say(f"{traceback.format_exc()}\nThis is a bug in clipskip: please report it with the lines above.")
         facts, status = facts | {"code": "bug", "message": f"{type(error).__name__}: {error}"}, 1
     if "--json" in arguments:
-        _answer(json.dumps({"error": facts, **kept}))
+        _print({"error": facts, **kept})
     return status
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The arguments of one verb; the prompt may stand anywhere. RequestError for what is no command line."""
+    import argparse
+
+    from . import __version__
+    from .cli import Parser, pictures, stores
+
     parser = Parser(prog="clipskip", description="Stable Diffusion with clip skip per request.")
     anywhere: dict[str, Any] = {"action": "store_true", "help": "print one JSON object on stdout"}
     parser.add_argument("--json", **anywhere)
@@ -105,10 +146,20 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def _answer(text: str) -> None:
+def _say(text: str) -> None:
+    from .cli.output import say
+
+    say(text)
+
+
+def _print(answer: str | dict[str, Any]) -> None:
     """The result on stdout, where there is one."""
+    import json
+
+    from .cli.output import write
+
     if sys.stdout is not None:
-        write(sys.stdout, f"{text}\n")
+        write(sys.stdout, f"{answer if isinstance(answer, str) else json.dumps(answer)}\n")
 
 
 if __name__ == "__main__":

@@ -431,6 +431,57 @@ def test_a_signal_while_arguments_are_parsed_has_its_status_b1(run, monkeypatch,
     assert signal.getsignal(number) is handler
 
 
+STARTING = """
+import signal, sys
+from clipskip.__main__ import main
+
+at, number, events, running = int(sys.argv[1]), int(sys.argv[2]), 0, False
+
+def hear(event, arguments):
+    global events
+    events += running
+    if running and events == at:
+        signal.raise_signal(number)
+
+sys.addaudithook(hear)
+running = True
+status = main(sys.argv[3:])
+running = False
+print(events, file=sys.stderr)
+sys.exit(status)
+"""
+
+
+def test_a_signal_at_any_moment_of_the_start_has_its_status_and_one_line_e5(sample_store, tmp_path):
+    """Moments are counted in what Python reports of itself, imports and files above all, so that no clock matters."""
+    command = ["generate", str(sample_store), "a cat", "--json", "--out", str(tmp_path), *FAST]
+
+    def start(at, number):
+        arguments = [sys.executable, "-c", STARTING, str(at), str(int(number)), *command]
+        return subprocess.run(arguments, capture_output=True, text=True, timeout=120)
+
+    events = int(start(0, signal.SIGINT).stderr.split()[-1])
+    for at, number in zip(range(1, events, events // 12), [signal.SIGINT, signal.SIGTERM] * 7, strict=False):
+        done = start(at, number)
+        word = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}[number]
+        assert (done.returncode, json.loads(done.stdout)["error"]["code"]) == (128 + number, word), (at, done.stderr)
+        assert [line for line in done.stderr.splitlines()[:-1] if line] == [f"{word}; nothing half-made was kept"]
+
+
+def test_a_signal_that_a_library_makes_an_import_error_of_has_its_status_e5(sample_store, tmp_path):
+    (tmp_path / "onnxruntime.py").write_text(
+        "import signal\n"
+        "try:\n"
+        "    signal.raise_signal(signal.SIGINT)\n"
+        "except BaseException as error:\n"
+        "    raise ImportError('initialization failed') from error\n"
+    )
+    command = [sys.executable, "-m", "clipskip", "generate", sample_store, "a cat", "--out", tmp_path / "out"]
+    surroundings = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, env=surroundings, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr.strip()) == (130, "interrupted; nothing half-made was kept")
+
+
 @pytest.mark.parametrize(
     ("arguments", "status"),
     [
