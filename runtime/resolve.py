@@ -13,7 +13,7 @@ from clipskip.engines.manifest import Artefact, AxisRange, ModelFacts
 from clipskip.engines.shapes import LATENT, TOKENS
 
 from .errors import RequestError
-from .fields import did_you_mean, shown, whole_clip_skip
+from .fields import SD1_LAYERS, did_you_mean, shown, whole_clip_skip
 from .inversions import Inversions
 from .noise import LARGEST_SEED, image_seeds
 from .prompt import check_text, networks, parts
@@ -83,6 +83,12 @@ class Limits:
             raise RequestError(message, field="prompt", hint=self.rebuild(f"--max-chunks {longest}") or "shorten it")
 
 
+ANY_MODEL = ModelFacts(  # of Stable Diffusion 1; where there is none
+    "", "sd1", SD1_LAYERS, 768, 49408, "epsilon", 0.00085, 0.012, 1000, 0.18215, 512, LATENT, 1, "", {}
+)
+ANY_LIMITS = Limits(UNBOUNDED, UNBOUNDED, 1, MAX_PIXELS, 2, 1, None)
+
+
 @dataclass(frozen=True)
 class Resolved:
     """A request without open questions; `request` has every None filled in, for metadata and repeats."""
@@ -114,11 +120,7 @@ def resolve(
     notes += timesteps
     width, height = _size(request, model, limits)
     request = replace(request, sampler=sampler.name, schedule=schedule, width=width, height=height)
-    varied = request.subseed_strength or request.subseed is not None
-    if abs(request.eta_noise_seed_delta) > LARGEST_SEED:
-        message = f"eta_noise_seed_delta must be within 2^64-1 of 0, not {request.eta_noise_seed_delta}"
-        raise RequestError(message, field="eta_noise_seed_delta")
-    seed, subseed = _seed("seed", request.seed), _seed("subseed", request.subseed) if varied else None
+    seed, subseed = _seeds(request)
     request = replace(request, seed=seed, subseed=subseed)
     seeds = tuple(image_seeds(seed, subseed, request.subseed_strength, request.batch))
     spans = tuple(inversions.spans.items())
@@ -134,9 +136,28 @@ def resolve(
     )
 
 
+def refusals(request: Request) -> dict[str, RequestError]:
+    """What `resolve` refuses of a request whatever the model, by field: each as if it were the only one."""
+    found: dict[str, RequestError] = {}
+    while True:
+        try:
+            checked = _checked(check_types(request))
+            _clip_skips(checked, ANY_MODEL)
+            _sampler_and_schedule(checked, ANY_MODEL)
+            _size(checked, ANY_MODEL, ANY_LIMITS)
+            _seeds(checked)
+            return found
+        except RequestError as error:
+            field = str(error.field)
+            if field in found:
+                return found
+            found[field] = error
+            without: dict[str, Any] = {field: "" if field == "prompt" else FIELDS[field].default}
+            request = replace(request, **without)
+
+
 def _checked(request: Request) -> Request:
-    """The request with its types, prompts, ranges and choices checked, and choices as they are spelled."""
-    request = check_types(request)
+    """The request with its prompts, ranges and choices checked, and choices as they are spelled."""
     choices: dict[str, Any] = {}
     for name in ("prompt", "negative_prompt"):
         choices[name] = parts.without_comments(check_text(getattr(request, name), name))
@@ -258,6 +279,15 @@ def _size(request: Request, model: ModelFacts, limits: Limits) -> tuple[int, int
             message = f"{name} {value} is outside {low}..{high}, which the engines were built for"
             raise RequestError(message, field=name, hint=limits.rebuild("--sizes ..."))
     return width, height
+
+
+def _seeds(request: Request) -> tuple[int, int | None]:
+    """The seed, and the subseed where there is to be one; those that are not given are drawn."""
+    if abs(request.eta_noise_seed_delta) > LARGEST_SEED:
+        message = f"eta_noise_seed_delta must be within 2^64-1 of 0, not {request.eta_noise_seed_delta}"
+        raise RequestError(message, field="eta_noise_seed_delta")
+    varied = request.subseed_strength or request.subseed is not None
+    return _seed("seed", request.seed), _seed("subseed", request.subseed) if varied else None
 
 
 def _seed(field: str, value: int | None) -> int:

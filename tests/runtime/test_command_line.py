@@ -84,6 +84,34 @@ def test_repeating_a_picture_of_another_program_says_what_is_left_out_and_inspec
     assert run("inspect", tmp_path / "y.png")[1].splitlines()[1].split() == ["program", "clipskip"]
 
 
+@pytest.mark.parametrize(
+    ("text", "honoured"),
+    [
+        (
+            "a\nSteps: 2, Sampler: UniPC, Schedule type: Karras, Seed: 5, Size: 64x64",
+            "Steps, Schedule type, Seed, Size",
+        ),
+        ("a\nSteps: 2, Sampler: Euler, Seed: 5, Size: 130x120, Clip skip: 2", "Steps, Sampler, Seed, Clip skip"),
+        ("a\nSteps: 2, Sampler: Euler, Seed: 5, Size: 64x64, Clip skip: 99", "Steps, Sampler, Seed, Size"),
+        ("a <lora:b:1>\nSteps: 2, Sampler: Euler, Seed: 5", "Steps, Sampler, Seed"),
+        ("a\nSteps: 2, Sampler: Euler, Seed: 5, Hypernet: b", "Steps, Sampler, Seed"),
+    ],
+)
+def test_inspect_says_what_generate_will_refuse_in_the_same_words(run, sample_store, tmp_path, text, honoured):
+    (tmp_path / "x.txt").write_text(text)
+    status, out, _ = run("generate", sample_store, "--from", tmp_path / "x.txt", "--json", "--out", tmp_path / "a.png")
+    told, found, _ = run("inspect", tmp_path / "x.txt", "--json")
+    error, found = json.loads(out)["error"], json.loads(found)
+    assert (status, told) == (2, 0)
+    refused = {"message": error["message"], "hint": error["hint"]}
+    assert (found["refused"], ", ".join(found["honoured"])) == (
+        {error["field"]: refused},
+        honoured,
+    )
+    rows = [line.split(maxsplit=1) for line in run("inspect", tmp_path / "x.txt")[1].splitlines()]
+    assert ["refused", "; ".join(filter(None, refused.values()))] in rows
+
+
 def test_a_render_line_goes_before_the_options(run, sample_store, tmp_path):
     line = "/render /clipskip:4 /seed:9 a blue star"
     status, out, _ = run("generate", sample_store, line, "--clip-skip", "2", "--json", "--out", tmp_path, *FAST)

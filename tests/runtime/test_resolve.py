@@ -10,7 +10,7 @@ from facts import MODEL, step_artefact
 from clipskip import infotext, ledger, noise
 from clipskip.errors import RequestError
 from clipskip.request import FIELDS, Request
-from clipskip.resolve import Limits
+from clipskip.resolve import Limits, refusals
 
 
 def resolved(**fields):
@@ -119,6 +119,19 @@ def test_a_wrong_value_is_refused_by_name_with_what_would_be_right(given, field,
     with pytest.raises(RequestError) as caught:
         resolved(**given)
     assert (caught.value.message, caught.value.field) == (message, field)
+
+
+@pytest.mark.parametrize(("given", "field", "message"), REFUSED, ids=[message[:40] for _, _, message in REFUSED])
+def test_what_every_model_refuses_is_refused_in_the_same_words_without_one(given, field, message):
+    found = refusals(Request(**{"prompt": "", **given}))
+    assert {name: error.message for name, error in found.items()} == {field: message.replace("128x", "512x")}
+
+
+def test_without_a_model_every_field_is_refused_that_will_be_and_nothing_else():
+    request = Request(prompt="<lora:a:1>", negative_prompt="\0", clip_skip=99, sampler="UniPC", schedule="a", seed=-5)
+    assert [*refusals(request)] == ["negative_prompt", "prompt", "clip_skip", "sampler", "schedule", "seed"]
+    assert [*refusals(Request(prompt="", sampler="Euler simple"))] == ["schedule"]
+    assert refusals(Request(prompt="a AND b :99", clip_skip=13, width=8, height=2048)) == {}
 
 
 LIMIT_VALUES = [
