@@ -65,7 +65,8 @@ def open(
     those made alone, and results say so. `warm`: sizes as (width, height, images) for which everything is opened,
     compiled and captured now, so that the first request finds it done.
 
-    Raises EngineMissing, ManifestError, EngineCorrupt or EngineIncompatible for the store, and BackendUnavailable.
+    Raises RequestError for a wrong argument, EngineMissing, ManifestError, EngineCorrupt or EngineIncompatible for the
+    store, and BackendUnavailable.
     Engines are verified and opened when a request first needs them.
     """
     from functools import partial
@@ -75,12 +76,15 @@ def open(
     from clipskip.engines.store import Store
 
     from . import inversions
-    from .backends import backend_named
-    from .fields import at_least, location
+    from .backends import NAMES, backend_named
+    from .fields import at_least, location, shown
     from .pipeline import Pipeline, Settings
 
     store = Store(Path(location("path", path)).absolute())
     at_least("device", device, 0)
+    if not isinstance(backend, str) and not hasattr(backend, "compiles_per_shape"):
+        message = f"backend must be one of {', '.join(NAMES)}, or a backend object, not {shown(backend)}"
+        raise errors.RequestError(message, field="backend")
     several = embeddings if isinstance(embeddings, (list, tuple)) else [embeddings]
     files = [abspath(location("embeddings", each)) for each in several]
     settings = Settings(text_engine_budget, max_batch, share_lengths, warm)

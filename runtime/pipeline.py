@@ -89,12 +89,18 @@ class Result:
 
         The suffix says the format: .png, .jpg or .jpeg (quality 95), .webp (lossless). An open binary file gets a PNG.
         `format` ("PNG", "JPEG", "WEBP") overrules both. Without `overwrite`, FileExistsError where a file is there.
+        RequestError for another index, target or format.
         """
-        metadata.save(self.images[index], target, self.origin(index), overwrite, format)
+        metadata.save(self._image(index), target, self.origin(index), overwrite, format)
 
     def png(self, index: int = 0) -> bytes:
         """Image `index` as the bytes of a PNG, with the whole request in its metadata."""
-        return metadata.encode(self.images[index], self.origin(index))
+        return metadata.encode(self._image(index), self.origin(index))
+
+    def _image(self, index: int) -> PIL.Image.Image:
+        if at_least("index", index, 0) >= len(self.images):
+            raise RequestError(f"index must be 0..{len(self.images) - 1}, not {shown(index)}", field="index")
+        return self.images[index]
 
     def origin(self, index: int) -> metadata.Origin:
         """What made image `index`, for its metadata."""

@@ -10,7 +10,7 @@ import re
 import shlex
 
 from .errors import RequestError
-from .fields import shown, written
+from .fields import TEXT, shown, written
 from .request import ALIASES, FIELDS, Request, check_types, given_twice, unknown
 
 _START = re.compile(r"\s*(?:/render(?!\S)\s*)?", re.IGNORECASE)
@@ -44,7 +44,7 @@ def parse_render(text: str) -> Request:
     command, one given twice, a value that seems to go on after a space, and values of a wrong type; ranges are checked
     when the request meets a model.
     """
-    return Request.from_text(fields(text))
+    return Request.from_text(fields(TEXT.check("line", text)))
 
 
 def fields(text: str) -> dict[str, str]:

@@ -258,6 +258,13 @@ def test_an_image_in_memory_is_read_by_what_it_carries() -> None:
     assert read_request(image).seed == 5
 
 
+@pytest.mark.parametrize("image", [3, None, ["a.png"], bytearray(b"a")])
+def test_what_is_no_picture_at_all_is_refused_with_what_is_taken(image: Any) -> None:
+    with pytest.raises(CheckpointError, match="image must be a path, bytes or an opened image, not") as caught:
+        read_request(image)
+    assert caught.value.field == "image"
+
+
 def test_a_picture_without_settings_is_refused_naming_what_it_has() -> None:
     with pytest.raises(CheckpointError, match="it has 'prompt', 'workflow'"):
         read_request(with_text(workflow="{}", prompt="{}"))

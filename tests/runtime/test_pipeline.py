@@ -67,6 +67,30 @@ def test_a_result_gives_png_bytes_and_writes_files_and_streams_in_every_format(p
         result.save(tmp_path / "x.gif")
 
 
+@pytest.mark.parametrize(
+    ("take", "message"),
+    [
+        (lambda result: result.png(2), "index must be 0..1, not 2"),
+        (lambda result: result.png(-1), "index must be at least 0, not -1"),
+        (lambda result: result.png("a"), "index must be a whole number, not 'a'"),
+        (lambda result: result.png(True), "index must be a whole number, not True"),
+        (lambda result: result.save("q.png", index=5), "index must be 0..1, not 5"),
+        (lambda result: result.save(3), "target must be a path or an open binary file, not 3"),
+        (lambda result: result.save(io.StringIO()), "target must be a path or an open binary file, not <_io.StringIO"),
+        (lambda result: result.save(b"q.png"), "target must be a path or an open binary file, not b'q.png'"),
+        (lambda result: result.save("q\0.png"), "target must be a path, not 'q\\x00.png'"),
+        (lambda result: result.save("q.png", format=3), "format must be a string, not 3"),
+    ],
+)
+def test_what_is_no_picture_of_a_result_and_no_place_for_one_is_refused(pipe, monkeypatch, tmp_path, take, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RequestError) as caught:
+        take(pipe("a ring", batch=2, **FAST))
+    assert caught.value.message.startswith(message)
+    assert message.startswith(str(caught.value.field))
+    assert [*tmp_path.iterdir()] == []
+
+
 def test_a_repeated_picture_says_what_it_could_not_honour_before_all_else(pipe):
     text = "a ring\nSteps: 3, Sampler: Euler a, Seed: 5, Size: 64x64, Eta: 0.5, Model: toon, Model hash: 0123456789"
     ledger = read_ledger(text.encode())
@@ -276,6 +300,13 @@ def test_what_is_no_argument_of_open_is_refused_in_its_own_name(sample_store, ar
     with pytest.raises(RequestError) as caught:
         clipskip.open(**{"path": sample_store, argument: value})
     assert caught.value.field == {"backend": "target"}.get(argument, argument)
+
+
+@pytest.mark.parametrize("backend", [3, None, ["tensorrt"], OnnxRuntime])
+def test_what_is_no_backend_is_refused_with_the_names_that_there_are(sample_store, backend):
+    with pytest.raises(RequestError, match=r"backend must be one of .*, or a backend object, not") as caught:
+        clipskip.open(sample_store, backend=backend)
+    assert caught.value.field == "backend"
 
 
 def test_a_star_import_leaves_pythons_open_alone():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -53,6 +54,12 @@ def test_order_case_dashes_and_line_breaks_do_not_matter(line: str) -> None:
 )
 def test_a_slash_inside_the_prompt_is_text(prompt: str) -> None:
     assert parse_render(f"/render /seed:7 {prompt}") == Request(prompt=prompt, seed=7)
+
+
+@pytest.mark.parametrize("line", [3, None, b"/render a"])
+def test_what_is_no_text_is_refused(line: Any) -> None:
+    with pytest.raises(RequestError, match="line must be a string, not"):
+        parse_render(line)
 
 
 def test_without_commands_everything_is_prompt() -> None:
