@@ -118,7 +118,7 @@ class OnnxRuntime:
             for ports in (opened.get_inputs(), opened.get_outputs())
         )
         check_ports(artefact, path, role, inputs, outputs)
-        do = in_turn if self.graphs else direct
+        do = in_turn if self.graphs else on_cpu if self._provider.name == CPU else direct
         session = Session(opened, do, self._buffer, self._run_options if capturing else None)
         loaded = artefact.files[:1] if self._provider.kind == "cpu" else artefact.files  # the CPU maps the weights
         return OnnxRuntimeEngine(artefact, session, SESSION_BYTES + sum(file.size for file in loaded))
@@ -183,9 +183,28 @@ def translated(failure: Callable[[str], ClipskipError]) -> Iterator[None]:
 
 def direct(work: Callable[..., T], *arguments: object) -> T:
     """Do work with a session, here and now."""
-    hint = "where memory may have run out, ask for smaller pictures or fewer at once"
-    with translated(lambda said: BackendUnavailable(f"ONNX Runtime failed while it ran a graph: {said}", hint=hint)):
+    with translated(_failed):
         return work(*arguments)
+
+
+def _failed(said: str) -> BackendUnavailable:
+    hint = "where memory may have run out, ask for smaller pictures or fewer at once"
+    return BackendUnavailable(f"ONNX Runtime failed while it ran a graph: {said}", hint=hint)
+
+
+def on_cpu(work: Callable[..., T], *arguments: object) -> T:
+    """Do work with a session on the CPU, where what fails in a verified graph with checked inputs is an allocation.
+
+    ONNX Runtime has no type for that: the arena's failure is a Fail, the system's a RuntimeException.
+    """
+    try:
+        with translated(_failed):
+            return work(*arguments)
+    except BackendUnavailable as error:
+        if type(error.__cause__).__name__ not in ("Fail", "RuntimeException"):
+            raise
+        message = f"there is not enough memory for this request ({error.__cause__})"
+        raise DeviceOutOfMemory(message, hint="ask for smaller pictures, or fewer at once") from error.__cause__
 
 
 def in_turn(work: Callable[..., T], *arguments: object) -> T:
@@ -207,7 +226,7 @@ def _worker() -> ThreadPoolExecutor:
 
 @dataclass(frozen=True)
 class Session:
-    """An InferenceSession (`inner`) and how work with it is done: `direct`, or `in_turn` where graphs are captured.
+    """An InferenceSession (`inner`) and how work with it is done: `in_turn` where graphs are captured, or `direct`.
 
     `buffer` makes an OrtValue of an array; `run_options` takes a graph's number, where the session captures.
     """
