@@ -46,6 +46,7 @@ CLOSEST_SCHEDULES = {
     **dict.fromkeys(("kloptimal", "alignyoursteps"), "karras"),
     "polyexponential": "exponential",
 }
+CLOSEST_CHOICES = dict.fromkeys(("gpu", "cuda", "nvidia", "philox"), "nv")  # of rng
 _BEFORE, _AFTER = re.compile(r"^(k|sample)[_ ]"), re.compile(r"(discrete)?(scheduler)?(gpu)?$")
 
 
@@ -170,9 +171,10 @@ def _checked(request: Request) -> Request:
         value = getattr(request, name)
         if field.low is not None and field.high is not None:
             if not field.low <= value <= field.high:
-                raise RequestError(f"{name} must be {field.low:g}..{field.high:g}, not {value:g}", field=name)
+                typed = shown(value) if isinstance(value, int) else f"{value:.15g}"
+                raise RequestError(f"{name} must be {field.low:g}..{field.high:g}, not {typed}", field=name)
         elif field.choices and value is not None:
-            choices[name] = _choice(name, value, field.choices)
+            choices[name] = _choice(name, value, field.choices, closest=CLOSEST_CHOICES)
     return replace(request, **choices)
 
 
