@@ -9,9 +9,12 @@ import os
 import signal
 import sys
 import threading
+import warnings
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from .errors import ClipskipError
+from .errors import ClipskipError, StorageError
 
 if TYPE_CHECKING:  # everything else is imported when signals are listened to
     import argparse
@@ -92,19 +95,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str], signals: _Signals) -> int:
     kept: dict[str, Any] = {}  # what is finished, for --json also where the rest fails
     facts: dict[str, Any] = dict.fromkeys(FACTS)
+    told: list[str] = []  # Python's warnings, ours above all
     try:
         signals.listen()
         while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
             pass  # where stdin, stdout or stderr is closed, no file that is opened later may get its number
         os.close(descriptor)
-        try:
-            args = parse(arguments)
-            args.kept = kept
-            outcome = args.run(args)
-        finally:
-            signals.settle()
+        with warnings.catch_warnings():
+            warnings.showwarning = partial(_warned, told)
+            try:
+                args = parse(arguments)
+                args.kept = kept
+                outcome = args.run(args)
+            finally:
+                signals.settle()
         if args.json or outcome.text:
-            _print(outcome.data if args.json else outcome.text)
+            _print(_with(told, outcome.data) if args.json else outcome.text)
         return int(outcome.status)
     except ClipskipError as error:
         _say(f"clipskip: {error}")
@@ -119,8 +125,19 @@ def _run(arguments: list[str], signals: _Signals) -> int:
         _say(f"{traceback.format_exc()}\nThis is a bug in clipskip: please report it with the lines above.")
         facts, status = facts | {"code": "bug", "message": f"{type(error).__name__}: {error}"}, 1
     if "--json" in arguments:
-        _print({"error": facts, **kept})
+        with suppress(StorageError):
+            _print(_with(told, {"error": facts, **kept}))
     return status
+
+
+def _warned(told: list[str], message: Warning | str, *where: object) -> None:
+    """What `warnings.warn` shows on a command line: one line, without the place in the source."""
+    told.append(str(message))
+    _say(f"warning: {message}")
+
+
+def _with(told: list[str], data: dict[str, Any]) -> dict[str, Any]:
+    return {**data, "warnings": [*told, *data.get("warnings", [])]} if told else data
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -153,13 +170,15 @@ def _say(text: str) -> None:
 
 
 def _print(answer: str | dict[str, Any]) -> None:
-    """The result on stdout, where there is one."""
+    """The result on stdout, where there is one. StorageError where it is full."""
     import json
 
     from .cli.output import write
 
     if sys.stdout is not None:
-        write(sys.stdout, f"{answer if isinstance(answer, str) else json.dumps(answer)}\n")
+        lost = write(sys.stdout, f"{answer if isinstance(answer, str) else json.dumps(answer)}\n")
+        if lost is not None and not isinstance(lost, BrokenPipeError):  # whose reader had enough
+            raise StorageError(f"cannot write the answer to standard output: {lost.strerror}") from lost
 
 
 if __name__ == "__main__":
