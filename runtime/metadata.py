@@ -10,8 +10,10 @@ import errno
 import json
 import os
 import secrets
+import threading
+import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from io import BytesIO, TextIOBase
 from pathlib import Path
@@ -39,6 +41,7 @@ NEGATIVE = "Negative prompt:"
 
 _QUOTED = set(',:\n"')
 _CAPITALS = {"sgm": "SGM", "kl": "KL", "ddim": "DDIM"}
+_FILTERS = threading.Lock()
 _SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF")
 _EXIF_IFD, _USER_COMMENT, _DESCRIPTION, _XP_COMMENT = 0x8769, 0x9286, 0x010E, 0x9C9C
 _MARKS = (b"UNICODE\0", b"ASCII\0\0\0", bytes(8))  # before a UserComment
@@ -203,6 +206,15 @@ def read_ledger(image: str | os.PathLike[str] | bytes | PIL.Image.Image) -> Ledg
         raise CheckpointError(message, path=path, field=error.field, hint=error.hint) from error
 
 
+@contextmanager
+def _unwarned() -> Iterator[None]:
+    """Without what Pillow warns of: what is odd in a file and does no harm. Filters are the process's, hence a lock."""
+    with _FILTERS, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@_unwarned()
 def _opened(data: bytes) -> PIL.Image.Image:
     try:
         opened = PIL.Image.open(BytesIO(data), formats=tuple(_QUALITY))
@@ -216,6 +228,7 @@ def _opened(data: bytes) -> PIL.Image.Image:
     return opened
 
 
+@_unwarned()
 def _in_picture(image: PIL.Image.Image) -> Ledger:
     texts = {str(name): str(value) for name, value in image.info.items() if isinstance(value, str)}
     for name, value in texts.items():

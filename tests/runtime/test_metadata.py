@@ -377,6 +377,18 @@ def test_a_damaged_exif_gives_a_request_or_a_checkpoint_error_and_nothing_else(d
         assert isinstance(read_request(buffer.getvalue()), Request)
 
 
+def test_a_wrong_number_of_tags_in_exif_is_nothing_to_warn_of() -> None:
+    """Pillow warns of it, and a warning is an error here."""
+    exif, buffer = PIL.Image.Exif(), io.BytesIO()
+    exif[0x010E], exif[0x9286] = "some description", b"ASCII\0\0\0" + A1111.encode()
+    PIXELS.save(buffer, "JPEG", exif=exif)
+    data = bytearray(buffer.getvalue())
+    data[data.index(b"Exif\0\0") + 15] = 0xFF  # the number of tags
+    with pytest.warns(UserWarning, match="Corrupt EXIF data"):
+        PIL.Image.open(io.BytesIO(data)).getexif().get(0x010E)
+    assert read_request(bytes(data)).seed == 5
+
+
 @pytest.mark.parametrize("place", ["missing.png", ".", "pipe"])
 def test_what_is_no_file_is_refused_without_waiting(place: str, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
