@@ -76,19 +76,16 @@ def open(
     from clipskip.engines.store import Store
 
     from . import inversions
-    from .backends import NAMES, backend_named
-    from .fields import at_least, location, shown
+    from .backends import backend_named
+    from .fields import at_least, location
     from .pipeline import Pipeline, Settings
 
     store = Store(Path(location("path", path)).absolute())
     at_least("device", device, 0)
-    if not isinstance(backend, str) and not hasattr(backend, "compiles_per_shape"):
-        message = f"backend must be one of {', '.join(NAMES)}, or a backend object, not {shown(backend)}"
-        raise errors.RequestError(message, field="backend")
     several = embeddings if isinstance(embeddings, (list, tuple)) else [embeddings]
     files = [abspath(location("embeddings", each)) for each in several]
     settings = Settings(text_engine_budget, max_batch, share_lengths, warm)
-    chosen = backend_named(backend, device) if isinstance(backend, str) else backend
+    chosen = backend_named(backend, device) if isinstance(backend, str) or not hasattr(backend, "loops") else backend
     pipeline = Pipeline(store, chosen, inversions.load(files, store.manifest().model.width), settings)
     pipeline.reopen = partial(open, store.root, backend=backend, device=device, embeddings=files, **vars(settings))
     return pipeline

@@ -11,7 +11,6 @@ import sys
 import threading
 import warnings
 from contextlib import suppress
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .errors import ClipskipError, StorageError
@@ -23,7 +22,7 @@ if TYPE_CHECKING:  # everything else is imported when signals are listened to
 
 INTERRUPTED, TERMINATED = 130, 143
 FACTS = ("code", "message", "field", "path", "hint")  # of an error, in JSON
-AGAIN = 0.01  # seconds until a signal that came while something was imported is raised once more
+AGAIN = 0.001  # seconds until a signal that came while something was imported is raised once more
 
 
 class Terminated(BaseException):
@@ -37,50 +36,31 @@ class _Signals:
     """
 
     def __init__(self) -> None:
-        self._before: dict[int, Any] = {}
+        self.before: dict[int, Any] = {}  # handlers
         self._waiting: list[threading.Timer] = []
 
     def listen(self) -> None:
-        """From now on, until `restore`."""
-        if threading.current_thread() is threading.main_thread():
-            for number in (
-                getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP")
-            ):  # Windows lacks one
-                if number is not None and (handler := signal.getsignal(number)) not in (signal.SIG_IGN, None):
-                    self._before[number] = handler
-                    signal.signal(number, self._stop)
+        numbers = [
+            getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+        ]  # Windows
+        for number in numbers if threading.current_thread() is threading.main_thread() else ():
+            if (handler := signal.getsignal(number)) not in (signal.SIG_IGN, None):
+                self.before[number] = handler
+                signal.signal(number, self._stop)
 
     def settle(self) -> None:
         """A signal that waits comes now, whatever happened meanwhile."""
         while self._waiting:
             self._waiting.pop().join()
 
-    def restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
     def _stop(self, number: int, frame: FrameType | None) -> None:
-        if _importing(frame):
-            self._waiting.append(threading.Timer(AGAIN, self._again, [number]))
-            self._waiting[-1].start()
-            return
+        while frame is not None and frame.f_code is not main.__code__:
+            if frame.f_code.co_filename.startswith("<frozen importlib"):
+                self._waiting.append(threading.Timer(AGAIN, signal.raise_signal, [number]))
+                return self._waiting[-1].start()
+            frame = frame.f_back
         signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt if number == signal.SIGINT else Terminated
-
-    def _again(self, number: int) -> None:
-        if hasattr(signal, "pthread_kill"):  # not so on Windows; wakes the main thread where it waits for something
-            signal.pthread_kill(threading.main_thread().ident or 0, number)
-        else:
-            signal.raise_signal(number)
-
-
-def _importing(frame: FrameType | None) -> bool:
-    """Whether this frame of the command is in the middle of an import."""
-    while frame is not None and frame.f_code is not main.__code__:
-        if frame.f_code.co_filename.startswith("<frozen importlib"):
-            return True
-        frame = frame.f_back
-    return False
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -89,7 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(list(sys.argv[1:] if arguments is None else arguments), signals)
     finally:
-        signals.restore()
+        for number, handler in signals.before.items():
+            signal.signal(number, handler)
 
 
 def _run(arguments: list[str], signals: _Signals) -> int:
@@ -102,7 +83,7 @@ def _run(arguments: list[str], signals: _Signals) -> int:
             pass  # where stdin, stdout or stderr is closed, no file that is opened later may get its number
         os.close(descriptor)
         with warnings.catch_warnings():
-            warnings.showwarning = partial(_warned, told)
+            warnings.showwarning = lambda warning, *where: _warn(told, str(warning))
             try:
                 args = parse(arguments)
                 args.kept = kept
@@ -110,7 +91,7 @@ def _run(arguments: list[str], signals: _Signals) -> int:
             finally:
                 signals.settle()
         if args.json or outcome.text:
-            _print(_with(told, outcome.data) if args.json else outcome.text)
+            _print(outcome.data if args.json else outcome.text, told)
         return int(outcome.status)
     except ClipskipError as error:
         _say(f"clipskip: {error}")
@@ -126,18 +107,8 @@ def _run(arguments: list[str], signals: _Signals) -> int:
         facts, status = facts | {"code": "bug", "message": f"{type(error).__name__}: {error}"}, 1
     if "--json" in arguments:
         with suppress(StorageError):
-            _print(_with(told, {"error": facts, **kept}))
+            _print({"error": facts, **kept}, told)
     return status
-
-
-def _warned(told: list[str], message: Warning | str, *where: object) -> None:
-    """What `warnings.warn` shows on a command line: one line, without the place in the source."""
-    told.append(str(message))
-    _say(f"warning: {message}")
-
-
-def _with(told: list[str], data: dict[str, Any]) -> dict[str, Any]:
-    return {**data, "warnings": [*told, *data.get("warnings", [])]} if told else data
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -169,16 +140,23 @@ def _say(text: str) -> None:
     say(text)
 
 
-def _print(answer: str | dict[str, Any]) -> None:
-    """The result on stdout, where there is one. StorageError where it is full."""
+def _warn(told: list[str], text: str) -> None:
+    told.append(text)
+    _say(f"warning: {text}")
+
+
+def _print(answer: str | dict[str, Any], told: list[str]) -> None:
+    """The result on stdout, where there is one; warnings are in the JSON. StorageError where it is full."""
     import json
 
     from .cli.output import write
 
-    if sys.stdout is not None:
-        lost = write(sys.stdout, f"{answer if isinstance(answer, str) else json.dumps(answer)}\n")
-        if lost is not None and not isinstance(lost, BrokenPipeError):  # whose reader had enough
-            raise StorageError(f"cannot write the answer to standard output: {lost.strerror}") from lost
+    if told and isinstance(answer, dict):
+        answer = {**answer, "warnings": [*told, *answer.get("warnings", [])]}
+    text = answer if isinstance(answer, str) else json.dumps(answer)
+    lost = write(sys.stdout, f"{text}\n") if sys.stdout is not None else None
+    if lost is not None and not isinstance(lost, BrokenPipeError):  # whose reader had enough
+        raise StorageError(f"cannot write the answer to standard output: {lost.strerror}") from lost
 
 
 if __name__ == "__main__":

@@ -121,7 +121,8 @@ def resolve(
     notes += timesteps
     width, height = _size(request, model, limits)
     request = replace(request, sampler=sampler.name, schedule=schedule, width=width, height=height)
-    seed, subseed = _seeds(request)
+    varied = request.subseed_strength or request.subseed is not None
+    seed, subseed = _drawn(request.seed), _drawn(request.subseed) if varied else None
     request = replace(request, seed=seed, subseed=subseed)
     seeds = tuple(image_seeds(seed, subseed, request.subseed_strength, request.batch))
     spans = tuple(inversions.spans.items())
@@ -146,15 +147,12 @@ def refusals(request: Request) -> dict[str, RequestError]:
             _clip_skips(checked, ANY_MODEL)
             _sampler_and_schedule(checked, ANY_MODEL)
             _size(checked, ANY_MODEL, ANY_LIMITS)
-            _seeds(checked)
             return found
         except RequestError as error:
-            field = str(error.field)
-            if field in found:
+            if (field := str(error.field)) in found:
                 return found
             found[field] = error
-            without: dict[str, Any] = {field: "" if field == "prompt" else FIELDS[field].default}
-            request = replace(request, **without)
+            request = request.over({field: "" if field == "prompt" else FIELDS[field].default})
 
 
 def _checked(request: Request) -> Request:
@@ -175,6 +173,11 @@ def _checked(request: Request) -> Request:
                 raise RequestError(f"{name} must be {field.low:g}..{field.high:g}, not {typed}", field=name)
         elif field.choices and value is not None:
             choices[name] = _choice(name, value, field.choices, closest=CLOSEST_CHOICES)
+        elif name in ("seed", "subseed") and value is not None and not -1 <= value <= LARGEST_SEED:
+            raise RequestError(f"{name} must be 0..2^64-1, or -1 for a random one, not {value}", field=name)
+    if abs(request.eta_noise_seed_delta) > LARGEST_SEED:
+        message = f"eta_noise_seed_delta must be within 2^64-1 of 0, not {request.eta_noise_seed_delta}"
+        raise RequestError(message, field="eta_noise_seed_delta")
     return replace(request, **choices)
 
 
@@ -283,21 +286,8 @@ def _size(request: Request, model: ModelFacts, limits: Limits) -> tuple[int, int
     return width, height
 
 
-def _seeds(request: Request) -> tuple[int, int | None]:
-    """The seed, and the subseed where there is to be one; those that are not given are drawn."""
-    if abs(request.eta_noise_seed_delta) > LARGEST_SEED:
-        message = f"eta_noise_seed_delta must be within 2^64-1 of 0, not {request.eta_noise_seed_delta}"
-        raise RequestError(message, field="eta_noise_seed_delta")
-    varied = request.subseed_strength or request.subseed is not None
-    return _seed("seed", request.seed), _seed("subseed", request.subseed) if varied else None
-
-
-def _seed(field: str, value: int | None) -> int:
-    if value is None or value == -1:
-        return random_seed()
-    if not 0 <= value <= LARGEST_SEED:
-        raise RequestError(f"{field} must be 0..2^64-1, or -1 for a random one, not {value}", field=field)
-    return value
+def _drawn(seed: int | None) -> int:
+    return random_seed() if seed is None or seed == -1 else seed
 
 
 def random_seed() -> int:

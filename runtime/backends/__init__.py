@@ -70,11 +70,14 @@ class Backend(Protocol):
         """Library versions and device, for results and reports."""
 
 
-def backend_named(name: str, device: int = 0) -> Backend:
+def backend_named(name: object, device: int = 0) -> Backend:
     """The backend called `name` on the device of that index, with default settings; loads no library but its own.
 
-    BackendUnavailable when it cannot be used here.
+    RequestError for another name, BackendUnavailable when it cannot be used here.
     """
+    if not isinstance(name, str):
+        message = f"backend must be one of {', '.join(NAMES)}, or a backend object, not {shown(name)}"
+        raise RequestError(message, field="backend")
     if name in BY_TARGET:
         from .onnxruntime import OnnxRuntime
 

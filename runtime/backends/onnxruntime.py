@@ -181,30 +181,23 @@ def translated(failure: Callable[[str], ClipskipError]) -> Iterator[None]:
         raise files.shortage(error) or failure(str(error).strip()) from error
 
 
-def direct(work: Callable[..., T], *arguments: object) -> T:
-    """Do work with a session, here and now."""
-    with translated(_failed):
-        return work(*arguments)
-
-
-def _failed(said: str) -> BackendUnavailable:
+def direct(work: Callable[..., T], *arguments: object, memory: Sequence[str] = ()) -> T:
+    """Do work with a session, here and now. Errors of the types `memory` are a lack of it."""
     hint = "where memory may have run out, ask for smaller pictures or fewer at once"
-    return BackendUnavailable(f"ONNX Runtime failed while it ran a graph: {said}", hint=hint)
-
-
-def on_cpu(work: Callable[..., T], *arguments: object) -> T:
-    """Do work with a session on the CPU, where what fails in a verified graph with checked inputs is an allocation.
-
-    ONNX Runtime has no type for that: the arena's failure is a Fail, the system's a RuntimeException.
-    """
     try:
-        with translated(_failed):
+        with translated(
+            lambda said: BackendUnavailable(f"ONNX Runtime failed while it ran a graph: {said}", hint=hint)
+        ):
             return work(*arguments)
     except BackendUnavailable as error:
-        if type(error.__cause__).__name__ not in ("Fail", "RuntimeException"):
-            raise
-        message = f"there is not enough memory for this request ({error.__cause__})"
-        raise DeviceOutOfMemory(message, hint="ask for smaller pictures, or fewer at once") from error.__cause__
+        if type(error.__cause__).__name__ in memory:
+            raise DeviceOutOfMemory(error.message, hint=hint) from error.__cause__
+        raise
+
+
+# A verified graph with checked inputs fails on the CPU for want of memory alone. ONNX Runtime has no type for that: the
+# arena's failure is a Fail, the system's a RuntimeException, and either of them a RuntimeError where inputs are bound.
+on_cpu = partial(direct, memory=("Fail", "RuntimeException", "RuntimeError"))
 
 
 def in_turn(work: Callable[..., T], *arguments: object) -> T:
@@ -226,7 +219,7 @@ def _worker() -> ThreadPoolExecutor:
 
 @dataclass(frozen=True)
 class Session:
-    """An InferenceSession (`inner`) and how work with it is done: `in_turn` where graphs are captured, or `direct`.
+    """An InferenceSession (`inner`) and how work with it is done: `direct`, or `in_turn` where graphs are captured.
 
     `buffer` makes an OrtValue of an array; `run_options` takes a graph's number, where the session captures.
     """

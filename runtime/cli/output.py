@@ -170,18 +170,17 @@ class Destination:
             write(picture := BytesIO(), overwrite=True)
             _pipe(picture.getvalue())
             return Path("-")
-        if self._file:
-            try:
-                write(self._file, overwrite=self._overwrite)
-                return self._file
-            except FileExistsError:
-                raise self._taken() from None
-        while True:
+        while not self._file:
             self._number += 1
-            with _claimed(self._folder, self._number) as free:
+            with _claimed(self._folder, self._number) as free, suppress(FileExistsError):  # of who claims none
                 if free:
                     write(path := self._folder / f"{self._number:05d}-{seed}.png", overwrite=False)
                     return path
+        try:
+            write(self._file, overwrite=self._overwrite)
+        except FileExistsError:
+            raise self._taken() from None
+        return self._file
 
     def _taken(self) -> RequestError:
         return RequestError(f"{self._file} exists already", field="out", hint="add --overwrite to replace it")
@@ -190,18 +189,17 @@ class Destination:
 @contextmanager
 def _claimed(folder: Path, number: int) -> Iterator[bool]:
     """Whether a picture may have this number: no file has it, whatever its seed, and nobody else takes it meanwhile."""
-    claim = folder / f".clipskip-{number:05d}"
+    claim, mine = folder / f".clipskip-{number:05d}", False
     try:
-        claim.touch(exist_ok=False)
-    except FileExistsError:
-        yield False
-        return
+        with suppress(FileExistsError):
+            claim.touch(exist_ok=False)
+            mine = True
+        yield mine and not any(name.startswith(f"{number:05d}-") for name in os.listdir(folder))
     except OSError as error:
         raise storage_error(error, folder) from error
-    try:
-        yield not any(name.startswith(f"{number:05d}-") for name in os.listdir(folder))
     finally:
-        claim.unlink(missing_ok=True)
+        if mine:
+            claim.unlink(missing_ok=True)
 
 
 def _pipe(picture: bytes) -> None:

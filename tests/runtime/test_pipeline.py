@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -300,6 +301,13 @@ def test_what_is_no_argument_of_open_is_refused_in_its_own_name(sample_store, ar
     with pytest.raises(RequestError) as caught:
         clipskip.open(**{"path": sample_store, argument: value})
     assert caught.value.field == {"backend": "target"}.get(argument, argument)
+
+
+def test_a_picture_that_the_machine_will_hardly_make_is_warned_of_before_the_work(pipe, monkeypatch):
+    monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 1000}.get)
+    with pytest.warns(RuntimeWarning, match=r"128x128 on the CPU needs about 0 GB .* this machine has 0 GB"):
+        next(pipe.steps(clipskip.Request(prompt="a ring", **{**FAST, "width": 128, "height": 128})))
+    next(pipe.steps(clipskip.Request(prompt="a ring", **FAST)))  # warns of nothing
 
 
 @pytest.mark.parametrize("backend", [3, None, ["tensorrt"], OnnxRuntime])

@@ -133,7 +133,7 @@ def test_what_every_model_refuses_is_refused_in_the_same_words_without_one(given
 
 def test_without_a_model_every_field_is_refused_that_will_be_and_nothing_else():
     request = Request(prompt="<lora:a:1>", negative_prompt="\0", clip_skip=99, sampler="UniPC", schedule="a", seed=-5)
-    assert [*refusals(request)] == ["negative_prompt", "prompt", "clip_skip", "sampler", "schedule", "seed"]
+    assert [*refusals(request)] == ["negative_prompt", "prompt", "seed", "clip_skip", "sampler", "schedule"]
     assert [*refusals(Request(prompt="", sampler="Euler simple"))] == ["schedule"]
     assert refusals(Request(prompt="a AND b :99", clip_skip=13, width=8, height=2048)) == {}
 
