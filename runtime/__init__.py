@@ -66,8 +66,7 @@ def open(
     compiled and captured now, so that the first request finds it done.
 
     Raises RequestError for a wrong argument, EngineMissing, ManifestError, EngineCorrupt or EngineIncompatible for the
-    store, and BackendUnavailable.
-    Engines are verified and opened when a request first needs them.
+    store, and BackendUnavailable. Engines are verified and opened when a request first needs them.
     """
     from functools import partial
     from os.path import abspath

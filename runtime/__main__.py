@@ -77,13 +77,18 @@ def _run(arguments: list[str], signals: _Signals) -> int:
     kept: dict[str, Any] = {}  # what is finished, for --json also where the rest fails
     facts: dict[str, Any] = dict.fromkeys(FACTS)
     told: list[str] = []  # Python's warnings, ours above all
+
+    def warn(message: Warning | str, *where: object, **more: object) -> None:
+        told.append(str(message))
+        _say(f"warning: {message}")
+
     try:
         signals.listen()
         while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
             pass  # where stdin, stdout or stderr is closed, no file that is opened later may get its number
         os.close(descriptor)
         with warnings.catch_warnings():
-            warnings.showwarning = lambda warning, *where: _warn(told, str(warning))
+            warnings.showwarning = warn
             try:
                 args = parse(arguments)
                 args.kept = kept
@@ -138,11 +143,6 @@ def _say(text: str) -> None:
     from .cli.output import say
 
     say(text)
-
-
-def _warn(told: list[str], text: str) -> None:
-    told.append(text)
-    _say(f"warning: {text}")
 
 
 def _print(answer: str | dict[str, Any], told: list[str]) -> None:

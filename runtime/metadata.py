@@ -13,7 +13,7 @@ import secrets
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from io import BytesIO, TextIOBase
 from pathlib import Path
@@ -41,7 +41,7 @@ NEGATIVE = "Negative prompt:"
 
 _QUOTED = set(',:\n"')
 _CAPITALS = {"sgm": "SGM", "kl": "KL", "ddim": "DDIM"}
-_FILTERS = threading.Lock()
+_FILTERS = threading.Lock()  # of warnings: they are the process's
 _SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF")
 _EXIF_IFD, _USER_COMMENT, _DESCRIPTION, _XP_COMMENT = 0x8769, 0x9286, 0x010E, 0x9C9C
 _MARKS = (b"UNICODE\0", b"ASCII\0\0\0", bytes(8))  # before a UserComment
@@ -189,32 +189,23 @@ def read_ledger(image: str | os.PathLike[str] | bytes | PIL.Image.Image) -> Ledg
     """
     path = os.fspath(image) if isinstance(image, (str, os.PathLike)) else None
     try:
-        if isinstance(image, PIL.Image.Image):
-            return _in_picture(image)
-        if path is None and not isinstance(image, bytes):
+        data = image if path is None else files.read(path, LARGEST_FILE + 1)
+        if not isinstance(data, (bytes, PIL.Image.Image)):
             raise RequestError(f"image must be a path, bytes or an opened image, not {shown(image)}", field="image")
-        data = image if isinstance(image, bytes) else files.read(image, LARGEST_FILE + 1)
-        if len(data) > LARGEST_FILE:
+        if isinstance(data, bytes) and len(data) > LARGEST_FILE:
             raise CheckpointError(f"the file has more than {LARGEST_FILE >> 20} MiB")
-        if not data.startswith(_SIGNATURES) and len(data) <= LARGEST_TEXT:
+        if isinstance(data, bytes) and not data.startswith(_SIGNATURES) and len(data) <= LARGEST_TEXT:
             for text in _decoded(data):
                 if (info := infotext.read(text)) is not None:
                     return ledger.of_text(info)
-        return _in_picture(_opened(data))
+        with _FILTERS, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's, of what is odd in Exif
+            return _in_picture(_opened(data) if isinstance(data, bytes) else data)
     except (RequestError, CheckpointError) as error:
         message = error.message if path is None or path in error.message else f"{path}: {error.message}"
         raise CheckpointError(message, path=path, field=error.field, hint=error.hint) from error
 
 
-@contextmanager
-def _unwarned() -> Iterator[None]:
-    """Without what Pillow warns of: what is odd in a file and does no harm. Filters are the process's, hence a lock."""
-    with _FILTERS, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-@_unwarned()
 def _opened(data: bytes) -> PIL.Image.Image:
     try:
         opened = PIL.Image.open(BytesIO(data), formats=tuple(_QUALITY))
@@ -228,7 +219,6 @@ def _opened(data: bytes) -> PIL.Image.Image:
     return opened
 
 
-@_unwarned()
 def _in_picture(image: PIL.Image.Image) -> Ledger:
     texts = {str(name): str(value) for name, value in image.info.items() if isinstance(value, str)}
     for name, value in texts.items():

@@ -130,11 +130,10 @@ class Destination:
     """
 
     def __init__(self, out: Path, overwrite: bool, count: int) -> None:
-        from clipskip.metadata import FORMATS
+        from clipskip.metadata import FORMATS, format_of
 
-        if out.suffix.lower() not in FORMATS and re.search("[^0-9.]", out.suffix) and not os.path.isdir(out):
-            message = f"pictures are written as {', '.join(FORMATS)}, not {out.suffix}"
-            raise RequestError(message, field="out", hint="a folder of such a name has to be there before")
+        if re.search("[^0-9.]", out.suffix) and not os.path.isdir(out):  # v1.5 may be a new folder
+            format_of(out)
         self.is_stdout = str(out) == "-"
         self._file = out if self.is_stdout or (out.suffix.lower() in FORMATS and not os.path.isdir(out)) else None
         self._folder = out.parent if self._file else out
