@@ -5,8 +5,11 @@ Knows nothing of what goes wrong in foreign libraries: whoever calls them transl
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # a command hears signals when this is loaded, and pathlib takes longer than the rest
+    from pathlib import Path
+    from typing import ClassVar
 
 __all__ = [
     "BackendUnavailable",

@@ -44,13 +44,23 @@ def onnxruntime() -> Any:
     ImportError where it is not installed.
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    return importlib.import_module("onnxruntime")
+    return library("onnxruntime")
+
+
+def library(name: str) -> Any:
+    """A module that is a library in C, some of which make an ImportError of an interrupt that comes meanwhile."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        if isinstance(error.__cause__, KeyboardInterrupt):
+            raise error.__cause__ from None
+        raise
 
 
 def cuda_runtime() -> Any:
     """The module cuda.bindings.runtime; BackendUnavailable when it is not installed."""
     try:
-        return importlib.import_module("cuda.bindings.runtime")
+        return library("cuda.bindings.runtime")
     except ImportError as error:
         message = f"the package cuda-bindings cannot be loaded ({error})"
         raise files.shortage(error) or BackendUnavailable(message, hint=hints.install("cuda-bindings")) from error

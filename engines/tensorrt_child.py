@@ -5,7 +5,6 @@ Knows nothing of TensorRT's API or of stores. A child that is killed takes nothi
 
 from __future__ import annotations
 
-import importlib
 import json
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import IO, Any
 
-from clipskip.engines import files, hints
+from clipskip.engines import files, gpu, hints
 from clipskip.engines.errors import BackendUnavailable, ClipskipError, DeviceOutOfMemory, ExportError, RequestError
 
 PACKAGES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}  # by target
@@ -59,7 +58,7 @@ class Job:
 def load_package(target: str) -> Any:
     """The target's package; BackendUnavailable when it cannot be loaded."""
     try:
-        return importlib.import_module(PACKAGES[target])
+        return gpu.library(PACKAGES[target])
     except (ImportError, OSError) as error:  # OSError: a library of its own is missing
         message = f"the package {PACKAGES[target]} cannot be loaded ({error})"
         raise files.shortage(error) or BackendUnavailable(message, hint=hints.install(target)) from error

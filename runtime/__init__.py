@@ -7,18 +7,15 @@ with clipskip.open("build/sample") as pipe:
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
-from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import errors
 from .errors import *  # noqa: F403
-from .fields import at_least, location
-from .request import Request as Request
 
 if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+
     from . import prompt as prompt
     from .backends import Backend
     from .ledger import Ledger as Ledger
@@ -28,19 +25,21 @@ if TYPE_CHECKING:
     from .pipeline import Progress as Progress
     from .pipeline import Result as Result
     from .render import parse_render as parse_render
+    from .request import Request as Request
 
 __version__ = "0.1.0"
-_LATER = {  # what needs numpy and Pillow, and its home: it loads when first used
+_LATER = {  # what loads when first used, and its home
     "Ledger": "ledger",
     "Pipeline": "pipeline",
     "Progress": "pipeline",
+    "Request": "request",
     "Result": "pipeline",
     "parse_render": "render",
     "read_ledger": "metadata",
     "read_request": "metadata",
 }
 # `open` is not among them: `from clipskip import *` leaves Python's own alone.
-__all__ = [*_LATER, "Request", "__version__", "prompt"]
+__all__ = [*_LATER, "__version__", "prompt"]
 __all__ += errors.__all__
 
 
@@ -66,28 +65,33 @@ def open(
     those made alone, and results say so. `warm`: sizes as (width, height, images) for which everything is opened,
     compiled and captured now, so that the first request finds it done.
 
-    Raises EngineMissing, ManifestError, EngineCorrupt or EngineIncompatible for the store, and BackendUnavailable.
-    Engines are verified and opened when a request first needs them.
+    Raises RequestError for a wrong argument, EngineMissing, ManifestError, EngineCorrupt or EngineIncompatible for the
+    store, and BackendUnavailable. Engines are verified and opened when a request first needs them.
     """
+    from functools import partial
+    from os.path import abspath
+    from pathlib import Path
+
     from clipskip.engines.store import Store
 
     from . import inversions
     from .backends import backend_named
+    from .fields import at_least, location
     from .pipeline import Pipeline, Settings
 
     store = Store(Path(location("path", path)).absolute())
     at_least("device", device, 0)
     several = embeddings if isinstance(embeddings, (list, tuple)) else [embeddings]
-    files = [os.path.abspath(location("embeddings", each)) for each in several]
+    files = [abspath(location("embeddings", each)) for each in several]
     settings = Settings(text_engine_budget, max_batch, share_lengths, warm)
-    chosen = backend_named(backend, device) if isinstance(backend, str) else backend
+    chosen = backend_named(backend, device) if isinstance(backend, str) or not hasattr(backend, "loops") else backend
     pipeline = Pipeline(store, chosen, inversions.load(files, store.manifest().model.width), settings)
     pipeline.reopen = partial(open, store.root, backend=backend, device=device, embeddings=files, **vars(settings))
     return pipeline
 
 
 def __getattr__(name: str) -> object:
-    """The parts that need numpy and Pillow load when first used, so that `import clipskip` costs next to nothing."""
+    """What loads when first used: `import clipskip` costs next to nothing, and a command hears signals early."""
     from importlib import import_module
 
     if name == "prompt":

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 
 from .fields import parse
@@ -89,9 +88,10 @@ def _prompts(lines: list[str], flat: str) -> tuple[str, str]:
 def _settings(line: str, start: int) -> dict[str, str]:
     """The `Name: value` pairs from here on, of equal names the first; none where something else comes first."""
     pairs: list[tuple[str, list[str]]] = []
+    json_from = 0  # where JSON is sought again: what was read of broken JSON is read once
     while start < len(line):
         name = _NAME.match(line, start)
-        value, end = _value(line, name.end() if name else start)
+        value, end, json_from = _value(line, name.end() if name else start, json_from)
         if name:
             pairs.append((name[1], []))
         elif not pairs:
@@ -107,13 +107,21 @@ def _settings(line: str, start: int) -> dict[str, str]:
     return dict(found.values())
 
 
-def _value(line: str, start: int) -> tuple[str, int]:
-    """The value at `start`, and where it ends. JSON is taken whole, and a JSON string without its quotes."""
-    if line.startswith(('"', "[", "{"), start):
-        with suppress(ValueError, RecursionError):
+def _value(line: str, start: int, json_from: int) -> tuple[str, int, int]:
+    """The value at `start`, where it ends, and from where on JSON may be sought.
+
+    JSON is taken whole, and a JSON string without its quotes.
+    """
+    if start >= json_from and line.startswith(('"', "[", "{"), start):
+        try:
             value, length = _JSON.raw_decode(line[start : start + LONGEST_JSON])  # an error counts lines up to itself
-            if (rest := _END.match(line, start + length)) is not None:
-                return (value if isinstance(value, str) else line[start : start + length]), rest.end()
+            json_from = start + length
+            if (rest := _END.match(line, json_from)) is not None:
+                return (value if isinstance(value, str) else line[start:json_from]), rest.end(), json_from
+        except json.JSONDecodeError as error:
+            json_from = start + error.pos
+        except RecursionError:
+            json_from = len(line)
     end = line.find(",", start)
     end = len(line) if end < 0 else end
-    return line[start:end].strip(), end
+    return line[start:end].strip(), end, json_from

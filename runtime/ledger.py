@@ -21,7 +21,7 @@ from .infotext import DIGEST, Infotext, bare, key
 from .prompt import composition, networks
 from .prompt.parts import without_comments
 from .request import EMPHASES, FIELDS, Request, canonical
-from .resolve import split_schedule
+from .resolve import refusals, split_schedule
 
 if TYPE_CHECKING:
     from .inversions import Inversions
@@ -35,7 +35,8 @@ _PLAIN = {
     for name in (field.infotext, field.name, *field.aliases)
 } | {"width": "width", "height": "height"}
 _RNGS = {"nv": "nv", "gpu": "nv", "cuda": "nv"}  # all others: "cpu"
-_HERE = {"sampler", "schedule type", "scheduler", "rng", "hypernet", "hypernet strength", "lora hashes"}
+_HERE = {"sampler": "sampler", "schedule type": "schedule", "scheduler": "schedule", "rng": "rng"}
+_HERE |= dict.fromkeys(("hypernet", "hypernet strength", "lora hashes"), "prompt")  # as tags
 _COMPARED = {"model", "model hash", "ti hashes"}  # with what is open
 _HARMLESS = {"version", "app", "backend", "pipeline", "operations", "batch size", "batch pos", "hashes", "time taken"}
 _HARMLESS |= {"civitai metadata", "created date"}
@@ -90,6 +91,13 @@ class Ledger:
             inversions = {name: digest for name, digest in inversions.items() if bare(name) in prompts}
         other = self.other_prompts or changed
         return replace(self, request=request, filled=filled, inversions=inversions, other_prompts=other)
+
+    def checked(self) -> tuple[dict[str, str], dict[str, RequestError]]:
+        """The settings that are honoured and refused by no model, and what every model refuses, by field of Request."""
+        refused = refusals(self.request)
+        sides = set() if refused.keys().isdisjoint(("width", "height")) else {"size"}
+        meant = {name: (_PLAIN | _HERE).get(key(name), name) for name in self.honoured if key(name) not in sides}
+        return {name: self.honoured[name] for name, field in meant.items() if field not in refused}, refused
 
     def notes(
         self, model: ModelFacts | None = None, inversions: Inversions | None = None, used: Collection[str] = ()

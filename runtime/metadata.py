@@ -10,10 +10,12 @@ import errno
 import json
 import os
 import secrets
+import threading
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from io import BytesIO
+from io import BytesIO, TextIOBase
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,7 +27,7 @@ from clipskip.engines.manifest import ModelFacts
 
 from . import files, infotext, ledger
 from .errors import CheckpointError, RequestError, StorageError
-from .fields import written
+from .fields import TEXT, location, shown, written
 from .ledger import Ledger
 from .request import FIELDS, Request
 
@@ -39,6 +41,7 @@ NEGATIVE = "Negative prompt:"
 
 _QUOTED = set(',:\n"')
 _CAPITALS = {"sgm": "SGM", "kl": "KL", "ddim": "DDIM"}
+_FILTERS = threading.Lock()  # of warnings: they are the process's
 _SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF")
 _EXIF_IFD, _USER_COMMENT, _DESCRIPTION, _XP_COMMENT = 0x8769, 0x9286, 0x010E, 0x9C9C
 _MARKS = (b"UNICODE\0", b"ASCII\0\0\0", bytes(8))  # before a UserComment
@@ -103,7 +106,7 @@ def format_of(path: Path) -> str:
 
 def encode(image: PIL.Image.Image, origin: Origin, format: str = "PNG") -> bytes:
     """The bytes of a picture's file. JPEG has quality 95 and full colour, WEBP is lossless. RequestError."""
-    if (format := format.upper().replace("JPG", "JPEG")) not in _QUALITY:
+    if (format := str(TEXT.check("format", format)).upper().replace("JPG", "JPEG")) not in _QUALITY:
         raise RequestError(f"format must be one of {', '.join(_QUALITY)}, not {format!r}", field="format")
     texts, encoded, extra = origin.texts(), BytesIO(), dict(_QUALITY[format])
     if format == "PNG":
@@ -130,10 +133,12 @@ def save(
     An open file gets a PNG. Without `overwrite`, FileExistsError where something is there, also when it came while the
     picture was made. RequestError for an unknown suffix, StorageError for everything else that fails.
     """
-    if not isinstance(target, (str, os.PathLike)):
+    if hasattr(target, "write") and not isinstance(target, TextIOBase):
         target.write(encode(image, origin, format or "PNG"))
         return
-    path = Path(target)
+    if not isinstance(target, (str, os.PathLike)):
+        raise RequestError(f"target must be a path or an open binary file, not {shown(target)}", field="target")
+    path = Path(location("target", target))
     encoded = encode(image, origin, format or format_of(path))
     if overwrite and path.exists() and not path.is_file():
         raise StorageError(f"{path} is there and is no file", path=path)
@@ -182,21 +187,23 @@ def read_ledger(image: str | os.PathLike[str] | bytes | PIL.Image.Image) -> Ledg
     settings, and the account of the others. Ranges are checked when the request meets a model. CheckpointError for
     another or damaged file, no or broken settings, and pictures of programs with texts of their own, by their name.
     """
-    path = None if isinstance(image, (bytes, PIL.Image.Image)) else os.fspath(image)
+    path = os.fspath(image) if isinstance(image, (str, os.PathLike)) else None
     try:
-        if isinstance(image, PIL.Image.Image):
-            return _in_picture(image)
-        data = image if isinstance(image, bytes) else files.read(image, LARGEST_FILE + 1)
-        if len(data) > LARGEST_FILE:
+        data = image if path is None else files.read(path, LARGEST_FILE + 1)
+        if not isinstance(data, (bytes, PIL.Image.Image)):
+            raise RequestError(f"image must be a path, bytes or an opened image, not {shown(image)}", field="image")
+        if isinstance(data, bytes) and len(data) > LARGEST_FILE:
             raise CheckpointError(f"the file has more than {LARGEST_FILE >> 20} MiB")
-        if not data.startswith(_SIGNATURES) and len(data) <= LARGEST_TEXT:
+        if isinstance(data, bytes) and not data.startswith(_SIGNATURES) and len(data) <= LARGEST_TEXT:
             for text in _decoded(data):
                 if (info := infotext.read(text)) is not None:
                     return ledger.of_text(info)
-        return _in_picture(_opened(data))
+        with _FILTERS, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's, of what is odd in Exif
+            return _in_picture(_opened(data) if isinstance(data, bytes) else data)
     except (RequestError, CheckpointError) as error:
         message = error.message if path is None or path in error.message else f"{path}: {error.message}"
-        raise CheckpointError(message, path=path, hint=error.hint) from error
+        raise CheckpointError(message, path=path, field=error.field, hint=error.hint) from error
 
 
 def _opened(data: bytes) -> PIL.Image.Image:

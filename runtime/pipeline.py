@@ -6,6 +6,7 @@ sampler's rows) -> `Driver` (the step engine) -> `_picture` (the decode engine) 
 
 from __future__ import annotations
 
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,7 @@ from clipskip.engines.store import Store, build_command, export_command
 
 from . import metadata
 from .backends import Array, Backend
+from .backends.providers import BY_TARGET
 from .batch import Image
 from .conditioning import NetworkRow, TextEncoder, check_vectors
 from .driver import Driver
@@ -39,6 +41,7 @@ from .tokenizer import Tokenizer
 
 LATENT_CHANNELS = 4
 NOT_MASKED = {"mask": 1.0, "known": 0.0, "pull": 0.0}  # inpainting's inputs where the whole picture is made
+SCORES = 8 * 4  # bytes for two places of a picture, in float32: Stable Diffusion 1 has 8 heads
 SHARED_LENGTHS = "shared calls of the network with longer prompts (share_lengths): within 1/255 of the picture alone"
 
 
@@ -89,12 +92,18 @@ class Result:
 
         The suffix says the format: .png, .jpg or .jpeg (quality 95), .webp (lossless). An open binary file gets a PNG.
         `format` ("PNG", "JPEG", "WEBP") overrules both. Without `overwrite`, FileExistsError where a file is there.
+        RequestError for another index, target or format.
         """
-        metadata.save(self.images[index], target, self.origin(index), overwrite, format)
+        metadata.save(self._image(index), target, self.origin(index), overwrite, format)
 
     def png(self, index: int = 0) -> bytes:
         """Image `index` as the bytes of a PNG, with the whole request in its metadata."""
-        return metadata.encode(self.images[index], self.origin(index))
+        return metadata.encode(self._image(index), self.origin(index))
+
+    def _image(self, index: int) -> PIL.Image.Image:
+        if at_least("index", index, 0) >= len(self.images):
+            raise RequestError(f"index must be 0..{len(self.images) - 1}, not {shown(index)}", field="index")
+        return self.images[index]
 
     def origin(self, index: int) -> metadata.Origin:
         """What made image `index`, for its metadata."""
@@ -185,6 +194,7 @@ class Pipeline:
         clock = _Clock()
         ledgers = [request if isinstance(request, Ledger) else None for request in requests]
         resolved = [self.check(request) for request in requests]
+        self._warn_of_memory(resolved)
         groups = [list(self._images(*each)) for each in zip(resolved, self._text.rows(resolved), strict=True)]
         images = [image for group in groups for image in group]
         clock.lap("text")
@@ -203,6 +213,16 @@ class Pipeline:
         made = zip(resolved, ledgers, groups, pictures, strict=True)
         results = tuple(self._result(*each, clock) for each in made)
         yield Progress(done, total, lambda: [image for group in pictures for image in group], results)
+
+    def _warn_of_memory(self, resolved: Sequence[Resolved]) -> None:
+        """Say before the work what this machine will hardly do: on the CPU attention holds all of its scores."""
+        on_cpu = self.backend.name in BY_TARGET and BY_TARGET[self.backend.name].kind == "cpu"
+        for each in resolved if on_cpu and hasattr(os, "sysconf") else ():  # not so on Windows
+            size = SCORES * (each.width * each.height // LATENT**2) ** 2 * len(each.texts)
+            there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+            if size > there:
+                needs = f"{each.width}x{each.height} on the CPU needs about {size / 1e9:.0f} GB for attention (8 heads)"
+                warnings.warn(f"{needs}; this machine has {there / 1e9:.0f} GB", RuntimeWarning, stacklevel=3)
 
     def _warm(self, width: int, height: int, images: int) -> None:
         try:

@@ -10,7 +10,7 @@ import re
 import shlex
 
 from .errors import RequestError
-from .fields import shown, written
+from .fields import TEXT, at_least, parse, shown, written
 from .request import ALIASES, FIELDS, Request, check_types, given_twice, unknown
 
 _START = re.compile(r"\s*(?:/render(?!\S)\s*)?", re.IGNORECASE)
@@ -25,12 +25,12 @@ def _squash(name: str) -> str:
 
 COMMANDS = {_squash(name): ALIASES.get(name, name) for name in (*FIELDS, *ALIASES, "size", "parser")}
 _MEANT = {"w": "/width:", "h": "/height:", "ar": "/size:", "aspect": "/size:", "no": "/negative:", "n": "/negative:"}
-_HINTS = {_squash(name): f"/{_squash(name)}:" for name in (*FIELDS, "size", "parser")}
 # Settings of A1111's lines that clipskip has not; what is off, or changes no picture here, may be said all the same.
 _OF_A1111 = (
     "styles", "restore_faces", "tiling", "seed_resize_from_h", "seed_resize_from_w", "do_not_save_samples",
     "outpath_samples", "outpath_grids", "do_not_save_grid", "prompt_for_display",
 )  # fmt: skip
+_TIMES = "n_iter"  # how many batches, in these lines
 _CHANGES_NOTHING, _OFF = _OF_A1111[-2:], ("", "0", "-1", "false", "none")
 
 
@@ -44,7 +44,7 @@ def parse_render(text: str) -> Request:
     command, one given twice, a value that seems to go on after a space, and values of a wrong type; ranges are checked
     when the request meets a model.
     """
-    return Request.from_text(fields(text))
+    return Request.from_text(fields(TEXT.check("line", text)))
 
 
 def fields(text: str) -> dict[str, str]:
@@ -67,8 +67,8 @@ def fields(text: str) -> dict[str, str]:
 def options(line: str) -> dict[str, str]:
     """What a line of A1111's "Prompts from file or textbox" sets, such as `--prompt "a cat" --steps 20`.
 
-    As there, both prompts go on to the next `--`. Every name that a field has is known. RequestError as above, and for
-    settings that clipskip has not.
+    As there, both prompts go on to the next `--`, and `--batch_size` counts in each of `--n_iter`. Every name that a
+    field has is known, and `--seed=5` as well. RequestError as above, and for settings that clipskip has not.
     """
     try:
         words = shlex.split(line)
@@ -77,7 +77,7 @@ def options(line: str) -> dict[str, str]:
     groups: list[list[str]] = []
     for word in words:
         if word.startswith("--"):
-            groups.append([word])
+            groups.append(word.split("=", 1))
         else:
             groups[-1].append(word)
     given: dict[str, str] = {}
@@ -89,10 +89,12 @@ def options(line: str) -> dict[str, str]:
         elif name is None or name == "parser":
             raise unknown("option", option, {f"--{each}": f"--{each}" for each in COMMANDS})
         elif len(values) == 1 or (values and name in ("prompt", "negative_prompt")):
-            _set(given, name, value)
+            _set(given, _TIMES if option[2:] in ("n_iter", "batch_count") else name, value)
         else:
             raise RequestError(f"{option} takes one value, not {len(values)}", field=name, hint="quote one with spaces")
-    return given
+    if (times := given.pop(_TIMES, None)) is not None and (each := given.get("batch")) is not None:
+        times = str(at_least("batch", parse(times), 1) * at_least("batch", parse(each), 1))
+    return given if times is None else given | {"batch": times}
 
 
 def render_line(request: Request) -> str:
@@ -117,7 +119,7 @@ def _command(text: str, position: int) -> tuple[str, str, int]:
     typed = command[1] if command else (text[position + 1 :].split() or [""])[0].partition(":")[0]
     name = _squash(typed)
     if command is None or name not in COMMANDS:
-        error = unknown("command", name, _HINTS, {each: f"/{each}:" for each in COMMANDS} | _MEANT)
+        error = unknown("command", name, {each: f"/{each}:" for each in COMMANDS}, _MEANT)
         if command is None:
             error.hint = f"commands are written /name:value; {error.hint}"
         raise error

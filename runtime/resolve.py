@@ -13,7 +13,7 @@ from clipskip.engines.manifest import Artefact, AxisRange, ModelFacts
 from clipskip.engines.shapes import LATENT, TOKENS
 
 from .errors import RequestError
-from .fields import did_you_mean, shown, whole_clip_skip
+from .fields import SD1_LAYERS, did_you_mean, shown, whole_clip_skip
 from .inversions import Inversions
 from .noise import LARGEST_SEED, image_seeds
 from .prompt import check_text, networks, parts
@@ -46,6 +46,7 @@ CLOSEST_SCHEDULES = {
     **dict.fromkeys(("kloptimal", "alignyoursteps"), "karras"),
     "polyexponential": "exponential",
 }
+CLOSEST_CHOICES = dict.fromkeys(("gpu", "cuda", "nvidia", "philox"), "nv")  # of rng
 _BEFORE, _AFTER = re.compile(r"^(k|sample)[_ ]"), re.compile(r"(discrete)?(scheduler)?(gpu)?$")
 
 
@@ -83,6 +84,12 @@ class Limits:
             raise RequestError(message, field="prompt", hint=self.rebuild(f"--max-chunks {longest}") or "shorten it")
 
 
+ANY_MODEL = ModelFacts(  # of Stable Diffusion 1; where there is none
+    "", "sd1", SD1_LAYERS, 768, 49408, "epsilon", 0.00085, 0.012, 1000, 0.18215, 512, LATENT, 1, "", {}
+)
+ANY_LIMITS = Limits(UNBOUNDED, UNBOUNDED, 1, MAX_PIXELS, 2, 1, None)
+
+
 @dataclass(frozen=True)
 class Resolved:
     """A request without open questions; `request` has every None filled in, for metadata and repeats."""
@@ -115,10 +122,7 @@ def resolve(
     width, height = _size(request, model, limits)
     request = replace(request, sampler=sampler.name, schedule=schedule, width=width, height=height)
     varied = request.subseed_strength or request.subseed is not None
-    if abs(request.eta_noise_seed_delta) > LARGEST_SEED:
-        message = f"eta_noise_seed_delta must be within 2^64-1 of 0, not {request.eta_noise_seed_delta}"
-        raise RequestError(message, field="eta_noise_seed_delta")
-    seed, subseed = _seed("seed", request.seed), _seed("subseed", request.subseed) if varied else None
+    seed, subseed = _drawn(request.seed), _drawn(request.subseed) if varied else None
     request = replace(request, seed=seed, subseed=subseed)
     seeds = tuple(image_seeds(seed, subseed, request.subseed_strength, request.batch))
     spans = tuple(inversions.spans.items())
@@ -134,9 +138,25 @@ def resolve(
     )
 
 
+def refusals(request: Request) -> dict[str, RequestError]:
+    """What `resolve` refuses of a request whatever the model, by field: each as if it were the only one."""
+    found: dict[str, RequestError] = {}
+    while True:
+        try:
+            checked = _checked(check_types(request))
+            _clip_skips(checked, ANY_MODEL)
+            _sampler_and_schedule(checked, ANY_MODEL)
+            _size(checked, ANY_MODEL, ANY_LIMITS)
+            return found
+        except RequestError as error:
+            if (field := str(error.field)) in found:
+                return found
+            found[field] = error
+            request = request.over({field: "" if field == "prompt" else FIELDS[field].default})
+
+
 def _checked(request: Request) -> Request:
-    """The request with its types, prompts, ranges and choices checked, and choices as they are spelled."""
-    request = check_types(request)
+    """The request with its prompts, ranges and choices checked, and choices as they are spelled."""
     choices: dict[str, Any] = {}
     for name in ("prompt", "negative_prompt"):
         choices[name] = parts.without_comments(check_text(getattr(request, name), name))
@@ -149,9 +169,15 @@ def _checked(request: Request) -> Request:
         value = getattr(request, name)
         if field.low is not None and field.high is not None:
             if not field.low <= value <= field.high:
-                raise RequestError(f"{name} must be {field.low:g}..{field.high:g}, not {value:g}", field=name)
+                typed = shown(value) if isinstance(value, int) else f"{value:.15g}"
+                raise RequestError(f"{name} must be {field.low:g}..{field.high:g}, not {typed}", field=name)
         elif field.choices and value is not None:
-            choices[name] = _choice(name, value, field.choices)
+            choices[name] = _choice(name, value, field.choices, closest=CLOSEST_CHOICES)
+        elif name in ("seed", "subseed") and value is not None and not -1 <= value <= LARGEST_SEED:
+            raise RequestError(f"{name} must be 0..2^64-1, or -1 for a random one, not {value}", field=name)
+    if abs(request.eta_noise_seed_delta) > LARGEST_SEED:
+        message = f"eta_noise_seed_delta must be within 2^64-1 of 0, not {request.eta_noise_seed_delta}"
+        raise RequestError(message, field="eta_noise_seed_delta")
     return replace(request, **choices)
 
 
@@ -260,12 +286,8 @@ def _size(request: Request, model: ModelFacts, limits: Limits) -> tuple[int, int
     return width, height
 
 
-def _seed(field: str, value: int | None) -> int:
-    if value is None or value == -1:
-        return random_seed()
-    if not 0 <= value <= LARGEST_SEED:
-        raise RequestError(f"{field} must be 0..2^64-1, or -1 for a random one, not {value}", field=field)
-    return value
+def _drawn(seed: int | None) -> int:
+    return random_seed() if seed is None or seed == -1 else seed
 
 
 def random_seed() -> int:

@@ -5,7 +5,6 @@ A backend opens a verified artefact and gives back an engine. Knows nothing of p
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +13,7 @@ import numpy.typing as npt
 
 from clipskip.engines.manifest import Artefact
 from clipskip.errors import RequestError
+from clipskip.fields import did_you_mean, shown
 
 from .providers import BY_TARGET
 
@@ -70,11 +70,14 @@ class Backend(Protocol):
         """Library versions and device, for results and reports."""
 
 
-def backend_named(name: str, device: int = 0) -> Backend:
+def backend_named(name: object, device: int = 0) -> Backend:
     """The backend called `name` on the device of that index, with default settings; loads no library but its own.
 
-    BackendUnavailable when it cannot be used here.
+    RequestError for another name, BackendUnavailable when it cannot be used here.
     """
+    if not isinstance(name, str):
+        message = f"backend must be one of {', '.join(NAMES)}, or a backend object, not {shown(name)}"
+        raise RequestError(message, field="backend")
     if name in BY_TARGET:
         from .onnxruntime import OnnxRuntime
 
@@ -83,6 +86,5 @@ def backend_named(name: str, device: int = 0) -> Backend:
         from .tensorrt import tensorrt_backend
 
         return tensorrt_backend(name, device=device)
-    close = difflib.get_close_matches(name, NAMES, n=1)
-    hint = f"did you mean {close[0]}?" if close else None
-    raise RequestError(f"target must be one of {', '.join(NAMES)}; not {name!r}", field="target", hint=hint)
+    hint = did_you_mean(name, {each: each for each in NAMES}, 0.6)
+    raise RequestError(f"target must be one of {', '.join(NAMES)}; not {shown(name)}", field="target", hint=hint)

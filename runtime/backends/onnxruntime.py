@@ -118,7 +118,7 @@ class OnnxRuntime:
             for ports in (opened.get_inputs(), opened.get_outputs())
         )
         check_ports(artefact, path, role, inputs, outputs)
-        do = in_turn if self.graphs else direct
+        do = in_turn if self.graphs else on_cpu if self._provider.name == CPU else direct
         session = Session(opened, do, self._buffer, self._run_options if capturing else None)
         loaded = artefact.files[:1] if self._provider.kind == "cpu" else artefact.files  # the CPU maps the weights
         return OnnxRuntimeEngine(artefact, session, SESSION_BYTES + sum(file.size for file in loaded))
@@ -181,11 +181,23 @@ def translated(failure: Callable[[str], ClipskipError]) -> Iterator[None]:
         raise files.shortage(error) or failure(str(error).strip()) from error
 
 
-def direct(work: Callable[..., T], *arguments: object) -> T:
-    """Do work with a session, here and now."""
+def direct(work: Callable[..., T], *arguments: object, memory: Sequence[str] = ()) -> T:
+    """Do work with a session, here and now. Errors of the types `memory` are a lack of it."""
     hint = "where memory may have run out, ask for smaller pictures or fewer at once"
-    with translated(lambda said: BackendUnavailable(f"ONNX Runtime failed while it ran a graph: {said}", hint=hint)):
-        return work(*arguments)
+    try:
+        with translated(
+            lambda said: BackendUnavailable(f"ONNX Runtime failed while it ran a graph: {said}", hint=hint)
+        ):
+            return work(*arguments)
+    except BackendUnavailable as error:
+        if type(error.__cause__).__name__ in memory:
+            raise DeviceOutOfMemory(error.message, hint=hint) from error.__cause__
+        raise
+
+
+# A verified graph with checked inputs fails on the CPU for want of memory alone. ONNX Runtime has no type for that: the
+# arena's failure is a Fail, the system's a RuntimeException, and either of them a RuntimeError where inputs are bound.
+on_cpu = partial(direct, memory=("Fail", "RuntimeException", "RuntimeError"))
 
 
 def in_turn(work: Callable[..., T], *arguments: object) -> T:

@@ -14,6 +14,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from clipskip.engines.files import storage_error
 from clipskip.errors import RequestError, StorageError
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from clipskip.request import Request
 
 INTERVAL = 5.0  # seconds between lines where there is no terminal to draw on
-OTHER_FORMATS = (".gif", ".bmp", ".tif", ".tiff", ".avif")
 _NUMBERED = re.compile(r"(\d{5,})-\d+\.png")
 
 
@@ -92,8 +92,8 @@ def _show(text: str) -> None:
         write(sys.stderr, text)
 
 
-def write(stream: TextIO, text: str) -> None:
-    """Text on stdout or stderr. That it is full, or its reader gone, is no reason to undo or to stop the work.
+def write(stream: TextIO, text: str) -> OSError | None:
+    """Text on stdout or stderr. That it is full, or its reader gone, is given back: no reason to undo or to stop work.
 
     The bytes of a file name are written as they are; other characters that the encoding lacks are escaped.
     """
@@ -109,8 +109,10 @@ def write(stream: TextIO, text: str) -> None:
             stream.flush()
     except ValueError:  # closed
         pass
-    except OSError:
+    except OSError as error:
         _abandon(stream)
+        return error
+    return None
 
 
 def _abandon(stream: TextIO) -> None:
@@ -123,13 +125,14 @@ class Destination:
     """Where `count` pictures go: the file `out` if it ends as pictures do, stdout if it is "-", or else a folder.
 
     There they are "00001-SEED.png", ..., in the order of the requests, and on after what is there. What can be refused
-    is refused when this is made, before any work. Several processes may write into one folder.
+    is refused when this is made, before any work; also a new folder whose name ends like a file's. Several processes
+    may write into one folder, and no number is there twice.
     """
 
     def __init__(self, out: Path, overwrite: bool, count: int) -> None:
         from clipskip.metadata import FORMATS, format_of
 
-        if out.suffix.lower() in OTHER_FORMATS:
+        if re.search("[^0-9.]", out.suffix) and not os.path.isdir(out):  # v1.5 may be a new folder
             format_of(out)
         self.is_stdout = str(out) == "-"
         self._file = out if self.is_stdout or (out.suffix.lower() in FORMATS and not os.path.isdir(out)) else None
@@ -159,27 +162,43 @@ class Destination:
     def save(self, seed: int, write: Callable[..., None]) -> Path:
         """Have `write(path or open file, overwrite=...)` make the next picture's file; gives its name.
 
-        It raises FileExistsError for a name that is taken: then the next number is tried. RequestError if that happens
-        to the one file that was named, StorageError where stdout does not take the picture.
+        It raises FileExistsError for a name that is taken: RequestError if it is the one file that was named.
+        StorageError where stdout does not take the picture.
         """
         if self.is_stdout:
             write(picture := BytesIO(), overwrite=True)
             _pipe(picture.getvalue())
             return Path("-")
-        while True:
+        while not self._file:
             self._number += 1
-            path = self._file or self._folder / f"{self._number:05d}-{seed}.png"
-            try:
-                if not self._file and os.path.lexists(path):  # nothing is encoded for a name that is taken
-                    continue
-                write(path, overwrite=self._file is not None and self._overwrite)
-                return path
-            except FileExistsError:
-                if self._file:
-                    raise self._taken() from None
+            with _claimed(self._folder, self._number) as free, suppress(FileExistsError):  # of who claims none
+                if free:
+                    write(path := self._folder / f"{self._number:05d}-{seed}.png", overwrite=False)
+                    return path
+        try:
+            write(self._file, overwrite=self._overwrite)
+        except FileExistsError:
+            raise self._taken() from None
+        return self._file
 
     def _taken(self) -> RequestError:
         return RequestError(f"{self._file} exists already", field="out", hint="add --overwrite to replace it")
+
+
+@contextmanager
+def _claimed(folder: Path, number: int) -> Iterator[bool]:
+    """Whether a picture may have this number: no file has it, whatever its seed, and nobody else takes it meanwhile."""
+    claim, mine = folder / f".clipskip-{number:05d}", False
+    try:
+        with suppress(FileExistsError):
+            claim.touch(exist_ok=False)
+            mine = True
+        yield mine and not any(name.startswith(f"{number:05d}-") for name in os.listdir(folder))
+    except OSError as error:
+        raise storage_error(error, folder) from error
+    finally:
+        if mine:
+            claim.unlink(missing_ok=True)
 
 
 def _pipe(picture: bytes) -> None:

@@ -279,4 +279,5 @@ def _text(file: Path | None) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         number = data.count(b"\n", 0, error.start) + 1
-        raise CheckpointError(f"{name}:{number}: no UTF-8 ({error.reason})", path=file) from error
+        message = f"{name}:{number}: no UTF-8 ({error.reason})"
+        raise RequestError(message, path=file, field="lines", hint="save the list as UTF-8") from error

@@ -93,11 +93,16 @@ def inspect(args: argparse.Namespace) -> Outcome:
     rows = [("file", str(args.store)), ("program", ledger.program), ("model", ledger.model)]
     rows += [("model hash", ledger.model_hash), ("prompt", ledger.request.prompt)]
     rows.append(("negative prompt", ledger.request.negative_prompt))
-    parts = {"honoured": ledger.honoured, "not honoured": ledger.ignored, "filled in": ledger.filled}
+    honoured, refused = ledger.checked()
+    parts = {"honoured": honoured, "not honoured": ledger.ignored, "filled in": ledger.filled}
     parts["inversion"] = ledger.inversions or {}
     rows += [(part, f"{name}: {value}") for part, entries in parts.items() for name, value in entries.items()]
+    rows += [("refused", "; ".join(filter(None, (error.message, error.hint)))) for error in refused.values()]
+    refusals = {field: {"message": error.message, "hint": error.hint} for field, error in refused.items()}
     text = report.table([(name, line) for name, value in rows for line in value.split("\n") if line])
-    return Outcome({"file": str(args.store), **asdict(ledger)}, output.printable(text))
+    return Outcome(
+        {"file": str(args.store), **asdict(ledger), "honoured": honoured, "refused": refusals}, output.printable(text)
+    )
 
 
 def verify(args: argparse.Namespace) -> Outcome:

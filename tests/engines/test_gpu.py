@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from doubles.cuda import SimulatedCuda
 
-from clipskip.engines.gpu import Device, describe, gpus
+from clipskip.engines.gpu import Device, describe, gpus, library
 from clipskip.errors import BackendUnavailable
 
 
@@ -36,6 +37,17 @@ def test_what_is_missing_is_named_c6(double: Any, message: str) -> None:
     with pytest.raises(BackendUnavailable, match=message) as caught:
         gpus(double)
     assert caught.value.exit_status == 5
+
+
+@pytest.mark.parametrize(("cause", "raised"), [("KeyboardInterrupt", KeyboardInterrupt), ("ValueError", ImportError)])
+def test_an_interrupt_that_a_library_makes_an_import_error_of_stays_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cause: str, raised: type[BaseException]
+) -> None:
+    name = f"library_in_c_{cause.lower()}"
+    (tmp_path / f"{name}.py").write_text(f"raise ImportError('initialization failed') from {cause}()")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(raised):
+        library(name)
 
 
 def test_a_gpu_is_described() -> None:

@@ -84,6 +84,34 @@ def test_repeating_a_picture_of_another_program_says_what_is_left_out_and_inspec
     assert run("inspect", tmp_path / "y.png")[1].splitlines()[1].split() == ["program", "clipskip"]
 
 
+@pytest.mark.parametrize(
+    ("text", "honoured"),
+    [
+        (
+            "a\nSteps: 2, Sampler: UniPC, Schedule type: Karras, Seed: 5, Size: 64x64",
+            "Steps, Schedule type, Seed, Size",
+        ),
+        ("a\nSteps: 2, Sampler: Euler, Seed: 5, Size: 130x120, Clip skip: 2", "Steps, Sampler, Seed, Clip skip"),
+        ("a\nSteps: 2, Sampler: Euler, Seed: 5, Size: 64x64, Clip skip: 99", "Steps, Sampler, Seed, Size"),
+        ("a <lora:b:1>\nSteps: 2, Sampler: Euler, Seed: 5", "Steps, Sampler, Seed"),
+        ("a\nSteps: 2, Sampler: Euler, Seed: 5, Hypernet: b", "Steps, Sampler, Seed"),
+    ],
+)
+def test_inspect_says_what_generate_will_refuse_in_the_same_words(run, sample_store, tmp_path, text, honoured):
+    (tmp_path / "x.txt").write_text(text)
+    status, out, _ = run("generate", sample_store, "--from", tmp_path / "x.txt", "--json", "--out", tmp_path / "a.png")
+    told, found, _ = run("inspect", tmp_path / "x.txt", "--json")
+    error, found = json.loads(out)["error"], json.loads(found)
+    assert (status, told) == (2, 0)
+    refused = {"message": error["message"], "hint": error["hint"]}
+    assert (found["refused"], ", ".join(found["honoured"])) == (
+        {error["field"]: refused},
+        honoured,
+    )
+    rows = [line.split(maxsplit=1) for line in run("inspect", tmp_path / "x.txt")[1].splitlines()]
+    assert ["refused", "; ".join(filter(None, refused.values()))] in rows
+
+
 def test_a_render_line_goes_before_the_options(run, sample_store, tmp_path):
     line = "/render /clipskip:4 /seed:9 a blue star"
     status, out, _ = run("generate", sample_store, line, "--clip-skip", "2", "--json", "--out", tmp_path, *FAST)
@@ -301,7 +329,7 @@ def test_a_failure_keeps_what_is_saved_and_json_says_what_that_is(run, sample_st
     [
         (b"", "there is no prompt"),
         (b"\n# only a comment\n", "there is no prompt"),
-        (b"a\nb \xff", ":2: no UTF-8"),
+        (b"a\nb \xff", ":2: no UTF-8 (invalid start byte)"),
         (b"a" * (16 << 20) + b"a", "more than 16 MiB"),
         (b"a\n" * 12, "at most 10 lines"),
         (b"a\0b", ":1: prompt has NUL"),
@@ -312,8 +340,7 @@ def test_a_list_that_is_none_is_refused(run, sample_store, tmp_path, monkeypatch
     (tmp_path / "lines.txt").write_bytes(text)
     monkeypatch.setattr(pictures, "MOST_LINES", 10)
     status, _, err = run("generate", sample_store, "--lines", tmp_path / "lines.txt", "--out", tmp_path / "out", *FAST)
-    assert status in (2, 3)
-    assert message in err
+    assert (status, message in err) == (3 if "MiB" in message else 2, True)
 
 
 def test_the_memory_that_standard_input_takes_is_bounded(run, sample_store, tmp_path, monkeypatch):
@@ -406,11 +433,41 @@ def test_with_all_three_streams_closed_the_picture_is_made(sample_store, tmp_pat
     assert picture(made).size == (64, 64)
 
 
-def test_a_full_stdout_neither_changes_the_status_nor_stops_help(sample_store):
-    for verb in (["inspect", str(sample_store)], ["--help"], ["--version"]):
+def test_a_full_stdout_stops_no_help_and_an_answer_that_it_does_not_take_is_a_failure(sample_store):
+    store = str(sample_store)
+    for status, *verb in ((0, "--help"), (0, "--version"), (7, "inspect", store), (7, "verify", store, "--json")):
         with open("/dev/full", "w") as full:
             done = subprocess.run([sys.executable, "-m", "clipskip", *verb], stdout=full, stderr=subprocess.PIPE)
-        assert (done.returncode, done.stderr) == (0, b"")
+        assert (done.returncode, b"No space left" in done.stderr, b"Traceback" in done.stderr) == (
+            status,
+            status > 0,
+            0,
+        )
+
+
+def test_a_reader_of_the_answer_that_is_gone_is_no_failure(sample_store):
+    command = f"{sys.executable} -m clipskip inspect '{sample_store}'; echo $? >&2"
+    done = subprocess.run(["bash", "-c", f"({command}) | true"], stderr=subprocess.PIPE, text=True)
+    assert done.stderr.strip() == "0"
+
+
+def test_a_picture_that_is_made_stays_where_the_answer_about_it_is_lost(sample_store, tmp_path):
+    command = [sys.executable, "-m", "clipskip", "generate", sample_store, "a cat", "--out", tmp_path, "--json", *FAST]
+    with open("/dev/full", "w") as full:
+        assert subprocess.run(command, stdout=full, stderr=subprocess.DEVNULL).returncode == 7
+    assert len(os.listdir(tmp_path)) == 1
+
+
+def test_a_warning_is_one_line_and_in_the_json_c15(sample_store, tmp_path):
+    store = shutil.copytree(sample_store, tmp_path / "store")
+    (store / "manifest.json").chmod(0o646)
+    for status, *rest in ((0, *FAST), (2, "--steps", "0")):
+        command = [sys.executable, "-m", "clipskip", "generate", store, "a cat", "--out", tmp_path / "out", "--json"]
+        done = subprocess.run([*command, *rest], capture_output=True, text=True)
+        (told,) = json.loads(done.stdout)["warnings"]
+        assert (done.returncode, told.startswith("others may write to")) == (status, True)
+        assert done.stderr.splitlines()[0] == f"warning: {told}"
+        assert "RuntimeWarning" not in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -429,6 +486,57 @@ def test_a_signal_while_arguments_are_parsed_has_its_status_b1(run, monkeypatch,
     assert (found, json.loads(out)["error"]["code"]) == (status, code)
     assert "Traceback" not in err
     assert signal.getsignal(number) is handler
+
+
+STARTING = """
+import signal, sys
+from clipskip.__main__ import main
+
+at, number, events, running = int(sys.argv[1]), int(sys.argv[2]), 0, False
+
+def hear(event, arguments):
+    global events
+    events += running
+    if running and events == at:
+        signal.raise_signal(number)
+
+sys.addaudithook(hear)
+running = True
+status = main(sys.argv[3:])
+running = False
+print(events, file=sys.stderr)
+sys.exit(status)
+"""
+
+
+def test_a_signal_at_any_moment_of_the_start_has_its_status_and_one_line_e5(sample_store, tmp_path):
+    """Moments are counted in what Python reports of itself, imports and files above all, so that no clock matters."""
+    command = ["generate", str(sample_store), "a cat", "--json", "--out", str(tmp_path), *FAST]
+
+    def start(at, number):
+        arguments = [sys.executable, "-c", STARTING, str(at), str(int(number)), *command]
+        return subprocess.run(arguments, capture_output=True, text=True, timeout=120)
+
+    events = int(start(0, signal.SIGINT).stderr.split()[-1])
+    for at, number in zip(range(1, events, events // 12), [signal.SIGINT, signal.SIGTERM] * 7, strict=False):
+        done = start(at, number)
+        word = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}[number]
+        assert (done.returncode, json.loads(done.stdout)["error"]["code"]) == (128 + number, word), (at, done.stderr)
+        assert [line for line in done.stderr.splitlines()[:-1] if line] == [f"{word}; nothing half-made was kept"]
+
+
+def test_a_signal_that_a_library_makes_an_import_error_of_has_its_status_e5(sample_store, tmp_path):
+    (tmp_path / "onnxruntime.py").write_text(
+        "import signal\n"
+        "try:\n"
+        "    signal.raise_signal(signal.SIGINT)\n"
+        "except BaseException as error:\n"
+        "    raise ImportError('initialization failed') from error\n"
+    )
+    command = [sys.executable, "-m", "clipskip", "generate", sample_store, "a cat", "--out", tmp_path / "out"]
+    surroundings = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, env=surroundings, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr.strip()) == (130, "interrupted; nothing half-made was kept")
 
 
 @pytest.mark.parametrize(
@@ -496,7 +604,8 @@ def test_a_setting_has_the_names_that_other_programs_give_it(options, field, val
         (["generate", "S", "a", "--negatve=x"], "did you mean '--negative'?"),
         (["generate", "S", "a", "cat"], "quoted as one"),
         (["build", "S", "--target", "tensorr"], "did you mean 'tensorrt'?"),
-        (["generate", "STORE", "a", "--target", "tensorr"], "did you mean tensorrt?"),
+        (["generate", "STORE", "a", "--rng", "cuda"], "'nv' is the closest one"),
+        (["generate", "STORE", "a", "--target", "tensorr"], "did you mean 'tensorrt'?"),
         (["generate", "S", "a", "--size", "64x64", "--width", "64"], "width is given twice"),
         (["grid", "S", "a", "--out", "a.png", "--x", "batch=1,2"], "batch is no axis"),
         (["grid", "S", "a", "--out", "a.png", "--x", "seed=1", "--batch", "2"], "not a batch of 2"),

@@ -268,6 +268,7 @@ HOSTILE = [
     ",a:[",
 ]
 HOSTILE += [',a:["', ',a:{"a":', '",x:[",', " ", "steps: 5 |", f"model: {'a' * 79}, ", "a_", "Negative prompt:"]
+HOSTILE += [f"{'[0,' * 900}{f'{8**20}],' * 899}0]x,", "[0,", '{"a":', "[[0],", f"Hypernet: a{' ' * 2**14}b, "]
 
 
 @pytest.mark.parametrize("head", ["x\nSteps: 5, ", "x Steps: 5, Sampler: a, Seed: 5, "])

@@ -258,6 +258,13 @@ def test_an_image_in_memory_is_read_by_what_it_carries() -> None:
     assert read_request(image).seed == 5
 
 
+@pytest.mark.parametrize("image", [3, None, ["a.png"], bytearray(b"a")])
+def test_what_is_no_picture_at_all_is_refused_with_what_is_taken(image: Any) -> None:
+    with pytest.raises(CheckpointError, match="image must be a path, bytes or an opened image, not") as caught:
+        read_request(image)
+    assert caught.value.field == "image"
+
+
 def test_a_picture_without_settings_is_refused_naming_what_it_has() -> None:
     with pytest.raises(CheckpointError, match="it has 'prompt', 'workflow'"):
         read_request(with_text(workflow="{}", prompt="{}"))
@@ -368,6 +375,18 @@ def test_a_damaged_exif_gives_a_request_or_a_checkpoint_error_and_nothing_else(d
     PIXELS.save(buffer, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0" + damage)
     with suppress(CheckpointError):
         assert isinstance(read_request(buffer.getvalue()), Request)
+
+
+def test_a_wrong_number_of_tags_in_exif_is_nothing_to_warn_of() -> None:
+    """Pillow warns of it, and a warning is an error here."""
+    exif, buffer = PIL.Image.Exif(), io.BytesIO()
+    exif[0x010E], exif[0x9286] = "some description", b"ASCII\0\0\0" + A1111.encode()
+    PIXELS.save(buffer, "JPEG", exif=exif)
+    data = bytearray(buffer.getvalue())
+    data[data.index(b"Exif\0\0") + 15] = 0xFF  # the number of tags
+    with pytest.warns(UserWarning, match="Corrupt EXIF data"):
+        PIL.Image.open(io.BytesIO(data)).getexif().get(0x010E)
+    assert read_request(bytes(data)).seed == 5
 
 
 @pytest.mark.parametrize("place", ["missing.png", ".", "pipe"])

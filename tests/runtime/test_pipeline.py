@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -65,6 +66,30 @@ def test_a_result_gives_png_bytes_and_writes_files_and_streams_in_every_format(p
         result.save(tmp_path / "x.jpg", overwrite=False)
     with pytest.raises(RequestError, match=r"not \.gif"):
         result.save(tmp_path / "x.gif")
+
+
+@pytest.mark.parametrize(
+    ("take", "message"),
+    [
+        (lambda result: result.png(2), "index must be 0..1, not 2"),
+        (lambda result: result.png(-1), "index must be at least 0, not -1"),
+        (lambda result: result.png("a"), "index must be a whole number, not 'a'"),
+        (lambda result: result.png(True), "index must be a whole number, not True"),
+        (lambda result: result.save("q.png", index=5), "index must be 0..1, not 5"),
+        (lambda result: result.save(3), "target must be a path or an open binary file, not 3"),
+        (lambda result: result.save(io.StringIO()), "target must be a path or an open binary file, not <_io.StringIO"),
+        (lambda result: result.save(b"q.png"), "target must be a path or an open binary file, not b'q.png'"),
+        (lambda result: result.save("q\0.png"), "target must be a path, not 'q\\x00.png'"),
+        (lambda result: result.save("q.png", format=3), "format must be a string, not 3"),
+    ],
+)
+def test_what_is_no_picture_of_a_result_and_no_place_for_one_is_refused(pipe, monkeypatch, tmp_path, take, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RequestError) as caught:
+        take(pipe("a ring", batch=2, **FAST))
+    assert caught.value.message.startswith(message)
+    assert message.startswith(str(caught.value.field))
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_a_repeated_picture_says_what_it_could_not_honour_before_all_else(pipe):
@@ -276,6 +301,20 @@ def test_what_is_no_argument_of_open_is_refused_in_its_own_name(sample_store, ar
     with pytest.raises(RequestError) as caught:
         clipskip.open(**{"path": sample_store, argument: value})
     assert caught.value.field == {"backend": "target"}.get(argument, argument)
+
+
+def test_a_picture_that_the_machine_will_hardly_make_is_warned_of_before_the_work(pipe, monkeypatch):
+    monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 1000}.get)
+    with pytest.warns(RuntimeWarning, match=r"128x128 on the CPU needs about 0 GB .* this machine has 0 GB"):
+        next(pipe.steps(clipskip.Request(prompt="a ring", **{**FAST, "width": 128, "height": 128})))
+    next(pipe.steps(clipskip.Request(prompt="a ring", **FAST)))  # warns of nothing
+
+
+@pytest.mark.parametrize("backend", [3, None, ["tensorrt"], OnnxRuntime])
+def test_what_is_no_backend_is_refused_with_the_names_that_there_are(sample_store, backend):
+    with pytest.raises(RequestError, match=r"backend must be one of .*, or a backend object, not") as caught:
+        clipskip.open(sample_store, backend=backend)
+    assert caught.value.field == "backend"
 
 
 def test_a_star_import_leaves_pythons_open_alone():

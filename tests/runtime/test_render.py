@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -12,7 +13,7 @@ from strategies import FLAG_FIELDS, requests
 
 from clipskip.errors import RequestError
 from clipskip.render import options, parse_render, render_line
-from clipskip.request import FIELDS, Request
+from clipskip.request import ALIASES, FIELDS, Request
 
 
 def test_the_documented_line_is_one_request() -> None:
@@ -53,6 +54,12 @@ def test_order_case_dashes_and_line_breaks_do_not_matter(line: str) -> None:
 )
 def test_a_slash_inside_the_prompt_is_text(prompt: str) -> None:
     assert parse_render(f"/render /seed:7 {prompt}") == Request(prompt=prompt, seed=7)
+
+
+@pytest.mark.parametrize("line", [3, None, b"/render a"])
+def test_what_is_no_text_is_refused(line: Any) -> None:
+    with pytest.raises(RequestError, match="line must be a string, not"):
+        parse_render(line)
 
 
 def test_without_commands_everything_is_prompt() -> None:
@@ -117,6 +124,13 @@ def test_an_unknown_command_is_refused_with_the_closest_name(word: str, closest:
     assert f"did you mean '/{closest}:'?" in str(caught.value)
 
 
+def test_an_unknown_command_that_is_like_no_other_is_answered_with_all_that_there_are() -> None:
+    with pytest.raises(RequestError, match="unknown command") as caught:
+        parse_render("/xyzzy:1 a cat")
+    told = str(caught.value.hint).partition("known: ")[2].split(", ")
+    assert {f"/{name.replace('_', '')}:" for name in (*FIELDS, *ALIASES)} < set(told)
+
+
 @pytest.mark.parametrize(
     ("word", "meant"),
     [("w:4", "width"), ("h:4", "height"), ("ar:3:2", "size"), ("no:x", "negative"), ("smapler:x", "sampler")],
@@ -176,8 +190,27 @@ def test_a_line_of_options_is_read_as_a1111_reads_it() -> None:
 
 
 @pytest.mark.parametrize(
+    ("options_of_batches", "batch"),
+    [
+        ("--batch_size 2 --n_iter 3", 6),
+        ("--n_iter=3 --batch_size=2", 6),
+        ("--batch_count 4", 4),
+        ("--n_iter 101", 101),
+        ("--batch 5", 5),
+    ],
+)
+def test_a_line_of_options_makes_batches_of_a_size_a_number_of_times(options_of_batches: str, batch: int) -> None:
+    assert Request.from_text(options(f"--prompt=a cat --seed=5 {options_of_batches}")) == Request(
+        prompt="a cat", seed=5, batch=batch
+    )
+
+
+@pytest.mark.parametrize(
     ("line", "message"),
     [
+        ("--prompt a --n_iter 0 --batch_size -1", "batch must be at least 1, not 0"),
+        ("--prompt a --n_iter 2 --batch_count 2", "n_iter is given twice"),
+        ("--prompt a --batch_size 2 --batch 2", "batch is given twice"),
         ("--prompt a --tiling true", "clipskip has no such setting"),
         ("--prompt a --styles photo", "clipskip has no such setting"),
         ("--prompt a --sd_model x", "unknown option"),
@@ -266,6 +299,6 @@ def test_hostile_lines_are_read_in_linear_time_and_answered_briefly(line: str) -
     def refused() -> None:
         with pytest.raises(RequestError) as caught:
             parse_render(line)
-        assert len(str(caught.value)) < 600  # all commands are named
+        assert len(str(caught.value)) < 700  # all commands are named
 
     assert pace(refused) < 50

@@ -211,6 +211,48 @@ def test_on_the_cpu_eight_loops_may_be_open_at_once(store: Store, expected: np.n
     assert np.array_equal(denoised(engine, feeds(1)), expected)
 
 
+OUTER_PRODUCT = """
+import sys
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+from clipskip.backends.onnxruntime import on_cpu
+from clipskip.engines.gpu import onnxruntime
+ort = onnxruntime()
+ports = [helper.make_tensor_value_info(*row) for row in
+         (("x", TensorProto.FLOAT, ["a", 1]), ("y", TensorProto.FLOAT, [1, "a"]), ("z", TensorProto.FLOAT, ["a", "a"]))]
+graph = helper.make_graph([helper.make_node("MatMul", ["x", "y"], ["z"])], "g", ports[:2], ports[2:])
+model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+options = ort.SessionOptions()
+options.enable_cpu_mem_arena, options.log_severity_level = sys.argv[1] == "arena", 4
+session = ort.InferenceSession(model.SerializeToString(), options)
+for shapes in (((1 << 23, 1), (1, 1 << 23)), ((2, 5), (1, 2))):
+    feeds = dict(zip("xy", (np.zeros(shape, np.float32) for shape in shapes)))
+    try:
+        on_cpu(session.run, None, feeds)
+    except Exception as error:
+        print(type(error).__name__)
+binding = session.io_binding()
+for name in "xy":
+    binding.bind_cpu_input(name, np.zeros((1 << 23, 1) if name == "x" else (1, 1 << 23), np.float32))
+binding.bind_output("z")
+try:
+    on_cpu(session.run_with_iobinding, binding)
+except Exception as error:
+    print(type(error).__name__)
+"""
+
+
+@pytest.mark.parametrize("allocator", ["arena", "system"])
+def test_an_allocation_that_fails_on_the_cpu_is_a_lack_of_memory_and_a_wrong_input_is_not(allocator: str) -> None:
+    """256 TiB, which no machine has."""
+    command = [sys.executable, "-c", OUTER_PRODUCT, allocator]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout.split() == ["DeviceOutOfMemory", "BackendUnavailable", "DeviceOutOfMemory"], (
+        done.stdout + done.stderr
+    )
+
+
 def test_a_fall_back_to_the_cpu_is_refused(ort: SimulatedOnnxRuntime, store: Store) -> None:
     ort.falls_back = True
     with pytest.raises(BackendUnavailable, match="fell back to CPUExecutionProvider") as caught:

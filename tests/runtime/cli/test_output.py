@@ -48,17 +48,53 @@ def test_a_file_that_appears_while_the_picture_is_made_is_not_replaced_d45(tmp_p
 
 
 def test_eight_processes_share_a_folder_and_every_picture_is_the_one_that_was_reported(sample_store, tmp_path):
-    """8 processes, 20 pictures each of 64 px and one step, one folder, one seed: nobody's picture is lost."""
+    """8 processes, 20 pictures each of 64 px and one step, one folder: no picture is lost, no number there twice."""
     for name in "abcdefgh":
-        (tmp_path / name).write_text("".join(f"/seed:1 {name} {count}\n" for count in range(20)))
+        (tmp_path / name).write_text("".join(f"/seed:{ord(name) % 3} {name} {count}\n" for count in range(20)))
     options = ["--steps", "1", "--size", "64x64", "--json", "--out", tmp_path / "out"]
     command = [sys.executable, "-m", "clipskip", "generate", sample_store, *options, "--lines"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
     processes = [subprocess.Popen([*command, tmp_path / name], **pipes) for name in "abcdefgh"]
     told = [picture for process in processes for picture in json.loads(process.communicate(timeout=300)[0])["pictures"]]
-    assert len(told) == len({picture["file"] for picture in told}) == 160
+    assert len(told) == len({os.path.basename(picture["file"])[:5] for picture in told}) == 160
     made = {str(path): read_request(path).prompt for path in (tmp_path / "out").iterdir()}
     assert made == {picture["file"]: picture["request"]["prompt"] for picture in told}
+
+
+def test_a_number_is_taken_by_one_of_those_that_write_at_once_whatever_their_seeds(tmp_path):
+    first, second, third = (Destination(tmp_path, False, 1) for _ in range(3))
+
+    def slow(path, overwrite):
+        assert second.save(7, write).name == "00002-7.png"  # before the first is there
+        write(path, overwrite)
+
+    assert first.save(5, slow).name == "00001-5.png"
+    assert third.save(9, write).name == "00003-9.png"
+    assert sorted(os.listdir(tmp_path)) == ["00001-5.png", "00002-7.png", "00003-9.png"]
+
+
+def test_a_number_that_could_not_be_used_is_free_again(tmp_path):
+    def full(path, overwrite):
+        raise StorageError("no space")
+
+    destination = Destination(tmp_path, False, 1)
+    with pytest.raises(StorageError):
+        destination.save(5, full)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["a.png.tmp", "a.gif", "a.PNGX", "out.d"])
+def test_what_ends_like_a_file_of_another_kind_is_no_new_folder(tmp_path, name):
+    with pytest.raises(RequestError, match=r"pictures are written as \.png, \.jpg, \.jpeg, \.webp, not \.") as caught:
+        Destination(tmp_path / name, False, 1)
+    assert (caught.value.field, os.listdir(tmp_path)) == ("out", [])
+    (tmp_path / name).mkdir()
+    assert Destination(tmp_path / name, False, 1).save(1, write).parent == tmp_path / name
+
+
+@pytest.mark.parametrize("name", ["v1.5", "2024.01.31", ".hidden", "plain"])
+def test_a_folder_may_have_dots_in_its_name(tmp_path, name):
+    assert Destination(tmp_path / name, False, 1).save(1, write).parent == tmp_path / name
 
 
 def test_several_pictures_need_a_folder(tmp_path):
