@@ -77,6 +77,8 @@ def parameters(origin: Origin) -> str:
     digest = (sources[0] if len(sources) == 1 else model.model_sha256)[:10]
     plain = {name: (field.infotext, written(getattr(request, name))) for name, field in FIELDS.items()}
     schedule = " ".join(_CAPITALS.get(word, word.capitalize()) for word in request.schedule.split("_"))
+    if request.sampler == "DDIM":
+        plain["eta"] = f"{plain['eta'][0]} DDIM", plain["eta"][1]
     settings = [plain["steps"], ("Sampler", request.sampler), ("Schedule type", schedule), plain["cfg"], plain["seed"]]
     settings += [("Size", f"{request.width}x{request.height}"), ("Model hash", digest)]
     left_out = {"steps", "cfg", "seed"} | {name for name in FIELDS if getattr(request, name) == FIELDS[name].default}

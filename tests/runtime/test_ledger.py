@@ -36,8 +36,6 @@ def embeddings(**digests: str) -> Inversions:
 @pytest.mark.parametrize(
     "setting",
     [
-        "Eta: 0.67",
-        "Eta: 0.0",
         "Refiner: other [abcdef0123]",
         "Refiner switch at: 0.8",
         "Hires upscale: 1.5",
@@ -49,8 +47,8 @@ def embeddings(**digests: str) -> Inversions:
         "ControlNet 0: canny",
         "Tiling: True",
         "NGMS: 1",
-        "Schedule max sigma: 12",
-        "Sigma churn: 1",
+        "Beta schedule alpha: 0.5",
+        "UniPC order: 2",
         "Seed resize from: 192x128",
         "SGM noise multiplier: True",
         "Downcast alphas_cumprod: True",
@@ -73,10 +71,10 @@ def test_a_setting_that_is_not_honoured_is_noted(setting: str) -> None:
 
 
 def test_settings_of_one_kind_share_a_note_which_names_each() -> None:
-    found = read(f"{S}, Hires upscale: 2, Eta: 0.5, Hires steps: 10, Hires upscaler: {'Latent' * 20}")
+    found = read(f"{S}, Hires upscale: 2, Skip: 0.5, Hires steps: 10, Hires upscaler: {'Latent' * 20}")
     assert found.notes() == [
         f"not honoured from the picture: Hires upscale: 2, Hires steps: 10, Hires upscaler: {('Latent' * 20)[:57]}...",
-        "not honoured from the picture: Eta: 0.5",
+        "not honoured from the picture: Skip: 0.5",
     ]
 
 
