@@ -7,6 +7,7 @@ no large library, and knows nothing of what configurations mean.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import stat
@@ -85,6 +86,12 @@ class Checkpoint:
     def vocabulary(self) -> Mapping[str, int]:
         """Token -> id."""
         return dict(json.loads(self.tokenizer["vocab.json"]))
+
+    @property
+    def weights(self) -> int:
+        """How many numbers the networks are."""
+        parts = self.text, self.unet, self.vae
+        return sum(math.prod(entry.shape) for part in parts for entry in part.tensors.values())
 
     def holds(self, path: Path) -> bool:
         """Whether this is the folder that the checkpoint is in, or one inside of it."""

@@ -64,10 +64,11 @@ def export(args: argparse.Namespace) -> Outcome:
     }
     try:
         from clipskip.engines import report
-        from clipskip.export import export as run
+        from clipskip.export.job import export as run
+        from clipskip.export.job import fill_in_child
 
         with output.stages() as say:
-            manifest = run(args.checkpoint, args.out, progress=say, **settings)
+            manifest = run(args.checkpoint, args.out, progress=say, fill=fill_in_child, **settings)
     except ImportError as error:
         hint = f"{hints.install('.[export]')}, in the folder of clipskip's source"
         raise BackendUnavailable(f"exporting needs {error.name}", hint=hint) from error
