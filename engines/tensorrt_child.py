@@ -93,11 +93,6 @@ def compile_in_child(role: str, job: Job, progress: Progress) -> Outcome:
     end = child.run(work, job, hear, what=role, folder=folder, hint=_LESS_MEMORY)
     if end["event"] == "built":
         return Outcome(tuple(end["decomposed"]), end["peak_bytes"])
-    raise _failed(role, end)
-
-
-def _failed(role: str, end: Mapping[str, Any]) -> ClipskipError:
-    """The error for a child's own account of why there is no engine."""
     kind, hint = _ERRORS[end["kind"]]
     said = "\n  ".join(end["lines"]) or "TensorRT said nothing"
-    return kind(f"{role}: TensorRT could not build it:\n  {said}", field=role, hint=hint)
+    raise kind(f"{role}: TensorRT could not build it:\n  {said}", field=role, hint=hint)

@@ -47,12 +47,12 @@ def fill_in_child(draft: Draft, source: Checkpoint, facts: ModelFacts, progress:
         if stage:
             progress(stage)
 
-    work, task = "clipskip.export.job:_filled", (draft, source, facts)
-    filled = child.run(work, task, hear, what="export", folder=draft.folder, hint=_NO_MEMORY)
-    vars(draft).update(vars(filled))
+    work, task = "clipskip.export.job:filled", (draft, source, facts)
+    vars(draft).update(vars(child.run(work, task, hear, what="export", folder=draft.folder, hint=_NO_MEMORY)))
 
 
-def _filled(task: tuple[Draft, Checkpoint, ModelFacts], report: Progress) -> Draft:
+def filled(task: tuple[Draft, Checkpoint, ModelFacts], report: Progress) -> Draft:
+    """The child's work."""
     fill(*task, report)
     return task[0]
 
@@ -115,11 +115,18 @@ def _identities(
     depths = range(facts.layers + 1) if skips is None else kept_layers(skips, facts.layers)
     roles = [*(Role("text", depth) for depth in depths), STEP, DECODE, ENCODE]
     wanted = {Identity(role, TARGET, precision): ingredients for role in roles}
+    stored: set[Identity] = set()
+    with suppress(EngineMissing, ManifestError):
+        mine = [artefact for artefact in read_manifest(root).artefacts if artefact.model == facts.model_sha256]
+        texts = (artefact.identity for artefact in mine if artefact.role.part == "text")
+        stored = {identity for identity in texts if identity[1:3] == (TARGET, precision)}
+    skip = facts.recommended_clip_skip
+    if Role("text", facts.layers + 1 - skip) not in {identity.role for identity in wanted.keys() | stored}:
+        message = f"skips leave out {skip}, the recommended_clip_skip: requests that name none would find no graph"
+        hint = f"add {skip} to --skips, or give one of them with --recommended-clip-skip"
+        raise RequestError(message, field="recommended_clip_skip", hint=hint)
     missing = set(stale.reasons(root, wanted, facts))
     if any(identity.role.part == "text" for identity in missing):
         missing.update(identity for identity in wanted if identity.role.part == "text")
-        with suppress(EngineMissing, ManifestError):
-            mine = [artefact for artefact in read_manifest(root).artefacts if artefact.model == facts.model_sha256]
-            stored = [artefact.identity for artefact in mine if artefact.identity[1:3] == (TARGET, precision)]
-            missing.update(identity for identity in stored if identity.role.part == "text")
+        missing.update(stored)
     return dict.fromkeys(sorted(missing), ingredients) if missing else wanted

@@ -12,7 +12,7 @@ import onnx
 import pytest
 from tiny_graphs import DECODE, HEADER, publish_graphs, save
 
-from clipskip.engines import child, tensorrt_child, tensorrt_compile
+from clipskip.engines import child, tensorrt_compile
 from clipskip.engines.manifest import AxisRange, Role
 from clipskip.engines.shapes import BuildOptions
 from clipskip.engines.store import Store
@@ -182,7 +182,7 @@ def test_out_of_memory_is_told_by_its_code_and_not_by_words() -> None:
     assert not out_of_memory(trt, Log(errors=[(trt.ErrorCodeTRT.INTERNAL_ERROR, "out of memory")]))
 
 
-def test_a_build_without_memory_is_device_out_of_memory_b9(tmp_path: Path) -> None:
+def test_a_build_without_memory_is_device_out_of_memory_b9(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Builder:
         def __init__(self, logger: Any) -> None:
             self.real, self.error_recorder = trt.Builder(logger), None
@@ -199,10 +199,9 @@ def test_a_build_without_memory_is_device_out_of_memory_b9(tmp_path: Path) -> No
     assert caught.value.kind == "memory"
     assert caught.value.lines[-1] == "insufficient memory for tactic 0x1"
     event = {"event": "failed", "kind": "memory", "lines": caught.value.lines}
-    error = tensorrt_child._failed("decode", event)
-    assert isinstance(error, DeviceOutOfMemory)
-    assert "--workspace" in str(error)
-    assert "--max-batch" in str(error)
+    monkeypatch.setattr(child, "run", lambda *task, **rest: event)
+    with pytest.raises(DeviceOutOfMemory, match=r"(?s)decode: .*tactic 0x1.*--workspace.*--max-batch"):
+        compile_in_child("decode", decode_job(tmp_path), lambda line: None)
 
 
 def test_a_build_tells_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

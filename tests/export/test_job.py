@@ -195,6 +195,31 @@ def test_what_the_model_does_not_have_is_refused_before_anything_is_read_twice(
     assert not (tmp_path / "store").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "skip"),
+    [({"skips": [1, 2], "recommended_clip_skip": 3}, 3), ({"skips": [2]}, 1), ({"skips": [2, 4]}, 1)],
+)
+def test_a_recommended_clip_skip_without_its_graph_is_refused_before_any_work(
+    tiny: Path, tmp_path: Path, options: dict[str, object], skip: int
+) -> None:
+    with pytest.raises(RequestError, match=f"skips leave out {skip}, the recommended_clip_skip") as caught:
+        export(tiny, tmp_path / "store", **options)
+    assert caught.value.field == "recommended_clip_skip"
+    assert caught.value.hint == f"add {skip} to --skips, or give one of them with --recommended-clip-skip"
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_recommendation_that_the_store_has_and_an_export_leaves_out_is_refused_as_well(
+    tiny: Path, root: Path
+) -> None:
+    assert export(tiny, root, skips=[1, 2], recommended_clip_skip=3).model.recommended_clip_skip == 3  # its graph stays
+    before = content(root)
+    with pytest.raises(RequestError, match="skips leave out 3"):
+        export(tiny, root, precision="fp16", skips=[1, 2])
+    assert content(root) == before
+    assert Store(root).find(Role("text", 1), "onnx", "fp32")
+
+
 def test_half_precision_passes_its_gates_and_shows_only_in_the_context(half_store: Store) -> None:
     for artefact in half_store.manifest().artefacts:
         types = {port.name: port.dtype for port in (*artefact.inputs, *artefact.outputs)}
