@@ -42,7 +42,7 @@ def run(work: str, job: object, hear: Hear, *, what: str, folder: Path, hint: st
     `hear` gets what it reports, and None at least every `PULSE` seconds. `folder`: for its temporary files. Where it
     ends without a word, DeviceOutOfMemory with `hint` or ExportError say so of `what`.
     """
-    with tempfile.TemporaryFile() as stderr:
+    with tempfile.TemporaryFile(dir=folder) as stderr:
         with _started((work, job), stderr, folder) as child:
             kind, content = "report", None
             with suppress(EOFError, pickle.UnpicklingError):  # the last word of one that was killed may be cut
