@@ -80,7 +80,7 @@ def test_every_engine_is_published_and_verified(root: Path) -> None:
             "compute capability": "default",
             "device": "any",
         }
-    assert store.find(Role("step"), TARGET, "fp16").axes["h"] == AxisRange(4, 8, 12)
+    assert store.find(Role("step"), TARGET, "fp16").axes["h"] == AxisRange(8, 8, 12)
 
 
 def test_a_rebuild_builds_nothing(root: Path) -> None:
@@ -90,7 +90,7 @@ def test_a_rebuild_builds_nothing(root: Path) -> None:
 def test_other_sizes_rebuild_exactly_the_networks_and_say_why(root: Path) -> None:
     said: list[str] = []
     assert rebuilt(built(root, BuildOptions(sizes=AxisRange(32, 64, 64)), said)) == ["step", "decode", "encode"]
-    assert any(line.startswith("step: axis h: 4..8..12 -> 4..8..8") for line in said)
+    assert any(line.startswith("step: axis h: 8..8..12 -> 4..8..8") for line in said)
 
 
 def test_another_length_of_prompts_rebuilds_text_engines_and_the_step_only(root: Path) -> None:

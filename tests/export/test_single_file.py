@@ -207,10 +207,21 @@ def test_a_file_s_metadata_say_what_it_predicts_a17(one_file: Path, said: str, p
         assert facts(found, prediction=by_hand).prediction == by_hand
 
 
-def test_a_network_that_predicts_something_else_is_refused(one_file: Path) -> None:
-    one_file.with_suffix(".yaml").write_text(YAML.format("parameterization: x0"))
-    with pytest.raises(UnsupportedModelError, match="predicts no noise"):
-        facts(open_checkpoint(one_file))
+def test_a_network_that_predicts_something_else_is_refused_where_it_is_said_and_can_be_overruled(
+    one_file: Path,
+) -> None:
+    said = {"modelspec.prediction_type": "flow"}
+    save_file(load_file(one_file), one_file, metadata=said)
+    beside = one_file.with_suffix(".yaml")
+    for what, path in (("flow", one_file), ("x0", beside)):
+        if path == beside:
+            beside.write_text(YAML.format("parameterization: x0"))
+        with pytest.raises(UnsupportedModelError, match=f"predicts no noise, but '{what}'") as caught:
+            facts(open_checkpoint(one_file))
+        assert caught.value.path == str(path)
+        assert str(path) in caught.value.message
+        assert "--prediction epsilon" in (caught.value.hint or "")
+        assert facts(open_checkpoint(one_file), prediction="epsilon").prediction == "epsilon"
 
 
 def same_vae(found: AutoencoderKL, tiny: Path, scale: float = 1) -> bool:
