@@ -120,10 +120,7 @@ def storage_error(error: OSError, path: Path, needed: str = "more") -> StorageEr
 
 
 def shortage(error: BaseException, room: int = 0) -> ClipskipError | None:
-    """What this process has no more of, open files or memory: asked where a library fails without saying so.
-
-    `room`: bytes that the library may have asked for at once.
-    """
+    """What this process has no more of, files or memory: asked where a library fails, which may want `room` bytes."""
     if isinstance(error, ModuleNotFoundError):
         return None
     try:

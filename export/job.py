@@ -14,7 +14,6 @@ from pathlib import Path
 from clipskip.engines import child, files, publish, stale
 from clipskip.engines.errors import EngineMissing, ManifestError, RequestError
 from clipskip.engines.manifest import DECODE, ENCODE, STEP, Identity, Manifest, ModelFacts, Role
-from clipskip.engines.publish import Draft
 from clipskip.engines.shapes import kept_layers
 from clipskip.engines.store import read_manifest
 from clipskip.export import family
@@ -27,12 +26,11 @@ GRAPH_WRITERS = (
 TARGET = "onnx"
 PRECISIONS = {"fp32": 4, "fp16": 2}  # bytes of a weight
 _LIBRARIES = ("torch", "transformers", "diffusers", "onnx", "onnx-ir", "onnxscript")
-_NO_MEMORY = "close other programs, or export on a machine with more memory: the store goes with you"
 Progress = Callable[[str], None]
-Fill = Callable[[Draft, Checkpoint, ModelFacts, Progress], None]
+Fill = Callable[[publish.Draft, Checkpoint, ModelFacts, Progress], None]
 
 
-def fill(draft: Draft, source: Checkpoint, facts: ModelFacts, progress: Progress) -> None:
+def fill(draft: publish.Draft, source: Checkpoint, facts: ModelFacts, progress: Progress) -> None:
     """Make what the draft wants in this process, which then holds torch."""
     with files.shortage_named(room=PRECISIONS["fp32"] * source.weights):
         from clipskip.export import build
@@ -40,18 +38,16 @@ def fill(draft: Draft, source: Checkpoint, facts: ModelFacts, progress: Progress
         build.build(draft, source, facts, progress)
 
 
-def fill_in_child(draft: Draft, source: Checkpoint, facts: ModelFacts, progress: Progress) -> None:
+def fill_in_child(draft: publish.Draft, source: Checkpoint, facts: ModelFacts, progress: Progress) -> None:
     """Make what the draft wants in a process of its own: where memory runs out, no other is killed or aborted."""
-
-    def hear(stage: str | None) -> None:
-        if stage:
-            progress(stage)
-
     work, task = "clipskip.export.job:filled", (draft, source, facts)
-    vars(draft).update(vars(child.run(work, task, hear, what="export", folder=draft.folder, hint=_NO_MEMORY)))
+    vars(draft).update(vars(child.run(
+        work, task, lambda stage: progress(stage) if stage else None, what="export", folder=draft.folder,
+        hint="close other programs, or export on a machine with more memory: the store goes with you",
+    )))  # fmt: skip
 
 
-def filled(task: tuple[Draft, Checkpoint, ModelFacts], report: Progress) -> Draft:
+def filled(task: tuple[publish.Draft, Checkpoint, ModelFacts], report: Progress) -> publish.Draft:
     """The child's work."""
     fill(*task, report)
     return task[0]

@@ -132,7 +132,7 @@ def build(args: argparse.Namespace) -> Outcome:
     if args.target == "onnxruntime":
         if given:
             message = f"--target onnxruntime takes no {', '.join(given)}: it runs the exported graphs as they are"
-            raise RequestError(message, field=next(iter(given)), hint="what to export is up to clipskip export")
+            raise RequestError(message, field=next(iter(given)), hint=f"{hints.clipskip()} export says what there is")
         roles = [str(artefact.role) for artefact in store.manifest().artefacts if artefact.target == "onnx"]
         text = f"ONNX Runtime runs the {len(roles)} exported graphs as they are: nothing to build"
         return Outcome({"store": str(args.store), "engines": roles}, text)
