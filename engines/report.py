@@ -5,12 +5,13 @@ Knows nothing of the command line; reads only.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from clipskip.engines import files, manifest, publish
-from clipskip.engines.errors import StorageError, StoreError
+from clipskip.engines.errors import RequestError, StorageError, StoreError
 from clipskip.engines.files import readable_size
 from clipskip.engines.manifest import Artefact, FileRecord
 from clipskip.engines.store import MANIFEST, Store
@@ -45,6 +46,9 @@ def verify(root: str | Path, anchor: str | None = None) -> list[tuple[str, str |
     With `anchor`, the SHA-256 that `seal` gave, also the manifest. What the manifest does not name is never read.
     """
     store, rows = Store(root), []
+    if anchor is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", anchor):
+        message = f"manifest_sha256 {anchor!r:.80} is no SHA-256, which has 64 digits from 0-9 and a-f"
+        raise RequestError(message, field="manifest_sha256", hint="export and build print it when they end")
     content = store.manifest()
     if anchor is not None:
         same = seal(store.root) == anchor.lower()

@@ -19,7 +19,7 @@ import PIL.Image
 
 from clipskip.engines.manifest import DECODE, STEP, ModelFacts, Role
 from clipskip.engines.shapes import LATENT
-from clipskip.engines.store import Store, build_command, export_command
+from clipskip.engines.store import Store, build_command
 
 from . import metadata
 from .backends import Array, Backend
@@ -148,7 +148,7 @@ class Pipeline:
         self._tokenizer = Tokenizer.open(store.verify_tokenizer())
         if self._tokenizer.vocabulary != facts.vocabulary:
             message = f"the tokenizer has {self._tokenizer.vocabulary} tokens, the text engines {facts.vocabulary}"
-            raise EngineIncompatible(message, path=store.root, hint=export_command(store.root))
+            raise EngineIncompatible(message, path=store.root, hint=store.command("onnx", "fp32"))
         for each in store.manifest().artefacts:
             if each.role.part == "text" and each.target == backend.target:
                 check_vectors(inversions.vectors, each)

@@ -64,10 +64,11 @@ def export(args: argparse.Namespace) -> Outcome:
     }
     try:
         from clipskip.engines import report
-        from clipskip.export import export as run
+        from clipskip.export.job import export as run
+        from clipskip.export.job import fill_in_child
 
         with output.stages() as say:
-            manifest = run(args.checkpoint, args.out, progress=say, **settings)
+            manifest = run(args.checkpoint, args.out, progress=say, fill=fill_in_child, **settings)
     except ImportError as error:
         hint = f"{hints.install('.[export]')}, in the folder of clipskip's source"
         raise BackendUnavailable(f"exporting needs {error.name}", hint=hint) from error
@@ -136,7 +137,7 @@ def build(args: argparse.Namespace) -> Outcome:
     if args.target == "onnxruntime":
         if given:
             message = f"--target onnxruntime takes no {', '.join(given)}: it runs the exported graphs as they are"
-            raise RequestError(message, field=next(iter(given)), hint="what to export is up to clipskip export")
+            raise RequestError(message, field=next(iter(given)), hint=f"{hints.clipskip()} export says what there is")
         roles = [str(artefact.role) for artefact in store.manifest().artefacts if artefact.target == "onnx"]
         text = f"ONNX Runtime runs the {len(roles)} exported graphs as they are: nothing to build"
         return Outcome({"store": str(args.store), "engines": roles}, text)
