@@ -30,11 +30,17 @@ def add_to(verbs: Verbs) -> None:
     text = "Build the engines of a target from the graphs of a store. TensorRT-RTX builds without a GPU."
     verb = store_verb(verbs, build, "graphs -> TensorRT engines", text)
     verb.add_argument("--target", required=True, choices=("onnxruntime", "tensorrt", "tensorrt-rtx"))
-    verb.add_argument("--skips", help='clip skips to build, such as "1,2" (default: all exported ones)')
+    verb.add_argument("--skips", help='clip skips to build, such as "1,2" (default: all that were exported)')
     verb.add_argument("--sizes", metavar="LOW-BEST-HIGH", help="heights and widths in pixels, such as 256-512-768")
     verb.add_argument("--max-batch", metavar="N", help="images in one call of the network (default: 4)")
     verb.add_argument("--max-chunks", metavar="N", help="prompt length in chunks of 75 (default: 3)")
-    verb.add_argument("--compute-capability", action="append", default=[], metavar="X.Y", help="tensorrt-rtx only")
+    verb.add_argument(
+        "--compute-capability",
+        action="append",
+        default=[],
+        metavar="X.Y",
+        help="tensorrt-rtx only, may be repeated (default: 8.6, 8.9 and 12.0)",
+    )
     verb.add_argument("--workspace", metavar="MIB", help="memory that the builder may use on the GPU")
     text = "Show what an engine store holds; or what the settings in a picture, or in the .txt beside one, become here."
     store_verb(verbs, inspect, "show what a store or a picture holds", text)
@@ -146,12 +152,10 @@ def build(args: argparse.Namespace) -> Outcome:
     )
     with output.stages() as say:
         built = tensorrt.build(store, target=args.target, options=options, progress=say)
-    rows = [
-        (str(engine.role), f"built in {engine.seconds:.1f} s" if engine.rebuilt else "up to date") for engine in built
-    ]
-    engines = [{**asdict(engine), "role": str(engine.role)} for engine in built]
-    seal = report.seal(args.store)
-    text = f"{report.table(rows)}\nmanifest SHA-256: {seal}"
+    rows = [(engine.role, f"built in {engine.seconds:.1f} s" if engine.rebuilt else "up to date") for engine in built]
+    seal, engines = report.seal(args.store), [asdict(engine) for engine in built]
+    fit = f"for compute capability {built[0].compute_capability}"
+    text = f"{report.table(rows)}\n{fit}\nmanifest SHA-256: {seal}"
     return Outcome({"store": str(args.store), "engines": engines, "manifest_sha256": seal}, text)
 
 
