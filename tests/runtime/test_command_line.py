@@ -544,9 +544,9 @@ def test_verify_holds_the_manifest_against_what_export_or_build_printed(run, sam
 
 @pytest.mark.parametrize(
     "option",
-    [("--max-batch", "4"), ("--sizes", "512"), ("--workspace", "1"), ("--compute-capability", "8.9"), ("--skips", "1")],
+    ["--max-batch=4", "--sizes=512", "--workspace=1", "--compute-capability=8.9", "--skips=1", "--device=0"],
 )
 def test_an_option_that_the_target_does_not_take_is_refused(run, sample_store, option):
-    status, _, err = run("build", sample_store, "--target", "onnxruntime", *option)
+    status, _, err = run("build", sample_store, "--target", "onnxruntime", option)
     assert (status, "takes no" in err) == (2, True)
     assert run("build", sample_store, "--target", "onnxruntime")[0] == 0
