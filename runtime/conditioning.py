@@ -70,12 +70,13 @@ class TextEncoder:
         for text, emphasis in fresh:
             counted = Counter(text.which)  # each counts as often as the schedule names it
             counts = [counted[i] for i in range(len(text.variants))]
-            contexts = np.stack(
-                [[encoded[text.layers, chunk.tokens] for chunk in variant] for variant in text.variants]
-            )
+            pieces = text.encoded()
+            contexts = np.stack([[encoded[layers, chunk.tokens] for layers, chunk in variant] for variant in pieces])
             weights = np.array([[chunk.weights for chunk in variant] for variant in text.variants], dtype=np.float32)
-            for i in range(contexts.shape[1]):
-                contexts[:, i] = emphasise(contexts[:, i], weights[:, i], emphasis, counts)
+            for i, layers in sorted({(i, layers) for variant in pieces for i, (layers, _) in enumerate(variant)}):
+                own = [place for place, variant in enumerate(pieces) if variant[i][0] == layers]
+                counted_here = [counts[place] for place in own]
+                contexts[own, i] = emphasise(contexts[own, i], weights[own, i], emphasis, counted_here)
             variants = tuple({"context": context.reshape(-1, context.shape[-1])} for context in contexts)
             row = NetworkRow(text.weight, text.ends, text.which, variants)
             rows[text, emphasis] = row
@@ -84,7 +85,7 @@ class TextEncoder:
 
     def _encode(self, texts: Iterable[Text]) -> dict[tuple[int, tuple[int, ...]], Array]:
         """The context of every chunk of the texts at its depth; what is not remembered in one call per depth."""
-        keys = {(text.layers, chunk.tokens) for text in texts for variant in text.variants for chunk in variant}
+        keys = {(layers, chunk.tokens) for text in texts for variant in text.encoded() for layers, chunk in variant}
         contexts = {key: known for key in keys if (known := self._chunks.get(key)) is not None}
         for layers, group in groupby(sorted(keys - contexts.keys()), key=itemgetter(0)):
             new = list(group)

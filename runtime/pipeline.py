@@ -235,7 +235,7 @@ class Pipeline:
         """What a request means to this model. RequestError and EngineMissing as when it is made; no engine runs."""
         asked = request.request if isinstance(request, Ledger) else as_request(request)
         resolved = resolve(asked, self.model, self._limits, self._tokenizer, self._inversions)
-        for layers in {resolved.layers, resolved.negative_layers}:
+        for layers in resolved.depths:
             self._engines.artefact(Role("text", layers))
         return resolved
 
@@ -292,7 +292,7 @@ class Pipeline:
         learnt = self._inversions
         inversions = learnt.used(resolved.texts, self._tokenizer.vocabulary) if learnt.digests else {}
         repeated = ledger.notes(self.model, self._inversions, inversions) if ledger else []
-        texts = {Role("text", layers) for layers in (resolved.layers, resolved.negative_layers)}
+        texts = {Role("text", layers) for layers in resolved.depths}
         roles = {str(role): role for role in sorted({STEP, DECODE, *texts})}
         stretched = [SHARED_LENGTHS] if any(image.stretched for image in images) else []
         return Result(
