@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -62,6 +62,18 @@ def only_use(value: ir.Value, kind: str) -> ir.Node | None:
 def constant(value: ir.Value | None) -> npt.NDArray[np.generic] | None:
     """What is stored for the value, or None where it is computed."""
     return value.const_value.numpy() if value is not None and value.const_value is not None else None
+
+
+def derived(
+    value: ir.Value, kind: str, tape: Tape, make: Callable[[npt.NDArray[Any]], npt.NDArray[Any]], dtype: ir.DataType
+) -> ir.Value:
+    """A weight made of a stored one, when it is written; once, however many ask. `kind` ends its name."""
+    name, stored = f"{value.name}.{kind}", value.const_value
+    assert stored is not None
+    if value.graph is not None and name in value.graph.initializers:
+        return value.graph.initializers[name]
+    shape = ir.Shape(make(np.broadcast_to(np.uint8(0), stored.shape.numpy())).shape)
+    return tape.initializer(ir.LazyTensor(lambda: ir.tensor(make(stored.numpy())), dtype, shape, name=name))
 
 
 def like(node: ir.Node, tape: Tape, inputs: Sequence[ir.Value | None], **attributes: int | float) -> ir.Value:

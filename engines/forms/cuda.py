@@ -1,0 +1,36 @@
+"""The patterns of the form for ONNX Runtime's CUDA provider, for each part of a model in the order that they need.
+
+Attention is ONNX's own, over rows: the provider runs it as one flash kernel for every head size and compute capability
+that was tried (8.6, 8.9, 9.0, 12.0), while MultiHeadAttention goes to cuDNN on 9.0 and 12.0, whose limits nobody checks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from clipskip.engines.forms.arithmetic import mixture, solver
+from clipskip.engines.forms.attention import flat_attention
+from clipskip.engines.forms.layout import (
+    joined_channels,
+    nhwc_conv,
+    no_transposition,
+    picture_of_rows,
+    resized,
+    rows_of_picture,
+    value_by_value,
+)
+from clipskip.engines.forms.linear import bias_add, bias_split_gelu, side_by_side
+from clipskip.engines.forms.norms import group_norm, group_norm_silu, layer_norm, skip_group_norm, skip_layer_norm
+from clipskip.engines.forms.rewrite import Pattern
+
+_ROWS = (flat_attention, layer_norm, skip_layer_norm)
+_PICTURES = (
+    nhwc_conv, group_norm, group_norm_silu, picture_of_rows, value_by_value, joined_channels, resized,
+    no_transposition, rows_of_picture, skip_group_norm,
+)  # fmt: skip
+PATTERNS: Mapping[str, tuple[Pattern, ...]] = {
+    "text": (*_ROWS, bias_add),
+    "step": (*_ROWS, *_PICTURES, bias_add, bias_split_gelu, side_by_side, mixture, solver),
+    "decode": (*_ROWS, *_PICTURES),
+    "encode": (*_ROWS, *_PICTURES),
+}

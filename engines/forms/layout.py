@@ -1,0 +1,110 @@
+"""Patterns that put channels last, as CUDA's kernels for pictures want them: [N, h, w, C]. Knows nothing of devices.
+
+Each new node stands between two transpositions; these meet, and what meets cancels. A tensor with its channels last is
+called by its own name and `.nhwc`, weights of a convolution `.ohwi`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx_ir as ir
+from onnx_ir.tape import Tape
+
+from clipskip.engines.forms.rewrite import MICROSOFT, constant, derived, made_by, permutation
+
+LAST, FIRST = [0, 2, 3, 1], [0, 3, 1, 2]  # the permutations that put channels last and back behind the batch
+ALIKE = {"Add", "Cast", "Clip", "Div", "Mul", "Round", "Sigmoid", "Sub"}  # value by value, whatever the layout
+
+
+def swapped(value: ir.Value | None, order: list[int]) -> ir.Value | None:
+    """What a transposition of this order makes the value from, where one does."""
+    swap = made_by(value, "Transpose")
+    return swap.inputs[0] if swap is not None and permutation(swap) == order else None
+
+
+def last(value: ir.Value, tape: Tape) -> ir.Value:
+    """The value with its channels last."""
+    return swapped(value, FIRST) or tape.op("Transpose", [value], {"perm": LAST})
+
+
+def first(value: ir.Value, old: ir.Value, tape: Tape) -> ir.Value:
+    """A new value with its channels last, as the one that it stands for has them."""
+    value.name, value.type = f"{old.name}.nhwc", old.type
+    return tape.op("Transpose", [value], {"perm": FIRST})
+
+
+def nhwc_conv(node: ir.Node, tape: Tape) -> Mapping[ir.Value, ir.Value] | None:
+    """A convolution of pictures: NhwcConv, which wants its weights' input channels last as well."""
+    kernel = node.inputs[1] if node.op_type == "Conv" else None
+    stored = kernel.const_value if kernel is not None else None
+    if kernel is None or stored is None or len(stored.shape) != 4 or (picture := node.inputs[0]) is None:
+        return None
+    kernel = derived(kernel, "ohwi", tape, lambda array: array.transpose(LAST), stored.dtype)
+    inputs = [last(picture, tape), kernel, *node.inputs[2:]]
+    conv = tape.op("NhwcConv", inputs, node.attributes, domain=MICROSOFT, name=node.name)
+    return {node.outputs[0]: first(conv, node.outputs[0], tape)}
+
+
+def value_by_value(node: ir.Node, tape: Tape) -> Mapping[ir.Value, ir.Value] | None:
+    """Arithmetic on pictures whose channels were put back first: done before that."""
+    if node.op_type not in ALIKE or not any(swapped(value, FIRST) for value in node.inputs):
+        return None
+    stored = [constant(value) for value in node.inputs]
+    if any(array is not None and array.size > 1 for array in stored):
+        return None
+    inputs = [
+        value if value is None or array is not None else last(value, tape)
+        for value, array in zip(node.inputs, stored, strict=True)
+    ]
+    value = tape.op(node.op_type, inputs, node.attributes, name=node.name)
+    return {node.outputs[0]: first(value, node.outputs[0], tape)}
+
+
+def joined_channels(node: ir.Node, tape: Tape) -> Mapping[ir.Value, ir.Value] | None:
+    """Pictures put behind each other by their channels."""
+    pictures = [swapped(value, FIRST) for value in node.inputs] if node.op_type == "Concat" else [None]
+    if None in pictures or node.attributes["axis"].as_int() != 1:
+        return None
+    value = tape.op("Concat", pictures, {"axis": 3}, name=node.name)
+    return {node.outputs[0]: first(value, node.outputs[0], tape)}
+
+
+def resized(node: ir.Node, tape: Tape) -> Mapping[ir.Value, ir.Value] | None:
+    """A picture enlarged by stored factors."""
+    picture = swapped(node.inputs[0], FIRST) if node.op_type == "Resize" and len(node.inputs) == 3 else None
+    if picture is None or (scales := constant(node.inputs[2])) is None or "axes" in node.attributes:
+        return None
+    factors = tape.initializer(ir.tensor(scales[LAST]), f"{node.outputs[0].name}.scales")
+    value = tape.op("Resize", [picture, None, factors], node.attributes, name=node.name)
+    return {node.outputs[0]: first(value, node.outputs[0], tape)}
+
+
+def no_transposition(node: ir.Node, tape: Tape) -> Mapping[ir.Value, ir.Value] | None:
+    """Channels put first, then last again."""
+    value = swapped(node.outputs[0], LAST) if node.op_type == "Transpose" else None
+    source = swapped(value, FIRST)
+    return {node.outputs[0]: source} if source is not None and source.producer() is not None else None
+
+
+def rows_of_picture(node: ir.Node, tape: Tape) -> Mapping[ir.Value, ir.Value] | None:
+    """[N, C, h, w] as rows [N, h * w, C]: with its channels last a picture is that already."""
+    flat = made_by(swapped(node.outputs[0], [0, 2, 1]), "Reshape") if node.op_type == "Transpose" else None
+    picture = swapped(flat.inputs[0], FIRST) if flat is not None else None
+    shape = made_by(flat.inputs[1], "Concat") if flat is not None else None
+    if picture is None or shape is None or len(shape.inputs) != 3:
+        return None
+    batch, channels, pixels = shape.inputs
+    target = tape.op("Concat", [batch, pixels, channels], shape.attributes)
+    return {node.outputs[0]: tape.op("Reshape", [picture, target], name=node.name)}
+
+
+def picture_of_rows(node: ir.Node, tape: Tape) -> Mapping[ir.Value, ir.Value] | None:
+    """Rows [N, h * w, C] made [N, C, h, w] again: with its channels last, then put first."""
+    rows = swapped(node.inputs[0], [0, 2, 1]) if node.op_type == "Reshape" else None
+    shape = made_by(node.inputs[1], "Concat") if rows is not None else None
+    if rows is None or shape is None or len(shape.inputs) != 4:
+        return None
+    target = tape.op("Concat", [shape.inputs[axis] for axis in LAST], shape.attributes)
+    picture = tape.op("Reshape", [rows, target], name=node.name)
+    return {node.outputs[0]: first(picture, node.outputs[0], tape)}
