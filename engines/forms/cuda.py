@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from clipskip.engines.forms.arithmetic import mixture, solver
+from clipskip.engines.forms.arithmetic import gather, solver
 from clipskip.engines.forms.attention import flat_attention
 from clipskip.engines.forms.layout import (
     joined_channels,
@@ -17,20 +17,21 @@ from clipskip.engines.forms.layout import (
     picture_of_rows,
     resized,
     rows_of_picture,
+    size,
     value_by_value,
 )
 from clipskip.engines.forms.linear import bias_add, bias_split_gelu, side_by_side
-from clipskip.engines.forms.norms import group_norm, group_norm_silu, layer_norm, skip_group_norm, skip_layer_norm
+from clipskip.engines.forms.fused_norms import group_norm, group_norm_silu, layer_norm, skip_group_norm, skip_layer_norm
 from clipskip.engines.forms.rewrite import Pattern
 
 _ROWS = (flat_attention, layer_norm, skip_layer_norm)
 _PICTURES = (
-    nhwc_conv, group_norm, group_norm_silu, picture_of_rows, value_by_value, joined_channels, resized,
+    nhwc_conv, group_norm, group_norm_silu, picture_of_rows, value_by_value, joined_channels, resized, size,
     no_transposition, rows_of_picture, skip_group_norm,
 )  # fmt: skip
 PATTERNS: Mapping[str, tuple[Pattern, ...]] = {
-    "text": (*_ROWS, bias_add),
-    "step": (*_ROWS, *_PICTURES, bias_add, bias_split_gelu, side_by_side, mixture, solver),
+    "text": (*_ROWS, gather),
+    "step": (*_ROWS, *_PICTURES, bias_add, bias_split_gelu, side_by_side, gather, solver),
     "decode": (*_ROWS, *_PICTURES),
     "encode": (*_ROWS, *_PICTURES),
 }

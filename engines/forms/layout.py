@@ -71,20 +71,35 @@ def joined_channels(node: ir.Node, tape: Tape) -> Mapping[ir.Value, ir.Value] | 
 
 
 def resized(node: ir.Node, tape: Tape) -> Mapping[ir.Value, ir.Value] | None:
-    """A picture enlarged by stored factors."""
-    picture = swapped(node.inputs[0], FIRST) if node.op_type == "Resize" and len(node.inputs) == 3 else None
-    if picture is None or (scales := constant(node.inputs[2])) is None or "axes" in node.attributes:
+    """A picture enlarged by stored factors, or to a size: Concat of its first two lengths and of the new height and width."""
+    picture = swapped(node.inputs[0], FIRST) if node.op_type == "Resize" and "axes" not in node.attributes else None
+    target = node.inputs[-1] if picture is not None else None
+    factors, size = constant(target), made_by(target, "Concat")
+    if picture is None or (factors is None and (size is None or made_by(size.inputs[0], "Shape") is None)):
         return None
-    factors = tape.initializer(ir.tensor(scales[LAST]), f"{node.outputs[0].name}.scales")
-    value = tape.op("Resize", [picture, None, factors], node.attributes, name=node.name)
+    if factors is not None:
+        new: list[ir.Value | None] = [picture, None, tape.initializer(ir.tensor(factors[LAST]), f"{node.outputs[0].name}.scales")]
+    else:
+        batch, channels = (tape.op("Shape", [picture], {"start": axis, "end": axis + 1}) for axis in (0, 3))
+        new = [picture, None, None, tape.op("Concat", [batch, size.inputs[1], channels], {"axis": 0})]
+    value = tape.op("Resize", new, node.attributes, name=node.name)
     return {node.outputs[0]: first(value, node.outputs[0], tape)}
+
+
+def size(node: ir.Node, tape: Tape) -> Mapping[ir.Value, ir.Value] | None:
+    """Height or width of a picture."""
+    picture = swapped(node.inputs[0], FIRST) if node.op_type == "Shape" else None
+    start, end = node.attributes.get_int("start", 0), node.attributes.get_int("end", 4)
+    if picture is None or not 2 <= start < end <= 4:
+        return None
+    return {node.outputs[0]: tape.op("Shape", [picture], {"start": start - 1, "end": end - 1}, name=node.name)}
 
 
 def no_transposition(node: ir.Node, tape: Tape) -> Mapping[ir.Value, ir.Value] | None:
     """Channels put first, then last again."""
     value = swapped(node.outputs[0], LAST) if node.op_type == "Transpose" else None
     source = swapped(value, FIRST)
-    return {node.outputs[0]: source} if source is not None and source.producer() is not None else None
+    return {node.outputs[0]: source} if source is not None and not node.outputs[0].is_graph_output() else None
 
 
 def rows_of_picture(node: ir.Node, tape: Tape) -> Mapping[ir.Value, ir.Value] | None:

@@ -14,7 +14,7 @@ from onnx_ir.tape import Tape
 MICROSOFT = "com.microsoft"  # the domain of ONNX Runtime's own operators
 
 # A pattern looks at one node, the last that it would replace. Where it fits, it writes the new nodes on the tape and
-# tells which new value stands for which old one; a new value takes the old one's name. What nobody reads any more goes.
+# tells which value stands for which old one; a new value takes the old one's name. What nobody reads any more goes.
 Pattern: TypeAlias = Callable[[ir.Node, Tape], "Mapping[ir.Value, ir.Value] | None"]
 
 
@@ -36,8 +36,9 @@ def _apply(model: ir.Model, pattern: Pattern) -> Iterator[bool]:
         for value in tape.initializers:
             graph.register_initializer(value)
         for old, new in replaced.items():
-            new.name, new.type, new.shape = old.name, old.type, old.shape
-            old.name = f"{old.name} as it was"
+            if new.producer() in tape.nodes:
+                new.name, new.type, new.shape = old.name, old.type, old.shape
+                old.name = f"{old.name} as it was"
             ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
         yield True
     graph.sort()
@@ -74,6 +75,13 @@ def derived(
         return value.graph.initializers[name]
     shape = ir.Shape(make(np.broadcast_to(np.uint8(0), stored.shape.numpy())).shape)
     return tape.initializer(ir.LazyTensor(lambda: ir.tensor(make(stored.numpy())), dtype, shape, name=name))
+
+
+def numbers(values: Sequence[int], node: ir.Node, tape: Tape) -> ir.Value:
+    """Axes or a shape, stored once in the node's graph."""
+    name, graph = f"numbers {' '.join(map(str, values))}", node.graph
+    stored = graph.initializers.get(name) if isinstance(graph, ir.Graph) else None
+    return stored or tape.initializer(ir.tensor(np.array(values, np.int64)), name)
 
 
 def like(node: ir.Node, tape: Tape, inputs: Sequence[ir.Value | None], **attributes: int | float) -> ir.Value:

@@ -12,7 +12,7 @@ from onnx_ir.tape import Tape
 
 from clipskip.engines.forms.layout import FIRST, LAST, first, last, swapped
 from clipskip.engines.forms.linear import biased
-from clipskip.engines.forms.rewrite import MICROSOFT, constant, derived, like, made_by, only_use
+from clipskip.engines.forms.rewrite import MICROSOFT, constant, derived, like, made_by, numbers, only_use
 
 GROUP = 512  # channels of a group that one block of CUDA's kernel sums; it takes two at a time
 UNUSED = {"SkipGroupNorm": (False, False), "SkipLayerNormalization": (False, True, True, False)}  # results; last: sum
@@ -80,7 +80,7 @@ def skip_group_norm(node: ir.Node, tape: Tape) -> Mapping[ir.Value, ir.Value] | 
         return None
     picture, other = sorted(total.inputs, key=lambda value: _vector(value) is not None)
     vector = _vector(other)
-    skip = [other] if vector is None else _without_bias(vector, tape)
+    skip = [other] if vector is None else _spread(vector, node, tape)
     return _with_sum("SkipGroupNorm", node, total, [picture, *node.inputs[1:], *skip], tape)
 
 
@@ -102,12 +102,13 @@ def _vector(value: ir.Value | None) -> ir.Value | None:
     return spread.inputs[0] if spread is not None and axes is not None and axes.tolist() == [2, 3] else None
 
 
-def _without_bias(vector: ir.Value, tape: Tape) -> list[ir.Value | None]:
-    """A vector, and the bias that its Linear need not add."""
-    linear = made_by(vector, "Gemm")
-    if linear is None or len(linear.inputs) != 3 or constant(linear.inputs[2]) is None or len(list(vector.uses())) != 1:
-        return [vector]
-    return [like(linear, tape, linear.inputs[:2]), linear.inputs[2]]
+def _spread(vector: ir.Value, node: ir.Node, tape: Tape) -> list[ir.Value | None]:
+    """A vector as [N, 1, 1, C], and the bias that its Linear need not add."""
+    linear, bias = made_by(vector, "Gemm"), []
+    if linear is not None and len(list(vector.uses())) == 1 and len(linear.inputs) == 3:
+        bias = [linear.inputs[2]]
+        vector = like(linear, tape, linear.inputs[:2])
+    return [tape.op("Unsqueeze", [vector, numbers([1, 2], node, tape)]), *bias]
 
 
 def layer_norm(node: ir.Node, tape: Tape) -> Mapping[ir.Value, ir.Value] | None:
