@@ -6,12 +6,10 @@ called by its own name and `.nhwc`, weights of a convolution `.ohwi`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import onnx_ir as ir
 from onnx_ir.tape import Tape
 
-from clipskip.engines.forms.rewrite import MICROSOFT, constant, derived, made_by, permutation
+from clipskip.engines.forms.rewrite import MICROSOFT, Replaced, constant, derived, made_by, permutation
 
 LAST, FIRST = [0, 2, 3, 1], [0, 3, 1, 2]  # the permutations that put channels last and back behind the batch
 ALIKE = {"Add", "Cast", "Clip", "Div", "Mul", "Round", "Sigmoid", "Sub"}  # value by value, whatever the layout
@@ -34,7 +32,7 @@ def first(value: ir.Value, old: ir.Value, tape: Tape) -> ir.Value:
     return tape.op("Transpose", [value], {"perm": FIRST})
 
 
-def nhwc_conv(node: ir.Node, tape: Tape) -> Mapping[ir.Value, ir.Value] | None:
+def nhwc_conv(node: ir.Node, tape: Tape) -> Replaced:
     """A convolution of pictures: NhwcConv, which wants its weights' input channels last as well."""
     kernel = node.inputs[1] if node.op_type == "Conv" else None
     stored = kernel.const_value if kernel is not None else None
@@ -46,7 +44,7 @@ def nhwc_conv(node: ir.Node, tape: Tape) -> Mapping[ir.Value, ir.Value] | None:
     return {node.outputs[0]: first(conv, node.outputs[0], tape)}
 
 
-def value_by_value(node: ir.Node, tape: Tape) -> Mapping[ir.Value, ir.Value] | None:
+def value_by_value(node: ir.Node, tape: Tape) -> Replaced:
     """Arithmetic on pictures whose channels were put back first: done before that."""
     if node.op_type not in ALIKE or not any(swapped(value, FIRST) for value in node.inputs):
         return None
@@ -61,7 +59,7 @@ def value_by_value(node: ir.Node, tape: Tape) -> Mapping[ir.Value, ir.Value] | N
     return {node.outputs[0]: first(value, node.outputs[0], tape)}
 
 
-def joined_channels(node: ir.Node, tape: Tape) -> Mapping[ir.Value, ir.Value] | None:
+def joined_channels(node: ir.Node, tape: Tape) -> Replaced:
     """Pictures put behind each other by their channels."""
     pictures = [swapped(value, FIRST) for value in node.inputs] if node.op_type == "Concat" else [None]
     if None in pictures or node.attributes["axis"].as_int() != 1:
@@ -70,23 +68,22 @@ def joined_channels(node: ir.Node, tape: Tape) -> Mapping[ir.Value, ir.Value] | 
     return {node.outputs[0]: first(value, node.outputs[0], tape)}
 
 
-def resized(node: ir.Node, tape: Tape) -> Mapping[ir.Value, ir.Value] | None:
-    """A picture enlarged by stored factors, or to a size: Concat of its first two lengths and of the new height and width."""
+def resized(node: ir.Node, tape: Tape) -> Replaced:
+    """A picture enlarged by stored factors, or to a size joined of its own first two lengths and of the new ones."""
     picture = swapped(node.inputs[0], FIRST) if node.op_type == "Resize" and "axes" not in node.attributes else None
-    target = node.inputs[-1] if picture is not None else None
-    factors, size = constant(target), made_by(target, "Concat")
-    if picture is None or (factors is None and (size is None or made_by(size.inputs[0], "Shape") is None)):
-        return None
-    if factors is not None:
-        new: list[ir.Value | None] = [picture, None, tape.initializer(ir.tensor(factors[LAST]), f"{node.outputs[0].name}.scales")]
-    else:
+    factors, size = constant(node.inputs[-1]), made_by(node.inputs[-1], "Concat")
+    if picture is not None and factors is not None:
+        target = tape.initializer(ir.tensor(factors[LAST]), f"{node.outputs[0].name}.scales")
+    elif picture is not None and size is not None and made_by(size.inputs[0], "Shape") and len(size.inputs) == 2:
         batch, channels = (tape.op("Shape", [picture], {"start": axis, "end": axis + 1}) for axis in (0, 3))
-        new = [picture, None, None, tape.op("Concat", [batch, size.inputs[1], channels], {"axis": 0})]
-    value = tape.op("Resize", new, node.attributes, name=node.name)
+        target = tape.op("Concat", [batch, size.inputs[1], channels], {"axis": 0})
+    else:
+        return None
+    value = tape.op("Resize", [picture, *node.inputs[1:-1], target], node.attributes, name=node.name)
     return {node.outputs[0]: first(value, node.outputs[0], tape)}
 
 
-def size(node: ir.Node, tape: Tape) -> Mapping[ir.Value, ir.Value] | None:
+def size(node: ir.Node, tape: Tape) -> Replaced:
     """Height or width of a picture."""
     picture = swapped(node.inputs[0], FIRST) if node.op_type == "Shape" else None
     start, end = node.attributes.get_int("start", 0), node.attributes.get_int("end", 4)
@@ -95,26 +92,24 @@ def size(node: ir.Node, tape: Tape) -> Mapping[ir.Value, ir.Value] | None:
     return {node.outputs[0]: tape.op("Shape", [picture], {"start": start - 1, "end": end - 1}, name=node.name)}
 
 
-def no_transposition(node: ir.Node, tape: Tape) -> Mapping[ir.Value, ir.Value] | None:
+def no_transposition(node: ir.Node, tape: Tape) -> Replaced:
     """Channels put first, then last again."""
     value = swapped(node.outputs[0], LAST) if node.op_type == "Transpose" else None
     source = swapped(value, FIRST)
     return {node.outputs[0]: source} if source is not None and not node.outputs[0].is_graph_output() else None
 
 
-def rows_of_picture(node: ir.Node, tape: Tape) -> Mapping[ir.Value, ir.Value] | None:
+def rows_of_picture(node: ir.Node, tape: Tape) -> Replaced:
     """[N, C, h, w] as rows [N, h * w, C]: with its channels last a picture is that already."""
     flat = made_by(swapped(node.outputs[0], [0, 2, 1]), "Reshape") if node.op_type == "Transpose" else None
-    picture = swapped(flat.inputs[0], FIRST) if flat is not None else None
-    shape = made_by(flat.inputs[1], "Concat") if flat is not None else None
+    picture, shape = (swapped(flat.inputs[0], FIRST), made_by(flat.inputs[1], "Concat")) if flat else (None, None)
     if picture is None or shape is None or len(shape.inputs) != 3:
         return None
-    batch, channels, pixels = shape.inputs
-    target = tape.op("Concat", [batch, pixels, channels], shape.attributes)
+    target = tape.op("Concat", [shape.inputs[axis] for axis in (0, 2, 1)], shape.attributes)
     return {node.outputs[0]: tape.op("Reshape", [picture, target], name=node.name)}
 
 
-def picture_of_rows(node: ir.Node, tape: Tape) -> Mapping[ir.Value, ir.Value] | None:
+def picture_of_rows(node: ir.Node, tape: Tape) -> Replaced:
     """Rows [N, h * w, C] made [N, C, h, w] again: with its channels last, then put first."""
     rows = swapped(node.inputs[0], [0, 2, 1]) if node.op_type == "Reshape" else None
     shape = made_by(node.inputs[1], "Concat") if rows is not None else None

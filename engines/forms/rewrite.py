@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+from onnx_ir.external_data import convert_tensors_to_external
 from onnx_ir.passes.common import RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 from onnx_ir.tape import Tape
 
 MICROSOFT = "com.microsoft"  # the domain of ONNX Runtime's own operators
+SMALL = 4096  # bytes of a weight that may as well be in the graph
 
 # A pattern looks at one node, the last that it would replace. Where it fits, it writes the new nodes on the tape and
 # tells which value stands for which old one; a new value takes the old one's name. What nobody reads any more goes.
-Pattern: TypeAlias = Callable[[ir.Node, Tape], "Mapping[ir.Value, ir.Value] | None"]
+Replaced: TypeAlias = "Mapping[ir.Value, ir.Value] | None"
+Pattern: TypeAlias = Callable[[ir.Node, Tape], Replaced]
 
 
 def rewrite(model: ir.Model, patterns: Sequence[Pattern]) -> dict[str, int]:
@@ -75,6 +79,17 @@ def derived(
         return value.graph.initializers[name]
     shape = ir.Shape(make(np.broadcast_to(np.uint8(0), stored.shape.numpy())).shape)
     return tape.initializer(ir.LazyTensor(lambda: ir.tensor(make(stored.numpy())), dtype, shape, name=name))
+
+
+def stored_apart(model: ir.Model, path: Path) -> bool:
+    """Write the new weights, all but small ones, to a file of their own beside the graph; whether there were any."""
+    stored = [value for value in model.graph.initializers.values() if value.const_value is not None]
+    new = [value for value in stored if not isinstance(value.const_value, ir.ExternalTensor)]
+    large = [value for value in new if value.const_value is not None and value.const_value.nbytes > SMALL]
+    tensors = [value.const_value for value in large if value.const_value is not None]
+    for value, tensor in zip(large, convert_tensors_to_external(tensors, path.parent, path.name), strict=True):
+        value.const_value = tensor
+    return bool(large)
 
 
 def numbers(values: Sequence[int], node: ir.Node, tape: Tape) -> ir.Value:
