@@ -12,7 +12,7 @@ import onnx_ir as ir
 from onnx_ir.tape import Tape
 
 from clipskip.engines.forms.layout import FIRST, LAST
-from clipskip.engines.forms.rewrite import MICROSOFT, Replaced, rewrite
+from clipskip.engines.forms.rewrite import MICROSOFT, Replaced, readers, rewrite
 
 Values = Sequence[ir.Value | None]
 
@@ -30,7 +30,7 @@ def expanded(node: ir.Node, tape: Tape) -> Replaced:
     result, total = define(node, tape)
     if result.dtype == ir.DataType.FLOAT and node.outputs[0].dtype is not None:
         result = tape.op("Cast", [result], {"to": node.outputs[0].dtype})
-    return {node.outputs[0]: result} | dict.fromkeys((value for value in node.outputs[1:] if value.uses()), total)
+    return {node.outputs[0]: result} | dict.fromkeys((value for value in node.outputs[1:] if readers(value)), total)
 
 
 def conv(node: ir.Node, tape: Tape) -> tuple[ir.Value, ir.Value]:

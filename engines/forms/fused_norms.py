@@ -10,7 +10,17 @@ from onnx_ir.tape import Tape
 
 from clipskip.engines.forms.layout import FIRST, LAST, first, last, swapped
 from clipskip.engines.forms.linear import biased
-from clipskip.engines.forms.rewrite import MICROSOFT, Replaced, constant, derived, like, made_by, numbers, only_use
+from clipskip.engines.forms.rewrite import (
+    MICROSOFT,
+    Replaced,
+    constant,
+    derived,
+    like,
+    made_by,
+    numbers,
+    only_use,
+    readers,
+)
 
 GROUP = 512  # channels of a group that one block of CUDA's kernel sums; it takes two at a time
 UNUSED = {"SkipGroupNorm": (False, False), "SkipLayerNormalization": (False, True, True, False)}  # results; last: sum
@@ -63,7 +73,7 @@ def group_norm_silu(node: ir.Node, tape: Tape) -> Replaced:
     gate = next((gate for value in node.inputs if (gate := made_by(value, "Sigmoid"))), None)
     source = gate.inputs[0] if node.op_type == "Mul" and gate is not None else None
     norm = made_by(swapped(source, FIRST), "GroupNorm")
-    if norm is None or source is None or source not in node.inputs or len(source.uses()) != 2:
+    if norm is None or source is None or source not in node.inputs or readers(source) != 2:
         return None
     return {node.outputs[0]: first(like(norm, tape, norm.inputs, activation=1), node.outputs[0], tape)}
 
@@ -89,7 +99,7 @@ def _vector(value: ir.Value | None) -> ir.Value | None:
 def _spread(vector: ir.Value, node: ir.Node, tape: Tape) -> list[ir.Value | None]:
     """A vector as [N, 1, 1, C], and the bias that its Linear need not add."""
     linear, bias = made_by(vector, "Gemm"), []
-    if linear is not None and len(vector.uses()) == 1 and len(linear.inputs) == 3:
+    if linear is not None and readers(vector) == 1 and len(linear.inputs) == 3:
         vector, bias = like(linear, tape, linear.inputs[:2]), [linear.inputs[2]]
     return [tape.op("Unsqueeze", [vector, numbers([1, 2], node, tape)]), *bias]
 
@@ -114,7 +124,7 @@ def skip_layer_norm(node: ir.Node, tape: Tape) -> Replaced:
 def _with_sum(kind: str, norm: ir.Node, total: ir.Node, inputs: list[ir.Value | None], tape: Tape) -> Replaced:
     """A norm that adds first, for a norm and the addition before it; gives the sum too where somebody else reads it."""
     attributes = {name: value for name, value in norm.attributes.items() if name not in ("axis", "stash_type")}
-    kept = len(total.outputs[0].uses()) > 1
+    kept = readers(total.outputs[0]) > 1
     results = [ir.Value(name="" if unused else None) for unused in UNUSED[kind]] if kept else [ir.Value()]
     tape.op_multi_out(kind, inputs, attributes, outputs=results, domain=MICROSOFT, name=norm.name)
     return {norm.outputs[0]: results[0]} | ({total.outputs[0]: results[-1]} if kept else {})

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.tape import Tape
 
-from clipskip.engines.forms.rewrite import MICROSOFT, Replaced, constant, like, made_by
+from clipskip.engines.forms.rewrite import MICROSOFT, Replaced, constant, like, made_by, readers
 
 SPLIT_GELU = {2560, 5120, 6144, 10240, 12288}  # widths that CUDA's BiasSplitGelu was compiled for
 FEW, MANY = 4, 32  # layers of one input: fewer gain little, and CUDA's Split gives at most so many in one kernel
@@ -15,7 +15,7 @@ FEW, MANY = 4, 32  # layers of one input: fewer gain little, and CUDA's Split gi
 def with_bias(value: ir.Value | None) -> tuple[ir.Value, ir.Value] | None:
     """What the value is without a bias that is added last, and that bias."""
     add = made_by(value, "Add")
-    if add is None or value is None or len(value.uses()) != 1:
+    if add is None or value is None or readers(value) != 1:
         return None
     for rows, bias in (add.inputs, add.inputs[::-1]):
         stored = constant(bias)
@@ -78,8 +78,8 @@ def _alike(node: ir.Node) -> list[ir.Node]:
     """The layers that read what this one reads, of its kind, width and settings."""
     if node.op_type not in ("MatMul", "Gemm") or node.inputs[0] is None or _settings(node) is None:
         return []
-    readers = [use.node for use in node.inputs[0].uses() if use.idx == 0 and use.node.op_type == node.op_type]
-    return [layer for layer in readers if _settings(layer) == _settings(node)][:MANY]
+    layers = [use.node for use in node.inputs[0].uses() if use.idx == 0 and use.node.op_type == node.op_type]
+    return [layer for layer in layers if readers(layer.outputs[0]) and _settings(layer) == _settings(node)][:MANY]
 
 
 def _settings(layer: ir.Node) -> tuple[object, ...] | None:

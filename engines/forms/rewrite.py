@@ -31,7 +31,7 @@ def _apply(model: ir.Model, pattern: Pattern) -> Iterator[bool]:
     graph = model.graph
     for node in list(graph):
         tape = Tape()
-        if node.graph is not graph or not any(output.uses() or output.is_graph_output() for output in node.outputs):
+        if node.graph is not graph or not any(map(readers, node.outputs)):
             continue  # an earlier fit replaced it
         replaced = pattern(node, tape)
         if replaced is None:
@@ -61,7 +61,12 @@ def made_by(value: ir.Value | None, kind: str) -> ir.Node | None:
 def only_use(value: ir.Value, kind: str) -> ir.Node | None:
     """The node of this kind that reads the value, if nobody else does."""
     nodes = [use.node for use in value.uses()]
-    return nodes[0] if len(nodes) == 1 and not value.is_graph_output() and nodes[0].op_type == kind else None
+    return nodes[0] if readers(value) == len(nodes) == 1 and nodes[0].op_type == kind else None
+
+
+def readers(value: ir.Value) -> int:
+    """How many read the value; whoever runs the graph counts, where it is a result."""
+    return len(value.uses()) + value.is_graph_output()
 
 
 def constant(value: ir.Value | None) -> npt.NDArray[np.generic] | None:
