@@ -10,30 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from clipskip.engines.forms.arithmetic import gather, solver
-from clipskip.engines.forms.attention import flat_attention
-from clipskip.engines.forms.fused_norms import group_norm, group_norm_silu, layer_norm, skip_group_norm, skip_layer_norm
-from clipskip.engines.forms.layout import (
-    joined_channels,
-    nhwc_conv,
-    no_transposition,
-    picture_of_rows,
-    resized,
-    rows_of_picture,
-    size,
-    value_by_value,
-)
-from clipskip.engines.forms.linear import bias_add, bias_split_gelu, side_by_side
+from clipskip.engines.forms import arithmetic, attention, fused_norms, layout, linear
 from clipskip.engines.forms.rewrite import Pattern
 
-_ROWS = (flat_attention, layer_norm, skip_layer_norm)
+_ROWS = (attention.flat_attention, fused_norms.layer_norm, fused_norms.skip_layer_norm)
 _PICTURES = (
-    nhwc_conv, group_norm, group_norm_silu, picture_of_rows, value_by_value, joined_channels, resized, size,
-    no_transposition, rows_of_picture, skip_group_norm,
+    layout.nhwc_conv, fused_norms.group_norm, fused_norms.group_norm_silu, layout.picture_of_rows,
+    layout.value_by_value, layout.joined_channels, layout.resized, layout.size, layout.no_transposition,
+    layout.rows_of_picture, fused_norms.skip_group_norm,
 )  # fmt: skip
 PATTERNS: Mapping[str, tuple[Pattern, ...]] = {
-    "text": (*_ROWS, gather),
-    "step": (*_ROWS, *_PICTURES, bias_add, bias_split_gelu, side_by_side, gather, solver),
+    "text": (*_ROWS, arithmetic.gather),
+    "step": (
+        *_ROWS, *_PICTURES, linear.bias_add, linear.bias_split_gelu, linear.side_by_side, arithmetic.gather,
+        arithmetic.solver,
+    ),
     "decode": (*_ROWS, *_PICTURES),
     "encode": (*_ROWS, *_PICTURES),
-}
+}  # fmt: skip

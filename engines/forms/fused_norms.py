@@ -63,9 +63,12 @@ def group_norm(node: ir.Node, tape: Tape) -> Replaced:
     told: dict[str, int | float] = {"groups": groups, "activation": 0, "channels_last": 1}
     told["epsilon"] = norm.attributes["epsilon"].as_float()
     inputs = [last(picture, tape), *weights(norm, ir.DataType.FLOAT, tape)]
-    value = tape.op("GroupNorm", inputs, told, domain=MICROSOFT, name=norm.name)
-    value = first(value, node.outputs[0], tape)
-    return {node.outputs[0]: value if flat is None else tape.op("Reshape", [value, flat.inputs[1]], flat.attributes)}
+    normed = tape.op("GroupNorm", inputs, told, domain=MICROSOFT, name=norm.name)
+    value = first(normed, node.outputs[0], tape)
+    if flat is not None:
+        normed.name = f"{node.outputs[0].name}.picture"  # not the row of pixels that it stands for
+        value = tape.op("Reshape", [value, flat.inputs[1]], flat.attributes)
+    return {node.outputs[0]: value}
 
 
 def group_norm_silu(node: ir.Node, tape: Tape) -> Replaced:

@@ -88,12 +88,13 @@ def derived(
 
 def stored_apart(model: ir.Model, path: Path) -> bool:
     """Write the new weights, all but small ones, to a file of their own beside the graph; whether there were any."""
-    stored = [value for value in model.graph.initializers.values() if value.const_value is not None]
-    new = [value for value in stored if not isinstance(value.const_value, ir.ExternalTensor)]
-    large = [value for value in new if value.const_value is not None and value.const_value.nbytes > SMALL]
-    tensors = [value.const_value for value in large if value.const_value is not None]
-    for value, tensor in zip(large, convert_tensors_to_external(tensors, path.parent, path.name), strict=True):
-        value.const_value = tensor
+    stored = [(value, value.const_value) for value in model.graph.initializers.values()]
+    new = [(value, tensor) for value, tensor in stored if not isinstance(tensor, ir.ExternalTensor | None)]
+    large = [(value, tensor) for value, tensor in new if tensor.nbytes > SMALL]
+    if large:
+        written = convert_tensors_to_external([tensor for _, tensor in large], path.parent, path.name)
+        for (value, _), tensor in zip(large, written, strict=True):
+            value.const_value = tensor
     return bool(large)
 
 
