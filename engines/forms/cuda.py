@@ -23,7 +23,7 @@ PATTERNS: Mapping[str, tuple[Pattern, ...]] = {
     "text": (*_ROWS, arithmetic.gather),
     "step": (
         *_ROWS, *_PICTURES, linear.bias_add, linear.bias_split_gelu, linear.side_by_side, arithmetic.gather,
-        arithmetic.solver,
+        arithmetic.mixture, arithmetic.solver,
     ),
     "decode": (*_ROWS, *_PICTURES),
     "encode": (*_ROWS, *_PICTURES),

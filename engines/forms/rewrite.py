@@ -80,8 +80,8 @@ def derived(
     """A weight made of a stored one, when it is written; once, however many ask. `kind` ends its name."""
     name, stored = f"{value.name}.{kind}", value.const_value
     assert stored is not None
-    if value.graph is not None and name in value.graph.initializers:
-        return value.graph.initializers[name]
+    if (there := _initializer(name, value.graph, tape)) is not None:
+        return there
     shape = ir.Shape(make(np.broadcast_to(np.uint8(0), stored.shape.numpy())).shape)
     return tape.initializer(ir.LazyTensor(lambda: ir.tensor(make(stored.numpy())), dtype, shape, name=name))
 
@@ -100,9 +100,15 @@ def stored_apart(model: ir.Model, path: Path) -> bool:
 
 def numbers(values: Sequence[int], node: ir.Node, tape: Tape) -> ir.Value:
     """Axes or a shape, stored once in the node's graph."""
-    name, graph = f"numbers {' '.join(map(str, values))}", node.graph
+    name = f"numbers {' '.join(map(str, values))}"
+    there = _initializer(name, node.graph, tape)
+    return there or tape.initializer(ir.tensor(np.array(values, np.int64)), name)
+
+
+def _initializer(name: str, graph: ir.Graph | ir.Function | None, tape: Tape) -> ir.Value | None:
+    """What the graph or the tape stores by this name."""
     stored = graph.initializers.get(name) if isinstance(graph, ir.Graph) else None
-    return stored or tape.initializer(ir.tensor(np.array(values, np.int64)), name)
+    return stored or next((value for value in tape.initializers if value.name == name), None)
 
 
 def like(node: ir.Node, tape: Tape, inputs: Sequence[ir.Value | None], **attributes: int | float) -> ir.Value:

@@ -98,6 +98,11 @@ def test_a_layer_norm_between_casts_takes_half_precision() -> None:
     assert {"w1.float16", "w2.float16"} == model.graph.initializers.keys()
 
 
+def test_a_weight_that_is_scale_and_shift_is_stored_once() -> None:
+    text = f"(float16[2,3,8] x, float[8] w1) => (float16[2,3,8] n) {{ {CAST.format(LAYER).replace('w2', 'w1')} }}"
+    assert {"w1.float16"} == rewritten(text, layer_norm, within=HALF).graph.initializers.keys()
+
+
 def test_casts_that_do_not_lead_back_stay() -> None:
     text = "(float16[2,3,8] x, float[8] w1, float[8] w2) => (float[2,3,8] y)"
     nodes = f"c = Cast<to = 1>(x)\n y = {LAYER}(c, w1, w2)"
