@@ -31,8 +31,8 @@ def _apply(model: ir.Model, pattern: Pattern) -> Iterator[bool]:
     graph = model.graph
     for node in list(graph):
         tape = Tape()
-        if node.graph is not graph or not any(map(readers, node.outputs)):
-            continue  # an earlier fit replaced it
+        if node.graph is not graph or not node.inputs or not any(map(readers, node.outputs)):
+            continue  # a constant, or an earlier fit replaced it
         replaced = pattern(node, tape)
         if replaced is None:
             continue
