@@ -119,13 +119,15 @@ def storage_error(error: OSError, path: Path, needed: str = "more") -> StorageEr
     return StorageError(f"{error.filename or path}: {error.strerror or error}", path=path, hint=hint)
 
 
-def shortage(error: BaseException) -> ClipskipError | None:
-    """What this process has no more of, open files or memory: asked where a library fails without saying so."""
+def shortage(error: BaseException, room: int = 0) -> ClipskipError | None:
+    """What this process has no more of, files or memory: asked where a library fails, which may want `room` bytes."""
     if isinstance(error, ModuleNotFoundError):
         return None
     try:
         os.close(os.open(os.devnull, os.O_RDONLY))
-        mmap.mmap(-1, _ROOM).close()  # takes address space, but no memory
+        mmap.mmap(-1, max(_ROOM, room)).close()  # takes address space, but no memory
+        if isinstance(error, MemoryError):
+            raise OSError(errno.ENOMEM, "")
     except OSError as lack:
         if lack.errno in _MANY:
             return storage_error(lack, Path(os.devnull))
@@ -135,12 +137,12 @@ def shortage(error: BaseException) -> ClipskipError | None:
 
 
 @contextmanager
-def shortage_named() -> Iterator[None]:
+def shortage_named(room: int = 0) -> Iterator[None]:
     """Whatever a library raises, where it is for lack of something, as the error that says so."""
     try:
         yield
     except Exception as error:
-        if not isinstance(error, ClipskipError) and (lack := shortage(error)):
+        if not isinstance(error, ClipskipError) and (lack := shortage(error, room)):
             raise lack from error
         raise
 

@@ -19,7 +19,8 @@ LATENT = 8  # pixels per latent
 TOKENS = 77  # per chunk
 SLOTS = 6  # K of the step graph: the point that the network looks at, and what samplers remember
 CONCEPT_ROWS = 1024  # of textual inversions in one request
-LEAST_ROWS = 4  # so that even an engine for one image takes a prompt of three parts
+LEAST_SIZE = 64  # pixels, unless the model's own is smaller: no layer may see a single latent
+MOST = {"max_batch": 1000, "max_chunks": 1000, "workspace": 1 << 50}  # graphs take less, but say so only once read
 
 Shape = tuple[int, ...]
 
@@ -28,10 +29,11 @@ Shape = tuple[int, ...]
 class BuildOptions:
     """The shapes that the engines will serve, and the GPUs.
 
-    `sizes`: heights and widths in pixels; `max_batch`: images at once, with two U-Net rows each and at least four in
-    all; `max_chunks`: prompt length in chunks of 77 tokens; `layers`: which text engines, by default all that were
-    exported; `compute_capabilities`: such as "8.9", TensorRT-RTX only, by default the package's own choice;
-    `workspace`: bytes.
+    `sizes`: heights and widths in pixels; `max_batch`: images at once, with two U-Net rows each (engines for one image
+    know no other number of rows: with one size and one chunk nothing is left to choose, and they are static);
+    `max_chunks`: prompt length in chunks of 77 tokens; `layers`: which text engines, by default all that were exported;
+    `compute_capabilities`: such as "8.9", TensorRT-RTX only, by default what `default_capabilities` says; `workspace`:
+    bytes.
     """
 
     sizes: AxisRange | None = None  # half, once and one and a half times the model's own size
@@ -61,21 +63,23 @@ def compute_capability(text: str) -> str:
 
 def axis_ranges(model: ModelFacts, options: BuildOptions) -> dict[str, AxisRange]:
     """The range of every dynamic axis of design.md's four graphs. RequestError for sizes that the model cannot do."""
-    for field in ("max_batch", "max_chunks", "workspace"):
-        if (value := getattr(options, field)) is not None and value < 1:
-            raise RequestError(f"{field} must be at least 1, not {value}", field=field)
+    for field, most in MOST.items():
+        if (value := getattr(options, field)) is not None and not 1 <= value <= most:
+            limit = "least 1" if value < 1 else f"most {most}"
+            raise RequestError(f"{field} must be at {limit}, not {value}", field=field)
     own, step = model.default_size, model.size_step
-    sizes = options.sizes or AxisRange(max(own // 2 // step * step, step), own, own * 3 // 2 // step * step)
+    least = max(own // 2 // step * step, min(LEAST_SIZE, own), step)
+    sizes = options.sizes or AxisRange(least, own, own * 3 // 2 // step * step)
     edges = (sizes.minimum, sizes.optimum, sizes.maximum)
     if not 0 < edges[0] <= edges[1] <= edges[2] or any(edge % step for edge in edges):
         message = f"sizes {'-'.join(map(str, edges))}: three multiples of {step} that do not fall are needed"
         raise RequestError(message, field="sizes")
     latent = AxisRange(*(edge // LATENT for edge in edges))
-    rows = max(2 * options.max_batch, LEAST_ROWS)
+    least, rows = 2 if options.max_batch == 1 else 1, 2 * options.max_batch  # who has fewer fills up
     return {
         "B": AxisRange(1, 1, options.max_batch),
-        "N": AxisRange(1, 2, rows),
-        "R": AxisRange(1, 2, rows * options.max_chunks),
+        "N": AxisRange(least, 2, rows),
+        "R": AxisRange(least, 2, rows * options.max_chunks),
         "T": AxisRange(TOKENS, TOKENS, TOKENS * longest_common(options.max_chunks)),
         "E": AxisRange(1, 1, CONCEPT_ROWS),
         "h": latent,

@@ -52,7 +52,7 @@ class Store:
     def find(self, role: Role, target: str, precision: str, variant: str = "") -> Artefact:
         """The artefact with this identity; EngineMissing or EngineIncompatible, with the command that builds it."""
         model, artefact = self.manifest().model, self.manifest().find(Identity(role, target, precision, variant))
-        hint = build_command(self.root, target, precision)
+        hint = self.command(target, precision, role)
         if artefact is None:
             message = f"{self.root} has no {role} for {target} at {precision}{variant and f', {variant}'}"
             raise EngineMissing(message, path=self.root, hint=hint)
@@ -66,16 +66,25 @@ class Store:
 
         Sizes come first, for they are free. A file that has not changed since is not read again in this process.
         """
-        self._check(artefact.files, build_command(self.root, artefact.target, artefact.precision))
+        self._check(artefact.files, self.command(artefact.target, artefact.precision))
         return self.root / artefact.files[0].path
 
     def verify_tokenizer(self) -> Path:
         """Check the tokenizer's files, then the folder that they are in. EngineMissing, EngineCorrupt, StorageError."""
-        records, hint = self.manifest().tokenizer, export_command(self.root)
+        records, hint = self.manifest().tokenizer, self.command("onnx", "fp32")
         if not records:
             raise EngineMissing(f"{self.root} has no tokenizer", path=self.root, hint=hint)
         self._check(records, hint)
         return (self.root / records[0].path).parent
+
+    def command(self, target: str, precision: str, role: Role | None = None) -> str:
+        """The command that makes what is missing or damaged, `role` above all, for the clip skips that are there."""
+        content = self.manifest()
+        texts = {artefact.role for artefact in content.artefacts if artefact.target == "onnx"} | {role or Role("step")}
+        skips = sorted(content.model.layers + 1 - text.layers for text in texts if text.layers is not None)
+        command = build_command(self.root, target, precision)
+        subset = target == "onnx" and 0 < len(skips) <= content.model.layers
+        return f"{command} --skips {','.join(map(str, skips))}" if subset else command
 
     def exposed(self) -> list[str]:
         """A warning where others than the owner may change what is run."""

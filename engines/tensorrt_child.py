@@ -1,42 +1,29 @@
-"""One compilation in a child process: starts it, passes on its progress, and turns how it ended into a result or error.
+"""One compilation in a child process: what it is given, and what its progress and its end mean.
 
-Knows nothing of TensorRT's API or of stores. A child that is killed takes nothing else along, and ends with its parent.
+Knows nothing of TensorRT's API or of stores.
 """
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
-from typing import IO, Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from clipskip.engines import files, gpu, hints
+from clipskip.engines import child, files, gpu, hints
 from clipskip.engines.errors import BackendUnavailable, ClipskipError, DeviceOutOfMemory, ExportError, RequestError
 
 PACKAGES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}  # by target
-# Nothing is imported from the working folder, whatever lies there: `python -m` would put it first on the path.
-COMMAND = (
-    sys.executable,
-    "-c",
-    "import sys; sys.path = [folder for folder in sys.path if folder]; "
-    "from clipskip.engines.tensorrt_compile import main; sys.exit(main())",
-)
-PULSE = 5.0  # seconds between two lines of progress
-LAST_WORDS = 2000  # bytes of a child's stderr that an error shows
 
 Shape = tuple[int, ...]
 Progress = Callable[[str], None]
 _SMALLER = "build for smaller shapes: lower --max-batch, --max-chunks or --sizes"
+_LESS_MEMORY = f"let the builder use less memory, by a lower --workspace, or {_SMALLER}"
 _ERRORS: dict[str, tuple[type[ClipskipError], str]] = {
     "parse": (ExportError, "export the graphs again; if it stays, this package cannot take this graph"),
     "build": (ExportError, _SMALLER),
-    "memory": (DeviceOutOfMemory, _SMALLER),
-    "package": (BackendUnavailable, "the verb `doctor` says more"),
+    "memory": (DeviceOutOfMemory, _LESS_MEMORY),
     "option": (RequestError, "choose another"),
 }
 
@@ -73,10 +60,15 @@ def load_builder(target: str) -> Any:
     return trt
 
 
-def default_capabilities(trt: Any) -> list[str]:
-    """What TensorRT-RTX builds for unless told otherwise: every architecture it knows from Ampere (8.0) on."""
+def known_capabilities(trt: Any) -> list[str]:
+    """What TensorRT-RTX can build these networks for: from Ampere (8.0) on, for Turing's (7.5) has no fp32 GEMM."""
     names = [name[2:] for name in dir(trt.ComputeCapability) if name.startswith("SM")]
     return sorted((f"{name[:-1]}.{name[-1]}" for name in names if int(name) >= 80), key=float)
+
+
+def default_capabilities(trt: Any) -> list[str]:
+    """What an engine of TensorRT-RTX that is built without a choice runs on, by the support matrix of 1.0 and later."""
+    return [capability for capability in known_capabilities(trt) if capability in ("8.6", "8.9", "12.0")]
 
 
 @dataclass(frozen=True)
@@ -89,55 +81,22 @@ class Outcome:
 
 def compile_in_child(role: str, job: Job, progress: Progress) -> Outcome:
     """Run the job. ExportError, DeviceOutOfMemory, BackendUnavailable or RequestError carry TensorRT's own lines."""
-    with tempfile.TemporaryFile() as stderr:
-        with _child(job, stderr) as child:
-            last = _follow(child, role, progress)
-            status = child.wait()
-        if last.get("event") == "built" and status == 0:
-            return Outcome(tuple(last["decomposed"]), last["peak_bytes"])
-        stderr.seek(max(0, stderr.seek(0, 2) - LAST_WORDS))
-        raise _failed(role, last, status, stderr.read().decode(errors="replace").strip())
-
-
-@contextmanager
-def _child(job: Job, stderr: IO[bytes]) -> Iterator[subprocess.Popen[str]]:
-    """The child at work. Its stdin stays open: the end of it tells the child that we are gone."""
-    with subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True) as child:
-        assert child.stdin is not None
-        try:
-            with suppress(BrokenPipeError):  # one that is dead already tells so by its status
-                child.stdin.write(json.dumps(asdict(job)) + "\n")
-                child.stdin.flush()
-            yield child
-        finally:
-            child.kill()  # it has ended, or nobody waits for it any more
-            with suppress(BrokenPipeError):
-                child.stdin.close()
-
-
-def _follow(child: subprocess.Popen[str], role: str, progress: Progress) -> dict[str, Any]:
-    """The child's last event; about every `PULSE` seconds a line that says how far it is."""
     began = spoke = time.monotonic()
-    phase, event = "starting", dict[str, Any]()
-    for line in child.stdout or ():
-        if line.endswith("\n"):  # the last line of one that was killed may be cut
-            event = json.loads(line) or event  # an empty one only says that the child is alive
-        if event.get("event") == "progress":
+    phase = "starting"
+
+    def hear(event: Mapping[str, Any] | None) -> None:
+        nonlocal spoke, phase
+        if event:
             phase = f"{event['phase']} {event['step']}/{event['steps']}"
         now = time.monotonic()
-        if now - spoke >= PULSE:
+        if now - spoke >= child.PULSE:
             progress(f"{role}: {phase}, {now - began:.0f} s")
             spoke = now
-    return event
 
-
-def _failed(role: str, last: dict[str, Any], status: int, stderr: str) -> ClipskipError:
-    """The error for a child that gave no engine: its own account, or how it ended when it gave none."""
-    if last.get("event") == "failed":
-        kind, hint = _ERRORS[last["kind"]]
-        said = "\n  ".join(last["lines"]) or stderr or "TensorRT said nothing"
-        return kind(f"{role}: TensorRT could not build it:\n  {said}", field=role, hint=hint)
-    if status == -9:
-        message = f"{role}: the compiling process was killed; was it out of memory?"
-        return ExportError(message, field=role, hint=_SMALLER)
-    return ExportError(f"{role}: the compiling process ended with status {status}:\n  {stderr}", field=role)
+    work, folder = "clipskip.engines.tensorrt_compile:compile_job", Path(job.engine).parent
+    end = child.run(work, job, hear, what=role, folder=folder, hint=_LESS_MEMORY)
+    if end["event"] == "built":
+        return Outcome(tuple(end["decomposed"]), end["peak_bytes"])
+    kind, hint = _ERRORS[end["kind"]]
+    said = "\n  ".join(end["lines"]) or "TensorRT said nothing"
+    raise kind(f"{role}: TensorRT could not build it:\n  {said}", field=role, hint=hint)

@@ -1,26 +1,20 @@
 """Compiles one ONNX graph into one TensorRT engine. TensorRT or TensorRT-RTX is an argument: `trt` is the package.
 
-Run as a child process (see tensorrt_child: a job as one line of JSON on stdin, events as JSON lines on stdout), so that
-the weights of one engine are gone before the next is built and a crash takes no store along.
+Run as a child process (see child and tensorrt_child), so that the weights of one engine are gone before the next is
+built and a crash takes no store along.
 Knows nothing of stores, keys or models.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from select import select
-from threading import Thread
 from typing import Any
 
-from clipskip.engines.errors import BackendUnavailable
 from clipskip.engines.gpu import cuda_runtime
-from clipskip.engines.tensorrt_child import PULSE, Job, load_package
+from clipskip.engines.tensorrt_child import Job, load_package
 
 Report = Callable[[dict[str, Any]], None]
 LINES = 20  # of the library's own words in an error message
@@ -159,11 +153,11 @@ def monitor(trt: Any, report: Report) -> Any:
         def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
             if parent is None:
                 self.outer[phase] = steps
-                report({"event": "progress", "phase": phase, "step": 0, "steps": steps})
+                report({"phase": phase, "step": 0, "steps": steps})
 
         def step_complete(self, phase: str, step: int) -> bool:
             if phase in self.outer:
-                report({"event": "progress", "phase": phase, "step": step + 1, "steps": self.outer[phase]})
+                report({"phase": phase, "step": step + 1, "steps": self.outer[phase]})
             return True
 
         def phase_finish(self, phase: str) -> None:
@@ -180,6 +174,7 @@ def out_of_memory(trt: Any, log: Log) -> bool:
 def configure(trt: Any, builder: Any, job: Job) -> Any:
     """The job's options as a builder configuration with one optimisation profile."""
     config = builder.create_builder_config()
+    config.clear_flag(trt.BuilderFlag.TF32)  # on by default; the solver's sums are to be those of the other backends
     profile = builder.create_optimization_profile()
     for name, shapes in job.profiles.items():
         profile.set_shape(name, *shapes)
@@ -211,29 +206,12 @@ def peak_bytes() -> int:
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 
-def main() -> int:
-    """Build the job on stdin. Only events go to the real stdout; what the library prints goes to stderr."""
-    events = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
-    job = Job(**json.loads(sys.stdin.buffer.readline()))
-
-    def report(event: dict[str, Any]) -> None:
-        events.write(json.dumps(event) + "\n")  # in one piece: two threads report
-
-    def live_with_parent() -> None:
-        while not select([0], [], [], PULSE)[0]:
-            with suppress(BrokenPipeError):
-                report({})
-        os._exit(1)  # stdin has ended, for whoever held its other end is gone: nobody waits for this engine any more
-
-    Thread(target=live_with_parent, daemon=True).start()
+def compile_job(job: Job, report: Report) -> dict[str, Any]:
+    """The child's work: how building the job ended, and what memory it took."""
     try:
         if job.device:  # 0 is CUDA's own choice
             cuda_runtime().cudaSetDevice(job.device)
         end = build(load_package(job.target), job, report)
     except BuildError as error:
         end = {"event": "failed", "kind": error.kind, "lines": error.lines}
-    except BackendUnavailable as error:
-        end = {"event": "failed", "kind": "package", "lines": [error.message]}
-    report({**end, "peak_bytes": peak_bytes()})
-    return int(end["event"] == "failed")
+    return {**end, "peak_bytes": peak_bytes()}

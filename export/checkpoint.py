@@ -7,6 +7,7 @@ no large library, and knows nothing of what configurations mean.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import stat
@@ -14,9 +15,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
-from clipskip.engines import files, tensorfile
+from clipskip.engines import files, hints, tensorfile
 from clipskip.engines.errors import CheckpointError, ExportError, UnsafeFileError, UnsupportedModelError
 from clipskip.engines.store import MANIFEST
 from clipskip.engines.tensorfile import Entry, Header
@@ -77,6 +79,7 @@ class Checkpoint:
     vae: Part
     index: Config
     scheduler: Config
+    schedule: Path  # where that is said
     tokenizer: Mapping[str, bytes]  # vocab.json and merges.txt
     sources: Mapping[str, str]
     states: Mapping[Path, State]
@@ -85,6 +88,12 @@ class Checkpoint:
     def vocabulary(self) -> Mapping[str, int]:
         """Token -> id."""
         return dict(json.loads(self.tokenizer["vocab.json"]))
+
+    @property
+    def weights(self) -> int:
+        """How many numbers the networks are."""
+        parts = self.text, self.unet, self.vae
+        return sum(math.prod(entry.shape) for part in parts for entry in part.tensors.values())
 
     def holds(self, path: Path) -> bool:
         """Whether this is the folder that the checkpoint is in, or one inside of it."""
@@ -110,15 +119,15 @@ def _resolved(path: Path, what: str = "checkpoint") -> Path:
     try:
         root = path.resolve(strict=True)
     except (OSError, RuntimeError, ValueError) as error:
-        hint = None
-        if re.match("https?:/", str(path)):
-            hint = "nothing is downloaded: fetch it, and give the path of the file or folder"
-        elif re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
+        hint, why = None, getattr(error, "strerror", error)
+        shown = re.sub(r"^(\w+):/+", r"\1://", str(path))  # as it was typed, before it was taken for a path
+        if "://" in shown:
+            why, hint = "no URL is opened", "nothing is downloaded: fetch it, and give the path of the file or folder"
+        elif re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", shown) and not path.parent.exists():
             hint = "a model on a hub has to be downloaded first: give the folder that holds its model_index.json"
-        message = f"no {what} at {path}: {getattr(error, 'strerror', error)}"
-        raise CheckpointError(message, path=path, hint=hint) from error
+        raise CheckpointError(f"no {what} at {shown}: {why}", path=shown, hint=hint) from error
     if (root / MANIFEST).exists() and not (root / "unet").exists():
-        hint = f"make pictures from it: clipskip generate {path} PROMPT"
+        hint = f"to make pictures from it: {hints.clipskip()} generate {quote(str(path))} PROMPT"
         raise CheckpointError(f"{path} is an engine store, no {what}", path=path, hint=hint)
     return root
 
@@ -135,7 +144,7 @@ def _open_folder(root: Path, vae: Path | None) -> Checkpoint:
     tokens, tokenizer_paths = _tokens(root / "tokenizer")
     parts = text, unet, coder
     paths = [settings, *(path for part in parts for path in (part.settings, part.weights)), *tokenizer_paths]
-    return Checkpoint(root, *parts, indexed, scheduler, tokens.files(), *_read_states(root, paths))
+    return Checkpoint(root, *parts, indexed, scheduler, settings, tokens.files(), *_read_states(root, paths))
 
 
 def _open_file(path: Path, vae: Path | None) -> Checkpoint:
@@ -169,18 +178,19 @@ def _open_file(path: Path, vae: Path | None) -> Checkpoint:
     unet = part("unet", UNET, _UNET, partial(names.unet_from_file, layers=UNET["layers_per_block"]))
     modern = partial(names.vae_from_file, blocks=len(VAE["block_out_channels"]))
     coder = part("vae", VAE, _VAE, modern) if vae is None else _other_vae(vae, None)
-    said = "v" if "v_pred" in header else _said_prediction(path, whole.metadata)
+    said, where = ("v", path) if "v_pred" in header else _said_prediction(path, whole.metadata)
     scheduler = {"prediction_type": _PREDICTIONS.get(said, said)} if said else {}
     read = _read_states(path, [path, coder.settings, coder.weights])
-    return Checkpoint(path, text, unet, coder, {}, scheduler, tokenizer.clip(), *read)
+    return Checkpoint(path, text, unet, coder, {}, scheduler, where, tokenizer.clip(), *read)
 
 
-def _said_prediction(path: Path, metadata: Mapping[str, str]) -> str:
-    """What the U-Net predicts, by the .yaml beside its file or by what the file says of itself; "" if neither does."""
+def _said_prediction(path: Path, metadata: Mapping[str, str]) -> tuple[str, Path]:
+    """What the U-Net predicts and where that is said: in the .yaml beside its file or in the file; "" if in neither."""
     beside = path.with_suffix(".yaml")
     text = _read(beside).decode("utf-8", errors="replace") if beside.is_file() else ""
     match = _PARAMETERIZATION.search(text)
-    return (match[1] if match else metadata.get("modelspec.prediction_type", "")).strip().lower()
+    said = match[1] if match else metadata.get("modelspec.prediction_type", "")
+    return said.strip().lower(), beside if match else path
 
 
 def _other_vae(path: Path, config: Path | None) -> Part:

@@ -74,7 +74,7 @@ _SCHEDULER: tuple[Rule, ...] = (
     (lambda c: c.beta_schedule != "scaled_linear", "the betas are not scaled-linear"),
     (lambda c: c.trained_betas, "the betas are a list of their own"),
     (lambda c: c.rescale_betas_zero_snr, "the betas are rescaled to a signal-to-noise ratio of zero"),
-    (lambda c: c.prediction_type not in {"epsilon", "v_prediction"}, "the network predicts no noise"),
+    (lambda c: c.beta_end < c.beta_start, "beta_end is less than beta_start"),
 )
 
 
@@ -88,6 +88,16 @@ def _config(kinds: Schema, config: Mapping[str, Any], path: Path, rules: tuple[R
         if broken(found):
             raise UnsupportedModelError(f"{meaning}; SD 1.x is supported ({path})", path=path)
     return found
+
+
+def _scheduler(source: Checkpoint, prediction: str | None, earlier: ModelFacts | None) -> Any:
+    said = {"prediction_type": earlier.prediction} if earlier else {}
+    said = {**said, **source.scheduler, **({"prediction_type": prediction} if prediction else {})}
+    if (predicted := said.get("prediction_type", "epsilon")) not in ("epsilon", "v_prediction"):
+        message = f"the network predicts no noise, but {predicted!r:.60}; SD 1.x is supported ({source.schedule})"
+        hint = "if that is wrong, say what it predicts: --prediction epsilon or --prediction v_prediction"
+        raise UnsupportedModelError(message, path=source.schedule, field="prediction", hint=hint)
+    return _config(_SCHEDULER_FIELDS, said, source.schedule, _SCHEDULER)
 
 
 def facts(
@@ -108,9 +118,7 @@ def facts(
     unet = _config(_UNET_FIELDS, source.unet.config, source.unet.settings, _UNET)
     text = _config(_TEXT_FIELDS, source.text.config, source.text.settings, _TEXT)
     vae = _config(_VAE_FIELDS, source.vae.config, source.vae.settings, _VAE)
-    said = {"prediction_type": earlier.prediction} if earlier else {}
-    said = {**said, **source.scheduler, **({"prediction_type": prediction} if prediction else {})}
-    scheduler = _config(_SCHEDULER_FIELDS, said, root / "scheduler" / "scheduler_config.json", _SCHEDULER)
+    scheduler = _scheduler(source, prediction, earlier)
     if (context := unet.cross_attention_dim) != (width := text.hidden_size):
         raise UnsupportedModelError(f"the U-Net reads a context of width {context}, the text encoder gives {width}")
     if (tokens := len(source.vocabulary)) > text.vocab_size:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from clipskip.engines import gpu
+from clipskip.engines import files, gpu
 from clipskip.engines.errors import ExportError, NumericalError
 from clipskip.engines.manifest import DECODE, Role
 
@@ -58,12 +58,12 @@ def _run(path: Path, cases: Sequence[Case]) -> list[tuple[Case, Arrays]]:
     try:
         session = onnxruntime.InferenceSession(str(path), options, **arguments)
     except Exception as error:  # its exceptions have no common type of their own
-        raise ExportError(f"ONNX Runtime cannot open {path.name}: {error}") from error
+        raise files.shortage(error) or ExportError(f"ONNX Runtime cannot open {path.name}: {error}") from error
     names = [output.name for output in session.get_outputs()]
     try:
         return [(case, dict(zip(names, session.run(names, dict(case.feeds)), strict=True))) for case in cases]
     except Exception as error:
-        raise ExportError(f"ONNX Runtime cannot run {path.name}: {error}") from error
+        raise files.shortage(error) or ExportError(f"ONNX Runtime cannot run {path.name}: {error}") from error
 
 
 def _worst(error: Callable[[Array, Array], float], pairs: Sequence[tuple[Arrays, Arrays]]) -> float:

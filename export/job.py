@@ -6,20 +6,18 @@ Everything slow to import is imported when it is needed: an export that has noth
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib.metadata import version
-from itertools import chain
 from pathlib import Path
 
-from clipskip.engines import files, publish, stale
+from clipskip.engines import child, files, publish, stale
 from clipskip.engines.errors import EngineMissing, ManifestError, RequestError
 from clipskip.engines.manifest import DECODE, ENCODE, STEP, Identity, Manifest, ModelFacts, Role
 from clipskip.engines.shapes import kept_layers
 from clipskip.engines.store import read_manifest
 from clipskip.export import family
-from clipskip.export.checkpoint import open_checkpoint
+from clipskip.export.checkpoint import Checkpoint, open_checkpoint
 
 # What decides which graphs a checkpoint gives: a store made by another version of it is stale.
 GRAPH_WRITERS = (
@@ -28,6 +26,31 @@ GRAPH_WRITERS = (
 TARGET = "onnx"
 PRECISIONS = {"fp32": 4, "fp16": 2}  # bytes of a weight
 _LIBRARIES = ("torch", "transformers", "diffusers", "onnx", "onnx-ir", "onnxscript")
+Progress = Callable[[str], None]
+Fill = Callable[[publish.Draft, Checkpoint, ModelFacts, Progress], None]
+
+
+def fill(draft: publish.Draft, source: Checkpoint, facts: ModelFacts, progress: Progress) -> None:
+    """Make what the draft wants in this process, which then holds torch."""
+    with files.shortage_named(room=PRECISIONS["fp32"] * source.weights):
+        from clipskip.export import build
+
+        build.build(draft, source, facts, progress)
+
+
+def fill_in_child(draft: publish.Draft, source: Checkpoint, facts: ModelFacts, progress: Progress) -> None:
+    """Make what the draft wants in a process of its own: where memory runs out, no other is killed or aborted."""
+    work, task = "clipskip.export.job:filled", (draft, source, facts)
+    vars(draft).update(vars(child.run(
+        work, task, lambda stage: progress(stage) if stage else None, what="export", folder=draft.folder,
+        hint="close other programs, or export on a machine with more memory: the store goes with you",
+    )))  # fmt: skip
+
+
+def filled(task: tuple[publish.Draft, Checkpoint, ModelFacts], report: Progress) -> publish.Draft:
+    """The child's work."""
+    fill(*task, report)
+    return task[0]
 
 
 def export(
@@ -39,7 +62,8 @@ def export(
     recommended_clip_skip: int | None = None,
     prediction: str | None = None,
     vae: str | Path | None = None,
-    progress: Callable[[str], None] = lambda stage: None,
+    progress: Progress = lambda stage: None,
+    fill: Fill = fill,
 ) -> Manifest:
     """Export the Stable Diffusion 1.x checkpoint in the folder `checkpoint` into the engine store `out`.
 
@@ -47,6 +71,7 @@ def export(
     `recommended_clip_skip`: what requests get that say nothing; `prediction`: "epsilon" or "v_prediction", whatever the
     checkpoint says; what is not said stays as the store has it. `vae`: a file or folder with another VAE.
     `progress` hears of each stage as it begins. What is there and unchanged, by content, is not made again.
+    `fill`: how graphs are made, as by `fill_in_child`, which keeps torch and its hunger for memory out of this process.
     NumericalError where a new graph disagrees with torch, CheckpointError, UnsupportedModelError, ExportError,
     RequestError, StorageError, DeviceOutOfMemory; the store is then as it was.
     """
@@ -63,14 +88,10 @@ def export(
         earlier = read_manifest(out).model
     facts = family.facts(source, recommended_clip_skip, prediction, earlier)
     identities = _identities(facts, precision, skips, out)
-    tensors = chain.from_iterable(part.tensors.values() for part in (source.text, source.unet, source.vae))
-    needs = PRECISIONS[precision] * sum(math.prod(tensor.shape) for tensor in tensors)
+    needs = PRECISIONS[precision] * source.weights
     with publish.build(out, f"{TARGET}-{precision}", identities, progress=progress, model=facts, needs=needs) as draft:
         if draft is not None:
-            with files.shortage_named():
-                from clipskip.export import build
-
-                build.build(draft, source, facts, progress)
+            fill(draft, source, facts, progress)
     return read_manifest(out)
 
 
@@ -90,11 +111,18 @@ def _identities(
     depths = range(facts.layers + 1) if skips is None else kept_layers(skips, facts.layers)
     roles = [*(Role("text", depth) for depth in depths), STEP, DECODE, ENCODE]
     wanted = {Identity(role, TARGET, precision): ingredients for role in roles}
+    stored: set[Identity] = set()
+    with suppress(EngineMissing, ManifestError):
+        mine = [artefact for artefact in read_manifest(root).artefacts if artefact.model == facts.model_sha256]
+        texts = (artefact.identity for artefact in mine if artefact.role.part == "text")
+        stored = {identity for identity in texts if identity[1:3] == (TARGET, precision)}
+    skip = facts.recommended_clip_skip
+    if Role("text", facts.layers + 1 - skip) not in {identity.role for identity in wanted.keys() | stored}:
+        message = f"skips leave out {skip}, the recommended_clip_skip: requests that name none would find no graph"
+        hint = f"add {skip} to --skips, or give one of them with --recommended-clip-skip"
+        raise RequestError(message, field="recommended_clip_skip", hint=hint)
     missing = set(stale.reasons(root, wanted, facts))
     if any(identity.role.part == "text" for identity in missing):
         missing.update(identity for identity in wanted if identity.role.part == "text")
-        with suppress(EngineMissing, ManifestError):
-            mine = [artefact for artefact in read_manifest(root).artefacts if artefact.model == facts.model_sha256]
-            stored = [artefact.identity for artefact in mine if artefact.identity[1:3] == (TARGET, precision)]
-            missing.update(identity for identity in stored if identity.role.part == "text")
+        missing.update(stored)
     return dict.fromkeys(sorted(missing), ingredients) if missing else wanted

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from clipskip.engines import files
 from clipskip.engines.errors import CheckpointError, ExportError
 from clipskip.engines.shapes import Shape
 from clipskip.export.checkpoint import Checkpoint, Part
@@ -48,7 +49,7 @@ def _fill(make: Callable[[dict[str, Any]], Any], part: Part) -> Any:
             module = make(dict(part.config))
     except Exception as error:  # whatever the libraries make of a configuration that they do not understand
         message = f"no {part.name} can be made from {part.settings} ({type(error).__name__}: {error})"
-        raise CheckpointError(message, path=part.settings) from error
+        raise files.shortage(error) or CheckpointError(message, path=part.settings) from error
     expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     source = {part.modern(name): name for name in part.tensors if not name.endswith("position_ids")}
     missing, unexpected = sorted(expected.keys() - source.keys()), sorted(source.keys() - expected.keys())

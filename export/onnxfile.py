@@ -14,6 +14,7 @@ import onnx
 import onnx_ir as ir
 import torch
 
+from clipskip.engines import files
 from clipskip.engines.errors import ExportError
 from clipskip.engines.manifest import Dim
 from clipskip.export.graphs import Graph
@@ -62,7 +63,7 @@ def trace(graph: Graph) -> ir.Model:
                 verbose=False,
             )
     except torch.onnx.errors.OnnxExporterError as error:
-        raise ExportError(f"torch could not export {graph.role}: {error}") from error
+        raise files.shortage(error) or ExportError(f"torch could not export {graph.role}: {error}") from error
     model = cast(torch.onnx.ONNXProgram, program).model  # None is for the old exporter
     _tidy(model)
     for value, port in zip([*model.graph.inputs, *model.graph.outputs], [*graph.inputs, *graph.outputs], strict=True):

@@ -17,7 +17,7 @@ from typing import Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from clipskip.engines.manifest import Artefact, Role
+from clipskip.engines.manifest import Artefact, AxisRange, Role
 
 from .backends import Array, Engine
 from .engine_cache import EngineCache
@@ -70,12 +70,13 @@ class TextEncoder:
         for text, emphasis in fresh:
             counted = Counter(text.which)  # each counts as often as the schedule names it
             counts = [counted[i] for i in range(len(text.variants))]
-            contexts = np.stack(
-                [[encoded[text.layers, chunk.tokens] for chunk in variant] for variant in text.variants]
-            )
+            pieces = text.encoded()
+            contexts = np.stack([[encoded[layers, chunk.tokens] for layers, chunk in variant] for variant in pieces])
             weights = np.array([[chunk.weights for chunk in variant] for variant in text.variants], dtype=np.float32)
-            for i in range(contexts.shape[1]):
-                contexts[:, i] = emphasise(contexts[:, i], weights[:, i], emphasis, counts)
+            for i, layers in sorted({(i, layers) for variant in pieces for i, (layers, _) in enumerate(variant)}):
+                own = [place for place, variant in enumerate(pieces) if variant[i][0] == layers]
+                counted_here = [counts[place] for place in own]
+                contexts[own, i] = emphasise(contexts[own, i], weights[own, i], emphasis, counted_here)
             variants = tuple({"context": context.reshape(-1, context.shape[-1])} for context in contexts)
             row = NetworkRow(text.weight, text.ends, text.which, variants)
             rows[text, emphasis] = row
@@ -84,7 +85,7 @@ class TextEncoder:
 
     def _encode(self, texts: Iterable[Text]) -> dict[tuple[int, tuple[int, ...]], Array]:
         """The context of every chunk of the texts at its depth; what is not remembered in one call per depth."""
-        keys = {(text.layers, chunk.tokens) for text in texts for variant in text.variants for chunk in variant}
+        keys = {(layers, chunk.tokens) for text in texts for variant in text.encoded() for layers, chunk in variant}
         contexts = {key: known for key in keys if (known := self._chunks.get(key)) is not None}
         for layers, group in groupby(sorted(keys - contexts.keys()), key=itemgetter(0)):
             new = list(group)
@@ -100,12 +101,13 @@ class TextEncoder:
         """The contexts [R,77,D] of token rows [R,77], as many at once as the engine takes."""
         axes = engine.artefact.axes
         check_vectors(self._concepts, engine.artefact)
-        most = min(axes["R"].maximum, MOST_ROWS) if "R" in axes else MOST_ROWS
+        limits = axes.get("R", AxisRange(1, 1, MOST_ROWS))
+        most = min(limits.maximum, MOST_ROWS)
         contexts = []
         for start in range(0, len(tokens), most):
             rows = tokens[start : start + most]
             power_of_two = 1 << max(1, (len(rows) - 1).bit_length())
-            size = min(power_of_two, most) if self._round_up else len(rows)
+            size = max(limits.minimum, min(power_of_two, most) if self._round_up else len(rows))
             padded = np.pad(rows, ((0, size - len(rows)), (0, 0)), mode="edge")
             contexts.append(engine.run({"tokens": padded, "concepts": self._concepts})["context"][: len(rows)])
         return np.concatenate(contexts)

@@ -37,7 +37,7 @@ class Kind:
         """`value` as plain Python; RequestError, in the field's name, if it is of another kind."""
         if (taken := self.take(value)) is not None:
             return taken
-        if self is CLIP_SKIP:
+        if self in (CLIP_SKIP, CLIP_SKIPS):
             raise no_clip_skip(field, shown(value), SD1_LAYERS)
         raise RequestError(f"{field} must be {self.what}, not {shown(value)}", field=field)
 
@@ -107,6 +107,11 @@ def _plain(value: Any) -> object:
     return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
 
 
+def _is_edited(value: object) -> bool:
+    """Whether this may be several values over the steps, in the syntax of prompt editing: `[9:1:0.4]`, `[2|9]`."""
+    return isinstance(value, str) and "[" in value
+
+
 TEXT = Kind("a string", lambda value: str(value) if isinstance(value, str) else None, str)
 WHOLE = Kind("a whole number", lambda value: found if isinstance(found := number(value), int) else None, parse)
 FRACTION = Kind("a finite number", lambda value: None if (found := number(value)) is None else float(found), parse)
@@ -116,11 +121,14 @@ FLAG = Kind(
     lambda text: {"true": True, "false": False}.get(text.lower(), text),
 )
 CLIP_SKIP = Kind("a clip skip", number, parse)
+CLIP_SKIPS = Kind("a clip skip", lambda value: value if _is_edited(value) else number(value), parse)  # over the steps
 NUMBERS = Kind(
     "a list of numbers", lambda value: _numbers(value), lambda text: [parse(each.strip()) for each in text.split(",")]
 )
-KINDS = {"str": TEXT, "int": WHOLE, "float": FRACTION, "int | float": CLIP_SKIP, "bool": FLAG}
-KINDS["tuple[float, ...]"] = NUMBERS
+KINDS = {
+    "str": TEXT, "int": WHOLE, "float": FRACTION, "bool": FLAG, "tuple[float, ...]": NUMBERS,
+    "int | float": CLIP_SKIP, "int | float | str": CLIP_SKIPS,
+}  # fmt: skip
 
 
 def whole_clip_skip(field: str, value: float, layers: int) -> int:

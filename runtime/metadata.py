@@ -29,6 +29,7 @@ from . import files, infotext, ledger
 from .errors import CheckpointError, RequestError, StorageError
 from .fields import TEXT, location, shown, written
 from .ledger import Ledger
+from .prompt.parts import last
 from .request import FIELDS, Request
 
 Target = str | os.PathLike[str] | BinaryIO  # of a picture: a path, or an open binary file
@@ -75,7 +76,9 @@ def parameters(origin: Origin) -> str:
     request, model = origin.request, origin.model
     sources = list(model.sources.values())
     digest = (sources[0] if len(sources) == 1 else model.model_sha256)[:10]
-    plain = {name: (field.infotext, written(getattr(request, name))) for name, field in FIELDS.items()}
+    skips = {name: last(getattr(request, name), request.steps) for name in ("clip_skip", "negative_clip_skip")}
+    values = {name: skips.get(name, getattr(request, name)) for name in FIELDS}
+    plain = {name: (field.infotext, written(values[name])) for name, field in FIELDS.items()}
     schedule = " ".join(_CAPITALS.get(word, word.capitalize()) for word in request.schedule.split("_"))
     if request.sampler == "DDIM":
         plain["eta"] = f"{plain['eta'][0]} DDIM", plain["eta"][1]
@@ -83,8 +86,8 @@ def parameters(origin: Origin) -> str:
     settings += [("Size", f"{request.width}x{request.height}"), ("Model hash", digest)]
     left_out = {"steps", "cfg", "seed"} | {name for name in FIELDS if getattr(request, name) == FIELDS[name].default}
     left_out |= set() if request.subseed_strength else {"subseed"}
-    left_out |= {"clip_skip"} if request.clip_skip == 1 else set()
-    left_out |= {"negative_clip_skip"} if request.negative_clip_skip == request.clip_skip else set()
+    left_out |= {"clip_skip"} if values["clip_skip"] == 1 else set()
+    left_out |= {"negative_clip_skip"} if values["negative_clip_skip"] == values["clip_skip"] else set()
     rest = [plain[name] for name, field in FIELDS.items() if field.infotext and name not in left_out]
     hashes = ", ".join(
         f"{infotext.bare(name)}: {digest[: infotext.DIGEST]}" for name, digest in origin.inversions.items()

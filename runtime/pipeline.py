@@ -19,7 +19,7 @@ import PIL.Image
 
 from clipskip.engines.manifest import DECODE, STEP, ModelFacts, Role
 from clipskip.engines.shapes import LATENT
-from clipskip.engines.store import Store, build_command, export_command
+from clipskip.engines.store import Store, build_command
 
 from . import metadata
 from .backends import Array, Backend
@@ -147,7 +147,7 @@ class Pipeline:
         self._tokenizer = Tokenizer.open(store.verify_tokenizer())
         if self._tokenizer.vocabulary != facts.vocabulary:
             message = f"the tokenizer has {self._tokenizer.vocabulary} tokens, the text engines {facts.vocabulary}"
-            raise EngineIncompatible(message, path=store.root, hint=export_command(store.root))
+            raise EngineIncompatible(message, path=store.root, hint=store.command("onnx", "fp32"))
         for each in store.manifest().artefacts:
             if each.role.part == "text" and each.target == backend.target:
                 check_vectors(inversions.vectors, each)
@@ -234,7 +234,7 @@ class Pipeline:
         """What a request means to this model. RequestError and EngineMissing as when it is made; no engine runs."""
         asked = request.request if isinstance(request, Ledger) else as_request(request)
         resolved = resolve(asked, self.model, self._limits, self._tokenizer, self._inversions)
-        for layers in {resolved.layers, resolved.negative_layers}:
+        for layers in resolved.depths:
             self._engines.artefact(Role("text", layers))
         return resolved
 
@@ -296,7 +296,7 @@ class Pipeline:
         learnt = self._inversions
         inversions = learnt.used(resolved.texts, self._tokenizer.vocabulary) if learnt.digests else {}
         repeated = ledger.notes(self.model, self._inversions, inversions) if ledger else []
-        texts = {Role("text", layers) for layers in (resolved.layers, resolved.negative_layers)}
+        texts = {Role("text", layers) for layers in resolved.depths}
         roles = {str(role): role for role in sorted({STEP, DECODE, *texts})}
         stretched = [SHARED_LENGTHS] if any(image.stretched for image in images) else []
         return Result(

@@ -28,21 +28,24 @@ class Request:
     None means the default, for every field but the prompt. Beside what each row says: prompts have up to 64 KiB each,
     in the grammar of `clipskip.prompt`; the negative is without AND, and not used at a cfg of 1 (unless AND needs it),
     as the prompt is not at 0. A fraction of a clip skip counts as the whole number below it; the default is the model's
-    recommended one. Image i of a batch has seed + i, or subseed + i where subseed_strength is above 0. Names of
-    samplers and schedules are matched without case, spaces and punctuation; "DPM++ 2M Karras" names both, and those of
-    k-diffusion, ComfyUI and diffusers are known. DDIM, PLMS and UniPC take at most as many steps as the model was
-    trained on. What a sampler or schedule does not take (eta to sigmas) is left out, with a note. Sizes are
-    multiples of 8 (of 64 in stores made before) that the engines were built for. `check_types` checks types, `resolve`
-    ranges.
+    recommended one; "[9:1:0.4]" changes it over the steps, as prompt editing changes words. Image i of a batch has seed
+    + i, or subseed + i where subseed_strength is above 0. Names of samplers and schedules are matched without case,
+    spaces and punctuation; "DPM++ 2M Karras" names both, and those of k-diffusion, ComfyUI and diffusers are known.
+    DDIM, PLMS and UniPC take at most as many steps as the model was trained on. What a sampler or schedule does not
+    take (eta to sigmas) is left out, with a note. Sizes are multiples of 8 (of 64 in stores made before) that the
+    engines were built for. `check_types` checks types, `resolve` ranges.
     """
 
     prompt: str
     negative_prompt: str = setting("", "what the picture should not show", "negative", "neg", option="--negative")
-    clip_skip: int | float | None = setting(
-        None, "1 is no skip, 2 the penultimate layer, 13 leaves only the embeddings", "clipskip", infotext="Clip skip"
+    clip_skip: int | float | str | None = setting(
+        None,
+        "1 is no skip, 2 the penultimate layer, 13 leaves only the embeddings; [9:1:0.4] is 9, then 1",
+        "clipskip",
+        infotext="Clip skip",
     )
     clip_skip_diffusers: int | float | None = setting(None, "the same in the numbering of diffusers (one less)")
-    negative_clip_skip: int | float | None = setting(
+    negative_clip_skip: int | float | str | None = setting(
         None,
         "another depth for the negative prompt (default: the same)",
         "neg_clip_skip",

@@ -11,12 +11,12 @@ from clipskip.engines.manifest import Artefact, AxisRange, ModelFacts
 from clipskip.engines.shapes import LATENT, TOKENS
 
 from .errors import RequestError
-from .fields import SD1_LAYERS, shown, whole_clip_skip
+from .fields import SD1_LAYERS, shown
 from .inversions import Inversions
 from .names import choice, sampler_and_schedule
 from .noise import LARGEST_SEED, image_seeds
 from .prompt import check_text, networks, parts
-from .prompt.parts import Text
+from .prompt.parts import Depths, Text
 from .request import FIELDS, Request, check_types
 from .samplers import Sampler
 from .schedules import NoiseModel
@@ -76,8 +76,6 @@ class Resolved:
 
     request: Request
     seeds: tuple[tuple[int, int | None], ...]  # seed and subseed of each image
-    layers: int
-    negative_layers: int
     sampler: Sampler
     schedule: str
     width: int
@@ -86,6 +84,11 @@ class Resolved:
     chunks: int  # of every U-Net row's context: each text is repeated up to it
     notes: tuple[str, ...]
 
+    @property
+    def depths(self) -> set[int]:
+        """How many layers of the text encoder its chunks are encoded with."""
+        return {layers for text in self.texts for variant in text.encoded() for layers, _ in variant}
+
 
 def resolve(
     request: Request, model: ModelFacts, limits: Limits, tokenizer: Tokenizer, inversions: Inversions
@@ -93,12 +96,10 @@ def resolve(
     """Check every field, fill in every default, parse the prompts. RequestError names the field and what is valid."""
     typed = check_types(request)
     request = _checked(typed)
-    skip, negative_skip, notes = _clip_skips(request, model)
-    notes += parts.notes(typed, request)
-    request = replace(request, clip_skip=skip, clip_skip_diffusers=None, negative_clip_skip=negative_skip)
-    layers, negative_layers = model.layers + 1 - skip, model.layers + 1 - negative_skip
     request, sampler, unused = sampler_and_schedule(request, noise_model(model))
-    notes += unused
+    evaluations = request.steps * sampler.calls_per_step
+    request, skips, notes = _clip_skips(request, model, evaluations)
+    notes += [*parts.notes(typed, request), *unused]
     width, height = _size(request, model, limits)
     request = replace(request, width=width, height=height)
     varied = request.subseed_strength or request.subseed is not None
@@ -106,16 +107,14 @@ def resolve(
     request = replace(request, seed=seed, subseed=subseed)
     seeds = tuple(image_seeds(seed, subseed, request.subseed_strength, request.batch))
     spans = tuple(inversions.spans.items())
-    texts = parts.parse(request, request.steps * sampler.calls_per_step, (layers, negative_layers), tokenizer, spans)
+    texts = parts.parse(request, skips, model.layers, evaluations, tokenizer, spans)
     limits.check_texts(texts)
     notes += parts.unused(request)
     if request.pad_cond_uncond:
         texts = parts.padded(texts, tokenizer)
     texts, padding = parts.joined(texts, limits.chunks, tokenizer)
     chunks, notes = math.lcm(*(text.length for text in texts)), notes + padding
-    return Resolved(
-        request, seeds, layers, negative_layers, sampler, request.schedule, width, height, texts, chunks, tuple(notes)
-    )
+    return Resolved(request, seeds, sampler, request.schedule, width, height, texts, chunks, tuple(notes))
 
 
 def noise_model(model: ModelFacts) -> NoiseModel:
@@ -129,8 +128,8 @@ def refusals(request: Request) -> dict[str, RequestError]:
     while True:
         try:
             checked = _checked(check_types(request))
-            _clip_skips(checked, ANY_MODEL)
             sampler_and_schedule(checked, NoiseModel())
+            _clip_skips(checked, ANY_MODEL, checked.steps)
             _size(checked, ANY_MODEL, ANY_LIMITS)
             return found
         except RequestError as error:
@@ -166,30 +165,38 @@ def _checked(request: Request) -> Request:
     return replace(request, **choices)
 
 
-def _clip_skips(request: Request, model: ModelFacts) -> tuple[int, int, list[str]]:
-    """The prompt's and the negative prompt's clip skip, counted from 1, and what the result says of them."""
+def _clip_skips(
+    request: Request, model: ModelFacts, evaluations: int
+) -> tuple[Request, tuple[Depths, Depths], list[str]]:
+    """The request with its clip skips counted from 1; the prompt's and the negative's over the evaluations; notes."""
     if request.clip_skip is not None and request.clip_skip_diffusers is not None:
         message = "clip_skip and clip_skip_diffusers are two numberings of one setting: give one of them"
         raise RequestError(message, field="clip_skip_diffusers", hint="clip_skip is clip_skip_diffusers + 1")
     names = ("clip_skip", "clip_skip_diffusers", "negative_clip_skip")
     given = {name: value for name in names if (value := getattr(request, name)) is not None}
-    whole = {name: whole_clip_skip(name, value, model.layers) for name, value in given.items()}
-    skip = whole.get("clip_skip", whole.get("clip_skip_diffusers", model.recommended_clip_skip))
-    negative_skip = whole.get("negative_clip_skip", skip)
+    depths = {name: parts.depths(name, value, evaluations, model.layers) for name, value in given.items()}
+    own = depths.get("clip_skip", depths.get("clip_skip_diffusers", ((evaluations, model.recommended_clip_skip),)))
+    negative = depths.get("negative_clip_skip", own)
+    skip = request.clip_skip if isinstance(request.clip_skip, str) else own[0][1]
+    negative_skip = request.negative_clip_skip if isinstance(request.negative_clip_skip, str) else negative[0][1]
+    if "negative_clip_skip" not in given:
+        negative_skip = skip
     notes = [
         f"{name} {value} counts as {math.floor(value)}: only whole numbers change the picture"
         for name, value in given.items()
-        if value != math.floor(value)
+        if not isinstance(value, str) and value != math.floor(value)
     ]
+    used = {"clip_skip": {each for _, each in own} | {*parts.tagged(request.prompt, model.layers).values()}}
     if (recommended := model.recommended_clip_skip) > 1:  # 1 is nobody's recommendation
         if not given.keys() & {"clip_skip", "clip_skip_diffusers"}:
             notes.append(f"no clip_skip was given: {skip} is used, which the model recommends")
-        elif skip != recommended:
+        elif used["clip_skip"] != {recommended}:
             notes.append(f"clip_skip {skip}: the model recommends {recommended}; depths suit models trained with them")
-    used = {"clip_skip": skip} if skip == negative_skip else {"clip_skip": skip, "negative_clip_skip": negative_skip}
-    for name, value in used.items():
+    used |= {"negative_clip_skip": {each for _, each in negative}} if skip != negative_skip else {}
+    for name, value in [(name, value) for name, values in used.items() for value in sorted(values)]:
         notes += [f"{name} {value}: above {limit} {what}" for limit, what in DEEP_CLIP_SKIPS if value > limit]
-    return skip, negative_skip, notes
+    request = replace(request, clip_skip=skip, clip_skip_diffusers=None, negative_clip_skip=negative_skip)
+    return request, (own, negative), notes
 
 
 def _size(request: Request, model: ModelFacts, limits: Limits) -> tuple[int, int]:

@@ -61,7 +61,7 @@ def _values(kind: Kind, item: str) -> Sequence[object]:
         if low <= high and step > 0 and (high - low) // step < MAX_CELLS:
             return range(low, high + 1, step)
     value = kind.read(item.strip())
-    if isinstance(value, str):
+    if kind.take(value) is None:
         raise RequestError(f"{item!r} is neither a number nor a range such as 1-13 or 10-30(+5)", field="axis")
     return [value]
 

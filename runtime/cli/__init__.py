@@ -59,6 +59,8 @@ class Parser(argparse.ArgumentParser):
 
 def path(text: str) -> Path:
     """A path that was typed."""
+    if not text:
+        raise argparse.ArgumentTypeError('"" is no path; this folder is "."')
     if "\0" in text:
         raise argparse.ArgumentTypeError(f"{text!r} is no path: it contains NUL")
     return Path(text)

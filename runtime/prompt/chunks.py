@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from ..errors import RequestError
@@ -10,16 +11,22 @@ from ..tokenizer import Tokenizer, clean
 from .weights import BREAK, attention
 
 LENGTH = 75  # tokens of a chunk between its bos and its eos
+MARKS = "\ufdd0", "\ufdd1"  # around a number of layers in a text; characters that no text may have
+_MARK = re.compile("{}([0-9]+){}".format(*MARKS))
 
 Spans = tuple[tuple[str, range], ...]  # lower-cased name of a textual inversion -> rows of the `concepts` input
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """What the text encoder takes at once: bos, 75 ids padded with eos, eos; and a weight for each of the 77."""
+    """What the text encoder takes at once: bos, 75 ids padded with eos, eos; and a weight for each of the 77.
+
+    `layers`: how many are to encode it, where that is not what encodes the rest of its text.
+    """
 
     tokens: tuple[int, ...]
     weights: tuple[float, ...]
+    layers: int | None = None
 
 
 def chunks(
@@ -33,14 +40,17 @@ def chunks(
     to the next chunk; a comma itself never causes a move. Where the cleaned and tokenised name of a textual inversion
     stands in a fragment, in any case and also inside a run of words, the ids `tokenizer.vocabulary + row` of its
     vectors stand instead (the longest name first), together in one chunk; unlike in A1111 they move with a comma.
-    Raises RequestError(field="prompt") for weights beyond 10 and for an inversion of more than 75 vectors.
+    A number of layers between MARKS is for the chunks from the BREAK before it to the next. Raises
+    RequestError(field="prompt") for weights beyond 10, an inversion of more than 75 vectors, two numbers for one chunk.
     """
     packer, index = _Packer(tokenizer, comma_backtrack), _index(tokenizer, spans)
     for fragment, weight in [(text, 1.0)] if emphasis == "None" else attention(text):
         if (fragment, weight) == BREAK:
             packer.close()
+            packer.settle()
             continue
-        ids, place = tokenizer.ids(clean(fragment)), 0
+        packer.layers.update(map(int, _MARK.findall(fragment)))
+        ids, place = tokenizer.ids(clean(_MARK.sub("", fragment))), 0
         while place < len(ids):
             token = ids[place]
             names = (*index.get(token, ()), ([token], [token]))  # what is no inversion's name stands for itself
@@ -49,6 +59,7 @@ def chunks(
             place += len(name)
     if packer.tokens or not packer.done:
         packer.close()
+    packer.settle()
     return packer.done
 
 
@@ -70,7 +81,10 @@ def _index(tokenizer: Tokenizer, spans: Spans) -> dict[int, list[tuple[list[int]
 
 @dataclass
 class _Packer:
-    """Fills chunks in order; `comma` is where the last comma of the open chunk stands."""
+    """Fills chunks in order; `comma` is where the last comma of the open chunk stands.
+
+    `layers` are those that were said since the last BREAK, behind the first `settled` chunks.
+    """
 
     tokenizer: Tokenizer
     backtrack: int
@@ -78,6 +92,8 @@ class _Packer:
     tokens: list[int] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
     comma: int | None = None
+    layers: set[int] = field(default_factory=set)
+    settled: int = 0
 
     def add(self, token: int, group: list[int], weight: float) -> None:
         if token == self.tokenizer.comma:
@@ -104,3 +120,12 @@ class _Packer:
             tokens[after:] = [self.tokenizer.pad] * (len(tokens) - after)
         self.done.append(Chunk(tuple(tokens), (1.0, *self.weights, *[1.0] * (padding + 1))))
         self.tokens, self.weights, self.comma = [], [], None
+
+    def settle(self) -> None:
+        """What was said of layers since the last BREAK is for the chunks since then."""
+        if len(self.layers) > 1:
+            message = "the prompt gives two clip skips to one chunk"
+            raise RequestError(message, field="prompt", hint="put BREAK or AND between the two <clipskip:...>")
+        for place in range(self.settled, len(self.done) if self.layers else 0):
+            self.done[place] = replace(self.done[place], layers=min(self.layers))
+        self.settled, self.layers = len(self.done), set()

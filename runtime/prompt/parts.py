@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import pairwise
 from math import lcm
 
+from clipskip.engines.shapes import no_clip_skip
+
 from ..errors import RequestError
+from ..fields import parse as number
+from ..fields import shown, whole_clip_skip
 from ..request import Request
 from ..tokenizer import Tokenizer
-from .chunks import Chunk, Spans, chunks, empty_chunk
+from .chunks import MARKS, Chunk, Spans, chunks, empty_chunk
 from .editing import editing
 from .weights import composition
 
 Chunks = tuple[Chunk, ...]
+Depths = tuple[tuple[int, int], ...]  # the clip skip up to and including an evaluation of the model, in order
+Variants = tuple[tuple[int, ...], tuple[int, ...], tuple[Chunks, ...]]  # ends, which and variants of a Text
 MAX_BYTES = 64 * 1024
 LARGEST_REMEMBERED = 100_000  # characters times evaluations: a few megabytes of chunks at worst
 MOST_PARTS = 100  # between AND
 MOST_CONTEXTS = 1024  # chunks to encode for a request: 242 MB of contexts 768 wide
 TAGS = {"clip": "clip skip is a setting, clip_skip", "inversion": "a textual inversion is called by its bare name"}
 
-_UNUSABLE = re.compile(r"[\x00\ud800-\udfff]")
+_UNUSABLE = re.compile(rf"[\x00\ud800-\udfff{''.join(MARKS)}]")
 _NETWORK = re.compile(r"<(\w+):([^>]+)>")
+_CLIP_SKIP = re.compile(r"<clip_?skip:([^>]*)>", re.IGNORECASE)
 _COMMENT = re.compile(r"^#.*\n|#.*", re.MULTILINE)
 
 
@@ -32,14 +41,21 @@ class Text:
     """One text of a request: a part of the prompt, or the negative prompt."""
 
     weight: float  # in the guidance mix
-    layers: int  # how many encode it
     ends: tuple[int, ...]  # variants[which[i]] is what it says up to and including model evaluation ends[i]
     which: tuple[int, ...]
     variants: tuple[Chunks, ...]  # each once, all of `length` chunks
+    layers: tuple[int, ...]  # for each variant, how many encode the chunks that have no number of their own
 
     @property
     def length(self) -> int:
         return len(self.variants[0])
+
+    def encoded(self) -> list[list[tuple[int, Chunk]]]:
+        """Each variant's chunks, with how many layers encode them."""
+        return [
+            [(layers if chunk.layers is None else chunk.layers, chunk) for chunk in variant]
+            for layers, variant in zip(self.layers, self.variants, strict=True)
+        ]
 
 
 def check_text(text: object, field: str) -> str:
@@ -49,7 +65,8 @@ def check_text(text: object, field: str) -> str:
     if len(text) > MAX_BYTES or len(text.encode("utf-8", "replace")) > MAX_BYTES:
         raise RequestError(f"{field} is longer than {MAX_BYTES // 1024} KiB", field=field, hint="shorten it")
     if found := _UNUSABLE.search(text):
-        what = "NUL" if found[0] == "\0" else f"a lone surrogate (U+{ord(found[0]):04X})"
+        kind = "a character that no text has" if found[0] in MARKS else "a lone surrogate"
+        what = "NUL" if found[0] == "\0" else f"{kind} (U+{ord(found[0]):04X})"
         raise RequestError(f"{field} has {what} at character {found.start()}", field=field, hint="remove it")
     return text
 
@@ -74,7 +91,7 @@ def notes(typed: Request, request: Request) -> list[str]:
     said = []
     if (typed.prompt, typed.negative_prompt) != (request.prompt, request.negative_prompt):
         said.append("comments were left out of the prompts, from # to the end of the line (a # that is meant: ＃)")
-    found = list(dict.fromkeys(networks(request.prompt)[1]))
+    found = list(dict.fromkeys(networks(_CLIP_SKIP.sub("", request.prompt))[1]))
     if found:
         tags = ", ".join(repr(f"<{kind}:{arguments}>"[:60])[1:-1] for kind, arguments in found[:5])
         tags += ", ..." if found[5:] else ""
@@ -83,24 +100,75 @@ def notes(typed: Request, request: Request) -> list[str]:
     return said
 
 
+def depths(field: str, value: float | str, evaluations: int, layers: int) -> Depths:
+    """The clip skip that a field's value is up to and including each of some evaluations; a string is A1111's editing.
+
+    RequestError for what is no clip skip of a text encoder with `layers` layers.
+    """
+    edited = editing(value, evaluations) if isinstance(value, str) else [(evaluations, value)]
+    within = f" in {shown(value)}" if isinstance(value, str) else ""
+    skips = [(end, _skip(field, said, layers, within)) for end, said in edited]
+    return tuple(one for one, after in pairwise([*skips, (0, 0)]) if one[1] != after[1])  # 0 is no clip skip
+
+
+def last(skip: float | str | None, steps: int) -> float | str | None:
+    """The clip skip at the last of the steps."""
+    return number(editing(skip, steps)[-1][1].strip()) if isinstance(skip, str) else skip
+
+
+def tagged(prompt: str, layers: int) -> dict[str, int]:
+    """The clip skip that each `<clipskip:5>` of the prompt says, by its text. RequestError for what is none."""
+    said = {}
+    for value in _CLIP_SKIP.findall(prompt):
+        try:
+            said[value] = _skip("clip_skip", value, layers)
+        except RequestError as error:
+            raise RequestError(f"<clipskip:{value[:40]}> in the prompt: {error.message}", field="prompt") from error
+    return said
+
+
+def _skip(field: str, said: float | str, layers: int, within: str = "") -> int:
+    value = number(said.strip()) if isinstance(said, str) else said
+    if isinstance(value, str) or (within and not 1 <= value < layers + 2):
+        raise no_clip_skip(field, shown(value) + within, layers)
+    return whole_clip_skip(field, value, layers)
+
+
 def parse(
-    request: Request, evaluations: int, layers: tuple[int, int], tokenizer: Tokenizer, spans: Spans
+    request: Request,
+    skips: tuple[Depths, Depths],
+    model_layers: int,
+    evaluations: int,
+    tokenizer: Tokenizer,
+    spans: Spans,
 ) -> tuple[Text, ...]:
-    """The texts that weigh something: parts of the prompt, the negative prompt; `layers` are the one's and the other's.
+    """The texts that weigh something: parts of the prompt, the negative prompt; `skips` are the one's and the other's.
 
     `<word:...>` tags are no text of the prompt; in the negative they are. RequestError for a weight within a text
     beyond 10, too many parts or variants.
     """
-    parts, rest = _mix(request)
+    said = tagged(request.prompt, model_layers)
+    marked = _CLIP_SKIP.sub(lambda tag: f"{MARKS[0]}{model_layers + 1 - said[tag[1]]}{MARKS[1]}", request.prompt)
+    parts, rest = _mix(replace(request, prompt=marked))
     if len(parts) > MOST_PARTS:
         message = f"the prompt has {len(parts)} parts; {MOST_PARTS} is the limit"
         raise RequestError(message, field="prompt", hint="use fewer AND")
-    weighted = [(text, weight, layers[0]) for text, weight in parts]
-    weighted = [one for one in (*weighted, (request.negative_prompt, rest, layers[1])) if one[1]]
+    weighted = [(text, weight, skips[0]) for text, weight in parts]
+    weighted = [one for one in (*weighted, (request.negative_prompt, rest, skips[1])) if one[1]]
     how = evaluations, request.emphasis, request.comma_backtrack, tokenizer, spans
     longest = max(len(text) for text, _, _ in weighted)
     variants = _variants if longest * evaluations <= LARGEST_REMEMBERED else _variants.__wrapped__
-    return tuple(Text(weight, kept, *variants(text, *how)) for text, weight, kept in weighted)
+    return tuple(_at_depths(weight, variants(text, *how), own, model_layers) for text, weight, own in weighted)
+
+
+def _at_depths(weight: float, text: Variants, skips: Depths, layers: int) -> Text:
+    """The text whose variants differ in what they say, in the depth that they are encoded at, or in both."""
+    (ends, which, variants), changes = text, [end for end, _ in skips]
+    both = sorted({*ends, *changes})
+    pairs = [(which[bisect_left(ends, end)], layers + 1 - skips[bisect_left(changes, end)][1]) for end in both]
+    places = {pair: place for place, pair in enumerate(dict.fromkeys(pairs))}
+    said, kept = tuple(variants[place] for place, _ in places), tuple(depth for _, depth in places)
+    return Text(weight, tuple(both), tuple(places[pair] for pair in pairs), said, kept)
 
 
 def _mix(request: Request) -> tuple[list[tuple[str, float]], float]:
@@ -145,7 +213,7 @@ def padded(texts: tuple[Text, ...], tokenizer: Tokenizer) -> tuple[Text, ...]:
 @lru_cache(maxsize=32)
 def _variants(
     text: str, evaluations: int, emphasis: str, comma_backtrack: int, tokenizer: Tokenizer, spans: Spans
-) -> tuple[tuple[int, ...], tuple[int, ...], tuple[Chunks, ...]]:
+) -> Variants:
     """The ends, the variant of each, and the variants of one text. Sheets and repeats ask for the same ones again."""
     ends, texts = zip(*editing(text, evaluations), strict=True)
     cut: dict[str, Chunks] = dict.fromkeys(texts, ())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import threading
@@ -195,10 +196,42 @@ def test_an_error_that_a_full_disk_caused_is_a_storage_error_whatever_a_library_
 def test_a_read_only_store_refuses_a_build_at_once_and_serves_readers_b4_c15(root, workshop, make_read_only):
     make_read_only(root)
     with pytest.raises(StorageError, match="no permission") as caught:
-        workshop.make(root, workshop.wanted(v="2"), model=workshop.facts())
+        workshop.work(root, workshop.wanted(v="2"), lambda draft: pytest.fail("it began to work"))
     assert caught.value.exit_status == 7
+    assert caught.value.hint == "check owner and mode"
     assert publish.gc(root, dry_run=True) == {}
     assert not [problem for _, problem in verify(root) if problem]
+
+
+def test_a_store_is_refused_before_any_work_where_the_system_forbids_to_write_or_counts_no_more_b4(
+    root, workshop, monkeypatch
+):
+    """For whom a mode or a mount cannot be changed: the system's answers are made up."""
+    before = sorted(os.listdir(root))
+    for number, message in ((errno.EROFS, "no permission"), (errno.EACCES, "no permission"), (errno.EDQUOT, "no room")):
+
+        def refuse(path, *arguments, number=number, **rest):
+            raise OSError(number, os.strerror(number), str(path))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "mkdir", refuse)
+            with pytest.raises(StorageError, match=message) as caught:
+                workshop.work(root, workshop.wanted(v="2"), lambda draft: pytest.fail("it began to work"))
+        assert caught.value.exit_status == 7
+    assert sorted(os.listdir(root)) == before
+
+
+def test_a_quota_that_is_used_up_in_the_middle_is_a_storage_error_and_leaves_nothing_b4(root, workshop):
+    before = sorted(os.listdir(root)), (root / "manifest.json").read_bytes()
+
+    def fill(draft):
+        (draft.folder / "half").write_bytes(bytes(1000))
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    with pytest.raises(StorageError, match=r"no room in .* \(Disk quota exceeded\): needs more than 1\.0 kB") as caught:
+        workshop.work(root, workshop.wanted(v="2"), fill)
+    assert caught.value.exit_status == 7
+    assert (sorted(os.listdir(root)), (root / "manifest.json").read_bytes()) == before
 
 
 @pytest.mark.parametrize("place", ["a file", "a file/below"])

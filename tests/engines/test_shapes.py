@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from tiny_graphs import FACTS
 
@@ -18,6 +20,7 @@ from clipskip.engines.shapes import (
     profiles,
 )
 from clipskip.errors import RequestError
+from clipskip.export import graphs
 
 
 @pytest.mark.parametrize(
@@ -33,8 +36,21 @@ def test_other_sizes_are_refused(text: str) -> None:
         parse_sizes(text)
 
 
-def test_the_default_sizes_are_around_the_model_s_own() -> None:
-    assert axis_ranges(FACTS, BuildOptions())["h"] == AxisRange(4, 8, 12)  # 32, 64 and 96 pixels
+@pytest.mark.parametrize(
+    ("own", "step", "latents"),
+    [
+        (512, 64, (32, 64, 96)), (512, 8, (32, 64, 96)), (768, 64, (48, 96, 144)), (128, 8, (8, 16, 24)),
+        (120, 8, (8, 15, 22)), (64, 8, (8, 8, 12)), (64, 32, (8, 8, 12)), (32, 8, (4, 4, 6)), (8, 8, (1, 1, 1)),
+    ],
+)  # fmt: skip
+def test_the_default_sizes_are_around_the_model_s_own_and_such_as_its_graphs_take(
+    own: int, step: int, latents: tuple[int, int, int]
+) -> None:
+    model = replace(FACTS, default_size=own, size_step=step)
+    ranges = axis_ranges(model, BuildOptions())
+    assert ranges["h"] == ranges["w"] == AxisRange(*latents)
+    ports = (Port("latents", "float32", (Dim("B"), 4, Dim("h"), Dim("w"))),)
+    check_within(ranges, Artefact(STEP, "onnx", "fp16", (), (), graphs.axes(ports, model)))
 
 
 def test_a_batch_of_four_and_three_chunks_give_the_rows_of_network_and_text_engine() -> None:
@@ -54,8 +70,16 @@ def test_the_longest_context_is_the_largest_common_length_of_at_most_twice_the_c
     assert [longest_common(chunks) for chunks in range(1, 7)] == [1, 2, 6, 6, 10, 12]
 
 
-def test_even_an_engine_for_one_image_takes_four_rows() -> None:
-    assert axis_ranges(FACTS, BuildOptions(max_batch=1, max_chunks=1))["N"].maximum == 4
+def test_one_size_one_image_and_one_chunk_leave_nothing_open_but_the_textual_inversions() -> None:
+    ranges = axis_ranges(FACTS, BuildOptions(sizes=AxisRange(64, 64, 64), max_batch=1, max_chunks=1))
+    sizes = {name: axis.optimum for name, axis in ranges.items() if axis.minimum == axis.maximum}
+    assert sizes == {"B": 1, "N": 2, "R": 2, "T": 77, "h": 8, "w": 8}
+    assert ranges.keys() - sizes == {"E"}
+
+
+def test_engines_for_more_images_also_take_one_row_alone() -> None:
+    ranges = axis_ranges(FACTS, BuildOptions(max_batch=2, max_chunks=1))
+    assert (ranges["N"], ranges["R"]) == (AxisRange(1, 2, 4), AxisRange(1, 2, 4))
 
 
 @pytest.mark.parametrize(
@@ -76,7 +100,7 @@ def test_shapes_that_the_model_cannot_do_are_refused(options: BuildOptions) -> N
 def test_a_profile_has_the_shapes_of_inputs_with_a_dynamic_axis_only() -> None:
     ports = (Port("image", "uint8", (Dim("B"), Dim("h", 8), Dim("w", 8), 3)), Port("fixed", "float32", (2, 2)))
     axes = axes_of(ports, axis_ranges(FACTS, BuildOptions(max_batch=2)))
-    assert profiles(ports, axes) == {"image": ((1, 32, 32, 3), (1, 64, 64, 3), (2, 96, 96, 3))}
+    assert profiles(ports, axes) == {"image": ((1, 64, 64, 3), (1, 64, 64, 3), (2, 96, 96, 3))}
 
 
 def test_a_dimension_may_be_a_multiple_of_an_axis() -> None:
@@ -110,10 +134,17 @@ def test_numbers_that_mean_nothing_are_refused_by_name(options: dict[str, int], 
     assert caught.value.field == field
 
 
+@pytest.mark.parametrize("field", ["max_batch", "max_chunks", "workspace"])
+def test_numbers_that_no_graph_takes_are_refused_before_anything_is_counted(field: str) -> None:
+    with pytest.raises(RequestError, match=rf"{field} must be at most \d+, not {10**18}") as caught:
+        axis_ranges(FACTS, BuildOptions(**{field: 10**18}))
+    assert caught.value.field == field
+
+
 @pytest.mark.parametrize(
     ("options", "field"),
     [
-        (BuildOptions(max_batch=1_000_000), "max_batch"),
+        (BuildOptions(max_batch=1000), "max_batch"),
         (BuildOptions(max_chunks=1000), "max_chunks"),
         (BuildOptions(sizes=AxisRange(32, 64, 8192)), "sizes"),
     ],

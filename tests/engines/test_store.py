@@ -77,7 +77,7 @@ def test_a_damaged_artefact_is_refused_with_the_command_that_rebuilds_it_c1_c2_c
     with pytest.raises(EngineCorrupt, match=message) as caught:
         look(root)
     assert caught.value.exit_status == 4
-    assert caught.value.hint == f"{hints.clipskip()} export CHECKPOINT --out {root} --precision fp32"
+    assert caught.value.hint == f"{hints.clipskip()} export CHECKPOINT --out {root} --precision fp32 --skips 4"
 
 
 def test_a_damaged_tokenizer_is_refused_c13(root):
@@ -136,6 +136,22 @@ def test_an_artefact_that_was_not_built_is_missing_with_the_command_that_builds_
     with pytest.raises(EngineMissing, match="no step for tensorrt at fp16") as caught:
         Store(root).find(Role("step"), "tensorrt", "fp16")
     assert caught.value.hint == f"{hints.clipskip()} build {root} --target tensorrt"
+
+
+@pytest.mark.parametrize(
+    ("roles", "missing", "skips"),
+    [
+        (("text-02", "text-03"), "decode", " --skips 1,2"),
+        (("text-02", "text-03"), "text-00", " --skips 1,2,4"),
+        (("text-00", "text-01", "text-03"), "text-02", ""),
+        (("step",), "decode", ""),
+    ],
+)
+def test_the_command_that_exports_again_keeps_the_choice_of_clip_skips(tmp_path, workshop, roles, missing, skips):
+    workshop.make(tmp_path, workshop.wanted((*roles, "encode")), model=workshop.facts())
+    with pytest.raises(EngineMissing) as caught:
+        Store(tmp_path).find(Role.parse(missing), "onnx", "fp16")
+    assert caught.value.hint == f"{hints.clipskip()} export CHECKPOINT --out {tmp_path} --precision fp16{skips}"
 
 
 def test_an_artefact_of_another_model_is_incompatible_c12(root, workshop):

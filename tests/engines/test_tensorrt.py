@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +12,7 @@ import onnx
 import pytest
 from tiny_graphs import DECODE, HEADER, publish_graphs, save
 
-from clipskip.engines import tensorrt_child, tensorrt_compile
+from clipskip.engines import child, tensorrt_compile
 from clipskip.engines.manifest import AxisRange, Role
 from clipskip.engines.shapes import BuildOptions
 from clipskip.engines.store import Store
@@ -79,10 +77,10 @@ def test_every_engine_is_published_and_verified(root: Path) -> None:
         assert (artefact.inputs, artefact.outputs) == (graph.inputs, graph.outputs)
         assert artefact.provenance == {
             "package": f"tensorrt_rtx {trt.__version__}",
-            "compute capability": "default",
+            "compute capability": "8.6, 8.9, 12.0",
             "device": "any",
         }
-    assert store.find(Role("step"), TARGET, "fp16").axes["h"] == AxisRange(4, 8, 12)
+    assert store.find(Role("step"), TARGET, "fp16").axes["h"] == AxisRange(8, 8, 12)
 
 
 def test_a_rebuild_builds_nothing(root: Path) -> None:
@@ -92,7 +90,7 @@ def test_a_rebuild_builds_nothing(root: Path) -> None:
 def test_other_sizes_rebuild_exactly_the_networks_and_say_why(root: Path) -> None:
     said: list[str] = []
     assert rebuilt(built(root, BuildOptions(sizes=AxisRange(32, 64, 64)), said)) == ["step", "decode", "encode"]
-    assert any(line.startswith("step: axis h: 4..8..12 -> 4..8..8") for line in said)
+    assert any(line.startswith("step: axis h: 8..8..12 -> 4..8..8") for line in said)
 
 
 def test_another_length_of_prompts_rebuilds_text_engines_and_the_step_only(root: Path) -> None:
@@ -184,7 +182,7 @@ def test_out_of_memory_is_told_by_its_code_and_not_by_words() -> None:
     assert not out_of_memory(trt, Log(errors=[(trt.ErrorCodeTRT.INTERNAL_ERROR, "out of memory")]))
 
 
-def test_a_build_without_memory_is_device_out_of_memory_b9(tmp_path: Path) -> None:
+def test_a_build_without_memory_is_device_out_of_memory_b9(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Builder:
         def __init__(self, logger: Any) -> None:
             self.real, self.error_recorder = trt.Builder(logger), None
@@ -201,13 +199,13 @@ def test_a_build_without_memory_is_device_out_of_memory_b9(tmp_path: Path) -> No
     assert caught.value.kind == "memory"
     assert caught.value.lines[-1] == "insufficient memory for tactic 0x1"
     event = {"event": "failed", "kind": "memory", "lines": caught.value.lines}
-    error = tensorrt_child._failed("decode", event, 1, "")
-    assert isinstance(error, DeviceOutOfMemory)
-    assert "--max-batch" in str(error)
+    monkeypatch.setattr(child, "run", lambda *task, **rest: event)
+    with pytest.raises(DeviceOutOfMemory, match=r"(?s)decode: .*tactic 0x1.*--workspace.*--max-batch"):
+        compile_in_child("decode", decode_job(tmp_path), lambda line: None)
 
 
 def test_a_build_tells_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensorrt_child, "PULSE", 0.0)
+    monkeypatch.setattr(child, "PULSE", 0.0)
     said: list[str] = []
     compile_in_child("decode", decode_job(tmp_path), said.append)
     assert any(line.startswith("decode: Building engine ") and line.endswith(" s") for line in said)
@@ -225,12 +223,13 @@ def test_a_killed_build_leaves_the_store_as_it_was_and_what_was_built_is_used_b2
     def kill_the_second(role: str, job: Job, progress: Any) -> Any:
         compiled.append(role)
         if len(compiled) == 2:
-            monkeypatch.setattr(tensorrt_child, "COMMAND", (sys.executable, "-c", KILLED))
+            monkeypatch.setattr(child, "COMMAND", (sys.executable, "-c", KILLED))
         return compile_in_child(role, job, progress)
 
     monkeypatch.setattr("clipskip.engines.tensorrt.compile_in_child", kill_the_second)
-    with pytest.raises(ExportError, match="killed"):
+    with pytest.raises(DeviceOutOfMemory, match="step: its process was killed") as caught:
         built(tmp_path)
+    assert "--workspace" in (caught.value.hint or "")
     monkeypatch.undo()
     assert not [each for each in tmp_path.iterdir() if each.name.startswith(".tmp")]
     assert {str(each.role) for each in Store(tmp_path).manifest().artefacts if each.target == TARGET} == {"text-00"}
@@ -238,7 +237,7 @@ def test_a_killed_build_leaves_the_store_as_it_was_and_what_was_built_is_used_b2
 
 
 def test_an_interrupted_build_takes_its_child_along_b1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    children: list[subprocess.Popen[str]] = []
+    children: list[subprocess.Popen[bytes]] = []
     start = subprocess.Popen
 
     def recording(*args: Any, **kwargs: Any) -> Any:
@@ -248,8 +247,8 @@ def test_an_interrupted_build_takes_its_child_along_b1(tmp_path: Path, monkeypat
     def interrupt(line: str) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tensorrt_child.subprocess, "Popen", recording)
-    monkeypatch.setattr(tensorrt_child, "PULSE", 0.0)
+    monkeypatch.setattr(child.subprocess, "Popen", recording)
+    monkeypatch.setattr(child, "PULSE", 0.0)
     with pytest.raises(KeyboardInterrupt):
         compile_in_child("decode", decode_job(tmp_path), interrupt)
     assert children[0].returncode is not None
@@ -258,7 +257,7 @@ def test_an_interrupted_build_takes_its_child_along_b1(tmp_path: Path, monkeypat
 def test_a_child_that_cannot_start_or_crashes_is_one_clear_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tensorrt_child, "COMMAND", (sys.executable, "-c", "import sys; sys.exit('no room')"))
+    monkeypatch.setattr(child, "COMMAND", (sys.executable, "-c", "import sys; sys.exit('no room')"))
     with pytest.raises(ExportError, match=r"status 1(.|\n)*no room"):
         compile_in_child("decode", decode_job(tmp_path), lambda line: None)
 
@@ -341,39 +340,6 @@ def test_a_hostile_working_folder_has_no_say_in_a_build(tmp_path: Path, monkeypa
     assert not (tmp_path / "ran").exists()
 
 
-BUSY = """
-import time
-from clipskip.engines import tensorrt_compile
-def build(trt, job, report):
-    report({"event": "progress"})
-    time.sleep(600)  # in silence: one that reports would notice that nobody listens
-tensorrt_compile.load_package, tensorrt_compile.build = print, build
-tensorrt_compile.main()
-"""
-PARENT = """
-import sys
-from clipskip.engines import tensorrt_child
-tensorrt_child.COMMAND = (sys.executable, "-c", sys.argv[1])
-with tensorrt_child._child(tensorrt_child.Job("tensorrt-rtx", "", "", {}), sys.stderr.buffer) as child:
-    print(child.pid, child.stdout.readline(), flush=True)
-    child.wait()
-"""
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks /proc for a process that is not our child")
-def test_a_child_ends_with_a_parent_that_is_killed() -> None:
-    command = [sys.executable, "-c", PARENT, BUSY]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
-        assert parent.stdout is not None
-        number, event = parent.stdout.readline().split(maxsplit=1)
-        assert json.loads(event) == {"event": "progress"}
-        parent.kill()
-    child, patience = Path("/proc", number), time.monotonic() + 30
-    while child.exists() and "\nState:\tZ" not in (child / "status").read_text():
-        assert time.monotonic() < patience, "the child lives on"
-        time.sleep(0.02)
-
-
 @pytest.mark.parametrize("capability", ["7.5", "sm_90", "99"])
 def test_a_gpu_that_the_networks_cannot_be_built_for_is_refused_before_any_work(
     tmp_path: Path, capability: str
@@ -392,3 +358,15 @@ def test_one_compute_capability_is_one_key_however_it_is_written() -> None:
         for written in (("8.9", "12.0"), ("120", "89"), ("sm_89", "SM120", "8.9"))
     }
     assert found == {("8.9", "12.0")}
+
+
+def test_without_a_choice_an_engine_is_for_what_nvidia_documents_and_others_are_had_on_request() -> None:
+    assert toolchain(TARGET, BuildOptions(), FIRST_GPU).capabilities == ("8.6", "8.9", "12.0")
+    asked = BuildOptions(compute_capabilities=("12.1", "sm_80"))
+    assert toolchain(TARGET, asked, FIRST_GPU).capabilities == ("8.0", "12.1")
+
+
+def test_no_sum_is_rounded_to_tensorfloat_32(tmp_path: Path) -> None:
+    builder = trt.Builder(tensorrt_compile.capture(trt, Log())[0])
+    config = tensorrt_compile.configure(trt, builder, decode_job(tmp_path))
+    assert not config.get_flag(trt.BuilderFlag.TF32)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from clipskip.engines import manifest
+from clipskip.engines import hints, manifest
 from clipskip.engines.manifest import Manifest
 from clipskip.errors import CheckpointError, ExportError, UnsafeFileError, UnsupportedModelError
 from clipskip.export.checkpoint import Checkpoint, open_checkpoint
@@ -152,22 +152,44 @@ def test_a_file_that_changes_after_it_was_hashed_is_noticed_a24(checkpoint: Path
     ("path", "hint"),
     [
         ("runwayml/stable-diffusion-v1-5", "downloaded first"),
-        ("https://huggingface.co/some/model.safetensors", "nothing is downloaded: fetch it"),
-        ("models/../absent", None),
-        ("absent\0", None),
+        ("https://an.example/some//model.safetensors", "nothing is downloaded: fetch it"),
+        ("models/../absent", ""),
+        ("models/absent", ""),
+        ("../absent", ""),
+        ("./absent", ""),
+        ("owner/name/more", ""),
+        ("absent\0", ""),
     ],
 )
-def test_what_is_no_path_gets_a_hint_of_its_own_a22(path: str, hint: str | None) -> None:
+def test_what_is_no_path_gets_a_hint_of_its_own_a22(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, hint: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
     error = refused(Path(path))
     assert "no checkpoint at" in error.message
-    assert error.hint == hint or (hint or "?") in (error.hint or "")
+    assert (error.hint is None) == (hint == "")
+    assert hint in (error.hint or "")
 
 
-def test_an_engine_store_is_no_checkpoint(tmp_path: Path) -> None:
-    (tmp_path / "manifest.json").write_text("{}")
-    error = refused(tmp_path)
-    assert "is an engine store" in error.message
-    assert "clipskip generate" in (error.hint or "")
+@pytest.mark.parametrize("url", ["https://an.example/model.safetensors", "http://an.example/m", "hf://owner/name"])
+def test_a_url_is_shown_as_it_was_typed_and_not_opened_a22(url: str) -> None:
+    error = refused(Path(url))
+    assert error.message == f"no checkpoint at {url}: no URL is opened"
+    assert error.path == url
+
+
+def test_an_engine_store_is_no_checkpoint_and_its_use_is_told_in_a_command_that_works_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "a store"
+    root.mkdir()
+    (root / "manifest.json").write_text("{}")
+    monkeypatch.setattr(hints, "clipskip", lambda: ".venv/bin/clipskip")
+    monkeypatch.chdir(tmp_path)
+    error = refused(Path("a store"))
+    assert error.message == "a store is an engine store, no checkpoint"
+    assert error.hint == "to make pictures from it: .venv/bin/clipskip generate 'a store' PROMPT"
 
 
 class Payload:

@@ -17,11 +17,20 @@ from pathlib import Path
 import pytest
 import torch
 
+import clipskip
 from clipskip.backends.onnxruntime import OnnxRuntime
-from clipskip.engines import files
+from clipskip.engines import files, hints
 from clipskip.engines.manifest import DECODE, STEP, Identity, Role
+from clipskip.engines.report import verify
 from clipskip.engines.store import Store
-from clipskip.errors import DeviceOutOfMemory, EngineIncompatible, NumericalError, RequestError
+from clipskip.errors import (
+    DeviceOutOfMemory,
+    EngineCorrupt,
+    EngineIncompatible,
+    NumericalError,
+    RequestError,
+    StorageError,
+)
 from clipskip.export import build, cases, export, job
 from clipskip.export.checkpoint import open_checkpoint
 from clipskip.export.family import facts
@@ -86,25 +95,27 @@ def test_a_changed_weight_is_a_reason_and_an_interrupt_leaves_the_store(
     assert content(root) == before
 
 
+def reason(checkpoint: Path, root: Path, **options: str) -> str:
+    """What an export says until it begins to work, for there is something to do."""
+    lines: list[str] = []
+
+    def stop(line: str) -> None:
+        lines.append(line)
+        if line == "loading the networks":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export(checkpoint, root, progress=stop, **options)
+    return " ".join(lines)
+
+
 def test_another_library_version_or_precision_is_a_reason(
     tiny: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def reason(**options: str) -> str:
-        lines: list[str] = []
-
-        def stop(line: str) -> None:
-            lines.append(line)
-            if line == "loading the networks":
-                raise KeyboardInterrupt
-
-        with pytest.raises(KeyboardInterrupt):
-            export(tiny, root, progress=stop, **options)
-        return " ".join(lines)
-
-    assert "not built yet" in reason(precision="fp16")
+    assert "not built yet" in reason(tiny, root, precision="fp16")
     monkeypatch.setattr("clipskip.export.job.GRAPH_WRITERS", ("job.py",))
     another = hashlib.sha256(Path(job.__file__).read_bytes()).hexdigest()[:16]
-    assert f"-> {another}" in reason()
+    assert f"-> {another}" in reason(tiny, root)
 
 
 def test_a_graph_that_fails_its_gate_publishes_nothing_b12(
@@ -149,16 +160,40 @@ def test_a_missing_network_is_added_and_torch_is_asked_for_no_more_than_it_takes
     assert asked == {"step": ["text", "step"], "decode": ["decode", "encode"]}[role]
 
 
-def test_what_was_said_by_hand_changes_the_manifest_only_and_is_kept(tiny: Path, root: Path) -> None:
+def test_what_was_said_by_hand_changes_the_manifest_only_and_is_kept_a17(tiny: Path, root: Path) -> None:
     before = Store(root).manifest().artefacts
     after = export(tiny, root, recommended_clip_skip=2, prediction="v_prediction")
     assert (after.model.recommended_clip_skip, after.model.prediction) == (2, "v_prediction")
     assert after.artefacts == before
+    assert Store(root).manifest() == after, "on the disk as well"
     assert export(tiny, root) == after
     assert export(tiny, root, recommended_clip_skip=1).model.prediction == "v_prediction"
     assert export(tiny, root, prediction="epsilon").model == replace(
         after.model, prediction="epsilon", recommended_clip_skip=1
     )
+
+
+@pytest.mark.parametrize("place", ["/sys/store", "/proc/store", "a file", "a file/store"])
+def test_a_store_that_cannot_be_written_is_refused_before_any_work_b4(tiny: Path, tmp_path: Path, place: str) -> None:
+    (tmp_path / "a file").touch()
+    lines: list[str] = []
+    with pytest.raises(StorageError) as caught:
+        export(tiny, tmp_path / place, progress=lines.append)
+    assert caught.value.exit_status == 7
+    assert place in (caught.value.path or "")
+    assert lines == ["reading the checkpoint"]
+
+
+def test_a_disk_or_quota_too_small_for_the_model_is_refused_before_any_work_b4(
+    tiny: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, lines = content(root), []
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000))
+    with pytest.raises(StorageError, match=r"no room in .*: needs \d+ kB, 1\.0 kB free") as caught:
+        export(tiny, root, precision="fp16", progress=lines.append)
+    assert caught.value.exit_status == 7
+    assert "loading the networks" not in lines
+    assert content(root) == before
 
 
 def test_what_a_checkpoint_says_itself_is_not_kept_from_before(checkpoint: Path, edit: Callable[..., None]) -> None:
@@ -193,6 +228,71 @@ def test_what_the_model_does_not_have_is_refused_before_anything_is_read_twice(
     with pytest.raises(RequestError, match=re.escape(message)):
         export(tiny, tmp_path / "store", **options)
     assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "skip"),
+    [({"skips": [1, 2], "recommended_clip_skip": 3}, 3), ({"skips": [2]}, 1), ({"skips": [2, 4]}, 1)],
+)
+def test_a_recommended_clip_skip_without_its_graph_is_refused_before_any_work(
+    tiny: Path, tmp_path: Path, options: dict[str, object], skip: int
+) -> None:
+    with pytest.raises(RequestError, match=f"skips leave out {skip}, the recommended_clip_skip") as caught:
+        export(tiny, tmp_path / "store", **options)
+    assert caught.value.field == "recommended_clip_skip"
+    assert caught.value.hint == f"add {skip} to --skips, or give one of them with --recommended-clip-skip"
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_recommendation_that_the_store_has_and_an_export_leaves_out_is_refused_as_well(
+    tiny: Path, root: Path
+) -> None:
+    assert export(tiny, root, skips=[1, 2], recommended_clip_skip=3).model.recommended_clip_skip == 3  # its graph stays
+    before = content(root)
+    with pytest.raises(RequestError, match="skips leave out 3"):
+        export(tiny, root, precision="fp16", skips=[1, 2])
+    assert content(root) == before
+    assert Store(root).find(Role("text", 1), "onnx", "fp32")
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "merges.txt"])
+@pytest.mark.parametrize("edit", [lambda data: data + b" ", lambda data: data.replace(b"c", b"C", 1), None])
+def test_an_edited_tokenizer_is_refused_by_readers_and_made_again_by_an_export_c13(
+    tiny: Path, root: Path, name: str, edit: Callable[[bytes], bytes] | None
+) -> None:
+    (record,) = (record for record in Store(root).manifest().tokenizer if record.path.endswith(name))
+    path = root / record.path
+    path.write_bytes(edit(path.read_bytes())) if edit else path.unlink()
+    with pytest.raises(EngineCorrupt, match=name) as caught:
+        clipskip.open(root)
+    assert caught.value.exit_status == 4
+    assert caught.value.hint == f"{hints.clipskip()} export CHECKPOINT --out {root} --precision fp32"
+    assert [problem for artefact, problem in verify(root) if problem and artefact != "tokenizer"] == []
+    assert name in reason(tiny, root)
+
+
+@pytest.mark.parametrize(
+    ("name", "entries"),
+    [
+        ("scheduler/scheduler_config.json", {"beta_end": 0.0121}),
+        ("scheduler/scheduler_config.json", {"clip_sample": True}),
+        ("vae/config.json", {"scaling_factor": 0.2}),
+        ("tokenizer/added_tokens.json", {}),
+    ],
+)
+def test_an_edited_configuration_is_another_model_with_a_hash_of_its_own_c13(
+    checkpoint: Path, root: Path, edit: Callable[..., None], name: str, entries: dict[str, object]
+) -> None:
+    before = Store(root).manifest().model
+    if (checkpoint / name).exists():
+        assert name in before.sources
+        edit(checkpoint / name, **entries)
+    else:
+        (checkpoint / name).write_text(json.dumps(entries))
+    after = facts(open_checkpoint(checkpoint))
+    assert after.model_sha256 != before.model_sha256
+    assert {source for source, _ in after.sources.items() ^ before.sources.items()} == {name}
+    assert f"the checkpoint changed: {name}" in reason(checkpoint, root)
 
 
 def test_half_precision_passes_its_gates_and_shows_only_in_the_context(half_store: Store) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -72,6 +72,45 @@ def test_missing_and_unexpected_tensors_are_counted_with_a_guess_a14(
     edit_weights(checkpoint / UNET, lambda weights: {"lora_unet_x.lora_up.weight": torch.zeros(4, 4)})
     with pytest.raises(CheckpointError, match=r"\d+ missing \(.*\), 1 unexpected .*looks like a LoRA"):
         load(open_checkpoint(checkpoint))
+
+
+LACKING = ("conv_in.bias", "conv_in.weight", "conv_norm_out.bias", "conv_norm_out.weight", "conv_out.bias")
+
+
+@pytest.mark.parametrize(
+    ("part", "lost", "added", "message"),
+    [
+        (UNET, ("conv_in.bias",), (), "unet: 1 missing (conv_in.bias), 0 unexpected"),
+        (VAE, (), ("spare",), "vae: 0 missing, 1 unexpected (spare)"),
+        (
+            TEXT,
+            ("text_model.final_layer_norm.bias",),
+            (),
+            "text_encoder: 1 missing (final_layer_norm.bias), 0 unexpected",
+        ),
+        (UNET, (*LACKING, "conv_out.weight"), (), f"unet: 6 missing ({', '.join(LACKING)}, ...), 0 unexpected"),
+        (UNET, (), "bdacfe", "unet: 0 missing, 6 unexpected (a, b, c, d, e, ...)"),
+        (
+            UNET,
+            ("conv_in.bias",),
+            ("conv_in.lora_up.weight",),
+            "1 unexpected (conv_in.lora_up.weight); this looks like a LoRA",
+        ),
+    ],
+)
+def test_one_tensor_too_few_or_too_many_is_enough_and_no_more_than_five_are_named_a14(
+    checkpoint: Path, edit_weights: EditWeights, part: str, lost: tuple[str, ...], added: Sequence[str], message: str
+) -> None:
+    def change(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        kept = {name: value for name, value in weights.items() if name not in lost}
+        assert len(kept) == len(weights) - len(lost)
+        return kept | {name: torch.zeros(2) for name in added}
+
+    edit_weights(checkpoint / part, change)
+    with pytest.raises(CheckpointError) as caught:
+        load(open_checkpoint(checkpoint))
+    assert message in caught.value.message
+    assert (caught.value.exit_status, caught.value.path) == (3, str(checkpoint / part))
 
 
 def test_a_wrong_shape_is_named_with_both_shapes_a18(checkpoint: Path, edit_weights: EditWeights) -> None:

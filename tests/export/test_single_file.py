@@ -159,19 +159,30 @@ def test_a_file_that_is_no_whole_model_is_refused_by_name_a16(
         open_checkpoint(tmp_path / "x.safetensors")
 
 
+def test_betas_rescaled_to_no_signal_are_refused_and_not_taken_for_sd_1s_own_a17(one_file: Path) -> None:
+    save_file(load_file(one_file) | {"v_pred": torch.ones(1), "ztsnr": torch.ones(1)}, one_file)
+    with pytest.raises(UnsupportedModelError, match="signal-to-noise ratio of zero") as caught:
+        open_checkpoint(one_file)
+    assert (caught.value.exit_status, caught.value.path) == (3, str(one_file))
+
+
 @pytest.mark.parametrize(
     ("prefix", "part"), [("first_stage_model.", "vae"), ("cond_stage_model.", "text_encoder"), ("model.", "unet")]
 )
 def test_a_pruned_file_is_told_what_it_lacks_a17(one_file: Path, prefix: str, part: str) -> None:
     save_file({name: value for name, value in load_file(one_file).items() if not name.startswith(prefix)}, one_file)
-    with pytest.raises(CheckpointError, match=f"has no {part} in it"):
+    message = f"{re.escape(str(one_file))} (has no {part} in it|is of an unknown kind|is a .*; a whole SD 1.x)"
+    with pytest.raises(CheckpointError, match=message) as caught:
         open_checkpoint(one_file)
+    assert caught.value.exit_status == 3
+    assert ("--vae" in (caught.value.hint or "")) == (part == "vae")
 
 
-def test_a_v_prediction_model_says_so_in_its_file(one_file: Path) -> None:
-    assert open_checkpoint(one_file).scheduler == {}
+def test_a_v_prediction_model_says_so_in_its_file_a17(one_file: Path) -> None:
+    assert facts(open_checkpoint(one_file)).prediction == "epsilon"
     save_file(load_file(one_file) | {"v_pred": torch.ones(1)}, one_file)
-    assert open_checkpoint(one_file).scheduler["prediction_type"] == "v_prediction"
+    assert facts(open_checkpoint(one_file)).prediction == "v_prediction"
+    assert facts(open_checkpoint(one_file), prediction="epsilon").prediction == "epsilon"
 
 
 YAML = "model:\n  target: ldm.models.diffusion.ddpm.LatentDiffusion\n  params:\n    {}\n    linear_start: 0.00085\n"
@@ -207,10 +218,21 @@ def test_a_file_s_metadata_say_what_it_predicts_a17(one_file: Path, said: str, p
         assert facts(found, prediction=by_hand).prediction == by_hand
 
 
-def test_a_network_that_predicts_something_else_is_refused(one_file: Path) -> None:
-    one_file.with_suffix(".yaml").write_text(YAML.format("parameterization: x0"))
-    with pytest.raises(UnsupportedModelError, match="predicts no noise"):
-        facts(open_checkpoint(one_file))
+def test_a_network_that_predicts_something_else_is_refused_where_it_is_said_and_can_be_overruled_a17(
+    one_file: Path,
+) -> None:
+    said = {"modelspec.prediction_type": "flow"}
+    save_file(load_file(one_file), one_file, metadata=said)
+    beside = one_file.with_suffix(".yaml")
+    for what, path in (("flow", one_file), ("x0", beside)):
+        if path == beside:
+            beside.write_text(YAML.format("parameterization: x0"))
+        with pytest.raises(UnsupportedModelError, match=f"predicts no noise, but '{what}'") as caught:
+            facts(open_checkpoint(one_file))
+        assert caught.value.path == str(path)
+        assert str(path) in caught.value.message
+        assert "--prediction epsilon" in (caught.value.hint or "")
+        assert facts(open_checkpoint(one_file), prediction="epsilon").prediction == "epsilon"
 
 
 def same_vae(found: AutoencoderKL, tiny: Path, scale: float = 1) -> bool:
@@ -256,7 +278,7 @@ def test_a_vae_in_a_folder_comes_with_its_own_configuration(
     assert same_vae(load(open_checkpoint(checkpoint, tiny)).vae, tiny)
 
 
-def test_a_file_without_a_vae_says_what_to_do_and_is_whole_with_another(
+def test_a_file_without_a_vae_says_what_to_do_and_is_whole_with_another_a17(
     tiny: Path, one_file: Path, tmp_path: Path
 ) -> None:
     weights = load_file(one_file)
@@ -275,7 +297,7 @@ def test_what_is_no_vae_is_refused_as_one(tiny: Path, one_file: Path, name: str)
 
 
 @pytest.mark.parametrize("new", ["to_{}", "{}"])
-def test_newer_names_of_the_vae_s_attention_are_the_same(tiny: Path, one_file: Path, new: str) -> None:
+def test_newer_names_of_the_vae_s_attention_are_the_same_a17(tiny: Path, one_file: Path, new: str) -> None:
     def rename(name: str) -> str:
         name = re.sub(r"attn_1\.([qkv])\.", lambda match: f"attn_1.{new.format(match[1])}.", name)
         if new == "to_{}":
@@ -291,9 +313,18 @@ def test_a_file_of_moving_averages_alone_is_named_for_them_a17(one_file: Path) -
         inner = name.removeprefix("model.diffusion_model.")
         return name if inner == name else f"model_ema.diffusion_model{inner.replace('.', '')}"
 
-    save_file({average(name): value for name, value in load_file(one_file).items()}, one_file)
-    with pytest.raises(UnsupportedModelError, match="only the moving averages"):
+    plain = load_file(one_file)
+    averages = {average(name): value for name, value in plain.items()}
+    save_file(averages, one_file)
+    with pytest.raises(UnsupportedModelError, match="only the moving averages") as caught:
         open_checkpoint(one_file)
+    assert "get the pruned model" in caught.value.message
+    half = {name: value * 0.5 for name, value in averages.items() if name.startswith("model_ema.")}
+    save_file(half | plain, one_file)
+    beside = load(open_checkpoint(one_file)).unet.state_dict()
+    save_file(plain, one_file)
+    alone = load(open_checkpoint(one_file)).unet.state_dict()
+    assert all(torch.equal(value, alone[name]) for name, value in beside.items()), "averages beside are not the weights"
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.float32, torch.float16, torch.uint8])

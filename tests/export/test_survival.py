@@ -1,4 +1,4 @@
-"""Real exports that are killed, that meet each other, and that run out of disk: the store stays valid.
+"""Real exports that are killed, that meet each other, that run out of disk or of memory: the store stays valid.
 
 A server imports torch once and forks a child for each export, so that twenty of them take a minute.
 """
@@ -6,15 +6,19 @@ A server imports torch once and forks a child for each export, so that twenty of
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
+from clipskip.__main__ import main
+from clipskip.engines import child
 from clipskip.engines.report import verify
 from clipskip.engines.store import Store
 
@@ -135,3 +139,67 @@ def test_a_disk_that_fills_up_is_said_with_its_exit_status_and_leaves_nothing_b3
     assert servers[0].status() == 7
     assert not [each for each in root.iterdir() if each.is_dir()]
     assert "free" in log.read_text()
+
+
+DYING = """
+import ctypes, os
+from clipskip.engines import child
+from clipskip.export import build
+
+def half(draft, *rest):
+    (draft.folder / "half").write_bytes(bytes(1000))
+    {death}
+
+build.build = half
+child.main()
+"""
+DEATHS = {
+    "the system kills it": "os.kill(os.getpid(), 9)",
+    "operator new throws std::bad_alloc": "ctypes.CDLL('libstdc++.so.6')['_Znwm'](ctypes.c_size_t(1 << 62))",
+}
+
+
+@pytest.mark.parametrize("death", DEATHS.values(), ids=DEATHS)
+def test_an_export_whose_process_is_killed_says_so_and_leaves_nothing_b8(tiny, tmp_path, monkeypatch, capsys, death):
+    monkeypatch.setattr(child, "COMMAND", (sys.executable, "-c", DYING.format(death=death)))
+    assert main(["export", str(tiny), "--out", str(tmp_path / "store"), "--json"]) == 5
+    out, err = capsys.readouterr()
+    error = json.loads(out)["error"]
+    assert (error["code"], error["field"]) == ("device_out_of_memory", "export")
+    assert "export: its process was killed (out of memory? it held up to" in error["message"]
+    assert "more memory" in error["hint"]
+    assert "Traceback" not in err
+    assert os.listdir(tmp_path / "store") == []
+
+
+def command(tiny, root):
+    return [sys.executable, "-m", "clipskip", "export", str(tiny), "--out", str(root)]
+
+
+@pytest.mark.parametrize("megabytes", [300, 450, 600, 900])
+def test_an_export_under_a_limit_of_memory_ends_with_the_status_for_it_b8(tiny, tmp_path, megabytes):
+    """Some library or other gets none: Python says so, or it is a C++ library's std::bad_alloc, or another's exit."""
+    limit = (megabytes << 20,) * 2
+    done = subprocess.run(
+        command(tiny, tmp_path / "store"), capture_output=True, text=True, timeout=120,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, limit),
+    )  # fmt: skip
+    assert done.returncode == 5, done.stderr
+    assert "memory" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert os.listdir(tmp_path / "store") == []
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_an_export_and_its_child_and_leaves_nothing_b1(tiny, tmp_path, number, status):
+    root = tmp_path / "store"
+    with subprocess.Popen(command(tiny, root), stderr=subprocess.PIPE, text=True) as parent:
+        while "loading the networks" not in parent.stderr.readline():
+            assert parent.poll() is None
+        (inner,) = Path("/proc", str(parent.pid), "task", str(parent.pid), "children").read_text().split()
+        parent.send_signal(number)
+        assert "nothing half-made was kept" in parent.stderr.read()
+    assert parent.returncode == status
+    assert os.listdir(root) == []
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(inner), 0)

@@ -16,6 +16,7 @@ import pytest
 from clipskip.backends import Backend, backend_named
 from clipskip.backends.tensorrt import tensorrt_backend
 from clipskip.engines import gpu
+from clipskip.engines.manifest import AxisRange
 from clipskip.engines.shapes import BuildOptions
 from clipskip.engines.store import Store
 from clipskip.engines.tensorrt import build
@@ -79,7 +80,7 @@ def engines(backend: Backend, sample_fp16_store: Path, tmp_path_factory: pytest.
 
         publish_plans(Store(root))
     else:
-        build(Store(root), target=backend.target, options=BuildOptions(), progress=print)
+        build(Store(root), target=backend.target, options=BuildOptions(sizes=AxisRange(32, 64, 96)), progress=print)
     return root
 
 

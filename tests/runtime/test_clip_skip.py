@@ -45,7 +45,7 @@ def skipped(
 
 @pytest.mark.parametrize("clip_skip", range(1, 14))
 def test_n_keeps_13_minus_n_of_12_layers_and_diffusers_calls_it_n_minus_1(clip_skip: int) -> None:
-    assert skipped(clip_skip).layers == skipped(clip_skip).negative_layers == 13 - clip_skip
+    assert skipped(clip_skip).depths == {13 - clip_skip}
     assert skipped(None, clip_skip - 1) == skipped(clip_skip)
 
 
@@ -80,7 +80,7 @@ def test_what_diffusers_takes_silently_is_refused_in_its_own_numbering(value: An
 
 
 def test_the_range_follows_the_models_layers() -> None:
-    assert skipped(4, layers=3).layers == 0
+    assert skipped(4, layers=3).depths == {0}
     with pytest.raises(RequestError, match=r"clip_skip must be 1\.\.4, not 5"):
         skipped(5, layers=3)
 
@@ -92,7 +92,7 @@ def test_both_numberings_at_once_are_refused_even_when_they_agree() -> None:
 
 def test_the_negative_prompt_follows_the_prompt_unless_it_has_its_own_skipped() -> None:
     assert skipped(3).request.negative_clip_skip == 3
-    assert (skipped(3, negative=1).layers, skipped(3, negative=1).negative_layers) == (10, 12)
+    assert [text.layers for text in skipped(3, negative=1).texts] == [(10,), (12,)]
     own = skipped(negative=1, recommended=2).request
     assert (own.clip_skip, own.negative_clip_skip) == (2, 1)
     with pytest.raises(RequestError, match=r"negative_clip_skip must be 1\.\.13"):

@@ -83,9 +83,10 @@ def mixed(number: int, prompt: str) -> clipskip.Request:
 
 
 class Counting(OnnxRuntime):
-    """ONNX Runtime that counts the calls of the step engine."""
+    """ONNX Runtime that counts the calls of the step engine, and for how many slots each was."""
 
     calls = 0
+    slots: tuple[int, ...] = ()
 
     def open(self, artefact: Artefact, path: Path) -> Engine:
         engine = super().open(artefact, path)
@@ -97,6 +98,7 @@ class Counting(OnnxRuntime):
 
             def run_and_count(changes: Any) -> None:
                 self.calls += 1
+                self.slots += (len(feeds["state"]),)
                 run(changes)
 
             made.run = run_and_count  # type: ignore[method-assign]
@@ -172,3 +174,28 @@ def test_hundreds_of_requests_leave_no_memory_behind_e15(sample_store: Path) -> 
                 resident.append(resident_bytes())
     slope = np.polyfit(np.arange(len(resident)) * 10, resident, 1)[0]
     assert slope < 4096, f"{slope:.0f} bytes a request"
+
+
+def test_nothing_is_computed_for_a_request_that_was_cancelled_and_all_it_held_is_free_e3(sample_store: Path) -> None:
+    one = clipskip.Request(prompt="a red circle", sampler="DPM++ 2M", steps=6, seed=3, **SMALL)
+    other = clipskip.Request(prompt="a green ring", sampler="Euler a", steps=5, seed=4, **SMALL)
+    backend = Counting()
+    with clipskip.open(sample_store, backend=backend) as pipe:
+        alone = [picture(pipe, request) for request in (one, other)]
+        backend.slots = ()
+        cancelled = pipe.steps(one)
+        next(cancelled)
+        cancelled.close()
+        assert backend.slots == (1,), "one call was made before"
+        assert not pipe._driver._batches, "the batch and its loop are given back"
+        cancelled, running = pipe.steps(one), pipe.steps(other)
+        next(cancelled)
+        next(running)
+        assert backend.slots[-1] == 2, "they shared a call"
+        calls = len(backend.slots)
+        cancelled.close()
+        *_, last = running
+        assert set(backend.slots[calls:]) == {1}, "from the next call on it is not there"
+        assert len(backend.slots) - calls == 4
+        np.testing.assert_array_equal(np.asarray(last.results[0].images[0]), alone[1])
+        np.testing.assert_array_equal(picture(pipe, one), alone[0])

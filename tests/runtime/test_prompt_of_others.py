@@ -145,7 +145,8 @@ def test_no_prompt_fills_the_memory_or_takes_long_d24(prompt: str, evaluations: 
 
 
 def parsed(prompt: str, evaluations: int) -> tuple[parts.Text, ...]:
-    return parts.parse(Request(prompt=prompt), evaluations, (12, 12), sample_tokenizer(), ())
+    once = ((evaluations, 1),)
+    return parts.parse(Request(prompt=prompt), (once, once), 12, evaluations, sample_tokenizer(), ())
 
 
 def test_the_contexts_of_a_prompt_are_bounded_and_the_refusal_says_how() -> None:

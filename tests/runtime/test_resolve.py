@@ -20,7 +20,7 @@ def resolved(**fields):
 
 def test_a_bare_prompt_gets_every_default():
     found = resolving.resolved("a cat")
-    assert (found.width, found.height, found.layers, found.negative_layers) == (128, 128, 12, 12)
+    assert (found.width, found.height, found.depths) == (128, 128, {12})
     assert (found.sampler.name, found.schedule) == ("DPM++ 2M", "karras")
     assert 0 <= found.seeds[0][0] < 2**32
     filled = dataclasses.asdict(found.request)
@@ -36,7 +36,7 @@ def test_resolving_a_resolved_request_changes_nothing():
 def test_the_recommended_clip_skip_is_the_default():
     model = dataclasses.replace(MODEL, recommended_clip_skip=2)
     found = resolving.resolved("", model=model)
-    assert (found.request.clip_skip, found.layers) == (2, 11)
+    assert (found.request.clip_skip, found.depths) == (2, {11})
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_a_wrong_value_is_refused_by_name_with_what_would_be_right(message, give
 
 def test_without_a_model_every_field_is_refused_that_will_be_and_nothing_else():
     request = Request(prompt="<lora:a:1>", negative_prompt="\0", clip_skip=99, sampler="DPM", schedule="a", seed=-5)
-    assert [*refusals(request)] == ["negative_prompt", "prompt", "seed", "clip_skip", "sampler", "schedule"]
+    assert [*refusals(request)] == ["negative_prompt", "prompt", "seed", "sampler", "schedule", "clip_skip"]
     assert [*refusals(Request(prompt="", sampler="Euler turbo"))] == ["schedule"]
     assert refusals(Request(prompt="a AND b :99", clip_skip=13, width=8, height=2048)) == {}
 
@@ -408,7 +408,7 @@ def test_an_edited_prompt_is_parsed_whole():
 
 def test_each_text_has_the_layers_of_its_own_clip_skip():
     found = resolved(prompt="a AND b", negative_prompt="c", clip_skip=2, negative_clip_skip=5)
-    assert [text.layers for text in found.texts] == [11, 11, 8]
+    assert [text.layers for text in found.texts] == [(11,), (11,), (8,)]
 
 
 @pytest.mark.parametrize("field", ["prompt", "negative_prompt"])
@@ -424,7 +424,8 @@ def test_a_negative_prompt_that_is_not_used_is_not_parsed():
 
 def test_a_prompt_that_was_parsed_before_is_taken_as_it_was():
     prompt = "a (red:1.2) circle on [a green:a blue:0.5] background, " * 12
-    assert resolved(prompt=prompt, seed=1).texts[0].variants is resolved(prompt=prompt, seed=2, cfg=3).texts[0].variants
+    first, again = (resolved(prompt=prompt, seed=seed, cfg=seed).texts[0].variants for seed in (1, 2))
+    assert all(one is other for one, other in zip(first, again, strict=True))
 
 
 def test_a_prompt_whose_chunks_would_fill_the_memory_is_not_remembered():

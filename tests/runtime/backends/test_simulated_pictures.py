@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -202,11 +203,16 @@ def test_a_lost_device_refuses_all_further_work_e9(store: Path) -> None:
 
 def test_a_cancelled_request_gives_its_context_back_e3(store: Path, expected: Pipeline) -> None:
     request = Request(prompt="a red circle", seed=1, **SMALL)
-    backend, _ = simulated(settings=Settings(contexts=1, timeout=0.1))
+    backend, device = simulated(settings=Settings(contexts=1, timeout=0.1))
     with clipskip.open(store, backend=backend) as pipe:
         steps = pipe.steps(request)
         next(steps)
+        device.trace.clear()
         steps.close()
+        assert not [call for call in device.trace if call.name == "launch"], "nothing more is computed for it"
+        wide = replace(request, width=72)  # another shape needs the one context for itself
+        assert same(pipe.run([wide]), expected.run([wide]))
+        assert Counter(call.name for call in device.trace)["launch"] == wide.steps, "only its own"
         assert same(pipe.run([request]), expected.run([request]))
 
 
