@@ -18,11 +18,11 @@ from clipskip.engines.manifest import ModelFacts
 from .errors import CheckpointError, ManifestError, RequestError
 from .fields import WHOLE, parse, shown, written
 from .infotext import DIGEST, Infotext, bare, key
-from .names import split_schedule
 from .prompt import composition, networks
 from .prompt.parts import without_comments
 from .request import EMPHASES, FIELDS, Request, canonical
 from .resolve import refusals
+from .samplers import split_schedule
 
 if TYPE_CHECKING:
     from .inversions import Inversions

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import secrets
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 from clipskip.engines.manifest import Artefact, AxisRange, ModelFacts
@@ -13,16 +14,16 @@ from clipskip.engines.shapes import LATENT, TOKENS
 from .errors import RequestError
 from .fields import SD1_LAYERS, shown
 from .inversions import Inversions
-from .names import choice, sampler_and_schedule
 from .noise import LARGEST_SEED, image_seeds
 from .prompt import check_text, networks, parts
 from .prompt.parts import Depths, Text
-from .request import FIELDS, Request, check_types
-from .samplers import Sampler
-from .schedules import NoiseModel
+from .request import FIELDS, OWN, Request, check_types
+from .samplers import Sampler, choice, sampler_named, schedule_named, split_schedule
+from .schedules import SCHEDULES, NoiseModel, settings
 from .tokenizer import Tokenizer
 
 MAX_PIXELS = 2048 * 2048
+MOST_LEVELS, LEAST_LEVEL, LARGEST_LEVEL = 10_000, 0.0001, 10_000  # of noise, listed in a request
 DEEP_CLIP_SKIPS = ((2, "pictures tend to look like those of a low guidance"), (5, "results are erratic"))
 NETWORK_KINDS = ("lora", "lyco", "locon", "hypernet")
 UNBOUNDED = AxisRange(1, 1, 2**31 - 1)
@@ -96,7 +97,7 @@ def resolve(
     """Check every field, fill in every default, parse the prompts. RequestError names the field and what is valid."""
     typed = check_types(request)
     request = _checked(typed)
-    request, sampler, unused = sampler_and_schedule(request, noise_model(model))
+    request, sampler, unused = _sampler_and_schedule(request, noise_model(model))
     evaluations = request.steps * sampler.calls_per_step
     request, skips, notes = _clip_skips(request, model, evaluations)
     notes += [*parts.notes(typed, request), *unused]
@@ -128,7 +129,7 @@ def refusals(request: Request) -> dict[str, RequestError]:
     while True:
         try:
             checked = _checked(check_types(request))
-            sampler_and_schedule(checked, NoiseModel())
+            _sampler_and_schedule(checked, NoiseModel())
             _clip_skips(checked, ANY_MODEL, checked.steps)
             _size(checked, ANY_MODEL, ANY_LIMITS)
             return found
@@ -197,6 +198,66 @@ def _clip_skips(
         notes += [f"{name} {value}: above {limit} {what}" for limit, what in DEEP_CLIP_SKIPS if value > limit]
     request = replace(request, clip_skip=skip, clip_skip_diffusers=None, negative_clip_skip=negative_skip)
     return request, (own, negative), notes
+
+
+def _sampler_and_schedule(request: Request, noise: NoiseModel) -> tuple[Request, Sampler, list[str]]:
+    """The request with its schedule by name and nothing that has no effect; its sampler; and what the result says.
+
+    A sampler's name may end in its schedule's, as in "DPM++ 2M Karras"; an explicit schedule must agree with it.
+    """
+    name, suffix = split_schedule(request.sampler)
+    sampler, schedule = sampler_named(name), schedule_named(request.schedule)
+    suffix = schedule_named(suffix or "automatic")
+    if schedule not in (suffix, "automatic") and suffix != "automatic":
+        message = f"sampler {request.sampler!r} names the schedule {suffix}, and schedule says {schedule}"
+        raise RequestError(message, field="schedule", hint="give one of them")
+    schedule = suffix if schedule == "automatic" else schedule
+    request = replace(request, sampler=sampler.name, schedule=schedule)
+    request, notes = _levels(request, sampler, noise)
+    unused = [name for name in OWN if getattr(request, name) is not None and name not in _taken(request, sampler)]
+    notes += [f"{name} is not used by {sampler.name} with schedule {request.schedule}" for name in unused]
+    dropped: dict[str, Any] = dict.fromkeys(unused)
+    return replace(request, **dropped), sampler, notes
+
+
+def _taken(request: Request, sampler: Sampler) -> tuple[str, ...]:
+    own = sampler.levels is not None or request.sigmas is not None
+    return sampler.settings if own else (*sampler.settings, *settings(SCHEDULES[request.schedule]))
+
+
+def _levels(request: Request, sampler: Sampler, noise: NoiseModel) -> tuple[Request, list[str]]:
+    """The request with what says its noise levels checked, and only that; and what the result says."""
+    given = request.schedule if request.schedule not in ("automatic", sampler.automatic) else None
+    schedule = given or sampler.automatic
+    if sampler.levels is None:
+        own = sampler.noise_model(noise.beta_start, noise.beta_end, noise.steps)
+        low, high = request.sigma_min or own.sigma_min, request.sigma_max or own.sigma_max
+        if request.sigmas is None:
+            if low >= high and "sigma_min" in settings(SCHEDULES[schedule]):
+                field = "sigma_max" if request.sigma_min is None else "sigma_min"
+                raise RequestError(f"sigma_min {low:.6g} must be below sigma_max {high:.6g}", field=field)
+            return replace(request, schedule=schedule), []
+        levels = _falling(request.sigmas)
+        notes = [f"sigmas has the noise levels: schedule {given} is not used"] if given else []
+        return replace(request, schedule=sampler.automatic, sigmas=levels, steps=len(levels)), notes
+    most = noise.steps if sampler.unit else request.steps
+    least = 1 if len(sampler.levels(1, noise)) > 1 else 2
+    if not least <= request.steps <= most:
+        message = f"steps must be {least}..{most} for {sampler.name}, not {request.steps}"
+        raise RequestError(message, field="steps")
+    unused = [f"schedule {given}"] * bool(given) + ["sigmas"] * bool(request.sigmas)
+    notes = [f"{sampler.name} has timesteps of its own: {each} is not used" for each in unused]
+    return replace(request, schedule=sampler.automatic, sigmas=None), notes
+
+
+def _falling(sigmas: tuple[float, ...]) -> tuple[float, ...]:
+    """The noise levels that a request lists, without a last 0. RequestError for what no sampler can visit."""
+    levels = sigmas[:-1] if sigmas and sigmas[-1] == 0 else sigmas
+    falling = all(high > low for high, low in pairwise(levels))
+    if not (falling and 1 <= len(levels) <= MOST_LEVELS and levels[-1] >= LEAST_LEVEL and levels[0] <= LARGEST_LEVEL):
+        message = f"sigmas must be 1 to {MOST_LEVELS} falling numbers, {LEAST_LEVEL} to {LARGEST_LEVEL}, not"
+        raise RequestError(f"{message} {shown(sigmas)}", field="sigmas", hint="0 may follow as the last one")
+    return levels
 
 
 def _size(request: Request, model: ModelFacts, limits: Limits) -> tuple[int, int]:

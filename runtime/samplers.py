@@ -2,13 +2,14 @@
 
 Every explicit sampler is linear in what it remembers, so running its formulas once on *basis vectors* yields the matrix
 that the step engine applies: `state' = update @ concat(state, out, noise)`. The formulas are in `onestep` and
-`multistep`. Knows nothing of engines, prompts or pictures.
+`multistep`; what samplers are called is here as well. Knows nothing of engines, prompts or pictures.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -16,19 +17,11 @@ import numpy.typing as npt
 
 from clipskip.engines.shapes import SLOTS
 
-from . import multistep, onestep
+from . import multistep, onestep, schedules
 from .basis import Content, Denoised, Solver, Vector, out, x
-from .schedules import (
-    LCMNoise,
-    NoiseModel,
-    Sigmas,
-    UniPCNoise,
-    ddim_levels,
-    fast_levels,
-    settings,
-    sigmas,
-    unipc_levels,
-)  # fmt: skip
+from .errors import RequestError
+from .fields import did_you_mean, shown
+from .schedules import SCHEDULES, NoiseModel, Sigmas, settings, sigmas
 
 
 @dataclass(frozen=True)
@@ -130,21 +123,50 @@ SAMPLERS = (
         2,
         discard=True,
     ),
-    Sampler("DPM fast", ("k_dpm_fast",), onestep.dpm_fast, 3, levels=fast_levels),
+    Sampler("DPM fast", ("k_dpm_fast",), onestep.dpm_fast, 3, levels=schedules.fast_levels),
     Sampler("Restart", ("restart",), onestep.restart, 2, "karras", 2),
-    Sampler("DDIM", ("DDIMScheduler",), onestep.ddim, 1, levels=ddim_levels, unit=True),
-    Sampler("PLMS", ("PNDMScheduler",), multistep.plms, 4, levels=ddim_levels, unit=True),
+    Sampler("DDIM", ("DDIMScheduler",), onestep.ddim, 1, levels=schedules.ddim_levels, unit=True),
+    Sampler("PLMS", ("PNDMScheduler",), multistep.plms, 4, levels=schedules.ddim_levels, unit=True),
     Sampler(
         "UniPC",
         ("uni_pc", "UniPCMultistepScheduler"),
         multistep.unipc,
         3,
-        levels=unipc_levels,
+        levels=schedules.unipc_levels,
         unit=True,
-        noise_model=UniPCNoise,
+        noise_model=schedules.UniPCNoise,
     ),
-    Sampler("LCM", ("k_lcm", "LCMScheduler"), onestep.lcm, 1, noise_model=LCMNoise, denoiser=consistency),
+    Sampler("LCM", ("k_lcm", "LCMScheduler"), onestep.lcm, 1, noise_model=schedules.LCMNoise, denoiser=consistency),
 )
+
+# Names that other programs use for the same things, and what comes closest to those that are missing here; samplers'
+# after `_sampler_key`, schedules' after `_key`.
+SCHEDULE_ALIASES = {
+    "sgm": "sgm_uniform", "ka": "karras", "k": "karras", "discrete": "uniform", "default": "automatic",
+    "ddimuniform": "ddim", "ays": "align_your_steps", "aligned": "align_your_steps",
+}  # fmt: skip
+CLOSEST_SAMPLERS = {
+    **dict.fromkeys(("dpmsolver", "deis", "deismultistep", "resmultistep", "dpm2mv2"), "DPM++ 2M"),
+    **dict.fromkeys(("dpm2s", "dpmsolversinglestep"), "DPM++ 2S a"),
+    **dict.fromkeys(("ipndm", "ipndmv"), "PLMS"),
+    **dict.fromkeys(("ddiminverse", "ddimtrailing", "ddimcfg"), "DDIM"),
+    "dpmadaptive": "DPM fast",
+    "dpmad": "DPM fast",
+    "ddpm": "Euler a",
+    "heunpp2": "Heun",
+    "unipcbh2": "UniPC",
+    "tcd": "LCM",
+}
+CLOSEST_SCHEDULES = {
+    **dict.fromkeys(("linearquadratic", "smoothstep"), "uniform"),
+    "turbo": "sgm_uniform",
+    "gits": "align_your_steps",
+}
+WHY_NOT = {
+    "dpmadaptive": "it chooses its steps by looking at the picture; ",
+    "ddimcfg": "it needs the network's answer to the negative prompt by itself, which the engines do not give; ",
+}
+_BEFORE, _AFTER = re.compile(r"^(k|sample)[_ ]"), re.compile(r"(discrete)?(scheduler)?(gpu)?$")
 
 
 def plan(
@@ -198,3 +220,49 @@ def _update(content: Content) -> npt.NDArray[np.float64]:
     update = np.zeros((SLOTS, SLOTS + 2))
     update[: len(content)] = content
     return update
+
+
+def sampler_named(name: str) -> Sampler:
+    """The sampler that has this name here or in another program. RequestError, with the closest one."""
+    samplers = {sampler.name: sampler for sampler in SAMPLERS}
+    aliases = {_sampler_key(alias): sampler.name for sampler in SAMPLERS for alias in sampler.aliases}
+    return samplers[choice("sampler", name, samplers, aliases, CLOSEST_SAMPLERS)]
+
+
+def schedule_named(name: str) -> str:
+    """The schedule, or `automatic`, that has this name here or in another program. RequestError as above."""
+    return choice("schedule", name, ("automatic", *SCHEDULES), SCHEDULE_ALIASES, CLOSEST_SCHEDULES)
+
+
+def split_schedule(sampler: str) -> tuple[str, str | None]:
+    """A sampler's name as programs before A1111 1.9 write it, without its schedule's; and that, if it has one."""
+    keys = {*map(_key, SCHEDULES), *SCHEDULE_ALIASES, *CLOSEST_SCHEDULES} - {"ddim"}  # that is a sampler's as well
+    for count in (3, 2, 1):
+        words = sampler.replace("_", " ").rsplit(None, count)
+        if len(words) > count and _key("".join(words[1:])) in keys:
+            return words[0], " ".join(words[1:])
+    return sampler, None
+
+
+def choice(
+    field: str, value: str, valid: Iterable[str], aliases: Mapping[str, str] = {}, closest: Mapping[str, str] = {}
+) -> str:
+    """The name among `valid` that `value` means. RequestError, with the closest one."""
+    by_key, key = {_key(name): name for name in valid}, _sampler_key(value) if field == "sampler" else _key(value)
+    if found := by_key.get(key, aliases.get(key)):
+        return found
+    message = f"{field} must be one of {', '.join(by_key.values())}; not {shown(value)}"
+    if key in closest:
+        raise RequestError(message, field=field, hint=f"{WHY_NOT.get(key, '')}{closest[key]!r} is the closest one")
+    raise RequestError(message, field=field, hint=did_you_mean(key, by_key, 0.5))
+
+
+def _sampler_key(name: str) -> str:
+    """A1111's name without case, spaces and punctuation, for k-diffusion's, ComfyUI's and diffusers' as well."""
+    key = _AFTER.sub("", _key(_BEFORE.sub("", name.lower())))
+    return key.replace("dpmpp", "dpm").replace("ancestral", "a")
+
+
+def _key(name: str) -> str:
+    """Names are matched without case, spaces or punctuation."""
+    return "".join(c for c in name.lower() if c.isalnum())

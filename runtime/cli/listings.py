@@ -39,7 +39,7 @@ def samplers(args: argparse.Namespace) -> Outcome:
 
 def schedules(args: argparse.Namespace) -> Outcome:
     """Every schedule, in A1111's order."""
-    from clipskip.names import SCHEDULE_ALIASES
+    from clipskip.samplers import SCHEDULE_ALIASES
     from clipskip.schedules import SCHEDULES, settings
 
     rows = [

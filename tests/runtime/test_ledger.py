@@ -70,6 +70,27 @@ def test_a_setting_that_is_not_honoured_is_noted(setting: str) -> None:
     assert (found.request.steps, found.request.seed, found.request.width) == (4, 5, 128)
 
 
+@pytest.mark.parametrize(
+    ("setting", "field", "value"),
+    [
+        ("Eta: 0.67", "eta", 0.67),
+        ("Eta DDIM: 0.5", "eta", 0.5),
+        ("Sigma churn: 1", "s_churn", 1.0),
+        ("Sigma tmin: 0.1", "s_tmin", 0.1),
+        ("Sigma tmax: 9", "s_tmax", 9.0),
+        ("Sigma noise: 1.003", "s_noise", 1.003),
+        ("Schedule rho: 5", "rho", 5.0),
+        ("Schedule min sigma: 0.1", "sigma_min", 0.1),
+        ("Schedule max sigma: 12", "sigma_max", 12.0),
+        ('Sigmas: "14.6,7,0.5"', "sigmas", (14.6, 7.0, 0.5)),
+    ],
+)
+def test_settings_of_samplers_and_schedules_are_read_by_a1111s_names(setting: str, field: str, value: object) -> None:
+    found = read(f"{S}, {setting}")
+    assert getattr(found.request, field) == value
+    assert (found.ignored, list(found.honoured)[-1]) == ({}, setting.split(":")[0])
+
+
 def test_settings_of_one_kind_share_a_note_which_names_each() -> None:
     found = read(f"{S}, Hires upscale: 2, Skip: 0.5, Hires steps: 10, Hires upscaler: {'Latent' * 20}")
     assert found.notes() == [

@@ -7,10 +7,9 @@ import json
 import pytest
 
 from clipskip.__main__ import main
-from clipskip.names import choice, sampler_and_schedule
-from clipskip.request import OWN, Request
-from clipskip.samplers import SAMPLERS
-from clipskip.schedules import SCHEDULES, NoiseModel, settings
+from clipskip.request import OWN
+from clipskip.samplers import SAMPLERS, sampler_named, schedule_named
+from clipskip.schedules import SCHEDULES, settings
 
 
 @pytest.fixture
@@ -33,12 +32,10 @@ def test_all_samplers_and_schedules_are_listed_with_a_source(listed: dict[str, l
 def test_every_listed_alias_is_a_name_that_requests_take(listed: dict[str, list[dict[str, object]]]) -> None:
     for row in listed["samplers"]:
         for alias in row["aliases"]:  # type: ignore[attr-defined]
-            request, sampler, _ = sampler_and_schedule(Request(prompt="", sampler=alias), NoiseModel())
-            assert request.sampler == sampler.name == row["name"]
+            assert sampler_named(alias).name == row["name"]
     for row in listed["schedules"]:
         for alias in row["aliases"]:  # type: ignore[attr-defined]
-            request, _, _ = sampler_and_schedule(Request(prompt="", sampler="Heun", schedule=alias), NoiseModel())
-            assert choice("schedule", request.schedule, SCHEDULES) == row["name"]
+            assert schedule_named(alias) == row["name"]
 
 
 def test_every_setting_of_a_formula_is_a_field_of_requests_and_each_such_field_is_someones() -> None:
