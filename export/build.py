@@ -9,12 +9,12 @@ from importlib.metadata import version
 
 from torch import nn
 
-from clipskip.engines import gpu
+from clipskip.engines import gates, gpu
+from clipskip.engines.gates import Case
 from clipskip.engines.manifest import DECODE, ENCODE, ROLE, STEP, Artefact, ModelFacts, Role
 from clipskip.engines.publish import Draft
-from clipskip.export import cases, gates, graphs, models, onnxfile, tokenizer
+from clipskip.export import cases, graphs, models, onnxfile, tokenizer
 from clipskip.export.checkpoint import Checkpoint
-from clipskip.export.gates import Case
 from clipskip.export.graphs import Graph
 
 _USED = ("torch", "transformers", "diffusers", "onnx", "onnx-ir", "onnxscript")
@@ -43,7 +43,7 @@ def build(draft: Draft, source: Checkpoint, facts: ModelFacts, say: Callable[[st
     texts = [Role("text", layers) for layers in range(facts.layers + 1) if Role("text", layers) in roles]
     if texts or STEP in roles:
         say("asking torch for the contexts")
-        depths = cases.text(networks.text, facts, source.vocabulary, half)
+        depths = cases.text(networks.text, facts, half)
     if texts:
         settle(networks.text)
         trials = {role: depths[role.layers or 0] for role in texts}

@@ -1,4 +1,4 @@
-"""The gates: a graph is published only if ONNX Runtime gets what torch gets. `cases` says on which inputs."""
+"""The gates: a graph is published only if ONNX Runtime gets what it is to get. `trials` says on which inputs."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from clipskip.engines.manifest import DECODE, Role
 
 Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
+Pairs = Sequence[tuple[Arrays, Arrays]]  # what a graph gave, and what it was to give
 FP32_RELATIVE, FP32_ABSOLUTE = 1e-5, 1e-4
 FP16_RELATIVE = {"text": 4e-3, "step": 1e-2, "encode": 1e-2}
 FP16_RATIO = 2.0  # of torch's own fp16 error
+TORCH_FP16 = "torch_fp16_relative_l2"  # the name of that error in a parity
 PSNR = 40.0  # dB
 
 
@@ -32,41 +34,53 @@ class Case:
 
 
 def measure(role: Role, path: Path, cases: Sequence[Case]) -> dict[str, float]:
-    """The graph's parity on the cases. NumericalError where it fails a gate, ExportError where it does not run."""
-    pairs = _run(path, cases)
+    """The graph's parity with torch. NumericalError where it fails a gate, ExportError where it does not run."""
+    halves = [(case.half, case.exact) for case in cases if case.half]
+    own = {TORCH_FP16: _worst(relative_l2, halves)} if halves else {}
+    outputs = run(path, [case.feeds for case in cases])
+    return judge(role, [(got, case.exact) for got, case in zip(outputs, cases, strict=True)], own)
+
+
+def judge(role: Role, pairs: Pairs, own: Mapping[str, float], than: str = "torch") -> dict[str, float]:
+    """The parity of what was computed with what `than` computes, or a NumericalError.
+
+    `own`: a parity with torch's own error at half precision, by which an fp16 graph is judged; others have none.
+    """
     if role == DECODE:
-        return _pictures(pairs)
-    parity = {"relative_l2": _worst(relative_l2, [(got, case.exact) for case, got in pairs])}
-    parity["max_abs"] = _worst(max_abs, [(got, case.exact) for case, got in pairs])
+        return _pictures(pairs, than)
+    parity = {"relative_l2": _worst(relative_l2, pairs), "max_abs": _worst(max_abs, pairs)}
     limits = {"relative_l2": FP32_RELATIVE, "max_abs": FP32_ABSOLUTE}
-    if halves := [(case.half, case.exact) for case in cases if case.half]:
-        parity["torch_fp16_relative_l2"] = _worst(relative_l2, halves)
-        limits = {"relative_l2": min(FP16_RELATIVE[role.part], FP16_RATIO * parity["torch_fp16_relative_l2"])}
+    if TORCH_FP16 in own:
+        parity[TORCH_FP16] = own[TORCH_FP16]
+        limits = {"relative_l2": min(FP16_RELATIVE[role.part], FP16_RATIO * own[TORCH_FP16])}
     for name, limit in limits.items():
         if not parity[name] <= limit:
-            raise NumericalError(f"{role} differs from torch: {name} is {parity[name]:.3g}, allowed is {limit:.3g}")
+            raise NumericalError(f"{role} differs from {than}: {name} is {parity[name]:.3g}, allowed is {limit:.3g}")
     return parity
 
 
-def _run(path: Path, cases: Sequence[Case]) -> list[tuple[Case, Arrays]]:
-    """Each case, and what ONNX Runtime makes of it."""
+def run(model: Path | bytes, feeds: Sequence[Arrays], weights: Path | None = None) -> list[Arrays]:
+    """What ONNX Runtime makes of the inputs on the CPU. `weights`: the folder of a graph's weight file, for bytes."""
     onnxruntime = gpu.onnxruntime()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.add_session_config_entry("session.disable_prepacking", "1")  # a second copy of the weights, for two runs
+    if weights is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights))
+    name, source = (model.name, str(model)) if isinstance(model, Path) else ("the rewritten graph", model)
     arguments = {"providers": ["CPUExecutionProvider"], "disabled_optimizers": ["ConstantFolding"]}  # nor one in fp32
     try:
-        session = onnxruntime.InferenceSession(str(path), options, **arguments)
+        session = onnxruntime.InferenceSession(source, options, **arguments)
     except Exception as error:  # its exceptions have no common type of their own
-        raise ExportError(f"ONNX Runtime cannot open {path.name}: {error}") from error
+        raise ExportError(f"ONNX Runtime cannot open {name}: {error}") from error
     names = [output.name for output in session.get_outputs()]
     try:
-        return [(case, dict(zip(names, session.run(names, dict(case.feeds)), strict=True))) for case in cases]
+        return [dict(zip(names, session.run(names, dict(feed)), strict=True)) for feed in feeds]
     except Exception as error:
-        raise ExportError(f"ONNX Runtime cannot run {path.name}: {error}") from error
+        raise ExportError(f"ONNX Runtime cannot run {name}: {error}") from error
 
 
-def _worst(error: Callable[[Array, Array], float], pairs: Sequence[tuple[Arrays, Arrays]]) -> float:
+def _worst(error: Callable[[Array, Array], float], pairs: Pairs) -> float:
     """The largest error over all outputs; infinite where an output is not finite, for NaN compares as no error."""
     tensors = [
         (outputs[name].astype(np.float64), exact[name].astype(np.float64)) for outputs, exact in pairs for name in exact
@@ -85,14 +99,14 @@ def max_abs(got: Array, exact: Array) -> float:
     return float(np.abs(got - exact).max())
 
 
-def _pictures(pairs: Sequence[tuple[Case, Arrays]]) -> dict[str, float]:
+def _pictures(pairs: Pairs, than: str) -> dict[str, float]:
     """8-bit pictures, and whether a picture that is not finite is called so. The last bit may fall either way."""
-    for case, got in pairs:
-        if not np.array_equal(got["finite"], case.exact["finite"]):
-            raise NumericalError(f"decode calls pictures finite as {got['finite']}, torch as {case.exact['finite']}")
-    worst = min(psnr(got["image"], case.exact["image"]) for case, got in pairs if case.exact["finite"].all())
+    for got, exact in pairs:
+        if not np.array_equal(got["finite"], exact["finite"]):
+            raise NumericalError(f"decode calls pictures finite as {got['finite']}, {than} as {exact['finite']}")
+    worst = min(psnr(got["image"], exact["image"]) for got, exact in pairs if exact["finite"].all())
     if not worst >= PSNR:
-        raise NumericalError(f"decode differs from torch: PSNR is {worst:.1f} dB, at least {PSNR:.0f} is asked for")
+        raise NumericalError(f"decode differs from {than}: PSNR is {worst:.1f} dB, at least {PSNR:.0f} is asked for")
     return {"psnr_db": worst}
 
 
