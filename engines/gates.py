@@ -16,6 +16,7 @@ from clipskip.engines.manifest import DECODE, Role
 
 Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
+Parity = Mapping[str, float]  # measure -> value
 Pairs = Sequence[tuple[Arrays, Arrays]]  # what a graph gave, and what it was to give
 FP32_RELATIVE, FP32_ABSOLUTE = 1e-5, 1e-4
 FP16_RELATIVE = {"text": 4e-3, "step": 1e-2, "encode": 1e-2}
@@ -33,7 +34,7 @@ class Case:
     half: Arrays  # empty for an fp32 graph
 
 
-def measure(role: Role, path: Path, cases: Sequence[Case]) -> dict[str, float]:
+def measure(role: Role, path: Path, cases: Sequence[Case]) -> Parity:
     """The graph's parity with torch. NumericalError where it fails a gate, ExportError where it does not run."""
     halves = [(case.half, case.exact) for case in cases if case.half]
     own = {TORCH_FP16: _worst(relative_l2, halves)} if halves else {}
@@ -41,14 +42,14 @@ def measure(role: Role, path: Path, cases: Sequence[Case]) -> dict[str, float]:
     return judge(role, [(got, case.exact) for got, case in zip(outputs, cases, strict=True)], own)
 
 
-def judge(role: Role, pairs: Pairs, own: Mapping[str, float], than: str = "torch") -> dict[str, float]:
+def judge(role: Role, pairs: Pairs, own: Parity, than: str = "torch") -> Parity:
     """The parity of what was computed with what `than` computes, or a NumericalError.
 
     `own`: a parity with torch's own error at half precision, by which an fp16 graph is judged; others have none.
     """
     if role == DECODE:
         return _pictures(pairs, than)
-    parity = {"relative_l2": _worst(relative_l2, pairs), "max_abs": _worst(max_abs, pairs)}
+    parity: dict[str, float] = {"relative_l2": _worst(relative_l2, pairs), "max_abs": _worst(max_abs, pairs)}
     limits = {"relative_l2": FP32_RELATIVE, "max_abs": FP32_ABSOLUTE}
     if TORCH_FP16 in own:
         parity[TORCH_FP16] = own[TORCH_FP16]
@@ -99,7 +100,7 @@ def max_abs(got: Array, exact: Array) -> float:
     return float(np.abs(got - exact).max())
 
 
-def _pictures(pairs: Pairs, than: str) -> dict[str, float]:
+def _pictures(pairs: Pairs, than: str) -> Parity:
     """8-bit pictures, and whether a picture that is not finite is called so. The last bit may fall either way."""
     for got, exact in pairs:
         if not np.array_equal(got["finite"], exact["finite"]):
