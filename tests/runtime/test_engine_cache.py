@@ -19,17 +19,18 @@ def text(layers):
 class Library:
     """A backend and a store in one, whose engines have ten bytes each; `closed` are the roles of those closed."""
 
-    target, precision = "onnx", "fp32"
+    target, precision, variants = "onnx", "fp32", ("cpu", "")
 
     def __init__(self):
         self.opened, self.closed, self.fail, self.there = [], [], None, ["fp32", "fp16"]
 
-    def find(self, role, target, precision):
+    def find(self, role, target, precision, variant):
+        self.variant = variant
         return role
 
     def manifest(self):
         return SimpleNamespace(
-            artefacts=[SimpleNamespace(identity=(STEP, "onnx"), precision=each) for each in self.there]
+            artefacts=[SimpleNamespace(identity=(STEP, "onnx", each, ""), precision=each) for each in self.there]
         )
 
     def verify(self, role):
