@@ -75,8 +75,10 @@ class Draft:
         merged = {artefact.identity: artefact for artefact in current.artefacts}
         published = {record for artefact in current.artefacts for record in artefact.files}
         for identity, (artefact, names) in self._artefacts.items():
-            if artefact.model != current.model.model_sha256 or not published.issuperset(artefact.files):
-                message = f"the store's model or graphs changed while {identity.stem} was being built"
+            same = artefact.model == current.model.model_sha256
+            if not same or not published.issuperset(artefact.files):
+                what = "graph" if same else "model"
+                message = f"the store's {what} changed while {identity.stem} was being built"
                 raise EngineIncompatible(message, path=self.folder, hint="build again")
             merged[identity] = replace(artefact, files=records(names) + artefact.files)
         artefacts = tuple(merged[identity] for identity in sorted(merged))

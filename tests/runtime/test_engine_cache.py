@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from clipskip.engine_cache import EngineCache
-from clipskip.engines.manifest import Role
+from clipskip.engines.manifest import Identity, Role
 from clipskip.errors import Closed
 
 STEP, DECODE = Role("step"), Role("decode")
@@ -127,6 +127,16 @@ def test_a_failed_opening_leaves_nothing_behind():
 
 def test_the_other_precision_is_taken_where_only_that_is_there():
     library = Library()
-    library.find = lambda role, target, precision: precision
+    library.find = lambda role, target, precision, variant: precision
     for library.there, precision in (["fp32", "fp16"], "fp32"), (["fp16"], "fp16"), ([], "fp32"):
         assert cache_of(library).artefact(STEP) == precision
+
+
+@pytest.mark.parametrize(("there", "variant"), [(["", "cpu"], "cpu"), ([""], ""), (["cuda", ""], ""), ([], "")])
+def test_the_form_that_the_backend_likes_best_is_taken_of_those_that_are_there(there, variant):
+    library = Library()
+    identities = [Identity(STEP, "onnx", "fp32", each) for each in there]
+    artefacts = [SimpleNamespace(identity=identity, precision="fp32") for identity in identities]
+    library.manifest = lambda: SimpleNamespace(artefacts=artefacts)
+    cache_of(library).artefact(STEP)
+    assert library.variant == variant
