@@ -83,9 +83,7 @@ def _lost(what: str, status: int, hint: str, words: str) -> ClipskipError:
     limits = (resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA))
     said = f":\n  {words}" if words else ""
     if status in _OF_MEMORY or any(limit != resource.RLIM_INFINITY for limit in limits):
-        peak = files.readable_size(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss << 10)
-        message = f"{what}: its process was killed (out of memory? it held up to {peak}){said}"
-        return DeviceOutOfMemory(message, field=what, hint=hint)
+        return DeviceOutOfMemory(f"{what}: its process was killed (out of memory?){said}", field=what, hint=hint)
     return ExportError(f"{what}: its process ended with status {status}{said}", field=what)
 
 

@@ -112,6 +112,11 @@ class Identity(NamedTuple):
     def __str__(self) -> str:
         return " ".join(map(str, self if self.variant else self[:3]))
 
+    @property
+    def stem(self) -> str:
+        """What its file is called, without what follows the last dot: "step", "step-cuda"."""
+        return f"{self.role}-{self.variant}" if self.variant else str(self.role)
+
 
 @dataclass(frozen=True)
 class Port:
@@ -148,9 +153,9 @@ class FileRecord:
 class Artefact:
     """One network, compiled for one target at one precision.
 
-    `files[0]` is the one to open, named after the role; the rest is read along. `ingredients` is what may change the
-    bytes ("precision", "onnx runtime", ...); its "model" is the `model_sha256` of the weights. A builder leaves both
-    empty: publish.Draft fills them in.
+    `files[0]` is the one to open, named after role and variant; the rest is read along. `ingredients` is what may
+    change the bytes ("precision", "onnx runtime", ...); its "model" is the `model_sha256` of the weights. A builder
+    leaves both empty: publish.Draft fills them in.
     """
 
     role: Role
@@ -262,7 +267,10 @@ def _check_artefact(artefact: Artefact) -> None:
     where = f"manifest.artefacts.{artefact.identity}"
     if not artefact.files:
         raise ManifestError(f"{where}: has no files", field=f"{where}.files")
-    if Path(artefact.files[0].path).stem != str(artefact.role):  # all depths of the text encoder look alike
+    if Path(artefact.files[0].path).stem not in (
+        str(artefact.role),
+        artefact.identity.stem,
+    ):  # all depths of the text encoder look alike
         raise ManifestError(f"{where}: {artefact.files[0].path} is no {artefact.role}", field=f"{where}.files")
     if "model" not in artefact.ingredients:
         raise ManifestError(f"{where}: the ingredients do not name the model", field=f"{where}.ingredients.model")

@@ -40,7 +40,7 @@ def reasons(root: str | Path, wanted: Wanted, model: ModelFacts | None = None) -
 def explain(reasons: Mapping[Identity, str]) -> list[str]:
     """A line for each reason, naming the artefacts that share it."""
     return [
-        f"{', '.join(str(identity.role) for identity, reason in reasons.items() if reason == why)}: {why}"
+        f"{', '.join(identity.stem for identity, reason in reasons.items() if reason == why)}: {why}"
         for why in dict.fromkeys(reasons.values())
     ]
 

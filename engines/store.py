@@ -19,6 +19,7 @@ from clipskip.engines.manifest import Artefact, FileRecord, Identity, Manifest, 
 from clipskip.engines.strict import LARGEST
 
 MANIFEST = "manifest.json"
+FORM_TARGETS = {"cpu": "onnxruntime", "cuda": "onnxruntime-cuda"}  # variant -> what it is built for
 _verified: dict[tuple[int, ...], str] = {}  # state of a file -> its SHA-256, for the life of the process
 
 
@@ -52,7 +53,7 @@ class Store:
     def find(self, role: Role, target: str, precision: str, variant: str = "") -> Artefact:
         """The artefact with this identity; EngineMissing or EngineIncompatible, with the command that builds it."""
         model, artefact = self.manifest().model, self.manifest().find(Identity(role, target, precision, variant))
-        hint = self.command(target, precision, role)
+        hint = self.command(target, precision, role, variant)
         if artefact is None:
             message = f"{self.root} has no {role} for {target} at {precision}{variant and f', {variant}'}"
             raise EngineMissing(message, path=self.root, hint=hint)
@@ -66,7 +67,7 @@ class Store:
 
         Sizes come first, for they are free. A file that has not changed since is not read again in this process.
         """
-        self._check(artefact.files, self.command(artefact.target, artefact.precision))
+        self._check(artefact.files, self.command(artefact.target, artefact.precision, variant=artefact.variant))
         return self.root / artefact.files[0].path
 
     def verify_tokenizer(self) -> Path:
@@ -77,13 +78,13 @@ class Store:
         self._check(records, hint)
         return (self.root / records[0].path).parent
 
-    def command(self, target: str, precision: str, role: Role | None = None) -> str:
+    def command(self, target: str, precision: str, role: Role | None = None, variant: str = "") -> str:
         """The command that makes what is missing or damaged, `role` above all, for the clip skips that are there."""
         content = self.manifest()
         texts = {artefact.role for artefact in content.artefacts if artefact.target == "onnx"} | {role or Role("step")}
         skips = sorted(content.model.layers + 1 - text.layers for text in texts if text.layers is not None)
-        command = build_command(self.root, target, precision)
-        subset = target == "onnx" and 0 < len(skips) <= content.model.layers
+        command = build_command(self.root, target, precision, variant)
+        subset = (target, variant) == ("onnx", "") and 0 < len(skips) <= content.model.layers
         return f"{command} --skips {','.join(map(str, skips))}" if subset else command
 
     def exposed(self) -> list[str]:
@@ -148,8 +149,8 @@ def export_command(root: Path, precision: str = "fp32") -> str:
     return f"{hints.clipskip()} export CHECKPOINT --out {quote(str(root))} --precision {precision}"
 
 
-def build_command(root: Path, target: str, precision: str) -> str:
+def build_command(root: Path, target: str, precision: str, variant: str = "") -> str:
     """The command that makes a missing artefact."""
-    if target == "onnx":
+    if (target, variant) == ("onnx", ""):
         return export_command(root, precision)
-    return f"{hints.clipskip()} build {quote(str(root))} --target {target}"
+    return f"{hints.clipskip()} build {quote(str(root))} --target {FORM_TARGETS.get(variant, target)}"

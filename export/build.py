@@ -7,14 +7,17 @@ from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 
+import onnx
 from torch import nn
 
-from clipskip.engines import gpu
+from clipskip.engines import gates, gpu
+from clipskip.engines.forms import COMMON, FORMS, norms
+from clipskip.engines.forms.rewrite import rewrite
+from clipskip.engines.gates import Case
 from clipskip.engines.manifest import DECODE, ENCODE, ROLE, STEP, Artefact, ModelFacts, Role
 from clipskip.engines.publish import Draft
-from clipskip.export import cases, gates, graphs, models, onnxfile, tokenizer
+from clipskip.export import cases, graphs, models, onnxfile, tokenizer
 from clipskip.export.checkpoint import Checkpoint
-from clipskip.export.gates import Case
 from clipskip.export.graphs import Graph
 
 _USED = ("torch", "transformers", "diffusers", "onnx", "onnx-ir", "onnxscript")
@@ -43,7 +46,7 @@ def build(draft: Draft, source: Checkpoint, facts: ModelFacts, say: Callable[[st
     texts = [Role("text", layers) for layers in range(facts.layers + 1) if Role("text", layers) in roles]
     if texts or STEP in roles:
         say("asking torch for the contexts")
-        depths = cases.text(networks.text, facts, source.vocabulary, half)
+        depths = cases.text(networks.text, facts, half)
     if texts:
         settle(networks.text)
         trials = {role: depths[role.layers or 0] for role in texts}
@@ -71,17 +74,25 @@ def _write(
     provenance = {library: version(library) for library in _USED} | {"onnxruntime": gpu.onnxruntime().__version__}
     with (draft.folder / name).open("wb") as file:
         weights = onnxfile.Weights(file, name)
+        if next(iter(draft.wanted)).precision == "fp16":
+            probe = draft.folder / "probe.onnx"
+            weights.save(norms.probe(model), probe)
+            norms.keep_spoiled(model, gates.run(probe, [case.feeds for case in next(iter(trials.values()))]))
         for role, expected in trials.items():
             piece, outputs = model, graph.outputs
             if role.layers is not None:
                 deepest = graph.outputs[role.layers]
                 piece, outputs = onnxfile.cut(model, deepest.name, "context"), (replace(deepest, name="context"),)
             piece.metadata_props[ROLE] = str(role)
-            path = draft.folder / f"{role}.onnx"
-            weights.save(piece, path)
-            artefact = Artefact(
-                role, "onnx", next(iter(draft.wanted)).precision, graph.inputs, outputs,
-                axes=graphs.axes(graph.inputs + outputs, facts),
-                parity=gates.measure(role, path, expected), provenance=provenance,
-            )  # fmt: skip
-            draft.add(artefact, [path.name, name])
+            for identity in sorted(identity for identity in draft.wanted if identity.role == role):
+                rewrite(piece, FORMS[identity.variant][role.part] if identity.variant else COMMON)
+                path = draft.folder / f"{identity.stem}.onnx"
+                weights.save(piece, path)
+                onnx.checker.check_model(path)
+                kept = f"norms in fp32, for fp16 would spoil them: {', '.join(norms.kept(piece))}"
+                artefact = Artefact(
+                    *identity[:3], graph.inputs, outputs, graphs.axes(graph.inputs + outputs, facts),
+                    gates.measure(role, path, expected), provenance, (kept,) * bool(norms.kept(piece)),
+                    variant=identity.variant,
+                )  # fmt: skip
+                draft.add(artefact, [path.name, name])

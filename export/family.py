@@ -93,7 +93,8 @@ def _config(kinds: Schema, config: Mapping[str, Any], path: Path, rules: tuple[R
 def _scheduler(source: Checkpoint, prediction: str | None, earlier: ModelFacts | None) -> Any:
     said = {"prediction_type": earlier.prediction} if earlier else {}
     said = {**said, **source.scheduler, **({"prediction_type": prediction} if prediction else {})}
-    if (predicted := said.get("prediction_type", "epsilon")) not in ("epsilon", "v_prediction"):
+    predicted = said.get("prediction_type")
+    if isinstance(predicted, str) and predicted not in ("epsilon", "v_prediction"):
         message = f"the network predicts no noise, but {predicted!r:.60}; SD 1.x is supported ({source.schedule})"
         hint = "if that is wrong, say what it predicts: --prediction epsilon or --prediction v_prediction"
         raise UnsupportedModelError(message, path=source.schedule, field="prediction", hint=hint)

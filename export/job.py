@@ -22,8 +22,10 @@ from clipskip.export.checkpoint import Checkpoint, open_checkpoint
 # What decides which graphs a checkpoint gives: a store made by another version of it is stale.
 GRAPH_WRITERS = (
     "build.py", "checkpoint.py", "family.py", "graphs.py", "models.py", "names.py", "onnxfile.py", "tokenizer.py",
+    *(f"../engines/forms/{name}.py" for name in ("__init__", "attention", "cpu", "norms", "rewrite")),
 )  # fmt: skip
 TARGET = "onnx"
+CPU_FORMS = ("step", "decode", "encode")  # the parts whose form for the CPU is written beside an fp32 graph
 PRECISIONS = {"fp32": 4, "fp16": 2}  # bytes of a weight
 _LIBRARIES = ("torch", "transformers", "diffusers", "onnx", "onnx-ir", "onnxscript")
 Progress = Callable[[str], None]
@@ -100,9 +102,10 @@ def _identities(
 ) -> dict[Identity, dict[str, str]]:
     """What is to be there in the end, less what is there already; all of it where nothing has to be made.
 
-    The text graphs share a weight file, so one that is missing brings back those that the store has.
+    The text graphs share a weight file, so one that is missing brings back those that the store has; so do a graph and
+    its form.
     """
-    sources = b"".join(Path(__file__).with_name(name).read_bytes() for name in GRAPH_WRITERS)
+    sources = b"".join((Path(__file__).parent / name).read_bytes() for name in GRAPH_WRITERS)
     exporter = hashlib.sha256(sources).hexdigest()[:16]
     ingredients = {"model": facts.model_sha256, "precision": precision, "exporter": exporter}
     ingredients |= {library: version(library) for library in _LIBRARIES}
@@ -110,7 +113,8 @@ def _identities(
         raise RequestError("skips must name at least one clip skip", field="skips")
     depths = range(facts.layers + 1) if skips is None else kept_layers(skips, facts.layers)
     roles = [*(Role("text", depth) for depth in depths), STEP, DECODE, ENCODE]
-    wanted = {Identity(role, TARGET, precision): ingredients for role in roles}
+    forms = [Identity(Role(part), TARGET, precision, "cpu") for part in CPU_FORMS] if precision == "fp32" else []
+    wanted = dict.fromkeys([*(Identity(role, TARGET, precision) for role in roles), *forms], ingredients)
     stored: set[Identity] = set()
     with suppress(EngineMissing, ManifestError):
         mine = [artefact for artefact in read_manifest(root).artefacts if artefact.model == facts.model_sha256]
@@ -122,7 +126,7 @@ def _identities(
         hint = f"add {skip} to --skips, or give one of them with --recommended-clip-skip"
         raise RequestError(message, field="recommended_clip_skip", hint=hint)
     missing = set(stale.reasons(root, wanted, facts))
+    missing = {identity for identity in wanted if identity.role.part in {each.role.part for each in missing}}
     if any(identity.role.part == "text" for identity in missing):
-        missing.update(identity for identity in wanted if identity.role.part == "text")
         missing.update(stored)
     return dict.fromkeys(sorted(missing), ingredients) if missing else wanted

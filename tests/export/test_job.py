@@ -14,13 +14,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 
 import clipskip
 from clipskip.backends.onnxruntime import OnnxRuntime
 from clipskip.engines import files, hints
-from clipskip.engines.manifest import DECODE, STEP, Identity, Role
+from clipskip.engines.manifest import DECODE, ENCODE, STEP, Identity, Role
 from clipskip.engines.report import verify
 from clipskip.engines.store import Store
 from clipskip.errors import (
@@ -325,3 +326,24 @@ def test_a_lack_of_memory_while_torch_works_is_called_that_b8(
     with pytest.raises(DeviceOutOfMemory, match="there is not enough memory"):
         export(tiny, tmp_path / "store")
     assert list((tmp_path / "store").iterdir()) == []
+
+
+def test_norms_that_half_precision_spoils_stay_in_float32_by_name(
+    checkpoint: Path, edit_weights: Callable[..., None], tmp_path: Path
+) -> None:
+    def overflowing(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """One channel is far from its group's others: its weight takes it beyond float16, its bias back."""
+        weights["encoder.mid_block.resnets.1.conv2.bias"][3] += 200
+        weights["encoder.conv_norm_out.weight"][3], weights["encoder.conv_norm_out.bias"][3] = 4e4, -6e4
+        weights["encoder.conv_out.weight"][:, 3] = 1e-4
+        return weights
+
+    edit_weights(checkpoint / "vae" / "diffusion_pytorch_model.safetensors", overflowing)
+    manifest = export(checkpoint, tmp_path / "store", precision="fp16")
+    notes = {artefact.role: artefact.notes for artefact in manifest.artefacts if artefact.notes}
+    spoiled = "vae.encoder.conv_norm_out.norm.weight"
+    assert notes == {ENCODE: (f"norms in fp32, for fp16 would spoil them: {spoiled}",)}
+    path = tmp_path / "store" / manifest.find(Identity(ENCODE, "onnx", "fp16")).files[0].path
+    weights = onnx.load(path).graph.initializer
+    floats = {weight.name for weight in weights if weight.data_type == onnx.TensorProto.FLOAT}
+    assert {name for name in floats if "norm" in name} == {spoiled, spoiled.replace("weight", "bias")}

@@ -281,4 +281,4 @@ def test_hostile_text_is_read_in_linear_time(head: str, part: str) -> None:
             if (info := infotext.read(text)) is not None:
                 ledger.of_text(info).notes()
 
-    assert pace(answered) < 75  # measured: 20 at most; quadratic would be thousands
+    assert pace(answered) < 200  # measured: 20 at most, on a loaded machine 82; quadratic would be thousands

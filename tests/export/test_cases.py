@@ -10,15 +10,14 @@ import numpy as np
 import pytest
 import torch
 
+from clipskip.engines import gates
+from clipskip.engines.gates import Case
 from clipskip.engines.manifest import Role
 from clipskip.engines.store import Store
 from clipskip.errors import ExportError, NumericalError
-from clipskip.export import cases, gates
+from clipskip.export import cases
 from clipskip.export.checkpoint import open_checkpoint
-from clipskip.export.gates import Case
 from clipskip.export.models import Networks, load
-
-VOCABULARY = {"<|startoftext|>": 54, "<|endoftext|>": 55}
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +27,7 @@ def networks(tiny: Path) -> Networks:
 
 @pytest.fixture(scope="module")
 def deepest(store: Store, networks: Networks) -> list[Case]:
-    return cases.text(networks.text, store.manifest().model, VOCABULARY, half=False)[-1]
+    return cases.text(networks.text, store.manifest().model, half=False)[-1]
 
 
 def scaled(network: torch.nn.Module, name: str) -> torch.nn.Module:
@@ -44,7 +43,7 @@ def path_of(store: Store, role: str) -> Path:
 
 def test_a_text_matrix_scaled_by_two_percent_fails_below_it_only(store: Store, networks: Networks) -> None:
     wrong = scaled(networks.text, "encoder.layers.1.mlp.fc2.weight")
-    trials = cases.text(wrong, store.manifest().model, VOCABULARY, half=False)
+    trials = cases.text(wrong, store.manifest().model, half=False)
     for depth in (0, 1):
         assert gates.measure(Role("text"), path_of(store, f"text-{depth:02}"), trials[depth])["relative_l2"] <= 1e-5
     for depth in (2, 3):
@@ -87,7 +86,7 @@ def test_a_reference_that_is_not_finite_fails_too(store: Store, deepest: list[Ca
 def test_a_decoder_that_hides_a_nan_fails(store: Store, networks: Networks) -> None:
     trials = cases.decode(networks.vae)
     blind = replace(trials[-1], exact=trials[-1].exact | {"finite": np.array([True, True])})
-    with pytest.raises(NumericalError, match="finite as"):
+    with pytest.raises(NumericalError, match="calls pictures finite as"):
         gates.measure(Role("decode"), path_of(store, "decode"), [*trials[:-1], blind])
 
 
@@ -100,7 +99,7 @@ def test_one_zeroed_token_of_77_is_seen(deepest: list[Case]) -> None:
 
 def test_half_precision_may_be_twice_as_wrong_as_torchs_own_and_no_more(store: Store, networks: Networks) -> None:
     text = copy.deepcopy(networks.text)  # it is left in float16
-    trial = cases.text(text, store.manifest().model, VOCABULARY, half=True)[3][1]
+    trial = cases.text(text, store.manifest().model, half=True)[3][1]
     path = path_of(store, "text-03")
     assert 1e-4 < gates.measure(Role("text"), path, [trial])["torch_fp16_relative_l2"] < 4e-3
     good_torch = replace(trial, half=trial.exact)
