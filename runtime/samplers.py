@@ -114,30 +114,17 @@ SAMPLERS = (
     Sampler("LMS", ("k_lms", "LMSDiscreteScheduler"), multistep.lms, 4),
     Sampler("Heun", ("k_heun", "HeunDiscreteScheduler"), onestep.heun, 2, calls_per_step=2),
     Sampler("DPM2", ("k_dpm_2", "KDPM2DiscreteScheduler"), onestep.dpm_2, 2, "karras", 2, discard=True),
-    Sampler(
-        "DPM2 a",
-        ("k_dpm_2_a", "KDPM2AncestralDiscreteScheduler"),
-        onestep.dpm_2_ancestral,
-        2,
-        "karras",
-        2,
-        discard=True,
-    ),
+    Sampler("DPM2 a", ("KDPM2AncestralDiscreteScheduler",), onestep.dpm_2_ancestral, 2, "karras", 2, discard=True),
     Sampler("DPM fast", ("k_dpm_fast",), onestep.dpm_fast, 3, levels=schedules.fast_levels),
     Sampler("Restart", ("restart",), onestep.restart, 2, "karras", 2),
     Sampler("DDIM", ("DDIMScheduler",), onestep.ddim, 1, levels=schedules.ddim_levels, unit=True),
     Sampler("PLMS", ("PNDMScheduler",), multistep.plms, 4, levels=schedules.ddim_levels, unit=True),
     Sampler(
-        "UniPC",
-        ("uni_pc", "UniPCMultistepScheduler"),
-        multistep.unipc,
-        3,
-        levels=schedules.unipc_levels,
-        unit=True,
-        noise_model=schedules.UniPCNoise,
+        "UniPC", ("uni_pc", "UniPCMultistepScheduler"), multistep.unipc, 3,
+        levels=schedules.unipc_levels, unit=True, noise_model=schedules.UniPCNoise,
     ),
     Sampler("LCM", ("k_lcm", "LCMScheduler"), onestep.lcm, 1, noise_model=schedules.LCMNoise, denoiser=consistency),
-)
+)  # fmt: skip
 
 # Names that other programs use for the same things, and what comes closest to those that are missing here; samplers'
 # after `_sampler_key`, schedules' after `_key`.
@@ -150,20 +137,16 @@ CLOSEST_SAMPLERS = {
     **dict.fromkeys(("dpm2s", "dpmsolversinglestep"), "DPM++ 2S a"),
     **dict.fromkeys(("ipndm", "ipndmv"), "PLMS"),
     **dict.fromkeys(("ddiminverse", "ddimtrailing", "ddimcfg"), "DDIM"),
-    "dpmadaptive": "DPM fast",
-    "dpmad": "DPM fast",
-    "ddpm": "Euler a",
-    "heunpp2": "Heun",
-    "unipcbh2": "UniPC",
-    "tcd": "LCM",
-}
+    **dict.fromkeys(("dpmadaptive", "dpmad"), "DPM fast"),
+    "ddpm": "Euler a", "heunpp2": "Heun", "unipcbh2": "UniPC", "tcd": "LCM",
+}  # fmt: skip
 CLOSEST_SCHEDULES = {
     **dict.fromkeys(("linearquadratic", "smoothstep"), "uniform"),
     "turbo": "sgm_uniform",
     "gits": "align_your_steps",
 }
 WHY_NOT = {
-    "dpmadaptive": "it chooses its steps by looking at the picture; ",
+    **dict.fromkeys(("dpmadaptive", "dpmad"), "it chooses its steps by looking at the picture; "),
     "ddimcfg": "it needs the network's answer to the negative prompt by itself, which the engines do not give; ",
 }
 _BEFORE, _AFTER = re.compile(r"^(k|sample)[_ ]"), re.compile(r"(discrete)?(scheduler)?(gpu)?$")
