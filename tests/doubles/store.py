@@ -18,7 +18,7 @@ TARGET = "tensorrt-rtx"
 def publish_plans(store: Store, options: BuildOptions | None = None, precision: str = "fp16") -> Store:
     """Plans that compute the store's graphs of one precision, as artefacts of TensorRT-RTX."""
     ranges = axis_ranges(store.manifest().model, options or BuildOptions())
-    graphs = [graph for graph in store.manifest().artefacts if (graph.target, graph.precision) == ("onnx", precision)]
+    graphs = [graph for graph in store.manifest().artefacts if graph.identity[1:] == ("onnx", precision, "")]
     recipes = {
         Identity(graph.role, TARGET, precision): {"model": graph.model, "graph": graph.key, "axes": repr(ranges)}
         for graph in graphs
