@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from clipskip.engines.manifest import STEP, Artefact, Role
+from clipskip.engines.manifest import STEP, Artefact, Identity, Role
 from clipskip.engines.store import Store
 
 from .backends import Backend, Engine
@@ -38,9 +38,11 @@ class EngineCache:
         self._precision = backend.precision if backend.precision in here else min(here, default=backend.precision)
 
     def artefact(self, role: Role) -> Artefact:
-        """The artefact that a role is opened from. EngineMissing with the command that builds it."""
+        """The artefact that a role is opened from, of the best form there is. EngineMissing with the command for it."""
         if role not in self._artefacts:
-            self._artefacts[role] = self._store.find(role, self._backend.target, self._precision)
+            target, there = self._backend.target, {each.identity for each in self._store.manifest().artefacts}
+            forms = (form for form in self._backend.variants if Identity(role, target, self._precision, form) in there)
+            self._artefacts[role] = self._store.find(role, target, self._precision, next(forms, ""))
         return self._artefacts[role]
 
     @contextmanager

@@ -77,6 +77,7 @@ class OnnxRuntime:
         self.threads = threads or (len(os.sched_getaffinity(0)) if may_ask else os.cpu_count() or 1)
         self.graphs = graphs and provider.graphs is not None and self._settings.get(provider.graphs, "1") == "1"
         self.precision = "fp32" if provider.name == CPU else "fp16"
+        self.variants: tuple[str, ...] = ("cpu", "") if provider.name == CPU else ("",)
         self.compiles_per_shape = self.graphs or bool(provider.caches)
         self.loops = CAPTURED_LOOPS if self.graphs else LOOPS
         self.batch_pixels = CPU_PIXELS if provider.kind == "cpu" else GPU_PIXELS

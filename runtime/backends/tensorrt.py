@@ -37,6 +37,7 @@ class TensorRT:
     """`trt` is the package for `target`: tensorrt_rtx for "tensorrt-rtx", tensorrt for "tensorrt"."""
 
     precision = "fp16"
+    variants: tuple[str, ...] = ("",)
     batch_pixels = 2**62  # what an engine takes at once is in its profile
     compiles_per_shape = True
 
