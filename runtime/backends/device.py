@@ -70,10 +70,12 @@ class Contexts(Protocol):
 class DeviceEngine:
     """One opened engine. Threads share it: each run or loop borrows an execution, a context with its buffers.
 
-    `nbytes`: what it costs to keep it open; `command` builds it for other shapes.
+    `nbytes`: what it costs to keep it open; `command` builds it for other shapes, where something does.
     """
 
-    def __init__(self, device: Device, artefact: Artefact, contexts: Contexts, nbytes: int, command: str) -> None:
+    def __init__(
+        self, device: Device, artefact: Artefact, contexts: Contexts, nbytes: int, command: str | None = None
+    ) -> None:
         self.artefact, self.nbytes = artefact, nbytes
         self._device, self._contexts, self._command = device, contexts, command
         self._pool = device.pool()

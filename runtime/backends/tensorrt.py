@@ -40,6 +40,7 @@ class TensorRT:
     variants: tuple[str, ...] = ("",)
     batch_pixels = 2**62  # what an engine takes at once is in its profile
     compiles_per_shape = True
+    proof: str | None = None
 
     def __init__(self, trt: Any, cuda: Cuda, target: str, settings: Settings | None = None) -> None:
         self.name = self.target = target
