@@ -93,8 +93,7 @@ class SimulatedSessionOptions(SessionOptions):
         self.plugin = devices[0].ep_name, {**told, "device_id": str(devices[0].number)}
 
     def add_free_dimension_override_by_name(self, name: str, size: int) -> None:
-        super().add_free_dimension_override_by_name(name, size)
-        self.overrides[name] = size
+        self.overrides[name] = size  # the CPU provider would compute a little else with it
 
     def add_initializer(self, name: str, value: SimulatedMemory) -> None:
         if not isinstance(value, SimulatedMemory):
@@ -236,6 +235,9 @@ class SimulatedSession:
         stream = self._stream
         assert options.get_run_config_entry("gpu_graph_id") == "-1", "ONNX Runtime would capture, in its own way"
         assert options.get_run_config_entry("disable_synchronize_execution_providers") == "1", "it would wait"
+        for port in self._inner.get_inputs():
+            sizes = [self.overrides.get(size, size) for size in port.shape]
+            assert sizes == binding.inputs[port.name].shape(), port.name
         if self.fails:
             raise Fail("out of device memory, or whatever")
         device, self.runs = stream.device, self.runs + 1
