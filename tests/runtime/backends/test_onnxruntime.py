@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -122,6 +123,16 @@ def test_where_a_process_cannot_ask_which_cores_it_may_use_it_takes_all(monkeypa
 def test_a_name_that_no_backend_has_is_refused_with_those_that_exist() -> None:
     with pytest.raises(RequestError, match=r"onnxruntime, onnxruntime-cuda, .*, tensorrt, tensorrt-rtx; not 'torch'"):
         backend_named("torch")
+
+
+def test_a_graph_may_lie_in_another_folder_than_its_weights(store: Store, tmp_path: Path, expected: np.ndarray) -> None:
+    artefact = store.find(STEP, "onnx", "fp16")
+    root = shutil.copytree(store.root, tmp_path / "store")
+    (root / "apart").mkdir()
+    path = (root / artefact.files[0].path).rename(root / "apart" / "step.onnx")
+    own = replace(artefact.files[0], path="apart/step.onnx")
+    engine = OnnxRuntime(threads=1).open(replace(artefact, files=(own, *artefact.files[1:])), path)
+    assert np.array_equal(denoised(engine, feeds(1)), expected)
 
 
 def test_on_the_cpu_eight_loops_may_be_open_at_once(store: Store, expected: np.ndarray) -> None:
