@@ -180,7 +180,7 @@ class Execution:
             self._stream = cuda.stream()
             undo.callback(cuda.close_stream, self._stream)
             self._context = make(self._stream)
-            undo.callback(self._drop)
+            undo.callback(delattr, self, "_context")
             self._inputs = Inputs(cuda, self._stream, self._layout)
             undo.callback(self._inputs.close)
             self._results = cuda.allocate(self._outputs.size)
@@ -257,9 +257,6 @@ class Execution:
         with suppress(ClipskipError):
             self._cuda.wait(self._stream)
         self._resources.close()
-
-    def _drop(self) -> None:
-        del self._context
 
     def _enqueue(self) -> None:
         self._context.enqueue()
