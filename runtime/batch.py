@@ -58,7 +58,7 @@ class Image:
         """The image's values for the next call; noise only for calls that use it."""
         row = self.table[self.call]
         feeds = {"timestep": row.timestep, "c_in": row.c_in, "update": row.update, **self.inputs}
-        return {**feeds, "noise": self.noise.normal(self.latents.shape)} if row.noisy else feeds
+        return feeds if row.noise is None else {**feeds, "noise": self.noise.normal(self.latents.shape, *row.noise)}
 
     def first_state(self) -> Array:
         """[K,4,h,w]: what the sampler remembers before the first call."""

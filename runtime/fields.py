@@ -84,7 +84,7 @@ def written(value: object) -> str:
         if value.is_integer():
             return f"{int(value)}{'' if abs(value) < EXACT else '.0'}"
         return f"{Decimal(repr(float(value))):f}"
-    return str(value)
+    return ",".join(map(written, value)) if isinstance(value, tuple) else str(value)
 
 
 def number(value: object) -> int | float | None:
@@ -93,6 +93,13 @@ def number(value: object) -> int | float | None:
     if isinstance(value, int) and not isinstance(value, bool):
         return int(value) if abs(value) < LARGEST else None
     return float(value) if isinstance(value, float) and math.isfinite(value) else None
+
+
+def _numbers(value: Any) -> tuple[float, ...] | None:
+    """The numbers in Python's list or tuple, or in numpy's of one axis; None for all else."""
+    items = value if isinstance(value, (list, tuple)) or getattr(value, "ndim", None) == 1 else [None]
+    found = [number(each) for each in items]
+    return None if None in found or not found else tuple(float(each) for each in found if each is not None)
 
 
 def _plain(value: Any) -> object:
@@ -115,8 +122,11 @@ FLAG = Kind(
 )
 CLIP_SKIP = Kind("a clip skip", number, parse)
 CLIP_SKIPS = Kind("a clip skip", lambda value: value if _is_edited(value) else number(value), parse)  # over the steps
+NUMBERS = Kind(
+    "a list of numbers", lambda value: _numbers(value), lambda text: [parse(each.strip()) for each in text.split(",")]
+)
 KINDS = {
-    "str": TEXT, "int": WHOLE, "float": FRACTION, "bool": FLAG,
+    "str": TEXT, "int": WHOLE, "float": FRACTION, "bool": FLAG, "tuple[float, ...]": NUMBERS,
     "int | float": CLIP_SKIP, "int | float | str": CLIP_SKIPS,
 }  # fmt: skip
 

@@ -21,7 +21,8 @@ from .infotext import DIGEST, Infotext, bare, key
 from .prompt import composition, networks
 from .prompt.parts import without_comments
 from .request import EMPHASES, FIELDS, Request, canonical
-from .resolve import refusals, split_schedule
+from .resolve import refusals
+from .samplers import split_schedule
 
 if TYPE_CHECKING:
     from .inversions import Inversions
@@ -41,7 +42,8 @@ _COMPARED = {"model", "model hash", "ti hashes"}  # with what is open
 _HARMLESS = {"version", "app", "backend", "pipeline", "operations", "batch size", "batch pos", "hashes", "time taken"}
 _HARMLESS |= {"civitai metadata", "created date"}
 _OFF = {"", "false", "none", "null"}
-_OFF_AT_ZERO = {"ngms", "token merging ratio", "token merging ratio hr", "skip early cfg"}
+_OFF_AT = dict.fromkeys(("ngms", "token merging ratio", "token merging ratio hr", "skip early cfg"), 0.0)
+_OFF_AT |= {"beta schedule alpha": 0.6, "beta schedule beta": 0.6, "unipc order": 3}
 _WHY = {"denoising strength": " (it counts where a picture was made from another, or enlarged)"}
 _FILLED = {"sampler": FIELDS["sampler"].default, "cfg": written(FIELDS["cfg"].default), "seed": "a random one"}
 _FILLED |= {"width": "the model's", "height": "the model's"}
@@ -240,7 +242,7 @@ def _changes(name: str, value: str) -> bool:
     """Whether a setting that is not honoured changes the picture; an unknown one may."""
     if name == "civitai resources":
         return re.search('"type" *: *"(?!checkpoint)', value, re.IGNORECASE) is not None
-    off = value.lower() in _OFF or (name in _OFF_AT_ZERO and parse(value) == 0)
+    off = value.lower() in _OFF or (name in _OFF_AT and parse(value) == _OFF_AT[name])
     return not off and name not in _COMPARED | _HARMLESS
 
 

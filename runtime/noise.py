@@ -6,7 +6,8 @@ Knows nothing of samplers and requests; an image's first draw is its latents, th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -15,17 +16,21 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float32]
 Words = npt.NDArray[np.uint64]
 Shape = Sequence[int]
+Interval = tuple[int, int, float, float, Floats]  # place and depth in a Brownian tree, both ends, the increment
 
+DECIMALS = 6  # of noise levels in a Brownian tree
+KEPT = 48  # of its draws: two ways down to that
 BLOCK = 16  # normals that PyTorch's CPU generator makes at once
 LARGEST_SEED = 2**64 - 1
 _32, _LOW = np.uint64(32), np.uint64(0xFFFFFFFF)
 
 
 class Noise(Protocol):
-    """A stream of normal numbers that belongs to one image."""
+    """Normal numbers that belong to one image."""
 
-    def normal(self, shape: Shape) -> Floats:
-        """The next draw: standard normals of this shape."""
+    @property
+    def normal(self) -> Callable[..., Floats]:
+        """Standard normals of a shape: the next draw of a generator, or what a tree has between two noise levels."""
 
 
 class CpuNoise:
@@ -96,6 +101,61 @@ def _philox(draw: int, count: int, key: tuple[int, int]) -> tuple[Words, Words]:
 
 
 SOURCES: dict[str, Callable[[int], Noise]] = {"cpu": CpuNoise, "nv": NvNoise}
+
+
+class BrownianTree:
+    """Noise for the steps of an SDE: increments of one Brownian motion between the noise levels `low` and `high`.
+
+    Equal to torchsde 0.2.6's BrownianTree in A1111: the motion is known over the whole interval, then at the middle
+    of it and of each half, to six decimals; each node draws from a generator of its own, seeded by numpy's SeedSequence
+    from the seed and the node's place. So the same interval has the same noise in any order, and with any other images.
+    """
+
+    def __init__(self, seed: int, rng: str, low: float, high: float) -> None:
+        self._seed, self._source = seed, SOURCES[rng]
+        self._low, self._high = _decimals(low), _decimals(high)
+        self._kept: OrderedDict[tuple[int, ...], Floats] = (
+            OrderedDict()
+        )  # draws; those of the last interval are the next one's
+
+    def normal(self, shape: Shape, s: float, t: float) -> Floats:
+        """The increment from level s down to level t, divided by its standard deviation."""
+        low, high = (min(max(_decimals(level), self._low), self._high) for level in (t, s))
+        if low == high:
+            return np.zeros(shape, np.float32)
+        whole = self._draw(shape) * math.sqrt(self._high - self._low)
+        parts = self._between(low, high, (0, 0, self._low, self._high, whole))
+        return np.asarray(-sum(parts, np.float32(0)) / np.sqrt(np.float32(s) - np.float32(t)), np.float32)
+
+    def _between(self, low: float, high: float, interval: Interval) -> Iterator[Floats]:
+        """The increments of the largest intervals of the tree that lie side by side from low to high."""
+        place, depth, start, end, w = interval
+        if low == start and high == end:
+            yield w
+            return
+        middle = round((start + end) / 2, DECIMALS)
+        first, second = middle - start, end - middle
+        share = 1 / (end - start)
+        left = first * w * share + math.sqrt(first * second * share) * self._draw(w.shape, place, depth)
+        if low < middle:
+            yield from self._between(low, min(high, middle), (2 * place, depth + 1, start, middle, left))
+        if high > middle:
+            yield from self._between(max(low, middle), high, (2 * place + 1, depth + 1, middle, end, w - left))
+
+    def _draw(self, shape: Shape, *node: int) -> Floats:
+        """The normals of a node, (place, depth) in the tree, or of the whole interval."""
+        if node not in self._kept:
+            words = np.random.SeedSequence(self._seed, spawn_key=node, pool_size=24).generate_state(1)
+            self._kept[node] = self._source(int(words[0])).normal(shape)
+        self._kept.move_to_end(node)
+        if len(self._kept) > KEPT:
+            self._kept.popitem(last=False)
+        return self._kept[node]
+
+
+def _decimals(level: float) -> float:
+    """A level as A1111 gives it to torchsde, in float32, to as many decimals as that tells apart."""
+    return round(float(np.float32(level)), DECIMALS)
 
 
 def initial(seed: int, shape: Shape, rng: str, subseed: int | None, strength: float) -> tuple[Floats, Noise]:

@@ -32,11 +32,10 @@ from .errors import EngineIncompatible, NumericalError, RequestError
 from .fields import FLAG, at_least, shown
 from .inversions import Inversions, with_usable_names
 from .ledger import Ledger
-from .noise import LARGEST_SEED, SOURCES, image_seeds, initial
-from .request import Request, canonical
-from .resolve import Limits, Resolved, resolve
+from .noise import LARGEST_SEED, SOURCES, BrownianTree, image_seeds, initial
+from .request import OWN, Request, canonical
+from .resolve import Limits, Resolved, noise_model, resolve
 from .samplers import plan
-from .schedules import NoiseModel
 from .tokenizer import Tokenizer
 
 LATENT_CHANNELS = 4
@@ -153,7 +152,7 @@ class Pipeline:
             if each.role.part == "text" and each.target == backend.target:
                 check_vectors(inversions.vectors, each)
         self._inversions = with_usable_names(inversions, self._tokenizer)
-        self._noise_model = NoiseModel(facts.beta_start, facts.beta_end, facts.train_steps, facts.prediction)
+        self._noise_model = noise_model(facts)
         step = self._engines.artefact(STEP)
         command = None if step.target == "onnx" else build_command(store.root, step.target, step.precision)
         self._limits = Limits.of(step, backend.batch_pixels, settings.max_batch, command)
@@ -260,13 +259,18 @@ class Pipeline:
     def _images(self, resolved: Resolved, rows: Sequence[NetworkRow]) -> Iterator[Image]:
         """The images of one request: they share everything but their noise."""
         request = resolved.request
-        scale, calls = plan(resolved.sampler, resolved.schedule, request.steps, self._noise_model)
+        given = {name: value for name in OWN if (value := getattr(request, name)) is not None}
+        made = plan(resolved.sampler, resolved.schedule, request.steps, self._noise_model, given, request.sigmas or ())
         shape = LATENT_CHANNELS, resolved.height // LATENT, resolved.width // LATENT
         for seed, subseed in resolved.seeds:
             start, noise = initial(seed, shape, request.rng, subseed, request.subseed_strength)
             if request.eta_noise_seed_delta:
                 noise = SOURCES[request.rng]((seed + request.eta_noise_seed_delta) & LARGEST_SEED)
-            yield Image(calls, rows, start * np.float32(scale), noise, resolved.chunks, NOT_MASKED)
+            latents = start * np.float32(made.scale)
+            if made.churn is not None:
+                latents += np.float32(made.churn) * noise.normal(shape)
+            tree = BrownianTree(seed, request.rng, *made.span) if made.span else None
+            yield Image(made.rows, rows, latents, tree or noise, resolved.chunks, NOT_MASKED)
 
     def _previews(self, images: Sequence[Image], done: int) -> list[PIL.Image.Image]:
         return [self._picture(each, f"the latents after call {done}") for each in self._driver.latents(images)]

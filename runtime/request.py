@@ -31,8 +31,9 @@ class Request:
     recommended one; "[9:1:0.4]" changes it over the steps, as prompt editing changes words. Image i of a batch has seed
     + i, or subseed + i where subseed_strength is above 0. Names of samplers and schedules are matched without case,
     spaces and punctuation; "DPM++ 2M Karras" names both, and those of k-diffusion, ComfyUI and diffusers are known.
-    DDIM takes 2 steps to as many as the model was trained on. Sizes are multiples of 8 (of 64 in stores made before)
-    that the engines were built for. `check_types` checks types, `resolve` ranges.
+    DDIM, PLMS and UniPC take at most as many steps as the model was trained on. What a sampler or schedule does not
+    take (eta to sigmas) is left out, with a note. Sizes are multiples of 8 (of 64 in stores made before) that the
+    engines were built for. `check_types` checks types, `resolve` ranges.
     """
 
     prompt: str
@@ -65,7 +66,26 @@ class Request:
         7.0, "guidance, default 7", "guidance", "guidance_scale", "cfg_scale", low=0, high=100, infotext="CFG scale"
     )
     sampler: str = setting("DPM++ 2M", 'default "DPM++ 2M"', "sampler_name", "sampling_method")
-    schedule: str = setting("automatic", "automatic, uniform, karras, exponential or sgm_uniform", "scheduler")
+    schedule: str = setting("automatic", "automatic, or one of `clipskip schedules`", "scheduler")
+    eta: float | None = setting(
+        None, "how much fresh noise a step has (default: 1, DDIM 0)", "eta_ddim", low=0, high=1, infotext="Eta"
+    )
+    s_churn: float | None = setting(None, "noise before each step, in all", low=0, high=100, infotext="Sigma churn")
+    s_tmin: float | None = setting(None, "least level of that noise", low=0, high=1000, infotext="Sigma tmin")
+    s_tmax: float | None = setting(None, "most; 0: no limit", low=0, high=1000, infotext="Sigma tmax")
+    s_noise: float | None = setting(None, "what noise is multiplied with", low=0, high=2, infotext="Sigma noise")
+    rho: float | None = setting(
+        None, "of karras (default 7) and polyexponential (1)", low=0.1, high=100, infotext="Schedule rho"
+    )
+    sigma_min: float | None = setting(
+        None, "the schedule's last level", low=0.0001, high=10_000, infotext="Schedule min sigma"
+    )
+    sigma_max: float | None = setting(
+        None, "the schedule's first level", low=0.0001, high=10_000, infotext="Schedule max sigma"
+    )
+    sigmas: tuple[float, ...] | None = setting(
+        None, "the levels themselves, as 14.6,7,2.5,0.6: falling, a step each", infotext="Sigmas"
+    )
     width: int | None = setting(None, "in pixels (default: the model's)")
     height: int | None = setting(None, "in pixels (default: the model's)")
     batch: int = setting(
@@ -128,6 +148,7 @@ class Request:
         return json.dumps(asdict(check_types(self)))
 
 
+OWN = ("eta", "s_churn", "s_tmin", "s_tmax", "s_noise", "rho", "sigma_min", "sigma_max")  # to samplers, schedules
 FIELDS = {field.name: Field.of(field) for field in dataclasses.fields(Request)}
 ALIASES = {alias: field.name for field in FIELDS.values() for alias in field.aliases}
 

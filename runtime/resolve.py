@@ -3,51 +3,32 @@
 from __future__ import annotations
 
 import math
-import re
 import secrets
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 from clipskip.engines.manifest import Artefact, AxisRange, ModelFacts
 from clipskip.engines.shapes import LATENT, TOKENS
 
 from .errors import RequestError
-from .fields import SD1_LAYERS, did_you_mean, shown
+from .fields import SD1_LAYERS, shown
 from .inversions import Inversions
 from .noise import LARGEST_SEED, image_seeds
 from .prompt import check_text, networks, parts
 from .prompt.parts import Depths, Text
-from .request import FIELDS, Request, check_types
-from .samplers import SAMPLERS, Sampler
-from .schedules import SCHEDULES
+from .request import FIELDS, OWN, Request, check_types
+from .samplers import Sampler, choice, sampler_named, schedule_named, split_schedule
+from .schedules import SCHEDULES, NoiseModel, settings
 from .tokenizer import Tokenizer
 
 MAX_PIXELS = 2048 * 2048
+MOST_LEVELS, LEAST_LEVEL, LARGEST_LEVEL = 10_000, 0.0001, 10_000  # of noise, listed in a request
 DEEP_CLIP_SKIPS = ((2, "pictures tend to look like those of a low guidance"), (5, "results are erratic"))
 NETWORK_KINDS = ("lora", "lyco", "locon", "hypernet")
 UNBOUNDED = AxisRange(1, 1, 2**31 - 1)
 
-# Names that other programs use for the same things, and what comes closest to those of A1111 that are missing here;
-# samplers' after `_sampler_key`, schedules' after `_key`.
-SAMPLER_ALIASES = {"dpmsolvermultistep": "dpm2m"}
-SCHEDULE_ALIASES = {"sgm": "sgmuniform", "ka": "karras", "k": "karras", "discrete": "uniform", "default": "automatic"}
-CLOSEST_SAMPLERS = {
-    **dict.fromkeys(
-        ("lms", "dpmfast", "dpmadaptive", "unipc", "unipcmultistep", "dpmsolver", "deismultistep"), "DPM++ 2M"
-    ),
-    **dict.fromkeys(("dpmsde", "dpm3msde", "dpm2msdeheun", "dpmsolversde"), "DPM++ 2M SDE"),
-    **dict.fromkeys(("dpm2a", "kdpm2a", "dpm2sa", "dpmsolversinglestep", "lcm", "ddpm"), "Euler a"),
-    **dict.fromkeys(("dpm2", "kdpm2", "restart"), "Heun"),
-    **dict.fromkeys(("plms", "pndm", "ddimcfg", "ddiminverse"), "DDIM"),
-}
-CLOSEST_SCHEDULES = {
-    **dict.fromkeys(("normal", "simple", "ddim", "ddimuniform", "beta", "linearquadratic", "turbo"), "uniform"),
-    **dict.fromkeys(("kloptimal", "alignyoursteps"), "karras"),
-    "polyexponential": "exponential",
-}
 CLOSEST_CHOICES = dict.fromkeys(("gpu", "cuda", "nvidia", "philox"), "nv")  # of rng
-_BEFORE, _AFTER = re.compile(r"^(k|sample)[_ ]"), re.compile(r"(discrete)?(scheduler)?(gpu)?$")
 
 
 @dataclass(frozen=True)
@@ -116,12 +97,12 @@ def resolve(
     """Check every field, fill in every default, parse the prompts. RequestError names the field and what is valid."""
     typed = check_types(request)
     request = _checked(typed)
-    sampler, schedule, timesteps = _sampler_and_schedule(request, model)
+    request, sampler, unused = _sampler_and_schedule(request, noise_model(model))
     evaluations = request.steps * sampler.calls_per_step
     request, skips, notes = _clip_skips(request, model, evaluations)
-    notes += [*parts.notes(typed, request), *timesteps]
+    notes += [*parts.notes(typed, request), *unused]
     width, height = _size(request, model, limits)
-    request = replace(request, sampler=sampler.name, schedule=schedule, width=width, height=height)
+    request = replace(request, width=width, height=height)
     varied = request.subseed_strength or request.subseed is not None
     seed, subseed = _drawn(request.seed), _drawn(request.subseed) if varied else None
     request = replace(request, seed=seed, subseed=subseed)
@@ -134,7 +115,12 @@ def resolve(
         texts = parts.padded(texts, tokenizer)
     texts, padding = parts.joined(texts, limits.chunks, tokenizer)
     chunks, notes = math.lcm(*(text.length for text in texts)), notes + padding
-    return Resolved(request, seeds, sampler, schedule, width, height, texts, chunks, tuple(notes))
+    return Resolved(request, seeds, sampler, request.schedule, width, height, texts, chunks, tuple(notes))
+
+
+def noise_model(model: ModelFacts) -> NoiseModel:
+    """The noise that the model was trained on."""
+    return NoiseModel(model.beta_start, model.beta_end, model.train_steps, model.prediction)
 
 
 def refusals(request: Request) -> dict[str, RequestError]:
@@ -143,7 +129,7 @@ def refusals(request: Request) -> dict[str, RequestError]:
     while True:
         try:
             checked = _checked(check_types(request))
-            _sampler_and_schedule(checked, ANY_MODEL)
+            _sampler_and_schedule(checked, NoiseModel())
             _clip_skips(checked, ANY_MODEL, checked.steps)
             _size(checked, ANY_MODEL, ANY_LIMITS)
             return found
@@ -166,12 +152,12 @@ def _checked(request: Request) -> Request:
             raise RequestError(message, field="prompt", hint=hint)
     for name, field in FIELDS.items():
         value = getattr(request, name)
-        if field.low is not None and field.high is not None:
+        if field.low is not None and field.high is not None and value is not None:
             if not field.low <= value <= field.high:
                 typed = shown(value) if isinstance(value, int) else f"{value:.15g}"
                 raise RequestError(f"{name} must be {field.low:g}..{field.high:g}, not {typed}", field=name)
         elif field.choices and value is not None:
-            choices[name] = _choice(name, value, field.choices, closest=CLOSEST_CHOICES)
+            choices[name] = choice(name, value, field.choices, closest=CLOSEST_CHOICES)
         elif name in ("seed", "subseed") and value is not None and not -1 <= value <= LARGEST_SEED:
             raise RequestError(f"{name} must be 0..2^64-1, or -1 for a random one, not {value}", field=name)
     if abs(request.eta_noise_seed_delta) > LARGEST_SEED:
@@ -214,63 +200,64 @@ def _clip_skips(
     return request, (own, negative), notes
 
 
-def _sampler_and_schedule(request: Request, model: ModelFacts) -> tuple[Sampler, str, list[str]]:
-    """A sampler's name may end in its schedule's, as in "DPM++ 2M Karras"; an explicit schedule must agree with it."""
+def _sampler_and_schedule(request: Request, noise: NoiseModel) -> tuple[Request, Sampler, list[str]]:
+    """The request with its schedule by name and nothing that has no effect; its sampler; and what the result says.
+
+    A sampler's name may end in its schedule's, as in "DPM++ 2M Karras"; an explicit schedule must agree with it.
+    """
     name, suffix = split_schedule(request.sampler)
-    samplers = {sampler.name: sampler for sampler in SAMPLERS}
-    sampler = samplers[_choice("sampler", name, samplers, SAMPLER_ALIASES, CLOSEST_SAMPLERS)]
-    schedules = ("automatic", *SCHEDULES)
-    schedule, suffix = (
-        _choice("schedule", name, schedules, SCHEDULE_ALIASES, CLOSEST_SCHEDULES)
-        for name in (request.schedule, suffix or "automatic")
-    )
+    sampler, schedule = sampler_named(name), schedule_named(request.schedule)
+    suffix = schedule_named(suffix or "automatic")
     if schedule not in (suffix, "automatic") and suffix != "automatic":
         message = f"sampler {request.sampler!r} names the schedule {suffix}, and schedule says {schedule}"
         raise RequestError(message, field="schedule", hint="give one of them")
     schedule = suffix if schedule == "automatic" else schedule
+    request = replace(request, sampler=sampler.name, schedule=schedule)
+    request, notes = _levels(request, sampler, noise)
+    unused = [name for name in OWN if getattr(request, name) is not None and name not in _taken(request, sampler)]
+    notes += [f"{name} is not used by {sampler.name} with schedule {request.schedule}" for name in unused]
+    dropped: dict[str, Any] = dict.fromkeys(unused)
+    return replace(request, **dropped), sampler, notes
+
+
+def _taken(request: Request, sampler: Sampler) -> tuple[str, ...]:
+    own = sampler.levels is not None or request.sigmas is not None
+    return sampler.settings if own else (*sampler.settings, *settings(SCHEDULES[request.schedule]))
+
+
+def _levels(request: Request, sampler: Sampler, noise: NoiseModel) -> tuple[Request, list[str]]:
+    """The request with what says its noise levels checked, and only that; and what the result says."""
+    given = request.schedule if request.schedule not in ("automatic", sampler.automatic) else None
+    schedule = given or sampler.automatic
     if sampler.levels is None:
-        return sampler, sampler.automatic if schedule == "automatic" else schedule, []
-    if not 2 <= request.steps <= model.train_steps:
-        message = f"steps must be 2..{model.train_steps} for {sampler.name}, not {request.steps}"
+        own = sampler.noise_model(noise.beta_start, noise.beta_end, noise.steps)
+        low, high = request.sigma_min or own.sigma_min, request.sigma_max or own.sigma_max
+        if request.sigmas is None:
+            if low >= high and "sigma_min" in settings(SCHEDULES[schedule]):
+                field = "sigma_max" if request.sigma_min is None else "sigma_min"
+                raise RequestError(f"sigma_min {low:.6g} must be below sigma_max {high:.6g}", field=field)
+            return replace(request, schedule=schedule), []
+        levels = _falling(request.sigmas)
+        notes = [f"sigmas has the noise levels: schedule {given} is not used"] if given else []
+        return replace(request, schedule=sampler.automatic, sigmas=levels, steps=len(levels)), notes
+    most = noise.steps if sampler.unit else request.steps
+    least = 1 if len(sampler.levels(1, noise)) > 1 else 2
+    if not least <= request.steps <= most:
+        message = f"steps must be {least}..{most} for {sampler.name}, not {request.steps}"
         raise RequestError(message, field="steps")
-    if schedule in ("automatic", sampler.automatic):
-        return sampler, sampler.automatic, []
-    return sampler, sampler.automatic, [f"{sampler.name} has timesteps of its own: schedule {schedule} is not used"]
+    unused = [f"schedule {given}"] * bool(given) + ["sigmas"] * bool(request.sigmas)
+    notes = [f"{sampler.name} has timesteps of its own: {each} is not used" for each in unused]
+    return replace(request, schedule=sampler.automatic, sigmas=None), notes
 
 
-def split_schedule(sampler: str) -> tuple[str, str | None]:
-    """A sampler's name as programs before A1111 1.9 write it, without its schedule's; and that, if it has one."""
-    keys = {*map(_key, SCHEDULES), *SCHEDULE_ALIASES, *CLOSEST_SCHEDULES} - {"ddim"}  # that is a sampler's as well
-    for count in (3, 2, 1):
-        words = sampler.replace("_", " ").rsplit(None, count)
-        if len(words) > count and _key("".join(words[1:])) in keys:
-            return words[0], " ".join(words[1:])
-    return sampler, None
-
-
-def _choice(
-    field: str, value: str, valid: Iterable[str], aliases: Mapping[str, str] = {}, closest: Mapping[str, str] = {}
-) -> str:
-    """The name among `valid` that `value` means. RequestError, with the closest one."""
-    by_key, key = {_key(name): name for name in valid}, _sampler_key(value) if field == "sampler" else _key(value)
-    key = aliases.get(key, key)
-    if key in by_key:
-        return by_key[key]
-    message = f"{field} must be one of {', '.join(by_key.values())}; not {shown(value)}"
-    if key in closest:
-        raise RequestError(message, field=field, hint=f"{closest[key]!r} is the closest one")
-    raise RequestError(message, field=field, hint=did_you_mean(key, by_key, 0.5))
-
-
-def _sampler_key(name: str) -> str:
-    """A1111's name without case, spaces and punctuation, for k-diffusion's, ComfyUI's and diffusers' as well."""
-    key = _AFTER.sub("", _key(_BEFORE.sub("", name.lower())))
-    return key.replace("dpmpp", "dpm").replace("ancestral", "a")
-
-
-def _key(name: str) -> str:
-    """Names are matched without case, spaces or punctuation."""
-    return "".join(c for c in name.lower() if c.isalnum())
+def _falling(sigmas: tuple[float, ...]) -> tuple[float, ...]:
+    """The noise levels that a request lists, without a last 0. RequestError for what no sampler can visit."""
+    levels = sigmas[:-1] if sigmas and sigmas[-1] == 0 else sigmas
+    falling = all(high > low for high, low in pairwise(levels))
+    if not (falling and 1 <= len(levels) <= MOST_LEVELS and levels[-1] >= LEAST_LEVEL and levels[0] <= LARGEST_LEVEL):
+        message = f"sigmas must be 1 to {MOST_LEVELS} falling numbers, {LEAST_LEVEL} to {LARGEST_LEVEL}, not"
+        raise RequestError(f"{message} {shown(sigmas)}", field="sigmas", hint="0 may follow as the last one")
+    return levels
 
 
 def _size(request: Request, model: ModelFacts, limits: Limits) -> tuple[int, int]:

@@ -5,9 +5,9 @@ import numpy as np
 from clipskip.batch import Batch, Image
 from clipskip.conditioning import NetworkRow
 from clipskip.engines.manifest import Artefact, AxisRange, Dim, Port, Role
-from clipskip.noise import initial
-from clipskip.samplers import SAMPLERS, table
-from clipskip.schedules import NoiseModel, sigmas
+from clipskip.noise import BrownianTree, initial
+from clipskip.samplers import SAMPLERS, plan
+from clipskip.schedules import NoiseModel
 
 B, N, T, H, W = (Dim(name) for name in "BNThw")
 INPUTS = (
@@ -96,10 +96,10 @@ def row(weight, *values, ends=(1000,), chunks=1, **inputs):
 
 def image(seed=1, sampler="Euler", steps=5, rows=None, chunks=1, **inputs):
     start, noise = initial(seed, (4, 8, 8), "cpu", None, 0)
-    levels = sigmas("karras", steps, MODEL)
-    latents = start * np.float32(levels[0])
+    made = plan(BY_NAME[sampler], "karras", steps, MODEL)
+    noise = BrownianTree(seed, "cpu", *made.span) if made.span else noise
     rows = rows or (row(1.0, 0.5),)
-    return Image(table(BY_NAME[sampler], levels, MODEL), rows, latents, noise, chunks, {"mask": 1.0, **inputs})
+    return Image(made.rows, rows, start * np.float32(made.scale), noise, chunks, {"mask": 1.0, **inputs})
 
 
 def finished(engine, *images, exact_rows=True):

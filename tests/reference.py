@@ -1,6 +1,7 @@
 """What a picture must be: transformers' and diffusers' networks in fp32, and everything around them from the papers.
 
-Scalars, guidance and solver steps in float64; noise from torch.Generator. Shares no code with the runtime.
+Scalars, guidance and solver steps in float64; noise from torch.Generator. Shares no code with the runtime, Brownian
+motions excepted.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from reference_solvers import SCHEDULES, SOLVERS, Array, Denoiser, Diffusion, ddim_levels
 from reference_text import Part, TextReference, plain
 from transformers import CLIPTextModel, CLIPTokenizer
+
+from clipskip.noise import BrownianTree
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +68,8 @@ class Reference:
         sigmas = np.stack(levels, axis=1)[:, :, None, None, None]
         noise = noise_of(batch)
         start = noise() * (1 if own else sigmas[0])
+        if "SDE" in batch[0].sampler:
+            noise = motion_of(batch, np.stack(levels, axis=1))
         return SOLVERS[batch[0].sampler](self.denoiser(batch), start, sigmas, noise)
 
     def pictures(self, wanted: Iterable[Wanted]) -> list[np.ndarray]:
@@ -134,6 +139,19 @@ def noise_of(batch: Sequence[Wanted]) -> Callable[[], Array]:
     shape = (4, batch[0].height // 8, batch[0].width // 8)
     turns = iter([generators])
     return lambda: np.stack([torch.randn(shape, generator=g).double().numpy() for g in next(turns, later)])
+
+
+def motion_of(batch: Sequence[Wanted], levels: Array) -> Callable[[], Array]:
+    """Draws for the batch, each image from its own Brownian motion: the runtime's, which equals torchsde's."""
+    trees = [BrownianTree(one.seed, "cpu", own[own > 0][-1], own[0]) for one, own in zip(batch, levels.T, strict=True)]
+    shape = (4, batch[0].height // 8, batch[0].width // 8)
+    steps = iter(pairwise(levels))
+
+    def draw() -> Array:
+        ends = zip(trees, *next(steps), strict=True)
+        return np.stack([tree.normal(shape, s, t).astype(np.float64) for tree, s, t in ends])
+
+    return draw
 
 
 def load(checkpoint: Path) -> Reference:

@@ -18,6 +18,21 @@ Denoiser = Callable[[Array, Array], Array]  # (x, sigma) -> the clean picture it
 Noise = Callable[[], Array]  # fresh unit normal noise in the shape of x
 Solver = Callable[[Denoiser, Array, Array, Noise], Array]  # (denoiser, x at sigmas[0], sigmas, noise) -> x at 0
 
+STEPS = [1, 2, 3, 5, 20, 150]
+
+_mixing = np.random.default_rng(1).normal(size=(6, 6)) / 2
+
+
+def toy_network(x: Array, timestep: float) -> Array:
+    """Smooth, nonlinear, and sensitive to the fraction of a timestep."""
+    return np.tanh(x @ _mixing + np.sin(timestep / 50)) + 0.1 * x
+
+
+def start(steps: int) -> tuple[Array, Array]:
+    """The first noise of unit variance, and what the steps draw."""
+    random = np.random.default_rng(steps)
+    return random.normal(size=(1, 6)), random.normal(size=(3 * steps + 3, 1, 6))
+
 
 @dataclass(frozen=True)
 class Diffusion:
@@ -168,11 +183,60 @@ def dpmpp_2m_sde(denoise: Denoiser, x: Array, sigmas: Array, noise: Noise) -> Ar
     return z / alpha[-1]
 
 
+def plms(denoise: Denoiser, x: Array, sigmas: Array, noise: Noise) -> Array:
+    """Liu et al. 2022, equations 11 and 12, in the variables of `ddim`; the first step is the mean of two slopes."""
+    abar = 1 / (1 + sigmas**2)
+    z, es = x, list[Array]()
+
+    def slope(z: Array, i: int) -> Array:
+        return (z - np.sqrt(abar[i]) * denoise(z / np.sqrt(abar[i]), sigmas[i])) / np.sqrt(1 - abar[i])
+
+    def transfer(z: Array, e: Array, i: int) -> Array:
+        x0 = (z - np.sqrt(1 - abar[i]) * e) / np.sqrt(abar[i])
+        return np.sqrt(abar[i + 1]) * x0 + np.sqrt(1 - abar[i + 1]) * e
+
+    for i in range(len(sigmas) - 1):
+        e = slope(z, i)
+        es.append(e)
+        if i == 0:
+            mean = (e + slope(transfer(z, e, i), i + 1)) / 2
+        elif i == 1:
+            mean = 3 / 2 * e - es[-2] / 2
+        elif i == 2:
+            mean = 23 / 12 * e - 16 / 12 * es[-2] + 5 / 12 * es[-3]
+        else:
+            mean = 55 / 24 * e - 59 / 24 * es[-2] + 37 / 24 * es[-3] - 9 / 24 * es[-4]
+        z = transfer(z, mean, i)
+    return z
+
+
+def restart(denoise: Denoiser, x: Array, sigmas: Array, noise: Noise) -> Array:
+    """Xu et al. 2023, algorithm 1, over Heun's steps, with AUTOMATIC1111's choices of interval, steps and repeats."""
+
+    def ramp(first: float, last: float, count: int) -> list[float]:
+        return [(first ** (1 / 7) * (1 - i / count) + last ** (1 / 7) * i / count) ** 7 for i in range(count)] + [last]
+
+    n = len(sigmas) - 1
+    if n < 20:
+        return heun(denoise, x, sigmas, noise)
+    again, repeats = (9, 1) if n < 36 else (n // 4, 2)
+    levels = [*ramp(sigmas[0], sigmas[-2], n - again * repeats - 1), 0.0]
+    low = min(range(len(levels)), key=lambda i: abs(levels[i] - 0.1))
+    high = min(range(len(levels)), key=lambda i: abs(levels[i] - 2))
+    x = heun(denoise, x, np.array(levels[: low + 1]), noise)
+    for _ in range(repeats if high < low else 0):
+        x = x + np.sqrt(levels[high] ** 2 - levels[low] ** 2) * noise()
+        x = heun(denoise, x, np.array(ramp(levels[high], levels[low], again)), noise)
+    return heun(denoise, x, np.array(levels[low:]), noise)
+
+
 SOLVERS: dict[str, Solver] = {
     "Euler": euler,
     "Euler a": euler_ancestral,
     "Heun": heun,
     "DDIM": ddim,
+    "PLMS": plms,
+    "Restart": restart,
     "DPM++ 2M": dpmpp_2m,
     "DPM++ 2M SDE": dpmpp_2m_sde,
 }

@@ -1,8 +1,10 @@
 """The open batch over a fake step engine: who joins and leaves when, what is rewritten, and that nobody notices."""
 
+from itertools import product
+
 import numpy as np
 import pytest
-from fake_step import SETTINGS, B, FakeStep, H, N, W, finished, image, row
+from fake_step import BY_NAME, SETTINGS, B, FakeStep, H, N, W, finished, image, row
 
 from clipskip.batch import Batch
 from clipskip.engines.manifest import AxisRange, Port
@@ -29,6 +31,21 @@ def test_images_that_join_at_any_call_are_what_they_are_alone(exact_rows):
     assert calls < sum(len(each.table) for each in images)
     for made, each in zip(images, SETTINGS, strict=True):
         np.testing.assert_array_equal(made.latents, finished(FakeStep(), image(**each))[0])
+
+
+def test_of_every_sampler_an_image_in_a_batch_is_what_it_is_alone():
+    """Each twice, and the second one joins late."""
+    images = [image(seed=seed, sampler=name, steps=20) for seed in (1, 2) for name in BY_NAME]
+    batch = Batch(FakeStep(B=64, N=64), images[0], exact_rows=False)
+    for number, each in enumerate(images):
+        batch.add(each)
+        if number == len(BY_NAME):
+            batch.step()
+    while batch.images:
+        batch.step()
+    for made, (seed, name) in zip(images, product((1, 2), BY_NAME), strict=True):
+        alone = finished(FakeStep(), image(seed=seed, sampler=name, steps=20))[0]
+        np.testing.assert_array_equal(made.latents, alone, err_msg=name)
 
 
 def test_an_image_that_is_removed_leaves_the_others_as_they_are():

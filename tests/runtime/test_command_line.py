@@ -70,9 +70,9 @@ def test_generate_writes_other_formats_and_repeats_them(run, sample_store, tmp_p
 
 def test_repeating_a_picture_of_another_program_says_what_is_left_out_and_inspect_shows_it(run, sample_store, tmp_path):
     text = tmp_path / "x.txt"
-    text.write_text("a ring\nSteps: 2, Sampler: Euler a, Seed: 5, Size: 64x64, Eta: 0.5, Version: v1.9.4\n")
+    text.write_text("a ring\nSteps: 2, Sampler: Euler a, Seed: 5, Size: 64x64, Refiner: x, Version: v1.9.4\n")
     status, out, err = run("generate", sample_store, "--from", text, "--out", tmp_path / "y.png", "--json")
-    expected = ["not honoured from the picture: Eta: 0.5", "the picture's settings have no CFG scale: 7 is used"]
+    expected = ["not honoured from the picture: Refiner: x", "the picture's settings have no CFG scale: 7 is used"]
     assert (status, json.loads(out)["warnings"][:2]) == (0, expected)
     assert all(f"note: {warning}" in err for warning in expected)
     _, out, _ = run("generate", sample_store, "--from", text, "--cfg", "3", "--out", tmp_path / "z.png", "--json")
@@ -81,9 +81,9 @@ def test_repeating_a_picture_of_another_program_says_what_is_left_out_and_inspec
     status, out, _ = run("inspect", text, "--json")
     found = json.loads(out)
     assert (status, found["program"], found["request"]["seed"]) == (0, "AUTOMATIC1111 v1.9.4", 5)
-    assert (found["ignored"], found["filled"]) == ({"Eta": "0.5"}, {"cfg": "7"})
+    assert (found["ignored"], found["filled"]) == ({"Refiner": "x"}, {"cfg": "7"})
     _, out, _ = run("inspect", text)
-    assert "not honoured  Eta: 0.5\nfilled in     cfg: 7\n" in out
+    assert "not honoured  Refiner: x\nfilled in     cfg: 7\n" in out
     assert run("inspect", tmp_path / "y.png")[1].splitlines()[1].split() == ["program", "clipskip"]
 
 
@@ -91,7 +91,7 @@ def test_repeating_a_picture_of_another_program_says_what_is_left_out_and_inspec
     ("text", "honoured"),
     [
         (
-            "a\nSteps: 2, Sampler: UniPC, Schedule type: Karras, Seed: 5, Size: 64x64",
+            "a\nSteps: 2, Sampler: DEIS, Schedule type: Karras, Seed: 5, Size: 64x64",
             "Steps, Schedule type, Seed, Size",
         ),
         ("a\nSteps: 2, Sampler: Euler, Seed: 5, Size: 130x120, Clip skip: 2", "Steps, Sampler, Seed, Clip skip"),

@@ -11,8 +11,14 @@ from clipskip.fields import TEXT, parse
 from clipskip.request import FIELDS, Request
 from clipskip.resolve import refusals
 
-SAMPLERS = "DPM++ 2M, DPM++ 2M SDE, Euler a, Euler, Heun, DDIM"
-SCHEDULES = "automatic, uniform, karras, exponential, sgm_uniform"
+SAMPLERS = (
+    "DPM++ 2M, DPM++ SDE, DPM++ 2M SDE, DPM++ 2M SDE Heun, DPM++ 2S a, DPM++ 3M SDE, Euler a, Euler, LMS, Heun, DPM2, "
+    "DPM2 a, DPM fast, Restart, DDIM, PLMS, UniPC, LCM"
+)
+SCHEDULES = (
+    "automatic, uniform, karras, exponential, polyexponential, sgm_uniform, kl_optimal, align_your_steps, simple, "
+    "normal, ddim, beta"
+)
 FROM_1 = ": it counts from 1 (the last layer, diffusers' None or 0); 2 is the penultimate (diffusers' 1)"
 FROM_0 = ": it counts from 0 (the last layer, clip_skip 1); 1 is the penultimate (clip_skip 2)"
 TYPED = {  # row: the message, and what was typed, the field in question first
@@ -79,8 +85,8 @@ TYPED = {  # row: the message, and what was typed, the field in question first
     "d38-strength": ("subseed_strength must be 0..1, not 1.5", {"subseed_strength": "1.5"}),
     "d39": (f"sampler must be one of {SAMPLERS}; not 'DPM'", {"sampler": "DPM"}),
     "d39-missing": (
-        f"sampler must be one of {SAMPLERS}; not 'LMS'",
-        {"sampler": "LMS Karras"},
+        f"sampler must be one of {SAMPLERS}; not 'DEIS'",
+        {"sampler": "DEIS Karras"},
     ),
     "d39-adaptive": (
         f"sampler must be one of {SAMPLERS}; not 'dpm_adaptive'",
@@ -91,8 +97,8 @@ TYPED = {  # row: the message, and what was typed, the field in question first
         {"schedule": "linear"},
     ),
     "d39-missing-schedule": (
-        f"schedule must be one of {SCHEDULES}; not 'normal'",
-        {"schedule": "normal"},
+        f"schedule must be one of {SCHEDULES}; not 'turbo'",
+        {"schedule": "turbo"},
     ),
     "rng": ("rng must be one of cpu, nv; not 'gpu'", {"rng": "gpu"}),
     "emphasis": ("emphasis must be one of Original, No norm, Ignore, None; not 'loud'", {"emphasis": "loud"}),

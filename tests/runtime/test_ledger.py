@@ -36,8 +36,6 @@ def embeddings(**digests: str) -> Inversions:
 @pytest.mark.parametrize(
     "setting",
     [
-        "Eta: 0.67",
-        "Eta: 0.0",
         "Refiner: other [abcdef0123]",
         "Refiner switch at: 0.8",
         "Hires upscale: 1.5",
@@ -49,8 +47,8 @@ def embeddings(**digests: str) -> Inversions:
         "ControlNet 0: canny",
         "Tiling: True",
         "NGMS: 1",
-        "Schedule max sigma: 12",
-        "Sigma churn: 1",
+        "Beta schedule alpha: 0.5",
+        "UniPC order: 2",
         "Seed resize from: 192x128",
         "SGM noise multiplier: True",
         "Downcast alphas_cumprod: True",
@@ -72,11 +70,32 @@ def test_a_setting_that_is_not_honoured_is_noted(setting: str) -> None:
     assert (found.request.steps, found.request.seed, found.request.width) == (4, 5, 128)
 
 
+@pytest.mark.parametrize(
+    ("setting", "field", "value"),
+    [
+        ("Eta: 0.67", "eta", 0.67),
+        ("Eta DDIM: 0.5", "eta", 0.5),
+        ("Sigma churn: 1", "s_churn", 1.0),
+        ("Sigma tmin: 0.1", "s_tmin", 0.1),
+        ("Sigma tmax: 9", "s_tmax", 9.0),
+        ("Sigma noise: 1.003", "s_noise", 1.003),
+        ("Schedule rho: 5", "rho", 5.0),
+        ("Schedule min sigma: 0.1", "sigma_min", 0.1),
+        ("Schedule max sigma: 12", "sigma_max", 12.0),
+        ('Sigmas: "14.6,7,0.5"', "sigmas", (14.6, 7.0, 0.5)),
+    ],
+)
+def test_settings_of_samplers_and_schedules_are_read_by_a1111s_names(setting: str, field: str, value: object) -> None:
+    found = read(f"{S}, {setting}")
+    assert getattr(found.request, field) == value
+    assert (found.ignored, list(found.honoured)[-1]) == ({}, setting.split(":")[0])
+
+
 def test_settings_of_one_kind_share_a_note_which_names_each() -> None:
-    found = read(f"{S}, Hires upscale: 2, Eta: 0.5, Hires steps: 10, Hires upscaler: {'Latent' * 20}")
+    found = read(f"{S}, Hires upscale: 2, Skip: 0.5, Hires steps: 10, Hires upscaler: {'Latent' * 20}")
     assert found.notes() == [
         f"not honoured from the picture: Hires upscale: 2, Hires steps: 10, Hires upscaler: {('Latent' * 20)[:57]}...",
-        "not honoured from the picture: Eta: 0.5",
+        "not honoured from the picture: Skip: 0.5",
     ]
 
 

@@ -423,6 +423,26 @@ def test_without_our_own_text_a1111s_gives_the_request_back(format: str) -> None
     assert found.notes(MODEL) == []
 
 
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"sampler": "Euler a", "eta": 0.5}, "Eta: 0.5"),
+        ({"sampler": "DDIM", "eta": 0.5}, "Eta DDIM: 0.5"),
+        ({"sampler": "Heun", "s_churn": 5.0, "s_noise": 1.1}, "Sigma churn: 5, Sigma noise: 1.1"),
+        ({"sampler": "Euler", "schedule": "kl_optimal", "sigma_min": 0.1}, "Schedule min sigma: 0.1"),
+        ({"sampler": "LMS", "sigmas": (14.6, 7.0), "steps": 2}, 'Sigmas: "14.6,7"'),
+        ({"sampler": "DPM++ 2S a", "schedule": "align_your_steps"}, "Schedule type: Align Your Steps"),
+    ],
+)
+def test_samplers_and_their_settings_are_written_by_a1111s_names_and_read_back(
+    settings: dict[str, Any], told: str
+) -> None:
+    text = metadata.parameters(origin(replace(RESOLVED, **settings)))
+    assert f", {told}" in text
+    found = read_ledger(text.encode()).request
+    assert {name: getattr(found, name) for name in settings} == settings
+
+
 def test_lossless_formats_keep_every_pixel_and_a_jpeg_nearly(tmp_path: Path) -> None:
     pixels = PIL.Image.effect_noise((64, 64), 40).convert("RGB")
     for suffix, most in ((".png", 0), (".webp", 0), (".jpg", 24)):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from pace import pace
 
-from clipskip.noise import CpuNoise, NvNoise, image_seeds, initial, slerp
+from clipskip.noise import KEPT, BrownianTree, CpuNoise, NvNoise, image_seeds, initial, slerp
 
 SEEDS = [0, 1, 42, 2**31, 2**32 - 1, 2**32, 2**32 + 7, 2**63, 2**64 - 1, *range(1000, 1040)]
 SHAPES = [(4, 64, 64), (16,), (17,), (31,), (4, 9, 7), (1, 4, 24, 40)]
@@ -80,6 +83,39 @@ def test_the_latents_are_an_images_first_draw_and_its_step_noise_follows() -> No
     generator = torch_generator(11)
     np.testing.assert_allclose(latents, torch.randn((4, 8, 8), generator=generator).numpy(), atol=5e-7)
     np.testing.assert_allclose(noise.normal((4, 8, 8)), torch.randn((4, 8, 8), generator=generator).numpy(), atol=5e-7)
+
+
+TREE = np.load(Path(__file__).parent / "data" / "brownian.npz")
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_a_brownian_tree_equals_torchsdes_in_any_order(number: int) -> None:
+    limits, shape = TREE["limits"], TREE["draws"].shape[2:]
+    forwards, backwards = (BrownianTree(int(TREE["seeds"][number]), "cpu", *limits) for _ in range(2))
+    for k, (s, t) in enumerate(TREE["intervals"]):
+        drawn = forwards.normal(shape, s, t)
+        assert drawn.dtype == np.float32
+        np.testing.assert_allclose(drawn, TREE["draws"][number, k], rtol=0, atol=2e-6)
+    for k, (s, t) in reversed([*enumerate(TREE["intervals"])]):
+        np.testing.assert_allclose(backwards.normal(shape, s, t), TREE["draws"][number, k], rtol=0, atol=2e-6)
+
+
+def test_increments_of_a_brownian_tree_add_up_and_their_variance_is_one() -> None:
+    tree, shape = BrownianTree(3, "nv", 0.03, 14.6), (4, 32, 32)
+    levels = [14.6, 9.0, 2.0, 0.4, 0.03]
+    parts = [tree.normal(shape, s, t) * np.sqrt(s - t) for s, t in pairwise(levels)]
+    whole = tree.normal(shape, 14.6, 0.03) * np.sqrt(14.6 - 0.03)
+    np.testing.assert_allclose(np.sum(parts, axis=0), whole, atol=1e-4)
+    for (s, t), part in zip(pairwise(levels), parts, strict=True):
+        assert abs((part / np.sqrt(s - t)).std() - 1) < 0.05
+
+
+def test_a_brownian_tree_remembers_few_draws_and_none_between_levels_that_are_the_same() -> None:
+    tree = BrownianTree(3, "cpu", 0.03, 14.6)
+    for s, t in pairwise(np.linspace(14.6, 0.03, 60)):
+        tree.normal((4, 4, 4), s, t)
+    assert len(tree._kept) == KEPT
+    assert not tree.normal((4, 4, 4), 2.0, 2.0 - 1e-8).any()
 
 
 def torch_slerp(t: float, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:

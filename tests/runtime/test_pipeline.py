@@ -93,7 +93,7 @@ def test_what_is_no_picture_of_a_result_and_no_place_for_one_is_refused(pipe, mo
 
 
 def test_a_repeated_picture_says_what_it_could_not_honour_before_all_else(pipe):
-    text = "a ring\nSteps: 3, Sampler: Euler a, Seed: 5, Size: 64x64, Eta: 0.5, Model: toon, Model hash: 0123456789"
+    text = "a ring\nSteps: 3, Sampler: Euler a, Seed: 5, Size: 64x64, Refiner: x, Model: toon, Model hash: 0123456789"
     ledger = read_ledger(text.encode())
     result = pipe(ledger)
     assert result.ledger == ledger

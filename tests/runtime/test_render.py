@@ -86,7 +86,7 @@ def test_a_quoted_value_that_does_not_end_is_refused(value: str) -> None:
 def test_every_field_of_a_request_is_a_command(name: str) -> None:
     value = "true" if name in FLAG_FIELDS else "3"
     parsed = parse_render(f"/render /{name}:{value} a cat")
-    assert str(getattr(parsed, name)) in ("3", "3.0", "True")
+    assert str(getattr(parsed, name)) in ("3", "3.0", "True", "(3.0,)")
 
 
 @pytest.mark.parametrize(
@@ -299,6 +299,6 @@ def test_hostile_lines_are_read_in_linear_time_and_answered_briefly(line: str) -
     def refused() -> None:
         with pytest.raises(RequestError) as caught:
             parse_render(line)
-        assert len(str(caught.value)) < 700  # all commands are named
+        assert len(str(caught.value)) < 800  # all commands are named
 
     assert pace(refused) < 50

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, fields, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pace import pace
-from strategies import DEPTH_FIELDS, FLAG_FIELDS, FRACTION_FIELDS, TEXT_FIELDS, WHOLE_FIELDS, requests
+from strategies import DEPTH_FIELDS, FLAG_FIELDS, FRACTION_FIELDS, LIST_FIELDS, TEXT_FIELDS, WHOLE_FIELDS, requests
 
 from clipskip.errors import RequestError
 from clipskip.fields import parse, ranges
@@ -22,9 +23,8 @@ NO_NUMBERS = [True, "7", "7.5", b"7", float("nan"), float("inf"), [], {}, np.boo
 
 
 def test_every_field_is_in_one_of_the_lists_of_these_tests() -> None:
-    assert sorted(WHOLE_FIELDS + FRACTION_FIELDS + DEPTH_FIELDS + TEXT_FIELDS + FLAG_FIELDS) == sorted(
-        field.name for field in fields(Request)
-    )
+    lists = (WHOLE_FIELDS, FRACTION_FIELDS, DEPTH_FIELDS, TEXT_FIELDS, FLAG_FIELDS, LIST_FIELDS)
+    assert sorted(chain(*lists)) == sorted(field.name for field in fields(Request))
 
 
 @given(requests())
@@ -119,6 +119,21 @@ def test_what_is_no_flag_is_refused_the_same_from_python_and_json(name: str, val
         assert caught.value.field == name
         messages.add(str(caught.value))
     assert len(messages) == 1
+
+
+@pytest.mark.parametrize("value", ["9,3", 3.0, {}, [], [9, "3"], [True], [float("nan")], [[9]], np.ones((2, 2))])
+def test_what_is_no_list_of_noise_levels_is_refused(value: Any) -> None:
+    with pytest.raises(RequestError, match="sigmas must be a list of numbers, not ") as caught:
+        check_types(replace(Request(prompt=""), sigmas=value))
+    assert caught.value.field == "sigmas"
+
+
+@pytest.mark.parametrize("value", [[9, 3.5], (9, 3.5), np.array([9, 3.5], np.float32), "9,3.5", " 9 , 3.5"])
+def test_a_list_of_numbers_comes_from_python_numpy_or_with_commas(value: Any) -> None:
+    if isinstance(value, str):
+        assert Request.from_text({"prompt": "", "sigmas": value}).sigmas == (9.0, 3.5)
+    else:
+        assert check_types(replace(Request(prompt=""), sigmas=value)).sigmas == (9.0, 3.5)
 
 
 def test_numpys_flags_become_pythons() -> None:

@@ -9,8 +9,9 @@ from facts import MODEL, step_artefact
 
 from clipskip import infotext, ledger, noise
 from clipskip.errors import RequestError
-from clipskip.request import FIELDS, Request
+from clipskip.request import FIELDS, OWN, Request
 from clipskip.resolve import Limits, refusals
+from clipskip.samplers import SAMPLERS
 
 
 def resolved(**fields):
@@ -23,7 +24,8 @@ def test_a_bare_prompt_gets_every_default():
     assert (found.sampler.name, found.schedule) == ("DPM++ 2M", "karras")
     assert 0 <= found.seeds[0][0] < 2**32
     filled = dataclasses.asdict(found.request)
-    assert [name for name, value in filled.items() if value is None] == ["clip_skip_diffusers", "subseed", "compat"]
+    left = {name for name, value in filled.items() if value is None}
+    assert left == {"clip_skip_diffusers", "subseed", "compat", "sigmas", *OWN}
 
 
 def test_resolving_a_resolved_request_changes_nothing():
@@ -80,8 +82,22 @@ REFUSED = [
     ("pad_cond_uncond must be true or false, not 1", {"pad_cond_uncond": 1}),
     ("prompt must be a string, not 5", {"prompt": 5}),
     (
-        "sampler must be one of DPM++ 2M, DPM++ 2M SDE, Euler a, Euler, Heun, DDIM; not 'DPM adaptive'",
+        f"sampler must be one of {', '.join(sampler.name for sampler in SAMPLERS)}; not 'DPM adaptive'",
         {"sampler": "DPM adaptive"},
+    ),
+    ("eta must be 0..1, not 1.5", {"eta": 1.5}),
+    ("s_tmax must be 0..1000, not -1", {"s_tmax": -1}),
+    ("rho must be 0.1..100, not 0", {"rho": 0}),
+    ("sigma_min must be 0.0001..10000, not 0", {"sigma_min": 0}),
+    ("sigma_min 20 must be below sigma_max 14.6146", {"sigma_min": 20}),
+    ("sigma_min 0.0291672 must be below sigma_max 0.01", {"sigma_max": 0.01}),
+    ("sigmas must be 1 to 10000 falling numbers, 0.0001 to 10000, not (3.0, 3.0)", {"sigmas": [3, 3]}),
+    ("sigmas must be 1 to 10000 falling numbers, 0.0001 to 10000, not (3.0, -1.0)", {"sigmas": [3, -1]}),
+    ("sigmas must be 1 to 10000 falling numbers, 0.0001 to 10000, not (0.0,)", {"sigmas": [0]}),
+    ("steps must be 2..1000 for PLMS, not 1", {"sampler": "PLMS", "steps": 1}),
+    (
+        "steps must be 1..1000 for UniPC, not 1001",
+        {"steps": 1001, "sampler": "UniPC"},
     ),
     (
         "sampler 'Euler Karras' names the schedule karras, and schedule says exponential",
@@ -100,9 +116,9 @@ def test_a_wrong_value_is_refused_by_name_with_what_would_be_right(message, give
 
 
 def test_without_a_model_every_field_is_refused_that_will_be_and_nothing_else():
-    request = Request(prompt="<lora:a:1>", negative_prompt="\0", clip_skip=99, sampler="UniPC", schedule="a", seed=-5)
+    request = Request(prompt="<lora:a:1>", negative_prompt="\0", clip_skip=99, sampler="DPM", schedule="a", seed=-5)
     assert [*refusals(request)] == ["negative_prompt", "prompt", "seed", "sampler", "schedule", "clip_skip"]
-    assert [*refusals(Request(prompt="", sampler="Euler simple"))] == ["schedule"]
+    assert [*refusals(Request(prompt="", sampler="Euler turbo"))] == ["schedule"]
     assert refusals(Request(prompt="a AND b :99", clip_skip=13, width=8, height=2048)) == {}
 
 
@@ -137,6 +153,50 @@ def test_ddim_makes_no_more_steps_than_the_model_was_trained_on():
     assert resolving.resolved("", steps=401, model=model).request.steps == 401
     with pytest.raises(RequestError, match=r"steps must be 2\.\.400 for DDIM, not 401"):
         resolving.resolved("", steps=401, sampler="DDIM", model=model)
+
+
+UNUSED = [
+    ({"sampler": "LMS", "eta": 0.5}, "eta is not used by LMS with schedule uniform"),
+    ({"sampler": "Euler a", "s_noise": 0.9}, "s_noise is not used by Euler a with schedule uniform"),
+    ({"sampler": "Restart", "s_churn": 3}, "s_churn is not used by Restart with schedule karras"),
+    ({"sampler": "Euler", "rho": 3}, "rho is not used by Euler with schedule uniform"),
+    ({"sampler": "Euler simple", "sigma_max": 3}, "sigma_max is not used by Euler with schedule simple"),
+    ({"sampler": "DDIM", "sigmas": [3]}, "DDIM has timesteps of its own: sigmas is not used"),
+    ({"sampler": "UniPC", "sigma_min": 3}, "sigma_min is not used by UniPC with schedule uniform"),
+    ({"sampler": "Euler karras", "sigmas": [3]}, "sigmas has the noise levels: schedule karras is not used"),
+]
+
+
+@pytest.mark.parametrize(("given", "note"), UNUSED, ids=[note for _, note in UNUSED])
+def test_what_a_sampler_or_schedule_does_not_take_is_left_out_with_a_note(given, note):
+    found = resolved(**given, clip_skip=1)
+    assert found.notes == (note,)
+    kept = [name for name in (*OWN, "sigmas") if getattr(found.request, name) is not None]
+    assert kept == (["sigmas"] if "karras" in note and "sigmas" in given else [])
+
+
+@pytest.mark.parametrize(
+    ("sampler", "taken"),
+    [
+        ("Euler", {"s_churn", "s_tmin", "s_tmax", "s_noise"}),
+        ("DPM2", {"s_churn", "s_tmin", "s_tmax", "s_noise"}),
+        ("Euler a", {"eta"}),
+        ("DDIM", {"eta"}),
+        ("DPM fast", {"eta", "s_noise"}),
+        ("DPM++ 3M SDE", {"eta", "s_noise"}),
+        ("PLMS", set()),
+        ("LCM", set()),
+    ],
+)
+def test_every_sampler_takes_what_a1111_gives_it(sampler, taken):
+    given = {"eta": 0.5, "s_churn": 1, "s_tmin": 1, "s_tmax": 9, "s_noise": 1.1}
+    request = resolved(sampler=sampler, **given).request
+    assert {name for name in given if getattr(request, name) is not None} == taken
+
+
+def test_levels_that_are_listed_are_the_steps():
+    request = resolved(sampler="Euler", sigmas=[14.5, 3, 0.5, 0]).request
+    assert (request.sigmas, request.steps, request.schedule) == ((14.5, 3.0, 0.5), 3, "uniform")
 
 
 def test_ddim_has_no_schedule_and_the_result_says_so():
@@ -215,11 +275,11 @@ def test_the_names_in_pictures_of_other_programs_are_read(settings, sampler, sch
     assert (found.sampler.name, found.schedule) == (sampler, schedule)
 
 
-@pytest.mark.parametrize(("field", "name", "closest"), lines("missing_names.tsv"))
-def test_what_a1111_has_and_is_missing_here_is_refused_with_the_closest_one_d39(field, name, closest):
+@pytest.mark.parametrize(("field", "name", "hint"), lines("missing_names.tsv"))
+def test_what_other_programs_have_and_is_missing_here_is_refused_with_the_closest_one_d39(field, name, hint):
     with pytest.raises(RequestError, match=f"{field} must be one of .*; not ") as caught:
         resolved(**{field: name})
-    assert (caught.value.field, caught.value.hint) == (field, f"{closest!r} is the closest one")
+    assert (caught.value.field, caught.value.hint) == (field, hint)
 
 
 @pytest.mark.parametrize("seed", [None, -1])
