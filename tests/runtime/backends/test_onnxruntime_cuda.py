@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime
 import pytest
 from doubles.cuda import SimulatedCuda
@@ -24,6 +25,8 @@ from clipskip.backends.cuda import Cuda
 from clipskip.backends.onnxruntime import OnnxRuntime
 from clipskip.backends.onnxruntime_cuda import Weights
 from clipskip.backends.providers import CUDA
+from clipskip.engines.forms.cuda import PATTERNS
+from clipskip.engines.forms.rewrite import rewrite
 from clipskip.engines.manifest import STEP, Role
 from clipskip.engines.store import Store
 from clipskip.errors import BackendUnavailable, Busy, DeviceLost, DeviceOutOfMemory, EngineIncompatible, RequestError
@@ -147,6 +150,25 @@ def test_the_graph_reads_all_of_the_state_before_it_writes_the_next_one(
     assert np.array_equal(*states)
 
 
+@pytest.mark.parametrize("form", [False, True])
+def test_whoever_reads_the_state_comes_before_the_node_that_writes_the_next_one(
+    sample_fp16_store: Path, form: bool
+) -> None:
+    graphs = Store(sample_fp16_store)
+    model = ir.load(graphs.verify(graphs.find(STEP, "onnx", "fp16")))
+    if form:
+        rewrite(model, PATTERNS["step"])
+    (state,) = (value for value in model.graph.inputs if value.name == "state")
+    last = model.graph.outputs[0].producer()
+    assert last is not None
+    before, waiting = set[ir.Node](), [last]
+    while waiting:
+        sources = {value.producer() for value in waiting.pop().inputs if value is not None} - {None} - before
+        before |= sources
+        waiting += sources
+    assert {use.node for use in state.uses()} <= before
+
+
 def test_every_shape_has_a_session_and_all_of_them_one_copy_of_the_weights(
     ort: SimulatedOnnxRuntime, device: SimulatedDevice, store: Store
 ) -> None:
@@ -193,6 +215,15 @@ def test_where_an_optimisation_of_the_provider_reads_weights_it_is_given_the_fil
     ort.reads_weights = True
     found = denoised(opened(store, OnnxRuntime([CUDA])), feeds(1))
     assert np.array_equal(found, denoised(opened(store, cpu, variant=""), feeds(1)))
+
+
+def test_weights_that_find_no_room_get_that_of_idle_executions(device: SimulatedDevice, store: Store) -> None:
+    backend = OnnxRuntime([CUDA])
+    step = opened(store, backend)
+    denoised(step, feeds(batch=4, rows=8, side=16), steps=1)
+    device.memory = device.memory - device.free() + 100
+    assert opened(store, backend, "text-03").run(INPUTS["text-03"])
+    assert step.run(feeds())
 
 
 def test_a_closed_engine_leaves_nothing_on_the_device(device: SimulatedDevice, store: Store) -> None:
