@@ -294,7 +294,7 @@ def test_what_the_provider_is_told_and_one_s_own_settings_come_last(ort: Simulat
     told = dict(ort.sessions[-1].told)
     assert int(told.pop("user_compute_stream")) in ort.cuda.streams
     assert told == {
-        "device_id": "1", "use_tf32": "0", "arena_extend_strategy": "kSameAsRequested", "enable_cuda_graph": "1",
+        "device_id": "1", "fuse_conv_bias": "1", "arena_extend_strategy": "kSameAsRequested", "enable_cuda_graph": "1",
         "gpu_mem_limit": "1000", "cudnn_conv_algo_search": "DEFAULT",
     }  # fmt: skip
 
