@@ -256,13 +256,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     cards = []
     with suppress(ClipskipError):
         cards = [asdict(card) for card in gpu.gpus(gpu.cuda_runtime())]
+    left_out = {} if args.checkpoint else {"torch": "no --checkpoint"}
     if args.checkpoint:
-        from clipskip.bench import gpu_torch
+        try:
+            from clipskip.bench import gpu_torch
 
-        contenders += gpu_torch.contenders(args.checkpoint)
-        versions |= gpu_torch.versions()
+            contenders += gpu_torch.contenders(args.checkpoint, "cpu" if args.target == "onnxruntime" else "cuda")
+            versions |= gpu_torch.versions()
+        except Exception as error:  # torch is not there, or not for GPUs, or does not take the checkpoint
+            left_out["torch"] = f"{type(error).__name__}: {error}"
     before = clocks()
     report = measure(contenders, stages, args.rounds)
+    report["left_out"] |= left_out
     report = {
         "bench": "gpu", "model": model.name, "size": size, "target": args.target, "gpus": cards, "versions": versions,
         "clocks": {"before": before, "after": clocks()}, **report, **ratios(report["stages"]),

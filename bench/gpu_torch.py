@@ -15,12 +15,15 @@ from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline
 
 from clipskip.bench.gpu import NEGATIVE, PROMPT, STEPS, Contender, Stage, Work, nothing
 from clipskip.engines.shapes import LATENT, TOKENS
+from clipskip.errors import BackendUnavailable
 
 
-def contenders(checkpoint: Path) -> list[Contender]:
-    """All that this machine can run."""
-    made = [Networks("torch eager", checkpoint, lambda pipe: None), Networks("torch channels_last", checkpoint, _last)]
-    return [*made, Networks("torch compile", checkpoint, _compiled)] if torch.cuda.is_available() else [*made]
+def contenders(checkpoint: Path, device: str) -> list[Contender]:
+    """All of them, on "cpu" or "cuda"; BackendUnavailable where this torch has no CUDA."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise BackendUnavailable(f"torch {torch.__version__} finds no GPU", hint="install its build for CUDA")
+    made = {"eager": lambda pipe: None, "channels_last": _last} | ({"compile": _compiled} if device == "cuda" else {})
+    return [Networks(f"torch {name}", checkpoint, device, prepare) for name, prepare in made.items()]
 
 
 def versions() -> dict[str, str]:
@@ -48,14 +51,14 @@ def _compiled(pipe: Any) -> None:
 class Networks:
     """A checkpoint's networks after `prepare`. A step is the U-Net alone: guidance and solver would come on top."""
 
-    def __init__(self, name: str, checkpoint: Path, prepare: Callable[[Any], None]) -> None:
-        self.name, self._device = name, "cuda" if torch.cuda.is_available() else "cpu"
+    def __init__(self, name: str, checkpoint: Path, device: str, prepare: Callable[[Any], None]) -> None:
         torch.backends.cudnn.benchmark = True
-        self._dtype = torch.float16 if self._device == "cuda" else torch.float32
+        self.name, self._device = name, device
+        self._dtype = torch.float16 if device == "cuda" else torch.float32
         pipe = StableDiffusionPipeline.from_pretrained(checkpoint, dtype=self._dtype, safety_checker=None)
         pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)  # a call of the U-Net a step
         pipe.set_progress_bar_config(disable=True)
-        self._pipe: Any = pipe.to(self._device)
+        self._pipe: Any = pipe.to(device)
         prepare(self._pipe)
 
     def open(self, stage: Stage) -> Work | None:
