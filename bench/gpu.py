@@ -60,9 +60,10 @@ class Work(NamedTuple):
 
 
 class Contender(Protocol):
-    """One way to compute, with inputs of its own."""
+    """One way to compute, with inputs of its own. `facts`: its libraries and device."""
 
     name: str
+    facts: Mapping[str, str]
 
     def open(self, stage: Stage) -> Work | None:
         """The stage, ready to run; None where it has none of its own. Any error means that it cannot do that here."""
@@ -72,8 +73,8 @@ class Engines:
     """A store's engines of one form on one backend; a picture takes the exported graphs where it has no form."""
 
     def __init__(self, name: str, store: Path, backend: Any, variant: str) -> None:
-        self.name, self._path, self._store, self._variant = name, store, Store(store), variant
-        self._backend = backend
+        self.name, self.facts, self._backend = name, backend.describe(), backend
+        self._path, self._store, self._variant = store, Store(store), variant
         backend.variants = (variant, "") if variant else ("",)
 
     def open(self, stage: Stage) -> Work | None:
@@ -103,18 +104,25 @@ def nothing() -> None:
 
 
 def engines(store: Path, target: str) -> list[Contender]:
-    """Every form that the store has for the target, plain and captured where it can be."""
+    """Every form that the store has for the target, plain and captured where it can be. BackendUnavailable."""
     provider = BY_TARGET.get(target)
-    modes = {"plain": False, "captured": True} if provider is None or provider.graphs else {"plain": False}
     made: list[Contender] = []
-    for mode, graphs in modes.items():
+    for graphs in (False, True) if provider is None or provider.graphs else (False,):
         make: Callable[[], Any] = partial(tensorrt_backend, target, Settings(graphs=graphs))
         if provider is not None:
             make = partial(OnnxRuntime, [provider.name], graphs=graphs)
         there, kind = Store(store).manifest().artefacts, (make().target, make().precision)
         for variant in sorted({graph.variant for graph in there if (graph.target, graph.precision) == kind}):
-            made.append(Engines(f"{variant or 'exported'}, {mode}", store, make(), variant))
+            name = f"{variant or 'exported'}, {'captured' if graphs else 'plain'}"
+            made.append(Engines(name, store, make(), variant))
     return made
+
+
+def networks(checkpoint: Path, device: str) -> list[Contender]:
+    """PyTorch's side. ImportError where it is not installed."""
+    from clipskip.bench import gpu_torch
+
+    return gpu_torch.contenders(checkpoint, device)
 
 
 def measure(contenders: Sequence[Contender], stages: Sequence[Stage], rounds: int) -> dict[str, Any]:
@@ -151,8 +159,13 @@ def opened(
                 burst(work, 1)
                 works[contender.name], memory[contender.name] = work, used() - before
         except Exception as error:  # of whichever library it is
-            left_out[f"{stage}: {contender.name}"] = f"{type(error).__name__}: {str(error).splitlines()[0][:300]}"
+            left_out[f"{stage}: {contender.name}"] = reason(error)
     return works, memory
+
+
+def reason(error: Exception) -> str:
+    """Why something is left out, in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def burst(work: Work, repeats: int) -> None:
@@ -252,25 +265,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     stages = [Stage(str(role), 1, size) for role in sorted(roles) if role.part == "text"]
     stages += [Stage("step", int(images), size) for images in args.batches.split(",")]
     stages += [Stage("decode", 1, size), Stage("picture", 1, size)]
-    contenders, versions = engines(args.store, args.target), {"clipskip": clipskip.__version__}
-    cards = []
+    sides: dict[str, Callable[[], list[Contender]]] = {"clipskip": partial(engines, args.store, args.target)}
+    if args.checkpoint:
+        sides["torch"] = lambda: networks(args.checkpoint, "cpu" if args.target == "onnxruntime" else "cuda")
+    contenders, left_out, cards = list[Contender](), dict[str, str](), list[dict[str, Any]]()
+    for side, make in sides.items():
+        try:
+            contenders += make()
+        except Exception as error:  # a library that is not there, or not for GPUs, or does not take the checkpoint
+            left_out[side] = reason(error)
     with suppress(ClipskipError):
         cards = [asdict(card) for card in gpu.gpus(gpu.cuda_runtime())]
-    left_out = {} if args.checkpoint else {"torch": "no --checkpoint"}
-    if args.checkpoint:
-        try:
-            from clipskip.bench import gpu_torch
-
-            contenders += gpu_torch.contenders(args.checkpoint, "cpu" if args.target == "onnxruntime" else "cuda")
-            versions |= gpu_torch.versions()
-        except Exception as error:  # torch is not there, or not for GPUs, or does not take the checkpoint
-            left_out["torch"] = f"{type(error).__name__}: {error}"
     before = clocks()
     report = measure(contenders, stages, args.rounds)
     report["left_out"] |= left_out
     report = {
-        "bench": "gpu", "model": model.name, "size": size, "target": args.target, "gpus": cards, "versions": versions,
-        "clocks": {"before": before, "after": clocks()}, **report, **ratios(report["stages"]),
+        "bench": "gpu", "model": model.name, "size": size, "target": args.target, "version": clipskip.__version__,
+        "gpus": cards, "clocks": {"before": before, "after": clocks()},
+        "contenders": {contender.name: contender.facts for contender in contenders},
+        **report, **ratios(report["stages"]),
     }  # fmt: skip
     print(table(report))
     print(json.dumps(report))

@@ -5,7 +5,7 @@ On the CPU, where this is tested, in float32 and without torch.compile. Knows no
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +26,6 @@ def contenders(checkpoint: Path, device: str) -> list[Contender]:
     return [Networks(f"torch {name}", checkpoint, device, prepare) for name, prepare in made.items()]
 
 
-def versions() -> dict[str, str]:
-    """Of the libraries that these contenders run."""
-    cudnn = str(torch.backends.cudnn.version())  # type: ignore[no-untyped-call]
-    return {
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-        "cuda": str(torch.version.cuda),
-        "cudnn": cudnn,
-    }
-
-
 def _last(pipe: Any) -> None:
     pipe.unet.to(memory_format=torch.channels_last)
     pipe.vae.to(memory_format=torch.channels_last)
@@ -53,6 +42,8 @@ class Networks:
 
     def __init__(self, name: str, checkpoint: Path, device: str, prepare: Callable[[Any], None]) -> None:
         torch.backends.cudnn.benchmark = True
+        cudnn = str(torch.backends.cudnn.version())  # type: ignore[no-untyped-call]
+        self.facts: Mapping[str, str] = {"torch": torch.__version__, "diffusers": diffusers.__version__, "cudnn": cudnn}
         self.name, self._device = name, device
         self._dtype = torch.float16 if device == "cuda" else torch.float32
         pipe = StableDiffusionPipeline.from_pretrained(checkpoint, dtype=self._dtype, safety_checker=None)

@@ -7,7 +7,6 @@ needs the GPU; and what it, or ONNX Runtime, fuses across a tensor that is asked
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
@@ -68,13 +67,12 @@ def diagnose(
     """Compare a form (`variant`), or what a target makes of a graph, with the exported graph on the CPU.
 
     `against`: the store whose exported graph is right, where it is not this one. The inputs and limits are the gates'.
-    RequestError where both are the same; EngineMissing; BackendUnavailable without Polygraphy, the target's package or
-    its GPU; ExportError where one does not run.
+    RequestError where both are the same; EngineMissing; ImportError without Polygraphy, BackendUnavailable without the
+    target's package or its GPU; ExportError where one does not run.
     """
     if not variant and target == "onnxruntime" and against is None:
         message = "there is nothing to compare: the exported graph on the CPU is what others are compared with"
         raise RequestError(message, field="variant", hint="name a --variant, a --target, or a store --against it")
-    _check_packages()
     right = against or store
     made = {graph.precision for graph in store.manifest().artefacts if graph.identity[::3] == (role, variant)}
     precision = "fp16" if target not in PROVIDERS or made == {"fp16"} else "fp32"
@@ -87,15 +85,6 @@ def diagnose(
     if target in PROVIDERS:
         return _first_apart(_onnxruntime(store, graph, target), reference, feeds, limit, progress)
     return _first_apart(_tensorrt(store, graph, target, feeds[0]), reference, feeds[:1], limit, progress)
-
-
-def _check_packages() -> None:
-    for package in ("polygraphy", "onnx", "onnx_ir"):
-        try:
-            importlib.import_module(package)
-        except ImportError as error:
-            hint = f"{hints.install('.[diagnose]')}, in the folder of clipskip's source"
-            raise BackendUnavailable(f"a diagnosis needs {error.name}", hint=hint) from error
 
 
 def text(found: Diagnosis) -> str:

@@ -134,8 +134,12 @@ def diagnose(args: argparse.Namespace) -> Outcome:
         hint = "step, decode, encode, or text-00 to text-12"
         raise RequestError(f"{args.role!r:.40} is no role", field="role", hint=hint) from error
     settings = {"target": args.target, "variant": args.variant, "against": args.against and Store(args.against)}
-    with output.stages() as say:
-        found = diagnosis.diagnose(Store(args.store), role, say, **settings)
+    try:
+        with output.stages() as say:
+            found = diagnosis.diagnose(Store(args.store), role, say, **settings)
+    except ImportError as error:
+        hint = f"{hints.install('.[diagnose]')}, in the folder of clipskip's source"
+        raise BackendUnavailable(f"a diagnosis needs {error.name}", hint=hint) from error
     return Outcome(asdict(found), diagnosis.text(found), NumericalError.exit_status if found.tensor else 0)
 
 

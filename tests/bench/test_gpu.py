@@ -19,6 +19,7 @@ class Pretend:
     """Notes what is done with it; `seconds` pass where the host waits, not where it enqueues."""
 
     def __init__(self, name: str, seconds: float = 0.0, failure: str = "") -> None:
+        self.facts = {"library": "1.0"}
         self.name, self.done, self._seconds, self._failure = name, list[str](), seconds, failure
 
     def open(self, stage: Stage) -> Work | None:
@@ -58,7 +59,7 @@ def test_what_fails_is_left_out_with_the_reason_and_what_is_not_there_without() 
     report = gpu.measure([Pretend("a"), Pretend("b", failure="no room\nmore")], [STEP, Stage("decode", 1, 64)], 5)
     assert list(report["stages"]["step, 1"]) == ["a"]
     assert report["stages"]["decode"] == {}
-    assert report["left_out"] == {"step, 1: b": "RuntimeError: no room"}
+    assert report["left_out"] == {"step, 1: b": "RuntimeError: no room more"}
 
 
 def test_ratios_take_the_fastest_of_each_side() -> None:
@@ -94,5 +95,19 @@ def test_the_sample_model_runs_through_every_stage_and_the_last_line_is_json(
     }
     assert set(report["torch_over_clipskip"]) == {"text-12", "step, 1", "step, 2", "decode", "picture"}
     assert report["kernels"] == dict.fromkeys(networks), "nobody counts kernels on the CPU"
-    assert {"clipskip", "torch", "diffusers"} <= set(report["versions"])
+    assert {name: set(facts) >= {"torch"} for name, facts in report["contenders"].items()} == {
+        name: name.startswith("torch") for name in networks
+    }
     assert lines[0].split("  ")[-1].strip() in networks
+
+
+def test_without_the_gpu_s_libraries_both_sides_are_left_out_with_the_reason(
+    sample_fp16_store: Path, sample_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch = pytest.importorskip("torch")
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    gpu.main([str(sample_fp16_store), "--checkpoint", str(sample_checkpoint)])
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert "CUDAExecutionProvider" in report["left_out"]["clipskip"]
+    assert "finds no GPU" in report["left_out"]["torch"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
@@ -71,6 +72,15 @@ def test_a_graph_is_not_compared_with_itself(sample_store: Path, capsys: pytest.
     assert "name a --variant, a --target, or a store --against it" in capsys.readouterr().err
     assert main(["diagnose", str(sample_store), "stop", "--variant", "cpu"]) == 2
     assert "'stop' is no role" in capsys.readouterr().err
+
+
+def test_without_polygraphy_the_hint_installs_it(
+    sample_store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "polygraphy.backend.onnx", None)
+    assert main(["diagnose", str(sample_store), "decode", "--variant", "cpu"]) == 5
+    assert "a diagnosis needs polygraphy" in (said := capsys.readouterr().err)
+    assert "pip install '.[diagnose]'" in said
 
 
 def test_a_target_that_is_not_here_says_what_it_lacks(sample_fp16_store: Path) -> None:
