@@ -20,6 +20,7 @@ from clipskip.engines import gpu, hints, trials
 from clipskip.engines.errors import BackendUnavailable, ClipskipError, ExportError, RequestError
 from clipskip.engines.gates import FP16_RATIO, FP16_RELATIVE, FP32_RELATIVE, TORCH_FP16, Array, Arrays
 from clipskip.engines.manifest import Artefact, Role
+from clipskip.engines.shapes import LATENT
 from clipskip.engines.store import Store
 from clipskip.engines.tensorrt_child import Job, Progress, load_builder
 from clipskip.engines.tensorrt_compile import configure
@@ -77,14 +78,17 @@ def diagnose(
     made = {graph.precision for graph in store.manifest().artefacts if graph.identity[::3] == (role, variant)}
     precision = "fp16" if target not in PROVIDERS or made == {"fp16"} else "fp32"
     exact, graph = right.find(role, "onnx", precision), store.find(role, "onnx", precision, variant)
-    feeds, limit = trials.of(role, right.manifest().model, precision == "fp16"), FP32_RELATIVE
+    facts, limit = right.manifest().model, FP32_RELATIVE
+    feeds = trials.of(role, facts, precision == "fp16")
+    if target not in PROVIDERS or facts.size_step > LATENT:
+        feeds = feeds[:1]  # an engine is built for one shape, and graphs of old stores take no odd one
     if precision == "fp16":
         own = FP16_RATIO * exact.parity.get(TORCH_FP16, np.inf)
         limit = min(FP16_RELATIVE.get(role.part, FP16_RELATIVE["encode"]), own)
     reference = _onnxruntime(right, exact, "onnxruntime")
     if target in PROVIDERS:
         return _first_apart(_onnxruntime(store, graph, target), reference, feeds, limit, progress)
-    return _first_apart(_tensorrt(store, graph, target, feeds[0]), reference, feeds[:1], limit, progress)
+    return _first_apart(_tensorrt(store, graph, target, feeds[0]), reference, feeds, limit, progress)
 
 
 def text(found: Diagnosis) -> str:
@@ -134,7 +138,8 @@ def _session(graph: bytes, weights: Sequence[Path], providers: Sequence[str]) ->
     options.add_session_config_entry("session.disable_prepacking", "1")  # a second copy of the weights, for two runs
     names, sizes = [path.name for path in weights], [len(data) for data in maps]
     options.add_external_initializers_from_files_in_memory(names, maps, sizes)
-    return ort.InferenceSession(graph, options, providers=list(providers), enable_fallback=0)
+    settings = {"providers": list(providers), "disabled_optimizers": ["ConstantFolding"]}  # nor one in fp32
+    return ort.InferenceSession(graph, options, enable_fallback=0, **settings)
 
 
 def _tensorrt(store: Store, graph: Artefact, target: str, feeds: Arrays) -> Side:
