@@ -20,7 +20,8 @@ import clipskip
 from clipskip.backends import Array, Backend, backend_named
 from clipskip.backends.onnxruntime import OnnxRuntime
 from clipskip.bench.measure import OWN_PATH, Seconds, interleaved, summary, table
-from clipskip.engines.manifest import Artefact
+from clipskip.engine_cache import EngineCache
+from clipskip.engines.manifest import ENCODE, Artefact
 from clipskip.engines.store import Store
 
 PROMPT = "a large red circle on a green background"
@@ -36,10 +37,12 @@ def measure(path: str | Path, target: str = "onnxruntime", *, steps: int = 20, r
     stages = interleaved(start, rounds)
     latent = model.default_size // 8
     sizes = {"B": 1, "N": 2, "R": 2, "T": 77, "E": 1, "h": latent, "w": latent}
-    for artefact in store.manifest().artefacts:
-        used = str(artefact.role) != "encode"  # by no request
-        if used and (artefact.target, artefact.precision) == (backend.target, backend.precision):
-            stages |= _engine(artefact, backend, store.verify(artefact), sizes, rounds)
+    engines = EngineCache(store, backend, 0)
+    kind = backend.target, backend.precision
+    roles = {artefact.role for artefact in store.manifest().artefacts if artefact.identity[1:3] == kind}
+    for role in sorted(roles - {ENCODE}):  # which no request here uses
+        artefact = engines.artefact(role)
+        stages |= _engine(artefact, backend, store.verify(artefact), sizes, rounds)
     stages |= _pictures(path, backend, steps, rounds)
     return {
         "bench": "latency",

@@ -42,13 +42,14 @@ def measure(role: Role, path: Path, cases: Sequence[Case]) -> Parity:
     return judge(role, [(got, case.exact) for got, case in zip(outputs, cases, strict=True)], own)
 
 
-def judge(role: Role, pairs: Pairs, own: Parity, than: str = "torch") -> Parity:
-    """The parity of what was computed with what `than` computes, or a NumericalError.
+def judge(role: Role, pairs: Pairs, own: Parity, form: str = "") -> Parity:
+    """The parity of a graph with torch, or of a form of this name with its graph; NumericalError where it fails.
 
-    `own`: a parity with torch's own error at half precision, by which an fp16 graph is judged; others have none.
+    `own`: a parity with torch's own error at half precision, by which what is in fp16 is judged.
     """
+    what = f"{form} differs from {role}" if form else f"{role} differs from torch"
     if role == DECODE:
-        return _pictures(pairs, than)
+        return _pictures(pairs, what)
     parity: dict[str, float] = {"relative_l2": _worst(relative_l2, pairs), "max_abs": _worst(max_abs, pairs)}
     limits = {"relative_l2": FP32_RELATIVE, "max_abs": FP32_ABSOLUTE}
     if TORCH_FP16 in own:
@@ -56,19 +57,20 @@ def judge(role: Role, pairs: Pairs, own: Parity, than: str = "torch") -> Parity:
         limits = {"relative_l2": min(FP16_RELATIVE[role.part], FP16_RATIO * own[TORCH_FP16])}
     for name, limit in limits.items():
         if not parity[name] <= limit:
-            raise NumericalError(f"{role} differs from {than}: {name} is {parity[name]:.3g}, allowed is {limit:.3g}")
+            raise NumericalError(f"{what}: {name} is {parity[name]:.3g}, allowed is {limit:.3g}")
     return parity
 
 
-def run(model: Path | bytes, feeds: Sequence[Arrays], weights: Path | None = None) -> list[Arrays]:
-    """What ONNX Runtime makes of the inputs on the CPU. `weights`: the folder of a graph's weight file, for bytes."""
+def run(model: Path | bytes, feeds: Sequence[Arrays], weights: Sequence[Path] = ()) -> list[Arrays]:
+    """What ONNX Runtime makes of the inputs on the CPU. `weights`: the files that a graph in memory reads, if any."""
     onnxruntime = gpu.onnxruntime()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.add_session_config_entry("session.disable_prepacking", "1")  # a second copy of the weights, for two runs
-    if weights is not None:
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights))
-    name, source = (model.name, str(model)) if isinstance(model, Path) else ("the rewritten graph", model)
+    maps = [np.memmap(path, np.uint8, "r") for path in weights]
+    sizes = [content.nbytes for content in maps]
+    options.add_external_initializers_from_files_in_memory([path.name for path in weights], maps, sizes)
+    name, source = (model.name, str(model)) if isinstance(model, Path) else ("a graph in memory", model)
     arguments = {"providers": ["CPUExecutionProvider"], "disabled_optimizers": ["ConstantFolding"]}  # nor one in fp32
     try:
         session = onnxruntime.InferenceSession(source, options, **arguments)
@@ -100,14 +102,14 @@ def max_abs(got: Array, exact: Array) -> float:
     return float(np.abs(got - exact).max())
 
 
-def _pictures(pairs: Pairs, than: str) -> Parity:
+def _pictures(pairs: Pairs, what: str) -> Parity:
     """8-bit pictures, and whether a picture that is not finite is called so. The last bit may fall either way."""
     for got, exact in pairs:
         if not np.array_equal(got["finite"], exact["finite"]):
-            raise NumericalError(f"decode calls pictures finite as {got['finite']}, {than} as {exact['finite']}")
+            raise NumericalError(f"{what}: it calls pictures finite as {got['finite']}, not as {exact['finite']}")
     worst = min(psnr(got["image"], exact["image"]) for got, exact in pairs if exact["finite"].all())
     if not worst >= PSNR:
-        raise NumericalError(f"decode differs from {than}: PSNR is {worst:.1f} dB, at least {PSNR:.0f} is asked for")
+        raise NumericalError(f"{what}: PSNR is {worst:.1f} dB, at least {PSNR:.0f} is asked for")
     return {"psnr_db": worst}
 
 

@@ -267,7 +267,10 @@ def _check_artefact(artefact: Artefact) -> None:
     where = f"manifest.artefacts.{artefact.identity}"
     if not artefact.files:
         raise ManifestError(f"{where}: has no files", field=f"{where}.files")
-    if Path(artefact.files[0].path).stem != artefact.identity.stem:  # all depths of the text encoder look alike
+    if Path(artefact.files[0].path).stem not in (
+        str(artefact.role),
+        artefact.identity.stem,
+    ):  # all depths of the text encoder look alike
         raise ManifestError(f"{where}: {artefact.files[0].path} is no {artefact.role}", field=f"{where}.files")
     if "model" not in artefact.ingredients:
         raise ManifestError(f"{where}: the ingredients do not name the model", field=f"{where}.ingredients.model")

@@ -41,10 +41,12 @@ class Draft:
     def add(self, artefact: Artefact, names: Sequence[str]) -> None:
         """Record an artefact and the names of its files in `folder`, the one to open first.
 
-        Leave `artefact.files` and `.ingredients` empty. The files may still grow until the build ends.
+        Leave `artefact.ingredients` empty, and `artefact.files` but for published files that are read along. The files
+        may still grow until the build ends.
         """
         complete = replace(artefact, ingredients=dict(self.wanted[artefact.identity]))
-        manifest.validate(replace(complete, files=tuple(FileRecord(f"draft/{name}", 0, "0" * 64) for name in names)))
+        drafted = tuple(FileRecord(f"draft/{name}", 0, "0" * 64) for name in names)
+        manifest.validate(replace(complete, files=drafted + artefact.files))
         self._artefacts[artefact.identity] = complete, tuple(names)
 
     def tokenizer(self, names: Sequence[str]) -> None:
@@ -71,11 +73,14 @@ class Draft:
             return tuple(FileRecord(f"{name}/{file}", *sealed[file]) for file in names)
 
         merged = {artefact.identity: artefact for artefact in current.artefacts}
+        published = {record for artefact in current.artefacts for record in artefact.files}
         for identity, (artefact, names) in self._artefacts.items():
-            if artefact.model != current.model.model_sha256:
-                message = f"the store's model changed while {artefact.role} was being built"
+            same = artefact.model == current.model.model_sha256
+            if not same or not published.issuperset(artefact.files):
+                what = "graph" if same else "model"
+                message = f"the store's {what} changed while {identity.stem} was being built"
                 raise EngineIncompatible(message, path=self.folder, hint="build again")
-            merged[identity] = replace(artefact, files=records(names))
+            merged[identity] = replace(artefact, files=records(names) + artefact.files)
         artefacts = tuple(merged[identity] for identity in sorted(merged))
         return replace(current, artefacts=artefacts, tokenizer=records(self._tokenizer) or current.tokenizer)
 

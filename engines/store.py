@@ -19,6 +19,7 @@ from clipskip.engines.manifest import Artefact, FileRecord, Identity, Manifest, 
 from clipskip.engines.strict import LARGEST
 
 MANIFEST = "manifest.json"
+FORM_TARGETS = {"cpu": "onnxruntime", "cuda": "onnxruntime-cuda"}  # variant -> what it is built for
 _verified: dict[tuple[int, ...], str] = {}  # state of a file -> its SHA-256, for the life of the process
 
 
@@ -52,7 +53,7 @@ class Store:
     def find(self, role: Role, target: str, precision: str, variant: str = "") -> Artefact:
         """The artefact with this identity; EngineMissing or EngineIncompatible, with the command that builds it."""
         model, artefact = self.manifest().model, self.manifest().find(Identity(role, target, precision, variant))
-        hint = build_command(self.root, target, precision)
+        hint = build_command(self.root, target, precision, variant)
         if artefact is None:
             message = f"{self.root} has no {role} for {target} at {precision}{variant and f', {variant}'}"
             raise EngineMissing(message, path=self.root, hint=hint)
@@ -66,7 +67,7 @@ class Store:
 
         Sizes come first, for they are free. A file that has not changed since is not read again in this process.
         """
-        self._check(artefact.files, build_command(self.root, artefact.target, artefact.precision))
+        self._check(artefact.files, build_command(self.root, *artefact.identity[1:]))
         return self.root / artefact.files[0].path
 
     def verify_tokenizer(self) -> Path:
@@ -139,8 +140,8 @@ def export_command(root: Path, precision: str = "fp32") -> str:
     return f"{hints.clipskip()} export CHECKPOINT --out {quote(str(root))} --precision {precision}"
 
 
-def build_command(root: Path, target: str, precision: str) -> str:
+def build_command(root: Path, target: str, precision: str, variant: str = "") -> str:
     """The command that makes a missing artefact."""
-    if target == "onnx":
+    if (target, variant) == ("onnx", ""):
         return export_command(root, precision)
-    return f"{hints.clipskip()} build {quote(str(root))} --target {target}"
+    return f"{hints.clipskip()} build {quote(str(root))} --target {FORM_TARGETS.get(variant, target)}"

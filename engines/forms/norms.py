@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.tape import Tape
 
-from clipskip.engines.forms.rewrite import constant, like, made_by
+from clipskip.engines.forms.rewrite import constant, derived, like, made_by
 from clipskip.engines.gates import Array, Arrays
 
 NORMS = ("LayerNormalization", "GroupNormalization")
@@ -22,20 +22,12 @@ def half_norm(node: ir.Node, tape: Tape) -> Mapping[ir.Value, ir.Value] | None:
     widened = made_by(norm.inputs[0], "Cast") if norm is not None and norm.op_type in NORMS else None
     if norm is None or widened is None or node.outputs[0].dtype != ir.DataType.FLOAT16 or KEPT in norm.metadata_props:
         return None
-    source, weights = widened.inputs[0], [_half(value, tape) for value in norm.inputs[1:]]
-    if source is None or source.dtype != ir.DataType.FLOAT16 or None in weights:
+    source, weights = widened.inputs[0], [value for value in norm.inputs[1:] if value is not None and value.const_value]
+    if source is None or source.dtype != ir.DataType.FLOAT16 or len(weights) + 1 < len(norm.inputs):
         return None
-    return {node.outputs[0]: like(norm, tape, [source, *weights], stash_type=1)}
-
-
-def _half(weight: ir.Value | None, tape: Tape) -> ir.Value | None:
-    """A stored weight in float16, once for all norms that share it."""
-    stored = constant(weight)
-    if weight is None or weight.graph is None or stored is None:
-        return None
-    name = f"{weight.name}.half"
-    halves = {value.name: value for value in (*weight.graph.initializers.values(), *tape.initializers)}
-    return halves.get(name) or tape.initializer(ir.tensor(stored.astype(np.float16)), name)
+    to = ir.DataType.FLOAT16
+    halves = [derived(weight, "float16", tape, lambda array: array.astype(np.float16), to) for weight in weights]
+    return {node.outputs[0]: like(norm, tape, [source, *halves], stash_type=1)}
 
 
 def float_norms(model: ir.Model) -> list[ir.Node]:

@@ -80,8 +80,12 @@ def derived(
     """A weight made of a stored one, when it is written; once, however many ask. `kind` ends its name."""
     name, stored = f"{value.name}.{kind}", value.const_value
     assert stored is not None
-    if value.graph is not None and name in value.graph.initializers:
-        return value.graph.initializers[name]
+    there: list[ir.Value] = [
+        *(value.graph.initializers.values() if value.graph is not None else ()),
+        *tape.initializers,
+    ]
+    if before := next((weight for weight in there if weight.name == name), None):
+        return before
     shape = ir.Shape(make(np.broadcast_to(np.uint8(0), stored.shape.numpy())).shape)
     return tape.initializer(ir.LazyTensor(lambda: ir.tensor(make(stored.numpy())), dtype, shape, name=name))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Mapping
 from dataclasses import asdict
 
 from clipskip import fields
@@ -27,9 +28,10 @@ def add_to(verbs: Verbs) -> None:
     verb.add_argument("--prediction", choices=("epsilon", "v_prediction"), help=text)
     verb.add_argument("--vae", type=path, metavar="FILE", help="another VAE: a file, or a diffusers folder")
     verb.set_defaults(run=export)
-    text = "Build the engines of a target from the graphs of a store. TensorRT-RTX builds without a GPU."
-    verb = store_verb(verbs, build, "graphs -> TensorRT engines", text)
-    verb.add_argument("--target", required=True, choices=("onnxruntime", "tensorrt", "tensorrt-rtx"))
+    text = "Build what a target runs from the graphs of a store. Only tensorrt needs a GPU for it."
+    verb = store_verb(verbs, build, "graphs -> what a target runs", text)
+    targets = ("onnxruntime", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx")
+    verb.add_argument("--target", required=True, choices=targets)
     verb.add_argument("--skips", help='clip skips to build, such as "1,2" (default: all exported ones)')
     verb.add_argument("--sizes", metavar="LOW-BEST-HIGH", help="heights and widths in pixels, such as 256-512-768")
     verb.add_argument("--max-batch", metavar="N", help="images in one call of the network (default: 4)")
@@ -160,13 +162,8 @@ def build(args: argparse.Namespace) -> Outcome:
 
     store = Store(args.store)
     given = {name: getattr(args, name) for name in OPTIONS if getattr(args, name)}
-    if args.target == "onnxruntime":
-        if given:
-            message = f"--target onnxruntime takes no {', '.join(given)}: it runs the exported graphs as they are"
-            raise RequestError(message, field=next(iter(given)), hint="what to export is up to clipskip export")
-        roles = [str(artefact.role) for artefact in store.manifest().artefacts if artefact.target == "onnx"]
-        text = f"ONNX Runtime runs the {len(roles)} exported graphs as they are: nothing to build"
-        return Outcome({"store": str(args.store), "engines": roles}, text)
+    if args.target.startswith("onnxruntime"):
+        return _forms(args, given)
     skips = _skips(args.skips)
     numbers = {name: fields.whole(name, given[name]) for name in ("max_batch", "max_chunks") if name in given}
     options = shapes.BuildOptions(
@@ -182,6 +179,34 @@ def build(args: argparse.Namespace) -> Outcome:
         (str(engine.role), f"built in {engine.seconds:.1f} s" if engine.rebuilt else "up to date") for engine in built
     ]
     engines = [{**asdict(engine), "role": str(engine.role)} for engine in built]
+    seal = report.seal(args.store)
+    text = f"{report.table(rows)}\nmanifest SHA-256: {seal}"
+    return Outcome({"store": str(args.store), "engines": engines, "manifest_sha256": seal}, text)
+
+
+def _forms(args: argparse.Namespace, given: Mapping[str, object]) -> Outcome:
+    """Forms of the exported graphs, for one of ONNX Runtime's providers."""
+    taken = {"onnxruntime": set[str](), "onnxruntime-cuda": {"skips"}}[args.target]
+    if strange := [name for name in given if name not in taken]:
+        message = f"--target {args.target} takes no {', '.join(strange)}: it runs the exported graphs, of any size"
+        raise RequestError(message, field=strange[0], hint="what to export is up to clipskip export")
+    try:
+        from clipskip.engines import report, shapes
+        from clipskip.engines.forms.build import build as run
+        from clipskip.engines.gpu import onnxruntime
+        from clipskip.engines.store import Store
+
+        onnxruntime()
+    except ImportError as error:
+        package = str(error.name).replace("_", "-")
+        raise BackendUnavailable(f"building forms needs {package}", hint=hints.install(package)) from error
+    skips, variant = _skips(args.skips), "cpu" if args.target == "onnxruntime" else "cuda"
+    store = Store(args.store)
+    layers = None if skips is None else shapes.kept_layers(skips, store.manifest().model.layers)
+    with output.stages() as say:
+        built = run(store, variant, progress=say, layers=layers)
+    engines = [{"role": name, "rebuilt": took is not None, "seconds": took or 0.0} for name, took in built.items()]
+    rows = [(name, "up to date" if took is None else f"built in {took:.1f} s") for name, took in built.items()]
     seal = report.seal(args.store)
     text = f"{report.table(rows)}\nmanifest SHA-256: {seal}"
     return Outcome({"store": str(args.store), "engines": engines, "manifest_sha256": seal}, text)

@@ -86,7 +86,7 @@ def test_a_reference_that_is_not_finite_fails_too(store: Store, deepest: list[Ca
 def test_a_decoder_that_hides_a_nan_fails(store: Store, networks: Networks) -> None:
     trials = cases.decode(networks.vae)
     blind = replace(trials[-1], exact=trials[-1].exact | {"finite": np.array([True, True])})
-    with pytest.raises(NumericalError, match="finite as"):
+    with pytest.raises(NumericalError, match="calls pictures finite as"):
         gates.measure(Role("decode"), path_of(store, "decode"), [*trials[:-1], blind])
 
 

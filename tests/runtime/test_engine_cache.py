@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from clipskip.engine_cache import EngineCache
-from clipskip.engines.manifest import Role
+from clipskip.engines.manifest import Identity, Role
 from clipskip.errors import Closed
 
 STEP, DECODE = Role("step"), Role("decode")
@@ -19,17 +19,18 @@ def text(layers):
 class Library:
     """A backend and a store in one, whose engines have ten bytes each; `closed` are the roles of those closed."""
 
-    target, precision = "onnx", "fp32"
+    target, precision, proof, variants = "onnx", "fp32", None, ("cpu", "")
 
     def __init__(self):
         self.opened, self.closed, self.fail, self.there = [], [], None, ["fp32", "fp16"]
 
-    def find(self, role, target, precision):
+    def find(self, role, target, precision, variant):
+        self.variant = variant
         return role
 
     def manifest(self):
         return SimpleNamespace(
-            artefacts=[SimpleNamespace(identity=(STEP, "onnx"), precision=each) for each in self.there]
+            artefacts=[SimpleNamespace(identity=(STEP, "onnx", each, ""), precision=each) for each in self.there]
         )
 
     def verify(self, role):
@@ -126,6 +127,16 @@ def test_a_failed_opening_leaves_nothing_behind():
 
 def test_the_other_precision_is_taken_where_only_that_is_there():
     library = Library()
-    library.find = lambda role, target, precision: precision
+    library.find = lambda role, target, precision, variant: precision
     for library.there, precision in (["fp32", "fp16"], "fp32"), (["fp16"], "fp16"), ([], "fp32"):
         assert cache_of(library).artefact(STEP) == precision
+
+
+@pytest.mark.parametrize(("there", "variant"), [(["", "cpu"], "cpu"), ([""], ""), (["cuda", ""], ""), ([], "")])
+def test_the_form_that_the_backend_likes_best_is_taken_of_those_that_are_there(there, variant):
+    library = Library()
+    identities = [Identity(STEP, "onnx", "fp32", each) for each in there]
+    artefacts = [SimpleNamespace(identity=identity, precision="fp32") for identity in identities]
+    library.manifest = lambda: SimpleNamespace(artefacts=artefacts)
+    cache_of(library).artefact(STEP)
+    assert library.variant == variant
