@@ -3,11 +3,17 @@
 SPACE     := $(subst ,, )
 MODEL     ?= export/sample
 TARGET    ?= onnxruntime
-PRECISION ?= $(if $(filter tensorrt%,$(TARGET)),fp16,fp32)
+PRECISION ?= $(if $(filter onnxruntime,$(TARGET)),fp32,fp16)
 SKIPS     ?= all
 VAE       ?=
 PREDICTION ?=
 RECOMMENDED_CLIP_SKIP ?=
+SIZES     ?=
+MAX_BATCH ?=
+MAX_CHUNKS ?=
+COMPUTE_CAPABILITY ?=
+WORKSPACE ?=
+DEVICE    ?=
 GPU_TARGET ?= onnxruntime-cuda
 PEER      ?= $(if $(CLIPSKIP_GPU_STORE),,$(MODEL))
 OUT       ?= build/$(subst ^, ,$(patsubst %.safetensors,%,$(notdir $(patsubst %/,%,$(subst $(SPACE),^,$(MODEL))))))
@@ -33,12 +39,21 @@ help: ## this list
 	@echo "  OUT="$(call quote,$(OUT))"             the engine store that is made from it"
 	@echo "  TARGET=$(TARGET)        onnxruntime, tensorrt-rtx or tensorrt"
 	@echo "  PRECISION=$(PRECISION)            fp32 or fp16 (TensorRT needs fp16)"
-	@echo "  SKIPS=$(SKIPS)                 the clip skips to export, such as 1,2 (13 of them: all)"
+	@echo "  SKIPS=$(SKIPS)                 the clip skips to export and build, such as 1,2 (13 of them: all)"
 	@echo "  VAE=                      another VAE for MODEL: a file, or a diffusers folder"
 	@echo "  PREDICTION=               epsilon or v_prediction, where MODEL does not say it"
 	@echo "  RECOMMENDED_CLIP_SKIP=    what requests get that say nothing"
-	@echo "  GPU_TARGET=$(GPU_TARGET)  of bench-gpu and report-gpu; or tensorrt-rtx, tensorrt"
-	@echo "  CLIPSKIP_GPU_STORE=       a store of fp16 graphs for test-gpu, bench-gpu and report-gpu, in place of MODEL"
+	@echo "and for TARGET=tensorrt-rtx and TARGET=tensorrt:"
+	@echo "  SIZES=                    pixels: 512, or 256-512-768 (default: 0.5, 1 and 1.5 times the model's own size)"
+	@echo "  MAX_BATCH=                images in one call of the network (default: 4)"
+	@echo "  MAX_CHUNKS=               prompt length in chunks of 75 tokens (default: 3)"
+	@echo "  COMPUTE_CAPABILITY=       tensorrt-rtx only: such as 8.9, or several (default: 8.6 8.9 12.0)"
+	@echo "  WORKSPACE=                MiB on the GPU that the builder may use"
+	@echo "  DEVICE=                   tensorrt only: the number of the GPU to build on (default: 0)"
+	@echo "SIZES=512 MAX_BATCH=1 MAX_CHUNKS=1 makes static engines: one picture of 512x512 at a time."
+	@echo "and for bench-gpu and report-gpu:"
+	@echo "  GPU_TARGET=$(GPU_TARGET)  or tensorrt-rtx, tensorrt"
+	@echo "  CLIPSKIP_GPU_STORE=       a store of fp16 graphs in place of MODEL; test-gpu takes it as well"
 	@echo "  PEER=                     the diffusers folder that it was made from, for PyTorch's side of bench-gpu"
 
 setup: $(VENV)/installed ## make .venv with everything that the other targets need
@@ -127,7 +142,9 @@ export: setup ## MODEL -> graphs in OUT
 	  $(addprefix --prediction=,$(PREDICTION)) $(addprefix --recommended-clip-skip=,$(RECOMMENDED_CLIP_SKIP))
 
 engines: export ## MODEL -> engines for TARGET in OUT
-	$(CLIPSKIP) build $(call quote,$(OUT)) --target $(TARGET)
+	$(CLIPSKIP) build $(call quote,$(OUT)) --target $(TARGET) $(addprefix --sizes=,$(SIZES)) $(addprefix --max-batch=,$(MAX_BATCH)) \
+	  $(addprefix --max-chunks=,$(MAX_CHUNKS)) $(addprefix --compute-capability=,$(COMPUTE_CAPABILITY)) \
+	  $(addprefix --workspace=,$(WORKSPACE)) $(addprefix --device=,$(DEVICE))
 
 verify: setup ## check every byte of OUT
 	$(CLIPSKIP) verify $(call quote,$(OUT))

@@ -1,14 +1,23 @@
-"""Which NVIDIA GPUs this machine has, and which of them an engine fits. Knows nothing of engines' contents."""
+"""Which NVIDIA GPUs this machine has, and which of them a library or an engine fits. Opens no engine."""
 
 from __future__ import annotations
 
 import importlib
+import mmap
 import os
+import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from clipskip.engines import files, hints
 from clipskip.engines.errors import BackendUnavailable
+
+# How CUDA's compiler bundles one kernel's code for several GPUs: mark, version, size of this header and of the rest;
+# then for each, with a header of its own: kind, version, size of the header and of the code, and the architecture.
+BUNDLE, ENTRY, MARK, TEXT = struct.Struct("<IHHQ"), struct.Struct("<HHIQ12xI"), b"\x50\xed\x55\xba", 1
 
 
 @dataclass(frozen=True)
@@ -99,3 +108,36 @@ def describe(runtime: Any, index: int) -> Gpu:
         uuid=bytes(facts.uuid.bytes).hex(),
         cuda=version_text(driver),
     )
+
+
+def code_in(library: Path) -> list[str]:
+    """The compute capabilities that a library's kernels are for: "8.6"; "9.0+" is text that the driver compiles itself.
+
+    Empty for a library without kernels, or that holds them in a way that is not known here.
+    """
+    found, place = set[tuple[int, str]](), 0
+    with open(library, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        while 0 <= (place := data.find(MARK, place)) <= len(data) - BUNDLE.size:
+            _, version, header, size = BUNDLE.unpack_from(data, place)
+            entry, end = place + header, place + header + size
+            place += len(MARK)
+            while (version, header) == (1, BUNDLE.size) and entry + ENTRY.size <= end <= len(data):
+                kind, _, own, code, architecture = ENTRY.unpack_from(data, entry)
+                found.add((architecture, "+" if kind == TEXT else ""))
+                entry += max(own + code, 1)
+    return [f"{architecture // 10}.{architecture % 10}{later}" for architecture, later in sorted(found)]
+
+
+def code_of_onnxruntime() -> list[str]:
+    """The same of the CUDA provider of the installed ONNX Runtime, which is not imported; empty where there is none."""
+    package = find_spec("onnxruntime")
+    folders = package.submodule_search_locations if package else None
+    libraries = [path for each in folders or () for path in Path(each, "capi").glob("*onnxruntime_providers_cuda.*")]
+    return code_in(libraries[0]) if libraries else []
+
+
+def has_code(code: Iterable[str], capability: str) -> bool:
+    """Whether some of the code runs there: on its own generation from its own number on, text on any later GPU."""
+    major, _, minor = capability.partition(".")
+    numbers = [(*map(int, entry.rstrip("+").split(".")), entry.endswith("+")) for entry in code]
+    return any((a, b) <= (int(major), int(minor)) and (text or a == int(major)) for a, b, text in numbers)

@@ -5,6 +5,7 @@ Knows nothing of the command line; reads only.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,10 +70,15 @@ def inspection_text(facts: dict[str, Any]) -> str:
     rows = [("role", "target", "precision", "key", "size", "shapes", "parity"), *map(_row, facts["artefacts"])]
     engines = facts["artefacts"]
     notes = [f"{engine['role']} ({engine['target']}): {note}" for engine in engines for note in engine["notes"]]
+    fits = defaultdict[str, list[str]](list)
+    for engine in engines:
+        if capability := engine["provenance"].get("compute capability"):
+            fits[f"{engine['target']} for compute capability {capability}"].append(engine["role"])
+    suited = [f"{what}: {', '.join(roles)}" for what, roles in fits.items()]
     stray = [f"{name}: {readable_size(size)} unreferenced" for name, size in facts["unreferenced"].items()]
     warnings = [f"warning: {warning}" for warning in facts["warnings"]]
     total = f"{readable_size(facts['size'])} in all; weights that artefacts share are counted once"
-    return "\n".join([head, "", table(rows), "", total, *notes, *stray, *warnings])
+    return "\n".join([head, "", table(rows), "", total, *suited, *notes, *stray, *warnings])
 
 
 def verification_text(results: Iterable[tuple[str, str | None]]) -> str:
@@ -94,7 +100,8 @@ def _row(artefact: dict[str, Any]) -> tuple[str, ...]:
         for name, axis in artefact["axes"].items()
     )
     parity = (f"{name} {value:.2g}" for name, value in artefact["parity"].items())
-    names = (artefact["role"], artefact["target"], artefact["precision"], artefact["key"][:12])
+    target = f"{artefact['target']} {artefact.get('variant', '')}".rstrip()
+    names = (artefact["role"], target, artefact["precision"], artefact["key"][:12])
     return (*names, readable_size(artefact["size"]), ", ".join(axes), ", ".join(parity))
 
 

@@ -19,7 +19,6 @@ LATENT = 8  # pixels per latent
 TOKENS = 77  # per chunk
 SLOTS = 6  # K of the step graph: the point that the network looks at, and what samplers remember
 CONCEPT_ROWS = 1024  # of textual inversions in one request
-LEAST_ROWS = 4  # so that even an engine for one image takes a prompt of three parts
 
 Shape = tuple[int, ...]
 
@@ -28,10 +27,11 @@ Shape = tuple[int, ...]
 class BuildOptions:
     """The shapes that the engines will serve, and the GPUs.
 
-    `sizes`: heights and widths in pixels; `max_batch`: images at once, with two U-Net rows each and at least four in
-    all; `max_chunks`: prompt length in chunks of 77 tokens; `layers`: which text engines, by default all that were
-    exported; `compute_capabilities`: such as "8.9", TensorRT-RTX only, by default the package's own choice;
-    `workspace`: bytes.
+    `sizes`: heights and widths in pixels; `max_batch`: images at once, with two U-Net rows each (engines for one image
+    know no other number of rows: with one size and one chunk nothing is left to choose, and they are static);
+    `max_chunks`: prompt length in chunks of 77 tokens; `layers`: which text engines, by default all that were exported;
+    `compute_capabilities`: such as "8.9", TensorRT-RTX only, by default what `default_capabilities` says; `workspace`:
+    bytes.
     """
 
     sizes: AxisRange | None = None  # half, once and one and a half times the model's own size
@@ -71,11 +71,11 @@ def axis_ranges(model: ModelFacts, options: BuildOptions) -> dict[str, AxisRange
         message = f"sizes {'-'.join(map(str, edges))}: three multiples of {step} that do not fall are needed"
         raise RequestError(message, field="sizes")
     latent = AxisRange(*(edge // LATENT for edge in edges))
-    rows = max(2 * options.max_batch, LEAST_ROWS)
+    least, rows = 2 if options.max_batch == 1 else 1, 2 * options.max_batch  # who has fewer fills up
     return {
         "B": AxisRange(1, 1, options.max_batch),
-        "N": AxisRange(1, 2, rows),
-        "R": AxisRange(1, 2, rows * options.max_chunks),
+        "N": AxisRange(least, 2, rows),
+        "R": AxisRange(least, 2, rows * options.max_chunks),
         "T": AxisRange(TOKENS, TOKENS, TOKENS * longest_common(options.max_chunks)),
         "E": AxisRange(1, 1, CONCEPT_ROWS),
         "h": latent,

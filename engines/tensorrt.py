@@ -24,12 +24,13 @@ from clipskip.engines.tensorrt_child import (
     Progress,
     compile_in_child,
     default_capabilities,
+    known_capabilities,
     load_builder,
 )
 
 PRECISION = "fp16"
 OWN_HEADS = (40, 64, 80, 160)  # Stable Diffusion 1.5's head sizes in the U-Net and the text encoder
-SCHEMA = "2"  # of the way this builder works
+SCHEMA = "3"  # of the way this builder works
 FIRST_GPU = Device("cuda", 0)
 
 
@@ -38,6 +39,7 @@ class Built:
     """What became of one engine. `seconds` and `peak_bytes` are 0 where it was up to date."""
 
     role: str
+    compute_capability: str  # what it is for: "8.6, 8.9, 12.0"
     rebuilt: bool
     seconds: float = 0.0
     peak_bytes: int = 0
@@ -92,11 +94,12 @@ def toolchain(target: str, options: BuildOptions, device: Device) -> Toolchain:
     trt = load_builder(target)
     version, capabilities = str(trt.__version__), {compute_capability(each) for each in options.compute_capabilities}
     if target == "tensorrt-rtx":
-        if unknown := sorted(capabilities - {*default_capabilities(trt)}):
-            known = ", ".join(default_capabilities(trt))
+        if unknown := sorted(capabilities - {*known_capabilities(trt)}):
+            known = ", ".join(known_capabilities(trt))
             message = f"{PACKAGES[target]} {version} cannot build these networks for compute capability {unknown[0]}"
             raise RequestError(f"{message}, only for {known}", field="compute_capability")
-        return Toolchain(target, version, capabilities=tuple(sorted(capabilities, key=float)))
+        chosen = sorted(capabilities, key=float) or default_capabilities(trt)
+        return Toolchain(target, version, capabilities=tuple(chosen))
     if options.compute_capabilities:
         message = "compute_capability is for tensorrt-rtx: TensorRT builds for the GPU that is there"
         raise RequestError(message, field="compute_capability")
@@ -108,9 +111,10 @@ def toolchain(target: str, options: BuildOptions, device: Device) -> Toolchain:
 def _build(store: Store, graph: Artefact, tools: Toolchain, options: BuildOptions, progress: Progress) -> Built:
     """Build a graph's engine for the sizes in `graph.axes`, unless an intact one with the same ingredients is there."""
     role, capabilities = str(graph.role), tools.capabilities
+    fits = tools.device.compute_capability if tools.device else ", ".join(capabilities)
     provenance = {
         "package": f"{PACKAGES[tools.target]} {tools.version}",
-        "compute capability": tools.device.compute_capability if tools.device else ", ".join(capabilities) or "default",
+        "compute capability": fits,
         "device": tools.device.identity if tools.device else "any",
     }
     ingredients = {
@@ -125,7 +129,7 @@ def _build(store: Store, graph: Artefact, tools: Toolchain, options: BuildOption
     needs = sum(record.size for record in graph.files)  # an engine is about as large as the weights that it is from
     with publish.build(store.root, f"{tools.target}-{role}", wanted, progress=progress, needs=needs) as draft:
         if draft is None:
-            return Built(role, rebuilt=False)
+            return Built(role, fits, rebuilt=False)
         began = time.monotonic()
         job = Job(
             target=tools.target, onnx=str(store.verify(graph)), engine=str(draft.folder / f"{role}.engine"),
@@ -133,7 +137,7 @@ def _build(store: Store, graph: Artefact, tools: Toolchain, options: BuildOption
             workspace=options.workspace, timing_cache=tools.timing_cache, device=tools.index,
         )  # fmt: skip
         outcome = compile_in_child(role, job, progress)
-        built = Built(role, True, time.monotonic() - began, outcome.peak_bytes, outcome.decomposed)
+        built = Built(role, fits, True, time.monotonic() - began, outcome.peak_bytes, outcome.decomposed)
         notes = tuple(f"decomposed attention: {line}" for line in outcome.decomposed)
         engine = replace(graph, target=tools.target, provenance=provenance, notes=notes, files=())
         draft.add(replace(engine, parity={}), [f"{role}.engine"])  # only a GPU can tell: the graph's own is not it

@@ -74,10 +74,15 @@ def load_builder(target: str) -> Any:
     return trt
 
 
-def default_capabilities(trt: Any) -> list[str]:
-    """What TensorRT-RTX builds for unless told otherwise: every architecture it knows from Ampere (8.0) on."""
+def known_capabilities(trt: Any) -> list[str]:
+    """What TensorRT-RTX can build these networks for: from Ampere (8.0) on, for Turing's (7.5) has no fp32 GEMM."""
     names = [name[2:] for name in dir(trt.ComputeCapability) if name.startswith("SM")]
     return sorted((f"{name[:-1]}.{name[-1]}" for name in names if int(name) >= 80), key=float)
+
+
+def default_capabilities(trt: Any) -> list[str]:
+    """What an engine of TensorRT-RTX that is built without a choice runs on, by the support matrix of 1.0 and later."""
+    return [capability for capability in known_capabilities(trt) if capability in ("8.6", "8.9", "12.0")]
 
 
 @dataclass(frozen=True)

@@ -180,6 +180,7 @@ def out_of_memory(trt: Any, log: Log) -> bool:
 def configure(trt: Any, builder: Any, job: Job) -> Any:
     """The job's options as a builder configuration with one optimisation profile."""
     config = builder.create_builder_config()
+    config.clear_flag(trt.BuilderFlag.TF32)  # on by default; the solver's sums are to be those of the other backends
     profile = builder.create_optimization_profile()
     for name, shapes in job.profiles.items():
         profile.set_shape(name, *shapes)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from clipskip.engines.manifest import Dim
+from clipskip.engines.manifest import AxisRange, Dim
 from clipskip.engines.shapes import SLOTS, TOKENS
 
 from .backends import Array, Engine, Loop
@@ -80,8 +80,9 @@ class Batch:
     """Slots for images and for rows of the U-Net, all of one latent size and `chunks` chunks, on one loop of `engine`.
 
     The number of slots is a power of two, or the most that the engine takes. `exact_rows`: there are as many rows as
-    are in use; otherwise theirs is such a number as well, so that few shapes are ever compiled. An image keeps its slot
-    and its rows while the shape stays; where another shape is needed, the loop is bound anew.
+    are in use; otherwise theirs is such a number as well, so that few shapes are ever compiled; they are never fewer
+    than the engine takes, and those of nobody weigh 0. An image keeps its slot and its rows while the shape stays;
+    where another shape is needed, the loop is bound anew.
     """
 
     def __init__(self, engine: Engine, image: Image, *, exact_rows: bool) -> None:
@@ -165,9 +166,10 @@ class Batch:
         the batch may go on with fewer images.
         """
         axes, images = self._engine.artefact.axes, self.images
-        slots, rows = (axes[axis].maximum if axis in axes else 2**31 for axis in ("B", "N"))
+        slot_range, row_range = (axes.get(axis, AxisRange(1, 1, 2**31)) for axis in ("B", "N"))
         count = sum(len(image.rows) for image in images)
-        slots, rows = bucket(len(images), slots), count if self._exact_rows else bucket(count, rows)
+        slots, rows = bucket(len(images), slot_range.maximum), bucket(count, row_range.maximum)
+        rows = max(row_range.minimum, count if self._exact_rows else rows)
         if self._loop is None or (slots, rows) != (len(self._slots), len(self._rows)):
             states = self._loop.read(STATE) if self._loop else self._arrays.get(STATE, np.empty(0))
             kept = {image: states[slot] for slot, image in enumerate(self._slots) if image is not None}

@@ -17,7 +17,7 @@ from typing import Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from clipskip.engines.manifest import Artefact, Role
+from clipskip.engines.manifest import Artefact, AxisRange, Role
 
 from .backends import Array, Engine
 from .engine_cache import EngineCache
@@ -100,12 +100,13 @@ class TextEncoder:
         """The contexts [R,77,D] of token rows [R,77], as many at once as the engine takes."""
         axes = engine.artefact.axes
         check_vectors(self._concepts, engine.artefact)
-        most = min(axes["R"].maximum, MOST_ROWS) if "R" in axes else MOST_ROWS
+        limits = axes.get("R", AxisRange(1, 1, MOST_ROWS))
+        most = min(limits.maximum, MOST_ROWS)
         contexts = []
         for start in range(0, len(tokens), most):
             rows = tokens[start : start + most]
             power_of_two = 1 << max(1, (len(rows) - 1).bit_length())
-            size = min(power_of_two, most) if self._round_up else len(rows)
+            size = max(limits.minimum, min(power_of_two, most) if self._round_up else len(rows))
             padded = np.pad(rows, ((0, size - len(rows)), (0, 0)), mode="edge")
             contexts.append(engine.run({"tokens": padded, "concepts": self._concepts})["context"][: len(rows)])
         return np.concatenate(contexts)

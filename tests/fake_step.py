@@ -30,7 +30,7 @@ class FakeStep:
     """
 
     def __init__(self, extra=(), **axes):
-        limits = {name: AxisRange(1, 1, most) for name, most in axes.items()}
+        limits = {name: most if isinstance(most, AxisRange) else AxisRange(1, 1, most) for name, most in axes.items()}
         self.artefact = Artefact(Role("step"), "onnx", "fp32", (*INPUTS, *extra), (), limits)
         self.loops = []
         self.fail = None

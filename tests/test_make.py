@@ -10,6 +10,22 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    """Stands for clipskip: prints what it is given."""
+    path = tmp_path / "print"
+    path.write_text('#!/bin/sh\nprintf "<%s>" "$@"\n')
+    path.chmod(0o755)
+    return path
+
+
+def make(target: str, program: Path, *variables: str) -> str:
+    command = ["make", "-s", target, f"CLIPSKIP={program}", "--old-file=.venv/installed", *variables]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.mark.parametrize(
     ("model", "out"),
     [
@@ -18,10 +34,25 @@ ROOT = Path(__file__).parents[1]
         ('it\'s "my" model/', 'build/it\'s "my" model'),
     ],
 )
-def test_model_may_hold_spaces_and_quotes(tmp_path: Path, model: str, out: str) -> None:
-    program = tmp_path / "print"
-    program.write_text('#!/bin/sh\nprintf "<%s>" "$@"\n')
-    program.chmod(0o755)
-    command = ["make", "-s", "export", f"MODEL={model}", f"CLIPSKIP={program}", "--old-file=.venv/installed"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.stdout.startswith(f"<export><{model}><--out><{out}>"), done.stderr
+def test_model_may_hold_spaces_and_quotes(program: Path, model: str, out: str) -> None:
+    assert make("export", program, f"MODEL={model}").startswith(f"<export><{model}><--out><{out}>")
+
+
+def test_every_variable_of_a_build_is_an_option_of_it(program: Path) -> None:
+    options = {
+        "SIZES": "256-512-768", "MAX_BATCH": "1", "MAX_CHUNKS": "2", "COMPUTE_CAPABILITY": "8.9 120",
+        "WORKSPACE": "512", "DEVICE": "1",
+    }  # fmt: skip
+    said = make("engines", program, *(f"{name}={value}" for name, value in options.items()), "TARGET=tensorrt", "OUT=o")
+    assert said.partition("<build>")[2] == (
+        "<o><--target><tensorrt><--sizes=256-512-768><--max-batch=1><--max-chunks=2>"
+        "<--compute-capability=8.9><--compute-capability=120><--workspace=512><--device=1>"
+    )
+    assert make("engines", program, "OUT=o").endswith("<build><o><--target><onnxruntime>")
+    listed = subprocess.run(["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True, timeout=60).stdout
+    assert [name for name in options if f"  {name}=" not in listed] == []
+
+
+@pytest.mark.parametrize(("target", "precision"), [("onnxruntime", "fp32"), ("onnxruntime-cuda", "fp16")])
+def test_graphs_for_a_gpu_are_exported_in_fp16(program: Path, target: str, precision: str) -> None:
+    assert f"<--precision><{precision}>" in make("export", program, f"TARGET={target}")

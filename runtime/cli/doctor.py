@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from importlib import metadata
@@ -13,8 +13,8 @@ from typing import Any
 from clipskip.backends.onnxruntime import OnnxRuntime
 from clipskip.backends.providers import BY_TARGET
 from clipskip.engines import gpu
-from clipskip.engines.tensorrt_child import default_capabilities, load_builder, load_package
-from clipskip.errors import BackendUnavailable, ClipskipError
+from clipskip.engines.tensorrt_child import default_capabilities, known_capabilities, load_builder, load_package
+from clipskip.errors import ClipskipError
 
 PACKAGES = (
     "clipskip", "numpy", "pillow", "onnxruntime", "onnxruntime-gpu", "onnxruntime-ep-nv-tensorrt-rtx",
@@ -31,24 +31,33 @@ def examine() -> dict[str, Any]:
     for name in PACKAGES:
         with suppress(metadata.PackageNotFoundError):
             packages[name] = metadata.version(name)
+    gpus, code = list[gpu.Gpu](), {}
+    with suppress(ClipskipError):
+        gpus = gpu.gpus(gpu.cuda_runtime())
+    if kernels := gpu.code_of_onnxruntime():
+        code["onnxruntime-cuda"] = kernels
+    with suppress(ClipskipError):
+        code["tensorrt-rtx"] = known_capabilities(load_package("tensorrt-rtx"))
+    outlooks = [{each: outlook(each, code[each], device.compute_capability) for each in code} for device in gpus]
     targets: dict[str, dict[str, dict[str, str | None] | None]] = {}
     for target, verb, check in CHECKS:
         verbs = targets.setdefault(target, {})
         try:
             check()
             verbs[verb] = None
+            if verb == "run" and gpus and target in code and not any(does[target] for does in outlooks):
+                there = ", ".join(f"{device.name} (compute capability {device.compute_capability})" for device in gpus)
+                message = f"{target} has no code for {there}, only for {', '.join(code[target])}"
+                verbs[verb] = {"lacks": message, "fix": "use --target tensorrt"}
         except ClipskipError as error:
             verbs[verb] = {"lacks": error.message, "fix": error.hint}
-    try:
-        gpus = [vars(device) for device in gpu.gpus(gpu.cuda_runtime())]
-    except ClipskipError:
-        gpus = []
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": packages,
         "driver": DRIVER.read_text().splitlines()[0] if DRIVER.exists() else None,
-        "gpus": gpus,
+        "gpus": [{**vars(device), "targets": does} for device, does in zip(gpus, outlooks, strict=True)],
+        "code": code,
         "targets": targets,
         "problems": [OVERWRITTEN] if packages["onnxruntime"] and packages["onnxruntime-gpu"] else [],
     }
@@ -59,6 +68,7 @@ def text(facts: dict[str, Any]) -> str:
     gpus = [
         f"  {device['name']}, compute capability {device['compute_capability']}, "
         f"{device['memory'] / 1e9:.1f} GB, CUDA {device['cuda']}"
+        + "".join(f"\n    {target}: {does or 'no code for it'}" for target, does in device["targets"].items())
         for device in facts["gpus"]
     ]
     targets = []
@@ -74,18 +84,25 @@ def text(facts: dict[str, Any]) -> str:
             "GPUs", *(gpus or ["  none that CUDA can use"]),
             "packages", *(f"  {name:<{WIDTH}} {version or '-'}" for name, version in facts["packages"].items()),
             "targets", *targets,
+            *(f"code of {target}: for compute capability {', '.join(code)}" for target, code in facts["code"].items()),
             *(f"problem: {problem}" for problem in facts["problems"]),
         ]
     )  # fmt: skip
 
 
+def outlook(target: str, code: Sequence[str], own: str) -> str | None:
+    """What a target with this code would do on a GPU of compute capability `own`; None where that is nothing."""
+    if target != "tensorrt-rtx":
+        return "runs" if gpu.has_code(code, own) else None
+    if own in default_capabilities(load_package(target)):
+        return "runs engines that are built without a choice of GPUs"
+    return f"runs engines that are built with --compute-capability {own}" if own in code else None
+
+
 def _check_gpu(target: str, load: Callable[[str], Any]) -> None:
-    """The target's package can be loaded, and has code for the GPU that is here."""
-    package = load(target)
-    device = gpu.describe(gpu.cuda_runtime(), 0)
-    if target == "tensorrt-rtx" and device.compute_capability not in (*default_capabilities(package), "7.5"):
-        message = f"TensorRT-RTX has no code for {device.name} (compute capability {device.compute_capability})"
-        raise BackendUnavailable(message, hint="use --target tensorrt")
+    """The target's package can be loaded, and there is a GPU."""
+    load(target)
+    gpu.check_driver(gpu.cuda_runtime())
 
 
 CHECKS: tuple[tuple[str, str, Callable[[], object]], ...] = (  # ClipskipError says what the verb lacks for the target

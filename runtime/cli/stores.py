@@ -13,7 +13,7 @@ from clipskip.errors import BackendUnavailable, EngineCorrupt, NumericalError, R
 
 from . import Outcome, Verbs, output, path, store_verb
 
-OPTIONS = ("skips", "sizes", "max_batch", "max_chunks", "compute_capability", "workspace")  # of TensorRT's engines
+OPTIONS = ("skips", "sizes", "max_batch", "max_chunks", "compute_capability", "workspace", "device")  # of TensorRT's
 
 
 def add_to(verbs: Verbs) -> None:
@@ -32,12 +32,19 @@ def add_to(verbs: Verbs) -> None:
     verb = store_verb(verbs, build, "graphs -> what a target runs", text)
     targets = ("onnxruntime", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx")
     verb.add_argument("--target", required=True, choices=targets)
-    verb.add_argument("--skips", help='clip skips to build, such as "1,2" (default: all exported ones)')
+    verb.add_argument("--skips", help='clip skips to build, such as "1,2" (default: all that were exported)')
     verb.add_argument("--sizes", metavar="LOW-BEST-HIGH", help="heights and widths in pixels, such as 256-512-768")
     verb.add_argument("--max-batch", metavar="N", help="images in one call of the network (default: 4)")
     verb.add_argument("--max-chunks", metavar="N", help="prompt length in chunks of 75 (default: 3)")
-    verb.add_argument("--compute-capability", action="append", default=[], metavar="X.Y", help="tensorrt-rtx only")
+    verb.add_argument(
+        "--compute-capability",
+        action="append",
+        default=[],
+        metavar="X.Y",
+        help="tensorrt-rtx only, may be repeated (default: 8.6, 8.9 and 12.0)",
+    )
     verb.add_argument("--workspace", metavar="MIB", help="memory that the builder may use on the GPU")
+    verb.add_argument("--device", metavar="N", help="tensorrt only: the number of the GPU to build on (default: 0)")
     text = "Show what an engine store holds; or what the settings in a picture, or in the .txt beside one, become here."
     store_verb(verbs, inspect, "show what a store or a picture holds", text)
     text = "Check every byte of a store against its manifest."
@@ -158,12 +165,15 @@ def gc(args: argparse.Namespace) -> Outcome:
 def build(args: argparse.Namespace) -> Outcome:
     """Build what is missing or stale; what was built before a failure stays."""
     from clipskip.engines import report, shapes, tensorrt
+    from clipskip.engines.gpu import Device
     from clipskip.engines.store import Store
 
     store = Store(args.store)
     given = {name: getattr(args, name) for name in OPTIONS if getattr(args, name)}
     if args.target.startswith("onnxruntime"):
         return _forms(args, given)
+    if args.device and args.target == "tensorrt-rtx":
+        raise RequestError("device is for tensorrt: TensorRT-RTX builds without a GPU", field="device")
     skips = _skips(args.skips)
     numbers = {name: fields.whole(name, given[name]) for name in ("max_batch", "max_chunks") if name in given}
     options = shapes.BuildOptions(
@@ -173,14 +183,13 @@ def build(args: argparse.Namespace) -> Outcome:
         workspace=fields.whole("workspace", args.workspace) << 20 if args.workspace else None,
         **numbers,
     )
+    device = Device("cuda", fields.whole("device", args.device or "0"))
     with output.stages() as say:
-        built = tensorrt.build(store, target=args.target, options=options, progress=say)
-    rows = [
-        (str(engine.role), f"built in {engine.seconds:.1f} s" if engine.rebuilt else "up to date") for engine in built
-    ]
-    engines = [{**asdict(engine), "role": str(engine.role)} for engine in built]
-    seal = report.seal(args.store)
-    text = f"{report.table(rows)}\nmanifest SHA-256: {seal}"
+        built = tensorrt.build(store, target=args.target, options=options, progress=say, device=device)
+    rows = [(engine.role, f"built in {engine.seconds:.1f} s" if engine.rebuilt else "up to date") for engine in built]
+    seal, engines = report.seal(args.store), [asdict(engine) for engine in built]
+    fit = f"for compute capability {built[0].compute_capability}"
+    text = f"{report.table(rows)}\n{fit}\nmanifest SHA-256: {seal}"
     return Outcome({"store": str(args.store), "engines": engines, "manifest_sha256": seal}, text)
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from compiled import library
 from doubles.cuda import SimulatedCuda
 
-from clipskip.engines.gpu import Device, describe, gpus
+from clipskip.engines.gpu import TEXT, Device, code_in, describe, gpus, has_code
 from clipskip.errors import BackendUnavailable
 
 
@@ -55,3 +57,27 @@ def test_one_gpu_of_several_is_described_and_one_that_is_not_there_names_those_t
 
 def test_a_device_is_written_as_people_write_it() -> None:
     assert [str(Device()), str(Device("cuda", 1))] == ["cpu", "cuda:1"]
+
+
+def test_a_library_tells_which_gpus_its_kernels_are_compiled_for(tmp_path: Path) -> None:
+    assert code_in(library(tmp_path / "a.so", (2, 75), (2, 120), (2, 86), (TEXT, 120))) == [
+        "7.5",
+        "8.6",
+        "12.0",
+        "12.0+",
+    ]
+    assert code_in(library(tmp_path / "b.so")) == []
+
+
+def test_a_bundle_that_is_cut_or_garbage_tells_nothing_and_ends(tmp_path: Path) -> None:
+    whole = library(tmp_path / "a.so", (2, 75), (2, 86)).read_bytes()
+    for size in range(1, len(whole), 7):
+        (tmp_path / "cut.so").write_bytes(whole[:size])
+        assert {*code_in(tmp_path / "cut.so")} <= {"7.5", "8.6"}
+
+
+@pytest.mark.parametrize(
+    ("code", "runs"), [(["7.5", "8.6"], ["7.5", "8.6", "8.9"]), (["9.0+"], ["9.0", "10.0", "12.1"]), ([], [])]
+)
+def test_code_runs_on_later_gpus_of_its_generation_and_text_on_any_later_one(code: list[str], runs: list[str]) -> None:
+    assert [each for each in ("7.0", "7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.1") if has_code(code, each)] == runs

@@ -43,6 +43,22 @@ def test_the_text_of_an_inspection_is_a_table(root):
     assert rows[0].endswith("R 1-8   l2 1e-06")
 
 
+def test_the_text_of_an_inspection_says_what_engines_run_on_and_which_form_a_graph_has(root):
+    facts = report.inspect(root)
+    decode, step, text = facts["artefacts"]
+    decode["variant"] = "cuda"
+    for engine in (step, text):
+        engine |= {"target": "rtx", "provenance": {"compute capability": "8.6, 8.9, 12.0"}}
+    *rows, _, line = report.inspection_text(facts).splitlines()
+    assert rows[3].split()[:4] == ["decode", "onnx", "cuda", "fp32"]
+    assert line == "rtx for compute capability 8.6, 8.9, 12.0: step, text-00"
+    text["provenance"] = {"compute capability": "8.9"}
+    assert report.inspection_text(facts).splitlines()[-2:] == [
+        "rtx for compute capability 8.6, 8.9, 12.0: step",
+        "rtx for compute capability 8.9: text-00",
+    ]
+
+
 @pytest.mark.parametrize("place", ["", "manifest.json", "onnx", "onnx/step.onnx", "onnx/vocab.json"])
 @pytest.mark.parametrize("mode", [0o777, 0o775])
 def test_what_others_may_write_to_is_warned_about_c15(root, place, mode):

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import onnx_ir as ir
 import pytest
 
-from clipskip.engines import report
-from clipskip.engines.manifest import AxisRange, Role
+from clipskip.engines import report, tensorrt_compile
+from clipskip.engines.forms.attention import flat_attention
+from clipskip.engines.forms.rewrite import rewrite
+from clipskip.engines.manifest import STEP, Role
 from clipskip.engines.shapes import BuildOptions
 from clipskip.engines.store import Store
 from clipskip.engines.tensorrt import build
+from clipskip.engines.tensorrt_child import Job
 
-pytest.importorskip("tensorrt_rtx")
+trt = pytest.importorskip("tensorrt_rtx")
 
 TARGET = "tensorrt-rtx"
 LAYERS = (0, 12)  # none and all: tiny graphs try "as many as were exported"
@@ -34,12 +40,51 @@ def rebuilt(root: Path, options: BuildOptions) -> list[str]:
     return [each.role for each in results if each.rebuilt]
 
 
-def test_engines_are_built_once_and_other_sizes_rebuild_only_the_networks(root: Path) -> None:
+def test_engines_are_built_once(root: Path) -> None:
     assert rebuilt(root, BuildOptions(layers=LAYERS, max_chunks=2)) == ROLES
     assert rebuilt(root, BuildOptions(layers=LAYERS, max_chunks=2)) == []
     store = Store(root)
     for role in ROLES:
         assert store.verify(store.find(Role.parse(role), TARGET, "fp16")).stat().st_size > 10_000
     assert not [problem for _, problem in report.verify(root) if problem]
-    options = BuildOptions(layers=LAYERS, max_chunks=2, sizes=AxisRange(72, 136, 232))
-    assert rebuilt(root, options) == ["step", "decode", "encode"]
+
+
+def made(root: Path, program: Path) -> str:
+    """What `make engines` says of a static set for this store, whose graphs are there already."""
+    program.write_text(f'#!/bin/sh\n[ "$1" = export ] || exec {sys.executable} -m clipskip "$@" --skips 1,13\n')
+    program.chmod(0o755)
+    variables = {"TARGET": TARGET, "OUT": root, "CLIPSKIP": program, "SIZES": 128, "MAX_BATCH": 1, "MAX_CHUNKS": 1}
+    command = ["make", "-s", "engines", "--old-file=.venv/installed", *(f"{k}={v}" for k, v in variables.items())]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_static_set_is_built_by_make_and_the_second_time_nothing_is(root: Path, tmp_path: Path) -> None:
+    assert made(root, tmp_path / "clipskip").count("built in") == len(ROLES)
+    for role in ROLES:
+        axes = Store(root).find(Role.parse(role), TARGET, "fp16").axes
+        assert {name for name, axis in axes.items() if axis.minimum < axis.maximum} <= {"E"}
+    assert made(root, tmp_path / "clipskip").count("up to date") == len(ROLES)
+
+
+def test_heads_are_found_whether_or_not_they_are_an_axis_of_their_own(root: Path, tmp_path: Path) -> None:
+    graph = Store(root).find(STEP, "onnx", "fp16")
+    path = Store(root).verify(graph).resolve()
+    model = ir.load(path)
+    rewrite(model, [flat_attention])
+    (tmp_path / "step.bin").symlink_to(path.with_suffix(".bin"))
+    ir.save(model, tmp_path / "step.onnx")
+    lines = decomposed(path)
+    assert lines
+    assert all(line.endswith(": 8 wide, HALF") for line in lines)  # 16 and 32 wide ones have kernels
+    assert decomposed(tmp_path / "step.onnx") == lines
+
+
+def decomposed(path: Path) -> list[str]:
+    """The attentions of a graph that have no kernel of their own."""
+    hooks = tensorrt_compile.capture(trt, tensorrt_compile.Log())
+    network = trt.Builder(hooks[0]).create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, hooks[0])
+    assert parser.parse_from_file(str(path))
+    return tensorrt_compile.decompose(trt, network, Job(TARGET, "", "", {}))

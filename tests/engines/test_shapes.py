@@ -54,8 +54,16 @@ def test_the_longest_context_is_the_largest_common_length_of_at_most_twice_the_c
     assert [longest_common(chunks) for chunks in range(1, 7)] == [1, 2, 6, 6, 10, 12]
 
 
-def test_even_an_engine_for_one_image_takes_four_rows() -> None:
-    assert axis_ranges(FACTS, BuildOptions(max_batch=1, max_chunks=1))["N"].maximum == 4
+def test_one_size_one_image_and_one_chunk_leave_nothing_open_but_the_textual_inversions() -> None:
+    ranges = axis_ranges(FACTS, BuildOptions(sizes=AxisRange(64, 64, 64), max_batch=1, max_chunks=1))
+    sizes = {name: axis.optimum for name, axis in ranges.items() if axis.minimum == axis.maximum}
+    assert sizes == {"B": 1, "N": 2, "R": 2, "T": 77, "h": 8, "w": 8}
+    assert ranges.keys() - sizes == {"E"}
+
+
+def test_engines_for_more_images_also_take_one_row_alone() -> None:
+    ranges = axis_ranges(FACTS, BuildOptions(max_batch=2, max_chunks=1))
+    assert (ranges["N"], ranges["R"]) == (AxisRange(1, 2, 4), AxisRange(1, 2, 4))
 
 
 @pytest.mark.parametrize(

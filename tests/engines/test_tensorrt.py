@@ -79,7 +79,7 @@ def test_every_engine_is_published_and_verified(root: Path) -> None:
         assert (artefact.inputs, artefact.outputs) == (graph.inputs, graph.outputs)
         assert artefact.provenance == {
             "package": f"tensorrt_rtx {trt.__version__}",
-            "compute capability": "default",
+            "compute capability": "8.6, 8.9, 12.0",
             "device": "any",
         }
     assert store.find(Role("step"), TARGET, "fp16").axes["h"] == AxisRange(4, 8, 12)
@@ -392,3 +392,15 @@ def test_one_compute_capability_is_one_key_however_it_is_written() -> None:
         for written in (("8.9", "12.0"), ("120", "89"), ("sm_89", "SM120", "8.9"))
     }
     assert found == {("8.9", "12.0")}
+
+
+def test_without_a_choice_an_engine_is_for_what_nvidia_documents_and_others_are_had_on_request() -> None:
+    assert toolchain(TARGET, BuildOptions(), FIRST_GPU).capabilities == ("8.6", "8.9", "12.0")
+    asked = BuildOptions(compute_capabilities=("12.1", "sm_80"))
+    assert toolchain(TARGET, asked, FIRST_GPU).capabilities == ("8.0", "12.1")
+
+
+def test_no_sum_is_rounded_to_tensorfloat_32(tmp_path: Path) -> None:
+    builder = trt.Builder(tensorrt_compile.capture(trt, Log())[0])
+    config = tensorrt_compile.configure(trt, builder, decode_job(tmp_path))
+    assert not config.get_flag(trt.BuilderFlag.TF32)

@@ -5,7 +5,7 @@ import pytest
 from fake_step import SETTINGS, B, FakeStep, H, N, W, finished, image, row
 
 from clipskip.batch import Batch
-from clipskip.engines.manifest import Port
+from clipskip.engines.manifest import AxisRange, Port
 from clipskip.errors import EngineIncompatible
 
 
@@ -59,6 +59,15 @@ def test_no_bucket_is_larger_than_the_engine_takes():
     engine = FakeStep(B=3, N=5)
     finished(engine, *[image(seed=seed, steps=2) for seed in range(3)], exact_rows=False)
     assert [loop.feeds["mix"].shape for loop in engine.loops] == [(3, 4)]
+
+
+@pytest.mark.parametrize("exact_rows", [True, False])
+def test_an_engine_for_two_rows_is_given_a_second_one_of_no_weight(exact_rows):
+    engine = FakeStep(B=1, N=AxisRange(2, 2, 2))
+    (latents,) = finished(engine, image(**SETTINGS[0]), exact_rows=exact_rows)
+    (loop,) = engine.loops
+    np.testing.assert_array_equal(loop.feeds["mix"], [[1, 0]])
+    np.testing.assert_array_equal(latents, finished(FakeStep(), image(**SETTINGS[0]))[0])
 
 
 def test_joining_a_free_slot_writes_that_slot_and_binds_nothing():

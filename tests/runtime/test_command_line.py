@@ -15,8 +15,11 @@ import pytest
 from clipskip import __main__ as entrance
 from clipskip.__main__ import main, parse
 from clipskip.cli import pictures
+from clipskip.engines import tensorrt
+from clipskip.engines.gpu import Device
 from clipskip.engines.manifest import STEP
 from clipskip.engines.store import Store
+from clipskip.engines.tensorrt import Built
 from clipskip.pipeline import Pipeline
 
 FAST = ("--steps", "2", "--width", "64", "--height", "64")
@@ -544,9 +547,20 @@ def test_verify_holds_the_manifest_against_what_export_or_build_printed(run, sam
 
 @pytest.mark.parametrize(
     "option",
-    [("--max-batch", "4"), ("--sizes", "512"), ("--workspace", "1"), ("--compute-capability", "8.9"), ("--skips", "1")],
+    ["--max-batch=4", "--sizes=512", "--workspace=1", "--compute-capability=8.9", "--skips=1", "--device=0"],
 )
 def test_an_option_that_the_target_does_not_take_is_refused(run, sample_store, option):
-    status, _, err = run("build", sample_store, "--target", "onnxruntime", *option)
+    status, _, err = run("build", sample_store, "--target", "onnxruntime", option)
     assert (status, "takes no" in err) == (2, True)
     assert run("build", sample_store, "--target", "onnxruntime")[0] == 0
+
+
+def test_the_gpu_to_build_on_is_handed_on_and_means_nothing_to_tensorrt_rtx(run, sample_store, monkeypatch):
+    asked = []
+    engines = [Built("step", "8.9", rebuilt=False)]
+    monkeypatch.setattr(tensorrt, "build", lambda store, **how: asked.append(how["device"]) or engines)
+    status, out, _ = run("build", sample_store, "--target", "tensorrt", "--device", "1")
+    assert (status, asked) == (0, [Device("cuda", 1)])
+    assert out.splitlines()[:2] == ["step  up to date", "for compute capability 8.9"]
+    status, _, err = run("build", sample_store, "--target", "tensorrt-rtx", "--device", "0")
+    assert (status, "builds without a GPU" in err, len(asked)) == (2, True, 1)

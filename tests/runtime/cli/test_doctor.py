@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from compiled import library
 from doubles.cuda import SimulatedCuda
+from doubles.onnxruntime import SimulatedOnnxRuntime
 
 from clipskip.backends import NAMES
 from clipskip.cli import doctor
@@ -46,6 +51,42 @@ def test_a_gpu_that_tensorrt_rtx_has_no_code_for_is_sent_to_tensorrt(monkeypatch
     pytest.importorskip("tensorrt_rtx")
     lack = machine(monkeypatch, SimulatedCuda(capability=(9, 0)))["targets"]["tensorrt-rtx"]["run"]
     assert "9.0" in lack["lacks"]
+    assert lack["fix"] == "use --target tensorrt"
+
+
+@pytest.mark.parametrize(
+    ("capability", "outlook"),
+    [
+        ((8, 9), "runs engines that are built without a choice of GPUs"),
+        ((8, 0), "runs engines that are built with --compute-capability 8.0"),
+        ((7, 5), None),
+        ((9, 0), None),
+    ],
+)
+def test_what_tensorrt_rtx_would_do_on_a_gpu_stands_below_it(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], outlook: str | None
+) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    facts = machine(monkeypatch, SimulatedCuda(capability=capability))
+    assert facts["gpus"][0]["targets"]["tensorrt-rtx"] == outlook
+    assert f"\n    tensorrt-rtx: {outlook or 'no code for it'}\n" in doctor.text(facts)
+    assert bool(facts["targets"]["tensorrt-rtx"]["run"]) == (outlook is None)
+
+
+def test_a_gpu_that_onnx_runtime_has_no_code_for_is_sent_to_tensorrt(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What onnxruntime-gpu 1.31 has: 7.5 to 9.0 and 12.0, but not 10.0."""
+    (tmp_path / "capi").mkdir()
+    library(tmp_path / "capi" / "libonnxruntime_providers_cuda.so", *((2, each) for each in (75, 80, 86, 89, 90, 120)))
+    package = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    monkeypatch.setattr(gpu, "find_spec", lambda name: package)
+    monkeypatch.setitem(sys.modules, "onnxruntime", SimulatedOnnxRuntime())
+    facts = machine(monkeypatch, SimulatedCuda(capability=(9, 0)))
+    assert facts["targets"]["onnxruntime-cuda"] == {"run": None}
+    assert "onnxruntime-cuda: for compute capability 7.5, 8.0, 8.6, 8.9, 9.0, 12.0" in doctor.text(facts)
+    lack = machine(monkeypatch, SimulatedCuda(capability=(10, 0)))["targets"]["onnxruntime-cuda"]["run"]
+    assert "has no code for simulated GPU (compute capability 10.0), only for 7.5," in lack["lacks"]
     assert lack["fix"] == "use --target tensorrt"
 
 
