@@ -24,9 +24,10 @@ import numpy as np
 
 import clipskip
 from clipskip.backends import NAMES
+from clipskip.backends.device import Settings
 from clipskip.backends.onnxruntime import OnnxRuntime
 from clipskip.backends.providers import BY_TARGET
-from clipskip.backends.tensorrt import Settings, tensorrt_backend
+from clipskip.backends.tensorrt import tensorrt_backend
 from clipskip.bench.measure import interleaved, summary
 from clipskip.engines import gpu
 from clipskip.engines.manifest import Identity, Role
@@ -36,6 +37,7 @@ from clipskip.errors import ClipskipError
 
 PROMPT, NEGATIVE = "a large red circle on a green background", "blue"
 STEPS = 20  # of a picture, and in a row where a step is timed: nobody waits between two
+CAPTURED = ("onnxruntime-cuda", "tensorrt-rtx", "tensorrt")  # targets whose runs we can replay as CUDA graphs
 CLOCKS = ("driver_version", "pstate", "clocks.sm", "clocks.mem", "clocks.max.sm", "power.draw", "temperature.gpu")
 STATM = Path("/proc/self/statm")
 
@@ -107,7 +109,7 @@ def engines(store: Path, target: str) -> list[Contender]:
     """Every form that the store has for the target, plain and captured where it can be. BackendUnavailable."""
     provider = BY_TARGET.get(target)
     made: list[Contender] = []
-    for graphs in (False, True) if provider is None or provider.graphs else (False,):
+    for graphs in (False, True) if target in CAPTURED else (False,):
         make: Callable[[], Any] = partial(tensorrt_backend, target, Settings(graphs=graphs))
         if provider is not None:
             make = partial(OnnxRuntime, [provider.name], graphs=graphs)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from pathlib import Path
 
 import pytest
+from doubles.onnxruntime import SimulatedOnnxRuntime
+from doubles.store import publish_forms
 
 from clipskip.bench import gpu
 from clipskip.bench.gpu import Stage, Work
 from clipskip.bench.measure import Contenders, Seconds, interleaved
+from clipskip.engines.store import Store
 
 STEP = Stage("step", 1, 64)
 
@@ -111,3 +115,20 @@ def test_without_the_gpu_s_libraries_both_sides_are_left_out_with_the_reason(
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert "CUDAExecutionProvider" in report["left_out"]["clipskip"]
     assert "finds no GPU" in report["left_out"]["torch"]
+
+
+def test_every_form_runs_plain_and_captured_on_the_doubles(
+    sample_fp16_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = shutil.copytree(sample_fp16_store, tmp_path / "store")
+    publish_forms(Store(store))
+    device = SimulatedOnnxRuntime().installed(monkeypatch).cuda.devices[0]
+    monkeypatch.setattr(gpu, "interleaved", once)
+    monkeypatch.setattr(gpu, "STEPS", 2)
+    contenders = gpu.engines(store, "onnxruntime-cuda")
+    names = {f"{form}, {mode}" for form in ("exported", "cuda") for mode in ("plain", "captured")}
+    assert {contender.name for contender in contenders} == names
+    report = gpu.measure(contenders, [STEP, Stage("picture", 1, 64)], 5)
+    assert report["left_out"] == {}
+    assert {name for row in report["stages"].values() for name in row} == names
+    assert "launch" in {call.name for call in device.trace}

@@ -15,6 +15,8 @@ import pytest
 from clipskip.__main__ import main
 from clipskip.engines import diagnose, gpu, manifest, trials
 from clipskip.engines.diagnose import WORST, distance
+from clipskip.engines.forms import FORMS
+from clipskip.engines.forms.build import build
 from clipskip.engines.manifest import DECODE, STEP
 from clipskip.engines.store import MANIFEST, Store
 from clipskip.errors import BackendUnavailable, NumericalError
@@ -57,14 +59,25 @@ def test_a_broken_weight_is_named_by_the_node_that_reads_it(
 
 
 def test_without_a_fault_all_tensors_agree(sample_store: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["diagnose", str(sample_store), "decode", "--against", str(sample_store)]) == 0
-    assert "151 tensors agree that both compute, of 151" in capsys.readouterr().out
+    assert main(["diagnose", str(sample_store), "encode", "--against", str(sample_store)]) == 0
+    assert "100 tensors agree that both compute, of 100" in capsys.readouterr().out
 
 
 def test_the_form_for_the_cpu_agrees_in_every_tensor(sample_store: Path) -> None:
     found = diagnose.diagnose(Store(sample_store), DECODE, print, target="onnxruntime", variant="cpu")
     assert found.tensor is None, asdict(found)
     assert found.compared > 100
+
+
+def test_the_form_for_cuda_is_taken_apart_on_the_cpu_and_agrees(
+    sample_fp16_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(shutil.copytree(sample_fp16_store, tmp_path / "store"))
+    monkeypatch.setitem(FORMS, "cuda", {"decode": FORMS["cuda"]["decode"]})
+    build(store, "cuda", progress=print)
+    found = diagnose.diagnose(Store(store.root), DECODE, print, target="onnxruntime", variant="cuda")
+    assert found.tensor is None, asdict(found)
+    assert 20 < found.compared < found.tensors, "what was fused away is in no form"
 
 
 def test_a_graph_is_not_compared_with_itself(sample_store: Path, capsys: pytest.CaptureFixture[str]) -> None:

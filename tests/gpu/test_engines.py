@@ -88,7 +88,7 @@ def judged(built: Engine, graph: Engine, engines: Path) -> str:
     trial, *odd = trials.of(role, model, True)
     feeds = [trial, *(each for each in odd if model.size_step == 8 and fits(built.artefact, each))]
     outputs = [(built.run(trial), graph.run(trial)) for trial in feeds]
-    parity = judge(role, outputs, graph.artefact.parity, than="the CPU")
+    parity = judge(role, outputs, graph.artefact.parity, f"{built.artefact.identity} on the GPU")
     told = ", ".join(f"{name} {value:.2g}" for name, value in parity.items())
     return f"{built.artefact.identity.stem:12} {milliseconds(lambda: built.run(feeds[0])):8.3f} ms   {told}"
 
