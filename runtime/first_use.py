@@ -23,7 +23,10 @@ def prove(engine: Engine, store: Store, backend: Backend) -> None:
     """NumericalError for a form that leaves the gates on the backend's GPU."""
     form = engine.artefact
     exported = store.find(*form.identity[:3])
-    folder, name = files.own_folder(), key_of({"form": form.key, "file": form.files[0].sha256, "on": backend.proof})
+    folder, name = (
+        files.own_folder(),
+        key_of({"form": form.key, "file": form.files[0].sha256, "on": str(backend.proof)}),
+    )
     record = folder and folder / f"{name[:32]}.proof"
     if record and record.exists():
         return

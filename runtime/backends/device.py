@@ -6,10 +6,10 @@ What differs between libraries is how a context is made. Knows nothing of files.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import TypeAlias
 from weakref import WeakSet
 
 from clipskip.engines.manifest import Artefact
@@ -19,6 +19,8 @@ from .cuda import Cuda, Handle
 from .execution import Context, Execution, Task
 from .pool import LentLoop, Pool
 from .signature import bind, shapes
+
+Make: TypeAlias = Callable[[Task, Handle], Context]  # for a task, in a stream; DeviceOutOfMemory
 
 
 @dataclass(frozen=True)
@@ -57,27 +59,15 @@ class Device:
         return any(given_up)
 
 
-class Contexts(Protocol):
-    """How a library makes the contexts of one engine."""
-
-    def make(self, task: Task, stream: Handle) -> Context:
-        """A new context for the stream. DeviceOutOfMemory."""
-
-    def warmed_up(self) -> None:
-        """Some context has run at new shapes."""
-
-
 class DeviceEngine:
     """One opened engine. Threads share it: each run or loop borrows an execution, a context with its buffers.
 
-    `nbytes`: what it costs to keep it open; `command` builds it for other shapes, where something does.
+    `make` makes the contexts; `nbytes`: what it costs to keep it open; `command` builds it for other shapes.
     """
 
-    def __init__(
-        self, device: Device, artefact: Artefact, contexts: Contexts, nbytes: int, command: str | None = None
-    ) -> None:
+    def __init__(self, device: Device, artefact: Artefact, make: Make, nbytes: int, command: str | None = None) -> None:
         self.artefact, self.nbytes = artefact, nbytes
-        self._device, self._contexts, self._command = device, contexts, command
+        self._device, self._contexts, self._command = device, make, command
         self._pool = device.pool()
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
@@ -102,12 +92,9 @@ class DeviceEngine:
         return Task(self.artefact, sizes, shapes(self.artefact, sizes), feedback)
 
     def _make(self, task: Task) -> Execution:
-        execution = Execution(self._device.cuda, partial(self._contexts.make, task), task)
+        execution = Execution(self._device.cuda, partial(self._contexts, task), task)
         try:
-            execution.warm_up()
-            if self._device.settings.graphs:
-                execution.capture()
-            self._contexts.warmed_up()
+            execution.warm_up(capture=self._device.settings.graphs)
         except BaseException:
             execution.close()
             raise

@@ -137,7 +137,7 @@ class Task:
 
 
 class Context(Protocol):
-    """A library's own handle on a network, for runs at one set of shapes and addresses, in one stream.
+    """A library's own handle on a network, for one task in one stream.
 
     `in_place`: an output may lie where the input lies that it becomes; `warm_ups`: runs until it allocates no more.
     """
@@ -145,18 +145,14 @@ class Context(Protocol):
     in_place: bool
     warm_ups: int
 
-    def bind_input(self, port: Port, shape: Shape, address: int) -> None: ...
-
-    def bind_output(self, port: Port, shape: Shape, address: int) -> None: ...
-
-    def finish(self, allocate: Callable[[int], int]) -> None:
-        """All is bound: take the scratch memory that a run needs."""
+    def bind(self, addresses: Mapping[str, int], allocate: Callable[[int], int]) -> None:
+        """Where inputs and outputs lie; `allocate` gives the scratch memory that a run needs."""
 
     def enqueue(self) -> None:
         """Put one run into the stream."""
 
-    def capturable(self) -> bool:
-        """Whether the library lets a run be captured."""
+    def warmed_up(self) -> bool:
+        """Keep what was compiled; whether the library lets a run be captured now."""
 
 
 # One step. What the numbers say is enqueued in one stream, in this order; the host waits for `landing`, and when the
@@ -184,7 +180,7 @@ class Execution:
             self._stream = cuda.stream()
             undo.callback(cuda.close_stream, self._stream)
             self._context = make(self._stream)
-            undo.callback(self._drop)
+            undo.callback(delattr, self, "_context")
             self._inputs = Inputs(cuda, self._stream, self._layout)
             undo.callback(self._inputs.close)
             self._results = cuda.allocate(self._outputs.size)
@@ -195,32 +191,30 @@ class Execution:
             self._resources = undo.pop_all()
 
     def _bind(self, undo: ExitStack) -> None:
-        context, task = self._context, self._task
-        for port in task.artefact.inputs:
-            context.bind_input(port, task.shapes[port.name], self._inputs.address(port.name)[0])
-        for port in task.artefact.outputs:
-            address = self._results + self._outputs.span(port.name)[0]
-            if context.in_place and port.name in task.feedback:
-                address = self._inputs.address(task.feedback[port.name])[0]
-            context.bind_output(port, task.shapes[port.name], address)
+        ports, feedback = self._task.artefact, self._task.feedback if self._context.in_place else {}
+        addresses = {port.name: self._inputs.address(port.name)[0] for port in ports.inputs}
+        for port in ports.outputs:
+            own = self._results + self._outputs.span(port.name)[0]
+            addresses[port.name] = addresses[feedback[port.name]] if port.name in feedback else own
 
         def allocate(size: int) -> int:
             address = self._cuda.allocate(size)
             undo.callback(self._cuda.free, address)
             return address
 
-        context.finish(allocate)
+        self._context.bind(addresses, allocate)
 
-    def warm_up(self) -> None:
-        """Run on zeros, which every engine takes: kernels are compiled, and the library's own memory is there."""
+    def warm_up(self, capture: bool) -> None:
+        """Run on zeros, which every engine takes: kernels are compiled, and the library's own memory is there.
+
+        Then, if asked, capture a run as a graph to replay. Where that cannot be, runs go on without: slower, with equal
+        results.
+        """
         self._inputs.upload(0, self._layout.size)
         for _ in range(self._context.warm_ups):
             self._enqueue()
         self._inputs.settle()
-
-    def capture(self) -> None:
-        """Capture a run as a graph to replay. Where that cannot be, runs go on without: slower, with equal results."""
-        if self._context.capturable():
+        if self._context.warmed_up() and capture:
             self._graph = self._cuda.capture(self._stream, self._enqueue)
         if self._graph is not None:
             self._resources.callback(self._cuda.close_graph, self._graph)
@@ -263,9 +257,6 @@ class Execution:
         with suppress(ClipskipError):
             self._cuda.wait(self._stream)
         self._resources.close()
-
-    def _drop(self) -> None:
-        del self._context
 
     def _enqueue(self) -> None:
         self._context.enqueue()

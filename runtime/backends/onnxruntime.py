@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,11 @@ from clipskip.errors import BackendUnavailable, RequestError
 
 from . import Array, Engine
 from .cuda import Cuda
-from .device import Device, Settings
-from .onnxruntime_cuda import SESSION_BYTES, CudaSessions
+from .device import Device, DeviceEngine, Settings
+from .onnxruntime_cuda import CudaContexts, Weights
+from .pool import with_room
 from .providers import CPU, CUDA, load, named
-from .sessions import Sessions, not_run, translated
+from .sessions import SESSION_BYTES, WEIGHTS_FOLDER, Sessions
 from .signature import check_like
 
 CPU_PIXELS = 512 * 512  # attention needs 1 GB for one guided picture of this size, and batches bring no speed
@@ -58,7 +59,7 @@ class OnnxRuntime:
         if device and provider.kind == "cpu":
             raise RequestError(f"{provider.target} computes on the CPU, which has no number {device}", field="device")
         load(ort, provider)
-        self._ort, self._device, own = ort, device, dict(settings or {})
+        self._ort, own = ort, dict(settings or {})
         self._made = tuple(providers), threads, graphs, own, device
         self.providers = tuple(dict.fromkeys((*providers, *provider.below)))
         self.name, self.variants = provider.target, provider.variants
@@ -67,23 +68,25 @@ class OnnxRuntime:
         self._sessions = Sessions(ort, self.providers, device, self.threads, own)
         self.precision = "fp32" if provider.name == CPU else "fp16"
         self.batch_pixels = CPU_PIXELS if provider.kind == "cpu" else GPU_PIXELS
-        self._cuda: CudaSessions | None = None
-        self.loops, self.proof = LOOPS, None
+        self.loops, self.proof, self._gpu = LOOPS, None, None
         self.compiles_per_shape = bool(provider.caches)
         if provider.name == CUDA:
             graphs = graphs and own.get("enable_cuda_graph", "1") == "1"
-            shared = Device(Cuda(gpu.cuda_runtime(), device), Settings(graphs=graphs))
-            self._cuda = CudaSessions(self._sessions, shared)
-            self.loops, self.compiles_per_shape = shared.settings.contexts, True
-            self.proof = f"{shared.cuda.gpu.identity}, ONNX Runtime {ort.__version__}"
+            cuda = self._sessions.cuda = Cuda(gpu.cuda_runtime(), device)
+            self._gpu, self._weights = Device(cuda, Settings(graphs=graphs)), Weights(cuda)
+            self.loops, self.compiles_per_shape = self._gpu.settings.contexts, True
+            self.proof = f"{cuda.gpu.identity}, ONNX Runtime {ort.__version__}"
 
     def __reduce__(self) -> tuple[type[OnnxRuntime], tuple[object, ...]]:
         return OnnxRuntime, self._made  # the library itself cannot be pickled
 
     def open(self, artefact: Artefact, path: Path) -> Engine:
         """Open the graph. EngineIncompatible; BackendUnavailable where the provider cannot be used after all."""
-        if self._cuda:
-            return self._cuda.open(artefact, path)
+        if self._gpu:
+            self._gpu.cuda.check()
+            make = partial(CudaContexts, self._sessions, self._weights, artefact, path)
+            contexts = with_room(make, self._gpu.relieve)
+            return DeviceEngine(self._gpu, artefact, contexts.make, contexts.nbytes)
         session_options = self._sessions.options()
         if artefact.role.part == "text":
             # All depths read the same weights: without prepacking they stay mapped from one file, and a further depth
@@ -92,12 +95,11 @@ class OnnxRuntime:
         graph, weights = None, (path.parent.parent / artefact.files[-1].path).parent
         if weights != path.parent:  # a form that was built for graphs of another folder
             graph = path.read_bytes()
-            entry = "session.model_external_initializers_file_folder_path"
-            session_options.add_session_config_entry(entry, str(weights))
+            session_options.add_session_config_entry(WEIGHTS_FOLDER, str(weights))
         session = self._sessions.open(artefact, path, session_options, {}, graph)
         on_cpu = self._sessions.provider.kind == "cpu"  # where the weights are mapped
         nbytes = SESSION_BYTES + sum(file.size for file in artefact.files[: 1 if on_cpu else None])
-        return OnnxRuntimeEngine(artefact, session, self._buffer, nbytes)
+        return OnnxRuntimeEngine(artefact, session, self._sessions, nbytes)
 
     def describe(self) -> dict[str, str]:
         """Library version and device."""
@@ -107,30 +109,22 @@ class OnnxRuntime:
         """BackendUnavailable where the provider cannot even open a graph of one node: `clipskip doctor` asks."""
         self._sessions.smallest()
 
-    def _buffer(self, array: Array) -> Any:
-        """A copy of the array as an OrtValue where the provider computes."""
-        kind, vendor = self._sessions.provider.kind, self._sessions.provider.vendor
-        return self._ort.OrtValue.ortvalue_from_numpy(np.array(array, order="C"), kind, self._device, vendor)
-
-
-running = partial(translated, not_run)
-
 
 class OnnxRuntimeEngine:
-    """One session, an InferenceSession. `buffer` makes an OrtValue of an array."""
+    """One session, an InferenceSession; `sessions` opened it."""
 
-    def __init__(self, artefact: Artefact, session: Any, buffer: Callable[[Array], Any], nbytes: int) -> None:
+    def __init__(self, artefact: Artefact, session: Any, sessions: Sessions, nbytes: int) -> None:
         self.artefact, self.nbytes = artefact, nbytes
-        self._session, self._buffer = session, buffer
+        self._session, self._sessions = session, sessions
         self._names = [port.name for port in artefact.outputs]
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         session = self._session  # closing the engine in another thread takes it away
-        with running():
+        with self._sessions.running():
             return dict(zip(self._names, session.run(self._names, dict(feeds)), strict=True))
 
     def loop(self, feeds: Mapping[str, Array], feedback: Mapping[str, str]) -> OnnxRuntimeLoop:
-        return OnnxRuntimeLoop(self._session, self._buffer, feeds, feedback)
+        return OnnxRuntimeLoop(self._session, self._sessions, feeds, feedback)
 
     def close(self) -> None:
         self._session = None
@@ -140,26 +134,22 @@ class OnnxRuntimeLoop:
     """All inputs and outputs bound once on the device, for many runs. An output is copied to the input it feeds."""
 
     def __init__(
-        self,
-        session: Any,
-        buffer: Callable[[Array], Any],
-        feeds: Mapping[str, Array],
-        feedback: Mapping[str, str],
+        self, session: Any, sessions: Sessions, feeds: Mapping[str, Array], feedback: Mapping[str, str]
     ) -> None:
-        self._session, self._feedback = session, dict(feedback)
+        self._session, self._sessions, self._feedback = session, sessions, dict(feedback)
         self._outputs: dict[str, Any] = {}  # OrtValues
-        with running():
-            self._binding, self._inputs = session.io_binding(), {name: buffer(feeds[name]) for name in feeds}
+        with self._sessions.running():
+            self._binding, self._inputs = session.io_binding(), {name: sessions.buffer(feeds[name]) for name in feeds}
             for name, value in self._inputs.items():
                 self._binding.bind_ortvalue_input(name, value)
             for name, source in feedback.items():
-                self._outputs[name] = buffer(feeds[source])
+                self._outputs[name] = sessions.buffer(feeds[source])
                 self._binding.bind_ortvalue_output(name, self._outputs[name])
 
     def write(self, name: str, slot: int, array: Array) -> None:
         """In place on the CPU; on a device all of the input comes and goes, for an OrtValue has no parts."""
         value = self._inputs[name]
-        with running():
+        with self._sessions.running():
             values = value.numpy()
             check_like(values[slot], name, array)
             values[slot] = array
@@ -167,7 +157,7 @@ class OnnxRuntimeLoop:
                 value.update_inplace(values)
 
     def run(self, feeds: Mapping[str, Array]) -> None:
-        with running():
+        with self._sessions.running():
             for name, array in feeds.items():
                 self._inputs[name].update_inplace(np.ascontiguousarray(array))
             self._session.run_with_iobinding(self._binding)
@@ -175,7 +165,7 @@ class OnnxRuntimeLoop:
                 self._inputs[source].update_inplace(self._outputs[name])
 
     def read(self, name: str, slot: int | None = None) -> Array:
-        with running():
+        with self._sessions.running():
             values = self._inputs[name].numpy()
         return np.array(values if slot is None else values[slot])
 

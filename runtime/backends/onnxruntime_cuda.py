@@ -12,37 +12,21 @@ import threading
 import weakref
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from clipskip.engines.files import readable_size
-from clipskip.engines.manifest import Artefact, Dim, Port
-from clipskip.engines.shapes import Shape
-from clipskip.errors import BackendUnavailable, ClipskipError, DeviceOutOfMemory, EngineIncompatible
+from clipskip.engines.manifest import Artefact, Dim
+from clipskip.errors import EngineIncompatible
 
 from . import Array
 from .cuda import Cuda, Handle
-from .device import Device, DeviceEngine
 from .execution import Task
-from .sessions import Sessions, not_run, translated
+from .sessions import SESSION_BYTES, WEIGHTS_FOLDER, Sessions
 
-SESSION_BYTES = 16 * 2**20  # what a session takes for itself, over weights that it shares
 Key: TypeAlias = "tuple[str, int, int]"  # SHA-256 of a file, offset, bytes
-LITTLE = 2**30  # bytes: where less is free, a failure may well be for lack of memory
-
-
-class Row(NamedTuple):
-    """Where a weight is stored: a line of the table that a form brings, for the runtime cannot read graphs."""
-
-    file: str
-    offset: int
-    nbytes: int
-    dtype: str
-    shape: list[int]
 
 
 class Weight:
@@ -72,109 +56,71 @@ class Weights:
             return held
 
 
-class CudaSessions:
-    """Opens artefacts on one GPU."""
-
-    def __init__(self, sessions: Sessions, device: Device) -> None:
-        self.sessions, self.device, self.weights = sessions, device, Weights(device.cuda)
-        self._naming = threading.Lock()
-
-    def open(self, artefact: Artefact, path: Path) -> DeviceEngine:
-        """Open the graph; one that brings a table of its weights shares them. DeviceOutOfMemory."""
-        self.device.cuda.check()
-        try:
-            contexts = CudaContexts(self, artefact, path)
-        except DeviceOutOfMemory:
-            if not self.device.relieve():
-                raise
-            contexts = CudaContexts(self, artefact, path)
-        own = artefact.files[:1] if contexts.shared else artefact.files
-        return DeviceEngine(self.device, artefact, contexts, SESSION_BYTES + sum(file.size for file in own))
-
-    def value(self, row: Row, address: int) -> Any:
-        """An OrtValue of memory that is ours: initializers must be such. Any session's binding makes one."""
-        with self._naming:
-            self._binding.bind_output("y", "cuda", self.sessions.device, np.dtype(row.dtype).type, row.shape, address)
-            return self._binding.get_outputs()[0]
-
-    @cached_property
-    def _binding(self) -> Any:
-        return self.sessions.smallest().io_binding()
-
-    def failed(self, said: str) -> ClipskipError:
-        """The error for a run that failed."""
-        return self.lack(said) or not_run(said)
-
-    def lack(self, said: str) -> ClipskipError | None:
-        """Why ONNX Runtime failed, if it is not to blame: CUDA's own error, or next to no memory."""
-        self.device.cuda.probe()
-        if (free := self.device.cuda.free_memory()) >= LITTLE:
-            return None
-        message = f"ONNX Runtime failed where {readable_size(free)} of GPU memory are free: {said}"
-        return DeviceOutOfMemory(message, hint="smaller pictures, fewer at once, or fewer threads")
-
-
 class CudaContexts:
-    """The sessions of one graph."""
+    """The sessions of one graph; one that brings a table of its weights shares them. DeviceOutOfMemory."""
 
-    def __init__(self, owner: CudaSessions, artefact: Artefact, path: Path) -> None:
-        self._owner, self._artefact, self._path = owner, artefact, path
-        self.shared: dict[str, Any] = {}  # OrtValues of weights on the device
+    def __init__(self, sessions: Sessions, weights: Weights, artefact: Artefact, path: Path) -> None:
+        self._sessions, self._artefact, self._path = sessions, artefact, path
+        self._shared: dict[str, Any] = {}  # OrtValues of weights on the device
         self._files: dict[str, Array] = {}
+        own = artefact.files
         if [Path(file.path).suffix for file in artefact.files[1:2]] == [".json"]:
-            self._share(path.parent.parent)
+            self._share(weights, path.parent.parent)
+            own = artefact.files[:1]
+        self.nbytes = SESSION_BYTES + sum(file.size for file in own)
 
-    def _share(self, root: Path) -> None:
-        """All stored tensors of floats: what else a graph stores are sizes, which stay inside it."""
+    def _share(self, weights: Weights, root: Path) -> None:
+        """All stored tensors of floats: what else a graph stores are sizes, which a session wants on the host.
+
+        An initializer must be an OrtValue of memory that is not ONNX Runtime's: any session's binding makes one.
+        """
         table = json.loads((root / self._artefact.files[1].path).read_bytes())
-        rows = {name: Row(*row) for name, row in table.items() if Row(*row).dtype.startswith("float")}
-        stored = {Path(file.path).name: file for file in self._artefact.files[2:]}
-        self._files = {name: np.memmap(root / file.path, np.uint8, "r") for name, file in stored.items()}
-        keys = {name: (stored[row.file].sha256, row.offset, row.nbytes) for name, row in rows.items()}
-        parts = {keys[name]: self._files[row.file][row.offset :][: row.nbytes] for name, row in rows.items()}
-        self._weights = self._owner.weights.hold(parts)
-        self.shared = {name: self._owner.value(row, self._weights[keys[name]].address) for name, row in rows.items()}
+        sha256 = {Path(file.path).name: file.sha256 for file in self._artefact.files}
+        for file in self._artefact.files[2:]:
+            self._files[Path(file.path).name] = np.memmap(root / file.path, np.uint8, "r")
+        keys, stored = {}, {}
+        for name, (where, offset, nbytes, dtype, _) in table.items():
+            if dtype.startswith("float"):
+                keys[name] = key = sha256[where], offset, nbytes
+                stored[key] = self._files[where][offset:][:nbytes]
+        self._weights = weights.hold(stored)
+        binding = self._sessions.smallest().io_binding()
+        for name, key in keys.items():
+            *_, dtype, shape = table[name]
+            place = "cuda", self._sessions.device
+            binding.bind_output("y", *place, np.dtype(dtype).type, shape, self._weights[key].address)
+            self._shared[name] = binding.get_outputs()[0]
 
     def make(self, task: Task, stream: Handle) -> SessionContext:
         """A session that can be captured; where the provider leaves a node to the CPU, one that cannot."""
         told = {"user_compute_stream": str(int(stream))}
-        if self._owner.device.settings.graphs:
-            with suppress(EngineIncompatible):
-                session = self._session(task, {**told, "enable_cuda_graph": "1"})
-                return SessionContext(self._owner, session, self, capturable=True)
-        return SessionContext(self._owner, self._session(task, told), self, capturable=False)
-
-    def warmed_up(self) -> None:
-        """Nothing is kept of what a session compiles."""
+        with suppress(EngineIncompatible):
+            session = self._session(task, {**told, "enable_cuda_graph": "1"})
+            return SessionContext(self._sessions, session, task, self, capturable=True)
+        return SessionContext(self._sessions, self._session(task, told), task, self, capturable=False)
 
     def _session(self, task: Task, told: Mapping[str, str]) -> Any:
-        if not self.shared:
-            return self._opened(self._options(task), told)
+        if not self._shared:
+            return self._sessions.open(self._artefact, self._path, self._options(task), told)
+        graph = self._path.read_bytes()
         with TemporaryDirectory() as folder, suppress(EngineIncompatible):
             for name in self._files:
                 (Path(folder) / name).touch()  # for ONNX Runtime looks for them, though it need not read them
-            session_options = self._options(task)
-            session_options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
-            return self._opened(session_options, told, self._path.read_bytes())
-        session_options = self._options(task)  # some optimisation changes a weight: it costs the host a copy of all
+            options = self._options(task)
+            options.add_session_config_entry(WEIGHTS_FOLDER, folder)
+            return self._sessions.open(self._artefact, self._path, options, told, graph)
+        options = self._options(task)  # some optimisation changes a weight: it costs the host a copy of all
         files = [*self._files], [*self._files.values()], [block.size for block in self._files.values()]
-        session_options.add_external_initializers_from_files_in_memory(*files)
-        return self._opened(session_options, told, self._path.read_bytes())
+        options.add_external_initializers_from_files_in_memory(*files)
+        return self._sessions.open(self._artefact, self._path, options, told, graph)
 
     def _options(self, task: Task) -> Any:
-        session_options = self._owner.sessions.options()
-        sizes = {size for port in self._artefact.inputs for size in port.shape if isinstance(size, Dim)}
-        for size in sizes:
-            session_options.add_free_dimension_override_by_name(str(size), size.size(task.sizes))
-        for name, value in self.shared.items():
-            session_options.add_initializer(name, value)
-        return session_options
-
-    def _opened(self, session_options: Any, told: Mapping[str, str], graph: bytes | None = None) -> Any:
-        try:
-            return self._owner.sessions.open(self._artefact, self._path, session_options, told, graph)
-        except (EngineIncompatible, BackendUnavailable) as error:
-            raise self._owner.lack(error.message) or error from error
+        options = self._sessions.options()
+        for size in {size for port in self._artefact.inputs for size in port.shape if isinstance(size, Dim)}:
+            options.add_free_dimension_override_by_name(str(size), size.size(task.sizes))
+        for name, value in self._shared.items():
+            options.add_initializer(name, value)
+        return options
 
 
 class SessionContext:
@@ -186,34 +132,31 @@ class SessionContext:
 
     in_place, warm_ups = True, 3  # the second run lays out memory by what the first one used; Einsum takes more again
 
-    def __init__(self, owner: CudaSessions, session: Any, weights: object, capturable: bool) -> None:
-        self._owner, self._session, self._weights, self._capturable = owner, session, weights, capturable
-        self._binding = session.io_binding()
-        first = {"memory.enable_memory_arena_shrinkage": f"gpu:{owner.sessions.device}"}  # what is laid out replaces it
+    def __init__(self, sessions: Sessions, inner: Any, task: Task, weights: object, capturable: bool) -> None:
+        self._sessions, self._inner, self._task, self._weights = sessions, inner, task, weights
+        self._binding, self._capturable = inner.io_binding(), capturable
+        first = {"memory.enable_memory_arena_shrinkage": f"gpu:{sessions.device}"}  # what is laid out replaces it
         self._options, self._later = self._run_options(first), self._run_options({})
 
-    def bind_input(self, port: Port, shape: Shape, address: int) -> None:
-        place = "cuda", self._owner.sessions.device, np.dtype(port.dtype).type
-        self._binding.bind_input(port.name, *place, shape, address)
-
-    def bind_output(self, port: Port, shape: Shape, address: int) -> None:
-        place = "cuda", self._owner.sessions.device, np.dtype(port.dtype).type
-        self._binding.bind_output(port.name, *place, shape, address)
-
-    def finish(self, allocate: Callable[[int], int]) -> None:
-        """A session has its scratch memory from its own allocator."""
+    def bind(self, addresses: Mapping[str, int], allocate: Callable[[int], int]) -> None:
+        """A session takes its scratch memory itself."""
+        ports, binding = self._task.artefact, self._binding
+        for side, bind in ((ports.inputs, binding.bind_input), (ports.outputs, binding.bind_output)):
+            for port in side:
+                what = np.dtype(port.dtype).type, self._task.shapes[port.name], addresses[port.name]
+                bind(port.name, "cuda", self._sessions.device, *what)
 
     def enqueue(self) -> None:
-        with translated(self._owner.failed):
-            self._session.run_with_iobinding(self._binding, self._options)
+        with self._sessions.running():
+            self._inner.run_with_iobinding(self._binding, self._options)
         self._options = self._later
 
-    def capturable(self) -> bool:
+    def warmed_up(self) -> bool:
         return self._capturable
 
     def _run_options(self, entries: Mapping[str, str]) -> Any:
         """Nothing is waited for, and no graph captured by ONNX Runtime itself (-1)."""
-        run_options = self._owner.sessions.ort.RunOptions()
+        run_options = self._sessions.ort.RunOptions()
         told = {"disable_synchronize_execution_providers": "1", "gpu_graph_id": "-1", **entries}
         for name, value in told.items():
             run_options.add_run_config_entry(name, value)

@@ -1,22 +1,29 @@
 """Sessions of ONNX Runtime with one provider on one device: how they are opened, and its errors as ours.
 
-Knows nothing of buffers and loops.
+Knows nothing of loops.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from clipskip.engines import files
 from clipskip.engines.manifest import ROLE, Artefact
 from clipskip.errors import BackendUnavailable, ClipskipError, DeviceOutOfMemory, EngineIncompatible
 
+from . import Array
+from .cuda import Cuda
 from .providers import Provider, devices, named, options
 from .signature import check_ports
 
+SESSION_BYTES = 16 * 2**20  # what a session takes for itself, over weights that are mapped or shared
+WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"  # of a graph that is given as bytes
+LITTLE = 2**30  # bytes: where less is free on a GPU, a failure may well be for lack of memory
 TYPES = {"tensor(float)": "float32"} | {f"tensor({name})": name for name in ("int64", "float16", "uint8", "bool")}
 ONE_NODE = (  # y = -x
     b'\x08\n:4\n\r\n\x01x\x12\x01y"\x03Neg:\x00\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
@@ -25,7 +32,10 @@ ONE_NODE = (  # y = -x
 
 
 class Sessions:
-    """`ort` is the package; `providers` its names, the preferred one first; `settings` its options for that one."""
+    """`ort` is the package; `providers` its names, the preferred one first; `settings` its options for that one.
+
+    `cuda`: the GPU, where errors may be CUDA's.
+    """
 
     def __init__(
         self, ort: Any, providers: Sequence[str], device: int, threads: int, settings: Mapping[str, str]
@@ -33,6 +43,7 @@ class Sessions:
         self.ort, self.providers, self.device = ort, tuple(providers), device
         self.provider: Provider = named(providers[0])
         self._threads, self._settings = threads, settings
+        self.cuda: Cuda | None = None
 
     def options(self) -> Any:
         """SessionOptions, to be completed."""
@@ -67,13 +78,34 @@ class Sessions:
         with translated(lambda said: BackendUnavailable(f"{self.providers[0]}: {said}", hint=self.provider.needs)):
             return self._opened(ONE_NODE, self.options(), told)
 
+    def buffer(self, array: Array) -> Any:
+        """A copy of the array as an OrtValue where the provider computes."""
+        place = self.provider.kind, self.device, self.provider.vendor
+        return self.ort.OrtValue.ortvalue_from_numpy(np.array(array, order="C"), *place)
+
+    def running(self) -> AbstractContextManager[None]:
+        """For what is done with a session: a failure is one of the device or of the library."""
+        hint = "where memory may have run out, ask for smaller pictures or fewer at once"
+        what = "ONNX Runtime failed while it ran a graph"
+        return translated(lambda said: self._lack(said) or BackendUnavailable(f"{what}: {said}", hint=hint))
+
     def _not_opened(self, path: Path, said: str) -> ClipskipError:
-        """The graph's fault, or the provider's."""
+        """A lack of memory; the graph's fault, or the provider's."""
         try:
             self.smallest()
         except BackendUnavailable as error:
-            return error
-        return EngineIncompatible(f"ONNX Runtime cannot open {path.name}: {said}", path=path)
+            return self._lack(said) or error
+        return self._lack(said) or EngineIncompatible(f"ONNX Runtime cannot open {path.name}: {said}", path=path)
+
+    def _lack(self, said: str) -> ClipskipError | None:
+        """What CUDA says to a failure; or that next to no memory is left, which ONNX Runtime says in words alone."""
+        if self.cuda is None:
+            return None
+        self.cuda.probe()
+        if (free := self.cuda.free_memory()) >= LITTLE:
+            return None
+        message = f"ONNX Runtime failed where {files.readable_size(free)} of GPU memory are free: {said}"
+        return DeviceOutOfMemory(message, hint="smaller pictures, fewer at once, or fewer threads")
 
     def _opened(self, graph: str | bytes, session_options: Any, told: Mapping[str, str]) -> Any:
         """A session without ONNX Runtime's own fall-back to the CPU, which can come in the middle of a run."""
@@ -106,9 +138,3 @@ def translated(failure: Callable[[str], ClipskipError]) -> Iterator[None]:
         if type(error) is not RuntimeError and type(error).__module__.partition(".")[0] != "onnxruntime":
             raise
         raise files.shortage(error) or failure(str(error).strip()) from error
-
-
-def not_run(said: str) -> BackendUnavailable:
-    """The error for a graph that ONNX Runtime did not run through."""
-    hint = "where memory may have run out, ask for smaller pictures or fewer at once"
-    return BackendUnavailable(f"ONNX Runtime failed while it ran a graph: {said}", hint=hint)

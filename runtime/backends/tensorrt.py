@@ -10,7 +10,7 @@ import os
 import threading
 import warnings
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,10 @@ import numpy as np
 
 from clipskip.engines import files
 from clipskip.engines.gpu import cuda_runtime
-from clipskip.engines.manifest import Artefact, Port
-from clipskip.engines.shapes import Shape
+from clipskip.engines.manifest import Artefact
 from clipskip.engines.store import build_command
 from clipskip.engines.tensorrt_child import PACKAGES, default_capabilities, load_package
-from clipskip.errors import BackendUnavailable, DeviceOutOfMemory, EngineIncompatible
+from clipskip.errors import BackendUnavailable, ClipskipError, DeviceOutOfMemory, EngineIncompatible
 
 from .cuda import ALIGNMENT, Cuda, Handle
 from .device import Device, DeviceEngine, Settings
@@ -72,12 +71,13 @@ class TensorRT:
             own[engine.get_tensor_mode(name)][name] = dtype, len(engine.get_tensor_shape(name))
         modes = self.trt.TensorIOMode
         check_ports(artefact, path, engine.name, own[modes.INPUT], own[modes.OUTPUT])
-        contexts = Contexts(self, engine, str(artefact.role))
+        role = str(artefact.role)
+        contexts = Contexts(self, engine, role)
         if self.target == "tensorrt-rtx":
             folder, gpu = files.own_folder(), self.cuda.gpu.compute_capability
             cache = folder and folder / f"{artefact.files[0].sha256[:32]}-{gpu}.{self.target}"
-            contexts = RtxContexts(self, engine, str(artefact.role), cache)
-        return DeviceEngine(self.device, artefact, contexts, artefact.files[0].size, command)
+            contexts = RtxContexts(self, engine, role, cache)
+        return DeviceEngine(self.device, artefact, contexts.make, artefact.files[0].size, command)
 
     def describe(self) -> dict[str, str]:
         """Library versions and device."""
@@ -136,40 +136,35 @@ class TensorRTContext:
 
     in_place, warm_ups = False, 1  # an engine may read an input after it has written an output
 
-    def __init__(self, backend: TensorRT, inner: Any, role: str, stream: int) -> None:
-        self._backend, self._inner, self._role, self._stream = backend, inner, role, stream
+    def __init__(self, contexts: Contexts, inner: Any, task: Task, stream: int) -> None:
+        self._inner, self._contexts, self._task, self._stream = inner, contexts, task, stream  # the engine goes last
 
-    def bind_input(self, port: Port, shape: Shape, address: int) -> None:
-        self._expect(self._inner.set_input_shape(port.name, shape), f"a shape of {port.name}")
-        self._expect(self._inner.set_tensor_address(port.name, address), port.name)
-
-    def bind_output(self, port: Port, shape: Shape, address: int) -> None:
-        self._expect(self._inner.set_tensor_address(port.name, address), port.name)
-
-    def finish(self, allocate: Callable[[int], int]) -> None:
+    def bind(self, addresses: Mapping[str, int], allocate: Callable[[int], int]) -> None:
+        for port in self._task.artefact.inputs:
+            self._expect(
+                self._inner.set_input_shape(port.name, self._task.shapes[port.name]), f"a shape of {port.name}"
+            )
+        for name, address in addresses.items():
+            self._expect(self._inner.set_tensor_address(name, address), name)
         size = max(int(self._inner.update_device_memory_size_for_shapes()), ALIGNMENT)
         self._inner.set_device_memory(allocate(size), size)
 
     def enqueue(self) -> None:
         self._expect(self._inner.execute_async_v3(self._stream), "to run")
 
-    def capturable(self) -> bool:
-        """TensorRT-RTX knows; for TensorRT only the capture itself will tell."""
-        known = getattr(self._inner, "is_stream_capturable", None)
-        return bool(known(self._stream)) if known else True
+    def warmed_up(self) -> bool:
+        return self._contexts.warmed_up(self._inner, self._stream)
 
     def _expect(self, accepted: bool, what: str) -> None:
         if not accepted:
-            self._backend.cuda.probe()  # when the device is lost, that is the reason
-            message = f"TensorRT refused {what} ({self._role}): {self._backend.complaints()}"
-            raise BackendUnavailable(message, field=self._role)
+            raise self._contexts.refused(BackendUnavailable, f"refused {what}")
 
 
 class Contexts:
-    """How the contexts of one engine are made: here TensorRT and TensorRT-RTX differ.
+    """How the contexts of one engine are made: here TensorRT and TensorRT-RTX differ, and nowhere else.
 
     Their scratch memory is ours, sized for the shapes in use, so that no run allocates. For TensorRT everything was
-    compiled when the engine was built.
+    compiled when the engine was built, and whether a run can be captured only the capture itself will tell.
     """
 
     def __init__(self, backend: TensorRT, engine: Any, role: str) -> None:
@@ -180,12 +175,17 @@ class Contexts:
         with self._making:
             inner = self._engine.create_execution_context(self._how)
         if inner is None:
-            self._backend.cuda.probe()
-            raise DeviceOutOfMemory(f"TensorRT made no context for {self._role}: {self._backend.complaints()}")
-        return TensorRTContext(self._backend, inner, self._role, int(stream))
+            raise self.refused(DeviceOutOfMemory, "made no context")
+        return TensorRTContext(self, inner, task, int(stream))
 
-    def warmed_up(self) -> None:
-        """Some context has run at new shapes."""
+    def refused(self, kind: type[ClipskipError], what: str) -> ClipskipError:
+        """The error for what TensorRT did not do; when the device is lost, that is the reason."""
+        self._backend.cuda.probe()
+        return kind(f"TensorRT {what} ({self._role}): {self._backend.complaints()}", field=self._role)
+
+    def warmed_up(self, context: Any, stream: int) -> bool:
+        """Some context has run at new shapes; whether TensorRT lets a run of it be captured in this stream."""
+        return True
 
 
 class RtxContexts(Contexts):
@@ -213,7 +213,11 @@ class RtxContexts(Contexts):
         self._how.set_runtime_cache(self._cache)
         self._engine = engine  # last, for attributes die in the order in which they came, and an engine goes last
 
-    def warmed_up(self) -> None:
+    def warmed_up(self, context: Any, stream: int) -> bool:
+        self._save()
+        return bool(context.is_stream_capturable(stream))
+
+    def _save(self) -> None:
         """Keep what was compiled, in one step; where nothing can be written that goes without."""
         with self._saving:
             data = bytes(self._cache.serialize())

@@ -46,6 +46,7 @@ class SimulatedOnnxRuntime:
         self.refuses_capture = False
         self.falls_back = False
         self.reads_weights = False
+        self.fails_to_open = False
         self.devices = devices
         self.OrtValue = SimpleNamespace(ortvalue_from_numpy=SimulatedValue)
 
@@ -190,6 +191,8 @@ class SimulatedSession:
                 raise RuntimeError(f"[ERROR] [TensorRT] {name} {value}")  # as 1.31.1 does
         if self.told.get("enable_cuda_graph") == "1" and ort.refuses_capture:
             raise Fail("not all compute graph nodes have been partitioned to the provider")
+        if ort.fails_to_open:
+            raise Fail("Failed to allocate memory for requested buffer of size 42")
         if ort.falls_back:
             self.names = [CPU]
         if ort.reads_weights and options.folder:
