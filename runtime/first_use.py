@@ -23,11 +23,8 @@ def prove(engine: Engine, store: Store, backend: Backend) -> None:
     """NumericalError for a form that leaves the gates on the backend's GPU."""
     form = engine.artefact
     exported = store.find(*form.identity[:3])
-    folder, name = (
-        files.own_folder(),
-        key_of({"form": form.key, "file": form.files[0].sha256, "on": str(backend.proof)}),
-    )
-    record = folder and folder / f"{name[:32]}.proof"
+    name = key_of({"form": form.key, "file": form.files[0].sha256, "on": str(backend.proof)})
+    record = (folder := files.own_folder()) and folder / f"{name[:32]}.proof"
     if record and record.exists():
         return
     pairs = []
@@ -37,9 +34,8 @@ def prove(engine: Engine, store: Store, backend: Backend) -> None:
     try:
         parity = judge(form.role, pairs, exported.parity, f"{form.identity.stem} on {backend.proof}")
     except NumericalError as error:
-        hint = (
-            f"{hints.clipskip()} diagnose {quote(str(store.root))} {form.role} shows where they part; please report it"
-        )
+        command = f"{hints.clipskip()} diagnose {quote(str(store.root))} {form.role}"
+        hint = f"{command} --target {backend.name} --variant {form.variant} shows where they part; please report it"
         raise NumericalError(error.message, path=store.root / form.files[0].path, hint=hint) from error
     with suppress(OSError):
         if record:
