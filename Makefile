@@ -14,6 +14,8 @@ MAX_CHUNKS ?=
 COMPUTE_CAPABILITY ?=
 WORKSPACE ?=
 DEVICE    ?=
+GPU_TARGET ?= onnxruntime-cuda
+PEER      ?= $(if $(CLIPSKIP_GPU_STORE),,$(MODEL))
 OUT       ?= build/$(subst ^, ,$(patsubst %.safetensors,%,$(notdir $(patsubst %/,%,$(subst $(SPACE),^,$(MODEL))))))
 PYTHON    ?= python3
 
@@ -23,9 +25,12 @@ quote     = '$(subst ','\'',$(1))'# for the shell: paths may hold spaces and quo
 CLIPSKIP := $(BIN)/clipskip
 PIP      := python -m pip install --quiet --disable-pip-version-check
 INSTALL  := build/install
+GPU_BIN   = $(if $(filter onnxruntime%,$(GPU_TARGET)),.venv-gpu,$(VENV))/bin
+GPU_STORE = $(or $(CLIPSKIP_GPU_STORE),$(OUT)-gpu)
+REPORT   := build/report-gpu
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fuzz check-install test-gpu test-gpu-onnxruntime check lock format export engines verify bench clean
+.PHONY: help setup demo test fuzz check-install test-gpu test-gpu-onnxruntime bench-gpu report-gpu check lock format export engines verify bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-21s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -46,6 +51,10 @@ help: ## this list
 	@echo "  WORKSPACE=                MiB on the GPU that the builder may use"
 	@echo "  DEVICE=                   tensorrt only: the number of the GPU to build on (default: 0)"
 	@echo "SIZES=512 MAX_BATCH=1 MAX_CHUNKS=1 makes static engines: one picture of 512x512 at a time."
+	@echo "and for bench-gpu and report-gpu:"
+	@echo "  GPU_TARGET=$(GPU_TARGET)  or tensorrt-rtx, tensorrt"
+	@echo "  CLIPSKIP_GPU_STORE=       a store of fp16 graphs in place of MODEL; test-gpu takes it as well"
+	@echo "  PEER=                     the diffusers folder that it was made from, for PyTorch's side of bench-gpu"
 
 setup: $(VENV)/installed ## make .venv with everything that the other targets need
 
@@ -80,6 +89,20 @@ test-gpu-onnxruntime: .venv-gpu/installed ## the same for ONNX Runtime on CUDA; 
 	.venv-gpu/bin/python -m pip uninstall --quiet --yes onnxruntime
 	.venv-gpu/bin/$(PIP) -c constraints.txt -e '.[gpu]'
 	touch $@
+
+bench-gpu: $(GPU_BIN:bin=installed) ## MODEL on the NVIDIA GPU that is here, in every form, and PyTorch beside it: one table
+ifndef CLIPSKIP_GPU_STORE
+	$(GPU_BIN)/clipskip export $(call quote,$(MODEL)) --out $(call quote,$(GPU_STORE)) --precision fp16 --skips $(SKIPS)
+	$(GPU_BIN)/clipskip build $(call quote,$(GPU_STORE)) --target $(GPU_TARGET)
+endif
+	$(GPU_BIN)/python -m clipskip.bench.gpu $(call quote,$(GPU_STORE)) --target $(GPU_TARGET) $(if $(PEER),--checkpoint $(call quote,$(PEER)))
+
+report-gpu: $(GPU_BIN:bin=installed) ## one file to send: what this machine has, whether it passes, and how fast it is
+	rm -rf $(REPORT) && mkdir -p $(REPORT)
+	-$(GPU_BIN)/clipskip doctor --json > $(REPORT)/doctor.json
+	-$(GPU_BIN)/python -m pytest -m gpu tests/gpu --junitxml=$(REPORT)/tests.xml > $(REPORT)/tests.txt 2>&1
+	-$(MAKE) -s -f $(firstword $(MAKEFILE_LIST)) bench-gpu > $(REPORT)/bench.txt 2>&1
+	$(GPU_BIN)/python tests/gpu/report.py $(REPORT)
 
 fuzz: setup ## the tests of random input for much longer than `make test` takes them
 	FUZZ=1 $(BIN)/python -m pytest -n 2 -m hypothesis

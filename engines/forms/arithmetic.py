@@ -18,17 +18,6 @@ def gather(node: ir.Node, tape: Tape) -> Replaced:
     return {node.outputs[0]: tape.op("Gather", [node.inputs[0], index.inputs[0]], {"axis": 0}, name=node.name)}
 
 
-def solver(node: ir.Node, tape: Tape) -> Replaced:
-    """The sum over slots as products and a sum: no matrix product that might round to TF32, none of Einsum's copies."""
-    if node.op_type != "Einsum" or node.attributes["equation"].as_string() != "bij,bjchw->bichw":
-        return None
-    update, slots = node.inputs
-    planes = tape.op("Unsqueeze", [update, numbers([3, 4, 5], node, tape)])
-    products = tape.op("Mul", [planes, tape.op("Unsqueeze", [slots, numbers([1], node, tape)])])
-    total = tape.op("ReduceSum", [products, numbers([2], node, tape)], {"keepdims": 0}, name=node.name)
-    return {node.outputs[0]: total}
-
-
 def mixture(node: ir.Node, tape: Tape) -> Replaced:
     """Predictions [N, ..] by weights [B, N], summed over N; turning the weights first would copy those of one image."""
     axes = constant(node.inputs[1]) if node.op_type == "ReduceSum" and len(node.inputs) == 2 else None

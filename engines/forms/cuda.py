@@ -7,7 +7,7 @@ The layers that make query, key and value stay three: one of all needs a kernel 
 
 A session must prepack, for that is when NhwcConv learns that its weights have their channels last too, and wants the
 provider's `fuse_conv_bias`, without which each convolution's bias is a kernel. No product is in single precision where
-the network is in half, so TF32 may stay as the provider has it.
+the network is in half, so TF32 stays as the provider has it: to forbid it takes the tensor cores from half precision.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PATTERNS: Mapping[str, tuple[Pattern, ...]] = {
     "text": (*_ROWS, arithmetic.gather),
     "step": (
         *_ROWS, *_PICTURES, linear.bias_add, linear.bias_split_gelu, linear.side_by_side, arithmetic.gather,
-        arithmetic.mixture, arithmetic.solver,
+        arithmetic.mixture,
     ),
     "decode": (*_ROWS, *_PICTURES),
     "encode": (*_ROWS, *_PICTURES),

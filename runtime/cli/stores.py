@@ -1,4 +1,4 @@
-"""The verbs around the engine store: `export`, `build`, `inspect`, `verify`, `gc`, `doctor` and `bench`."""
+"""The verbs around the engine store: `export`, `build`, `inspect`, `verify`, `diagnose`, `gc`, `doctor` and `bench`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import asdict
 
 from clipskip import fields
 from clipskip.engines import hints
-from clipskip.errors import BackendUnavailable, EngineCorrupt, RequestError
+from clipskip.errors import BackendUnavailable, EngineCorrupt, NumericalError, RequestError
 
 from . import Outcome, Verbs, output, path, store_verb
 
@@ -50,6 +50,17 @@ def add_to(verbs: Verbs) -> None:
     text = "Check every byte of a store against its manifest."
     verb = store_verb(verbs, verify, "check every byte of a store", text)
     verb.add_argument("--manifest-sha256", metavar="HEX", help="and the manifest against this, which export printed")
+    text = (
+        "Name the first tensor that a form of a graph, or the engine that a target makes of it, computes otherwise\n"
+        "than the exported graph on the CPU. TensorRT builds the engine anew for this, and like onnxruntime-cuda\n"
+        "needs its GPU. The exit status is 6 where there is such a tensor. docs/gpu.md says more."
+    )
+    verb = store_verb(verbs, diagnose, "the first tensor that an engine has wrong", text)
+    verb.add_argument("role", metavar="ROLE", help="step, decode, encode, or a text encoder's depth such as text-11")
+    targets = ("onnxruntime", "onnxruntime-cuda", "tensorrt-rtx", "tensorrt")
+    verb.add_argument("--target", choices=targets, default="onnxruntime", help="what runs it (default: onnxruntime)")
+    verb.add_argument("--variant", default="", help="the form: cpu or cuda (default: the exported graph)")
+    verb.add_argument("--against", type=path, metavar="STORE", help="whose exported graph is right (default: its own)")
     text = "Remove the folders of a store that its manifest no longer names and no process uses."
     verb = store_verb(verbs, gc, "remove what a store no longer needs", text)
     verb.add_argument("--dry-run", action="store_true", help="only say what would go")
@@ -124,6 +135,27 @@ def verify(args: argparse.Namespace) -> Outcome:
     status = EngineCorrupt.exit_status if any(problem for _, problem in found) else 0
     text = "\n".join([report.verification_text(found), *(f"warning: {line}" for line in exposed)])
     return Outcome({"store": str(args.store), "artefacts": dict(found), "warnings": exposed}, text, status)
+
+
+def diagnose(args: argparse.Namespace) -> Outcome:
+    """Compare tensor by tensor; the exit status is that of a failed gate where one is apart."""
+    from clipskip.engines import diagnose as diagnosis
+    from clipskip.engines.manifest import Role
+    from clipskip.engines.store import Store
+
+    try:
+        role = Role.parse(args.role)
+    except ValueError as error:
+        hint = "step, decode, encode, or text-00 to text-12"
+        raise RequestError(f"{args.role!r:.40} is no role", field="role", hint=hint) from error
+    settings = {"target": args.target, "variant": args.variant, "against": args.against and Store(args.against)}
+    try:
+        with output.stages() as say:
+            found = diagnosis.diagnose(Store(args.store), role, say, **settings)
+    except ImportError as error:
+        hint = f"{hints.install('.[diagnose]')}, in the folder of clipskip's source"
+        raise BackendUnavailable(f"a diagnosis needs {error.name}", hint=hint) from error
+    return Outcome(asdict(found), diagnosis.text(found), NumericalError.exit_status if found.tensor else 0)
 
 
 def gc(args: argparse.Namespace) -> Outcome:

@@ -1,5 +1,7 @@
 """The GPU that `make test-gpu` runs on, engines built for it, and the table that it ends with.
 
+What this machine cannot do is skipped, with what it lacks. CLIPSKIP_GPU_STORE names a store of fp16 graphs to use
+instead of exporting the sample model: then neither torch nor a network is needed, and the store stays as it is.
 With CLIPSKIP_TEST_GPU=simulated the doubles stand in, so that these tests themselves are tried where there is no GPU.
 """
 
@@ -7,13 +9,16 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from clipskip.backends import Backend, backend_named
+from clipskip.__main__ import main
+from clipskip.backends import Backend
+from clipskip.backends.onnxruntime import OnnxRuntime
+from clipskip.backends.providers import CUDA
 from clipskip.backends.tensorrt import tensorrt_backend
 from clipskip.engines import gpu
 from clipskip.engines.manifest import AxisRange
@@ -43,7 +48,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session", params=["tensorrt", "onnxruntime"])
 def backend(request: pytest.FixtureRequest) -> Backend:
     """TensorRT-RTX where it has code for the GPU, TensorRT otherwise; and ONNX Runtime, where it is the GPU's build."""
-    return {"tensorrt": _tensorrt, "onnxruntime": _onnxruntime}[request.param]()
+    try:
+        return {"tensorrt": _tensorrt, "onnxruntime": _onnxruntime}[request.param]()
+    except BackendUnavailable as error:
+        pytest.skip(str(error))
 
 
 def _tensorrt() -> Backend:
@@ -51,9 +59,11 @@ def _tensorrt() -> Backend:
         from doubles.store import simulated
 
         return simulated()[0]
-    found = gpu.describe(gpu.cuda_runtime(), 0)
-    rtx = found.compute_capability in default_capabilities(load_package("tensorrt-rtx"))
-    return tensorrt_backend("tensorrt-rtx" if rtx else "tensorrt")
+    card = gpu.describe(gpu.cuda_runtime(), 0)
+    with suppress(BackendUnavailable):
+        if card.compute_capability in default_capabilities(load_package("tensorrt-rtx")):
+            return tensorrt_backend("tensorrt-rtx")
+    return tensorrt_backend("tensorrt")
 
 
 def _onnxruntime() -> Backend:
@@ -61,27 +71,38 @@ def _onnxruntime() -> Backend:
         if SIMULATED:
             from doubles.onnxruntime import SimulatedOnnxRuntime
 
-            patch.setitem(sys.modules, "onnxruntime", SimulatedOnnxRuntime())
-        try:
-            return backend_named("onnxruntime-cuda")
-        except BackendUnavailable as error:
-            pytest.skip(f"{error.message}: make test-gpu-onnxruntime installs one that has it")
+            SimulatedOnnxRuntime().installed(patch)
+        backend = OnnxRuntime([CUDA])
+        backend.check()
+        return backend
 
 
 @pytest.fixture(scope="session")
-def engines(backend: Backend, sample_fp16_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with the sample model's graphs and, where the backend needs them, its engines, built here and now."""
+def engines(
+    backend: Backend, rows: list[str], request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A store with fp16 graphs and what the backend makes of them, built here and now where it is not there yet."""
     root = tmp_path_factory.mktemp("gpu") / "store"
-    shutil.copytree(sample_fp16_store, root)
-    if backend.target == "onnx":
-        return root
+    prepared = os.environ.get("CLIPSKIP_GPU_STORE")
+    shutil.copytree(prepared or request.getfixturevalue("sample_fp16_store"), root)
     if SIMULATED:
-        from doubles.store import publish_plans
+        from doubles.store import publish_forms, publish_plans
 
-        publish_plans(Store(root))
-    else:
+        {"onnx": publish_forms}.get(backend.target, publish_plans)(Store(root))
+    elif backend.target != "onnx":
         build(Store(root), target=backend.target, options=BuildOptions(sizes=AxisRange(32, 64, 96)), progress=print)
+    elif main(["build", str(root), "--target", "onnxruntime-cuda"]) != 0:
+        rows.append("the form for CUDA could not be made: only the exported graphs are tested")
     return root
+
+
+@pytest.fixture(params=["exported", "cuda"])
+def variant(request: pytest.FixtureRequest, backend: Backend, engines: Path) -> str:
+    """The form of a graph that runs: as it was exported, or the one for CUDA; TensorRT makes engines of the first."""
+    name = {"exported": "", "cuda": "cuda"}[request.param]
+    if name not in {graph.variant for graph in Store(engines).manifest().artefacts if graph.target == backend.target}:
+        pytest.skip(f"{engines} has no such form for {backend.name}")
+    return name
 
 
 @pytest.fixture(scope="session")

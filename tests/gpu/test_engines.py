@@ -1,10 +1,14 @@
-"""On an NVIDIA GPU: every engine and whole pictures against the CPU, at every depth, and how long they take."""
+"""On an NVIDIA GPU: every engine and whole pictures against the CPU, at every depth, and how long they take.
+
+The inputs are those of the gates, and so are the limits: twice the error that torch itself has at half precision, as
+the manifest records it.
+"""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +18,9 @@ import clipskip
 from clipskip import Request
 from clipskip.backends import Array, Backend, Engine
 from clipskip.backends.onnxruntime import OnnxRuntime
-from clipskip.engines.manifest import Role
+from clipskip.engines import trials
+from clipskip.engines.gates import FP16_RATIO, FP16_RELATIVE, TORCH_FP16, judge
+from clipskip.engines.manifest import Artefact, Dim, Role
 from clipskip.engines.store import Store
 from clipskip.pipeline import Pipeline
 
@@ -48,19 +54,47 @@ def heading(backend: Backend, rows: list[str]) -> None:
     rows.append(", ".join(f"{name} {value}" for name, value in backend.describe().items()))
 
 
-@pytest.fixture(scope="module")
-def pair(engines: Path, backend: Backend) -> Callable[[str], tuple[Engine, Engine]]:
-    """A role's engine, and its graph on the CPU."""
+@pytest.fixture
+def pair(engines: Path, backend: Backend, variant: str) -> Callable[[str], tuple[Engine, Engine]]:
+    """A role's engine, and its exported graph on the CPU."""
     store, cpu = Store(engines), OnnxRuntime()
 
-    def both(role: str) -> tuple[Engine, Engine]:
-        built, graph = (
-            store.find(Role.parse(role), backend.target, "fp16"),
-            store.find(Role.parse(role), "onnx", "fp16"),
-        )
+    def both(name: str) -> tuple[Engine, Engine]:
+        role = Role.parse(name)
+        if not any(graph.role == role for graph in store.manifest().artefacts):
+            pytest.skip(f"{engines} has no {name}")
+        built, graph = store.find(role, backend.target, "fp16", variant), store.find(role, "onnx", "fp16")
         return backend.open(built, store.verify(built)), cpu.open(graph, store.verify(graph))
 
     return both
+
+
+def fits(artefact: Artefact, feeds: Mapping[str, Array]) -> bool:
+    """Whether the engine was built for inputs of these sizes."""
+    sizes = {
+        dim.axis: size // dim.factor
+        for port in artefact.inputs
+        for dim, size in zip(port.shape, feeds[port.name].shape, strict=True)
+        if isinstance(dim, Dim)
+    }
+    ranges = artefact.axes.items()
+    return all(axis.minimum <= sizes[name] <= axis.maximum for name, axis in ranges if name in sizes)
+
+
+def judged(built: Engine, graph: Engine, engines: Path) -> str:
+    """The engine's errors at the gates, where the CPU is right, and its milliseconds; for the table."""
+    role = graph.artefact.role
+    model = Store(engines).manifest().model
+    trial, *odd = trials.of(role, model, True)
+    feeds = [trial, *(each for each in odd if model.size_step == 8 and fits(built.artefact, each))]
+    outputs = [(built.run(trial), graph.run(trial)) for trial in feeds]
+    parity = judge(role, outputs, graph.artefact.parity, f"{built.artefact.identity} on the GPU")
+    told = ", ".join(f"{name} {value:.2g}" for name, value in parity.items())
+    return f"{built.artefact.identity.stem:12} {milliseconds(lambda: built.run(feeds[0])):8.3f} ms   {told}"
+
+
+def limit(graph: Engine) -> float:
+    return min(FP16_RELATIVE["step"], FP16_RATIO * graph.artefact.parity[TORCH_FP16])
 
 
 def step_feeds(width: int, side: int = 8, seed: int = 0) -> dict[str, Array]:
@@ -87,60 +121,44 @@ def step_feeds(width: int, side: int = 8, seed: int = 0) -> dict[str, Array]:
 def test_a_text_engine_gives_what_the_cpu_gives(
     pair: Callable[[str], tuple[Engine, Engine]], engines: Path, rows: list[str], layers: int
 ) -> None:
-    model = Store(engines).manifest().model
-    built, graph = pair(f"text-{layers:02}")
-    tokens = np.random.default_rng(layers).integers(0, model.vocabulary, (2, 77))
-    feeds = {"tokens": tokens, "concepts": np.zeros((1, model.width), np.float32)}
-    error = relative_error(built.run(feeds)["context"], graph.run(feeds)["context"])
-    rows.append(f"text-{layers:02}   {milliseconds(lambda: built.run(feeds)):8.3f} ms   relative error {error:.1e}")
-    assert error <= 4e-3
+    rows.append(judged(*pair(f"text-{layers:02}"), engines))
 
 
-def test_the_step_engine_gives_what_the_cpu_gives(
+@pytest.mark.parametrize("role", ["step", "decode", "encode"])
+def test_the_networks_give_what_the_cpu_gives(
+    pair: Callable[[str], tuple[Engine, Engine]], engines: Path, rows: list[str], role: str
+) -> None:
+    rows.append(judged(*pair(role), engines))
+
+
+def test_how_long_a_step_takes_in_a_loop_and_of_that_the_host(
     pair: Callable[[str], tuple[Engine, Engine]], engines: Path, rows: list[str]
 ) -> None:
-    built, graph = pair("step")
+    built, _ = pair("step")
     feeds = step_feeds(Store(engines).manifest().model.width)
-    error = relative_error(built.run(feeds)["next_state"][:, 0], graph.run(feeds)["next_state"][:, 0])
     loop = built.loop(feeds, FEEDBACK)
     change = {name: feeds[name] for name in ("c_in", "timestep", "update")}
-
-    def steps() -> None:
-        for _ in range(ROUNDS):
-            loop.run(change)
-        loop.read("state")
 
     def enqueue() -> None:
         for _ in range(ROUNDS):
             loop.run(change)
 
+    def steps() -> None:
+        enqueue()
+        loop.read("state")
+
     whole, host = milliseconds(steps) / ROUNDS, milliseconds(enqueue, rounds=1) / ROUNDS
-    loop.read("state")
+    assert np.isfinite(loop.read("state")).all()
     loop.close()
-    rows.append(f"step      {whole:8.3f} ms   relative error {error:.1e}   of which run() takes {host:.3f} ms")
-    assert error <= 1e-2
-
-
-@pytest.mark.parametrize("role", ["decode", "encode"])
-def test_the_autoencoder_s_engines_give_what_the_cpu_gives(
-    pair: Callable[[str], tuple[Engine, Engine]], rows: list[str], role: str
-) -> None:
-    built, graph = pair(role)
-    draw = np.random.default_rng(0)
-    latents = {"latents": draw.standard_normal((1, 4, 8, 8)).astype(np.float32)}
-    image = {"image": draw.integers(0, 256, (1, 64, 64, 3)).astype(np.uint8)}
-    feeds, output = (latents, "image") if role == "decode" else (image, "mean")
-    error = relative_error(built.run(feeds)[output], graph.run(feeds)[output])
-    rows.append(f"{role}    {milliseconds(lambda: built.run(feeds)):8.3f} ms   relative error {error:.1e}")
-    assert error <= 1e-2
+    rows.append(f"{built.artefact.identity.stem:12} {whole:8.3f} ms   in a loop, of which run() takes {host:.3f} ms")
 
 
 def test_five_steps_in_a_loop_are_the_cpu_s(pair: Callable[[str], tuple[Engine, Engine]], engines: Path) -> None:
     """A captured graph that is replayed on wrong addresses, or a state that does not advance, shows here."""
     feeds = step_feeds(Store(engines).manifest().model.width)
     feeds["update"][0, 0, :7] = 0.5, 0, 0, 0, 0, 0, 0.5  # the next state is half the last one, half the output
-    found, exact = (five_steps(engine, feeds) for engine in pair("step"))
-    assert relative_error(found, exact) <= 1e-2
+    built, graph = pair("step")
+    assert relative_error(five_steps(built, feeds), five_steps(graph, feeds)) <= 5 * limit(graph)
 
 
 def five_steps(engine: Engine, feeds: dict[str, Array]) -> Array:
@@ -158,8 +176,9 @@ def test_an_image_that_joins_a_running_loop_is_the_cpu_s(
 ) -> None:
     """Slots are written between two steps that nobody waits for, and read one by one."""
     feeds = two_images(step_feeds(Store(engines).manifest().model.width))
-    found, exact = (with_a_newcomer(engine, feeds) for engine in pair("step"))
-    assert relative_error(found, exact) <= 1e-2
+    built, graph = pair("step")
+    found, exact = (with_a_newcomer(engine, feeds) for engine in (built, graph))
+    assert relative_error(found, exact) <= 5 * limit(graph)  # it is in the batch for three or four steps
     assert relative_error(found[0], found[1]) > 0.1, "the images are different"
 
 
@@ -194,7 +213,12 @@ def pipes(engines: Path, backend: Backend) -> Iterator[tuple[Pipeline, Pipeline]
 
 
 @pytest.mark.parametrize("layers", DEPTHS)
-def test_a_picture_is_the_cpu_s_at_every_depth(pipes: tuple[Pipeline, Pipeline], rows: list[str], layers: int) -> None:
+def test_a_picture_is_the_cpu_s_at_every_depth(
+    pipes: tuple[Pipeline, Pipeline], engines: Path, rows: list[str], layers: int
+) -> None:
+    """30 dB beside each other: what four guided steps, each within its limit, may make of a picture."""
+    if not any(str(graph.role) == f"text-{layers:02}" for graph in Store(engines).manifest().artefacts):
+        pytest.skip(f"{engines} has no text-{layers:02}")
     request = Request(prompt="a large red circle", clip_skip=13 - layers, seed=1, steps=4, cfg=5, width=64, height=64)
     gpu, cpu = (pipe.run([request])[0] for pipe in pipes)
     found, exact = np.asarray(gpu.images[0], np.float64), np.asarray(cpu.images[0], np.float64)

@@ -22,12 +22,15 @@ def run_gpu_tests(*arguments: str, **environment: str) -> subprocess.CompletedPr
     )
 
 
-def test_they_pass_on_the_doubles_and_end_with_a_table(sample_fp16_store: Path, sample_checkpoint: Path) -> None:
-    chosen = "autoencoder or five_steps or joins"
-    done = run_gpu_tests("-k", chosen, CLIPSKIP_TEST_GPU="simulated", CLIPSKIP_TEST_CHECKPOINT=str(sample_checkpoint))
+def test_they_pass_on_the_doubles_with_a_prepared_store_and_end_with_a_table(sample_fp16_store: Path) -> None:
+    chosen = "(networks and decode) or how_long or five_steps or joins"
+    prepared = {"CLIPSKIP_GPU_STORE": str(sample_fp16_store), "CLIPSKIP_TEST_CHECKPOINT": "none"}
+    done = run_gpu_tests("-k", chosen, CLIPSKIP_TEST_GPU="simulated", **prepared)
     assert done.returncode == 0, done.stdout
     assert "decode" in done.stdout
-    assert "relative error 0.0e+00" in done.stdout
+    assert "decode-cuda" in done.stdout
+    assert "psnr_db 1.2e+02" in done.stdout
+    assert "in a loop, of which run() takes" in done.stdout
 
 
 def test_without_a_gpu_they_say_so_and_end_with_status_five() -> None:
