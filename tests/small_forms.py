@@ -23,10 +23,10 @@ def graph(text: str) -> ir.Model:
     header = '<ir_version: 10, opset_import: ["" : 23, "com.microsoft" : 1]> g '
     parsed = onnx.parser.parse_model(header + text)
     model = ir.from_proto(parsed)
-    for node in model.graph:
-        told = {"Shape": ir.DataType.INT64, "Cast": node.attributes.get_int("to", 0)}
+    for node in (node for node in model.graph if node.inputs):
+        told = {"Shape": ir.DataType.INT64, "Equal": ir.DataType.BOOL, "Cast": node.attributes.get_int("to", 0)}
         for value in node.outputs:
-            value.dtype = ir.DataType(told.get(node.op_type) or node.inputs[0].dtype)  # type: ignore[union-attr]
+            value.dtype = ir.DataType(told.get(node.op_type) or node.inputs[2 * (node.op_type == "Where")].dtype)  # type: ignore[union-attr]
     for value, array in zip(list(model.graph.inputs), draw(parsed).values(), strict=True):
         if value.name is not None and value.name.startswith("w"):
             value.const_value = ir.tensor(array, name=value.name)

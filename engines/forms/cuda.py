@@ -4,6 +4,10 @@ Attention is ONNX's own, over rows: the provider takes its flash kernels for it 
 12.0 alike, while it hands MultiHeadAttention to cuDNN on 9.0 and 12.0, unchecked for heads as wide as 160.
 
 The layers that make query, key and value stay three: one of all needs a kernel that takes its result apart.
+
+A session must prepack, for that is when NhwcConv learns that its weights have their channels last too, and wants the
+provider's `fuse_conv_bias`, without which each convolution's bias is a kernel. No product is in single precision where
+the network is in half, so TF32 may stay as the provider has it.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ PATTERNS: Mapping[str, tuple[Pattern, ...]] = {
     "text": (*_ROWS, arithmetic.gather),
     "step": (
         *_ROWS, *_PICTURES, linear.bias_add, linear.bias_split_gelu, linear.side_by_side, arithmetic.gather,
-        arithmetic.solver,
+        arithmetic.mixture, arithmetic.solver,
     ),
     "decode": (*_ROWS, *_PICTURES),
     "encode": (*_ROWS, *_PICTURES),

@@ -23,13 +23,12 @@ def expand(model: ir.Model) -> None:
 
 
 def expanded(node: ir.Node, tape: Tape) -> Replaced:
-    """What defines the operator: its results, the first of which is in the operator's own number type."""
+    """What defines the operator, in the operator's number type, and the sum that it may give beside."""
     define = DEFINITIONS.get(node.op_type) if node.domain == MICROSOFT else None
-    if define is None:
+    if define is None or node.outputs[0].dtype is None:
         return None
     result, total = define(node, tape)
-    if result.dtype == ir.DataType.FLOAT and node.outputs[0].dtype is not None:
-        result = tape.op("Cast", [result], {"to": node.outputs[0].dtype})
+    result = tape.op("Cast", [result], {"to": node.outputs[0].dtype})
     return {node.outputs[0]: result} | dict.fromkeys((value for value in node.outputs[1:] if readers(value)), total)
 
 
@@ -47,14 +46,14 @@ def group_norm(node: ir.Node, tape: Tape) -> tuple[ir.Value, ir.Value]:
     value = tape.op("GroupNormalization", [first, scale, shift], settings, name=node.name)
     if node.attributes["activation"].as_int():
         value = tape.op("Mul", [value, tape.op("Sigmoid", [value])])
-    return _typed(tape.op("Transpose", [value], {"perm": LAST})), total
+    return tape.op("Transpose", [value], {"perm": LAST}), total
 
 
 def layer_norm(node: ir.Node, tape: Tape) -> tuple[ir.Value, ir.Value]:
     rows, skip, scale, shift, *bias = node.inputs
     total = _sum([rows, *bias, skip], tape)
     inputs = [_single(value, tape) for value in (total, scale, shift)]
-    return _typed(tape.op("LayerNormalization", inputs, node.attributes, name=node.name)), total
+    return tape.op("LayerNormalization", inputs, node.attributes, name=node.name), total
 
 
 def bias_add(node: ir.Node, tape: Tape) -> tuple[ir.Value, ir.Value]:
@@ -66,7 +65,7 @@ def bias_split_gelu(node: ir.Node, tape: Tape) -> tuple[ir.Value, ir.Value]:
     total = _sum(node.inputs, tape)
     halves = {"axis": -1, "num_outputs": 2}
     half, gate = tape.op_multi_out("Split", [_single(total, tape)], halves, num_outputs=2)
-    return _typed(tape.op("Mul", [half, tape.op("Gelu", [gate])], name=node.name)), total
+    return tape.op("Mul", [half, tape.op("Gelu", [gate])], name=node.name), total
 
 
 def _sum(values: Values, tape: Tape) -> ir.Value:
@@ -77,12 +76,6 @@ def _sum(values: Values, tape: Tape) -> ir.Value:
 
 def _single(value: ir.Value | None, tape: Tape) -> ir.Value:
     return tape.op("Cast", [value], {"to": ir.DataType.FLOAT})
-
-
-def _typed(value: ir.Value) -> ir.Value:
-    """A value in single precision, marked as such."""
-    value.dtype = ir.DataType.FLOAT
-    return value
 
 
 DEFINITIONS: Mapping[str, Callable[[ir.Node, Tape], tuple[ir.Value, ir.Value]]] = {

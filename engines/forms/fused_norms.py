@@ -8,7 +8,7 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.tape import Tape
 
-from clipskip.engines.forms.layout import FIRST, LAST, first, last, swapped
+from clipskip.engines.forms.layout import FIRST, LAST, first, last, row_of_pixels, swapped
 from clipskip.engines.forms.linear import biased
 from clipskip.engines.forms.rewrite import (
     MICROSOFT,
@@ -56,7 +56,7 @@ def group_norm(node: ir.Node, tape: Tape) -> Replaced:
     scale = constant(norm.inputs[1]) if norm is not None else None
     if norm is None or source is None or scale is None:
         return None
-    groups, flat = norm.attributes["num_groups"].as_int(), made_by(source, "Reshape")
+    groups, flat = norm.attributes["num_groups"].as_int(), row_of_pixels(source)
     picture = flat.inputs[0] if flat is not None else source
     if picture is None or scale.size // groups % 2 or scale.size // groups > GROUP:
         return None
@@ -87,8 +87,14 @@ def skip_group_norm(node: ir.Node, tape: Tape) -> Replaced:
     if total is None or any(constant(value) is not None for value in total.inputs):
         return None
     picture, other = sorted(total.inputs, key=lambda value: _vector(value) is not None)
-    vector = _vector(other)
-    skip = [other] if vector is None else _spread(vector, node, tape)
+    skip = [other]
+    if (vector := _vector(other)) is not None:
+        linear, bias = made_by(vector, "Gemm"), []
+        stored = constant(linear.inputs[2]) if linear is not None and len(linear.inputs) == 3 else None
+        whole = linear is not None and linear.attributes.get_float("beta", 1.0) == 1.0 and readers(vector) == 1
+        if linear is not None and whole and stored is not None and stored.ndim == 1:
+            vector, bias = like(linear, tape, linear.inputs[:2]), [linear.inputs[2]]
+        skip = [tape.op("Unsqueeze", [vector, numbers([1, 2], node, tape)]), *bias]
     return _with_sum("SkipGroupNorm", node, total, [picture, *node.inputs[1:], *skip], tape)
 
 
@@ -97,14 +103,6 @@ def _vector(value: ir.Value | None) -> ir.Value | None:
     spread = made_by(swapped(value, LAST), "Unsqueeze")
     axes = constant(spread.inputs[1]) if spread is not None else None
     return spread.inputs[0] if spread is not None and axes is not None and axes.tolist() == [2, 3] else None
-
-
-def _spread(vector: ir.Value, node: ir.Node, tape: Tape) -> list[ir.Value | None]:
-    """A vector as [N, 1, 1, C], and the bias that its Linear need not add."""
-    linear, bias = made_by(vector, "Gemm"), []
-    if linear is not None and readers(vector) == 1 and len(linear.inputs) == 3:
-        vector, bias = like(linear, tape, linear.inputs[:2]), [linear.inputs[2]]
-    return [tape.op("Unsqueeze", [vector, numbers([1, 2], node, tape)]), *bias]
 
 
 def layer_norm(node: ir.Node, tape: Tape) -> Replaced:
@@ -118,7 +116,9 @@ def layer_norm(node: ir.Node, tape: Tape) -> Replaced:
 def skip_layer_norm(node: ir.Node, tape: Tape) -> Replaced:
     """LayerNormalization of the sum of two rows; a bias added to one of them before goes along."""
     total = made_by(node.inputs[0], "Add") if node.op_type == "LayerNormalization" else None
-    if total is None or any(constant(value) is not None for value in total.inputs):
+    if total is None or len(node.inputs) != 3 or node.attributes.get_int("axis", -1) != -1:
+        return None
+    if any(constant(value) is not None for value in total.inputs):
         return None
     rows, skip, bias = biased(total)
     return _with_sum("SkipLayerNormalization", node, total, [rows, skip, *node.inputs[1:], *bias], tape)

@@ -71,10 +71,12 @@ def joined_channels(node: ir.Node, tape: Tape) -> Replaced:
 def resized(node: ir.Node, tape: Tape) -> Replaced:
     """A picture enlarged by stored factors, or to a size joined of its own first two lengths and of the new ones."""
     picture = swapped(node.inputs[0], FIRST) if node.op_type == "Resize" and "axes" not in node.attributes else None
+    if picture is None:
+        return None
     factors, size = constant(node.inputs[-1]), made_by(node.inputs[-1], "Concat")
-    if picture is not None and factors is not None:
+    if factors is not None:
         target = tape.initializer(ir.tensor(factors[LAST]), f"{node.outputs[0].name}.scales")
-    elif picture is not None and size is not None and made_by(size.inputs[0], "Shape") and len(size.inputs) == 2:
+    elif size is not None and made_by(size.inputs[0], "Shape") is not None and len(size.inputs) == 2:
         batch, channels = (tape.op("Shape", [picture], {"start": axis, "end": axis + 1}) for axis in (0, 3))
         target = tape.op("Concat", [batch, size.inputs[1], channels], {"axis": 0})
     else:
@@ -99,11 +101,19 @@ def no_transposition(node: ir.Node, tape: Tape) -> Replaced:
     return {node.outputs[0]: source} if source is not None and not node.outputs[0].is_graph_output() else None
 
 
+def row_of_pixels(value: ir.Value | None) -> ir.Node | None:
+    """The node that laid a picture's pixels in a row, if one gives the value: a Reshape to three lengths."""
+    flat = made_by(value, "Reshape")
+    stored, joined = (constant(flat.inputs[1]), made_by(flat.inputs[1], "Concat")) if flat is not None else (None, None)
+    lengths = stored.size if stored is not None else len(joined.inputs) if joined is not None else 0
+    return flat if lengths == 3 else None
+
+
 def rows_of_picture(node: ir.Node, tape: Tape) -> Replaced:
     """[N, C, h, w] as rows [N, h * w, C]: with its channels last a picture is that already."""
-    flat = made_by(swapped(node.outputs[0], [0, 2, 1]), "Reshape") if node.op_type == "Transpose" else None
+    flat = row_of_pixels(swapped(node.outputs[0], [0, 2, 1])) if node.op_type == "Transpose" else None
     picture, shape = (swapped(flat.inputs[0], FIRST), made_by(flat.inputs[1], "Concat")) if flat else (None, None)
-    if picture is None or shape is None or len(shape.inputs) != 3:
+    if picture is None or shape is None:
         return None
     target = tape.op("Concat", [shape.inputs[axis] for axis in (0, 2, 1)], shape.attributes)
     return {node.outputs[0]: tape.op("Reshape", [picture, target], name=node.name)}

@@ -56,7 +56,11 @@ def bias_split_gelu(node: ir.Node, tape: Tape) -> Replaced:
 
 def side_by_side(node: ir.Node, tape: Tape) -> Replaced:
     """Many linear layers of one input and one width, their biases added elsewhere: one layer, and its result split."""
-    group = _alike(node)
+    settings = _settings(node) if node.op_type in ("Gemm", "MatMul") else None
+    if settings is None or (source := node.inputs[0]) is None:
+        return None
+    layers = [use.node for use in source.uses() if use.idx == 0 and use.node.op_type == node.op_type]
+    group = [layer for layer in layers if readers(layer.outputs[0]) and _settings(layer) == settings][:MANY]
     if len(group) < FEW or group[0] is not node:
         return None
     stored = [layer.inputs[1].const_value for layer in group if layer.inputs[1] is not None]
@@ -69,19 +73,12 @@ def side_by_side(node: ir.Node, tape: Tape) -> Replaced:
         tensors[0].dtype, ir.Shape(shape),
     )  # fmt: skip
     weight = tape.initializer(packed, f"{node.outputs[0].name}.{len(group)} layers")
-    rows = like(node, tape, [node.inputs[0], weight])
+    rows = like(node, tape, [source, weight])
     parts = tape.op_multi_out("Split", [rows], {"axis": -1, "num_outputs": len(group)}, num_outputs=len(group))
     return {layer.outputs[0]: part for layer, part in zip(group, parts, strict=True)}
 
 
-def _alike(node: ir.Node) -> list[ir.Node]:
-    """The layers that read what this one reads, of its kind, width and settings."""
-    if node.op_type not in ("MatMul", "Gemm") or node.inputs[0] is None or _settings(node) is None:
-        return []
-    layers = [use.node for use in node.inputs[0].uses() if use.idx == 0 and use.node.op_type == node.op_type]
-    return [layer for layer in layers if readers(layer.outputs[0]) and _settings(layer) == _settings(node)][:MANY]
-
-
 def _settings(layer: ir.Node) -> tuple[object, ...] | None:
+    """The shape of a layer's weight and its attributes; none for one that is computed or that adds a bias."""
     weight = layer.inputs[1].const_value if len(layer.inputs) == 2 and layer.inputs[1] is not None else None
     return (weight.shape, *sorted(map(str, layer.attributes.values()))) if weight is not None else None

@@ -31,8 +31,8 @@ def _apply(model: ir.Model, pattern: Pattern) -> Iterator[bool]:
     graph = model.graph
     for node in list(graph):
         tape = Tape()
-        if node.graph is not graph or not any(map(readers, node.outputs)):
-            continue  # an earlier fit replaced it
+        if node.graph is not graph or not node.inputs or not any(map(readers, node.outputs)):
+            continue  # a constant, or an earlier fit replaced it
         replaced = pattern(node, tape)
         if replaced is None:
             continue
@@ -80,12 +80,8 @@ def derived(
     """A weight made of a stored one, when it is written; once, however many ask. `kind` ends its name."""
     name, stored = f"{value.name}.{kind}", value.const_value
     assert stored is not None
-    there: list[ir.Value] = [
-        *(value.graph.initializers.values() if value.graph is not None else ()),
-        *tape.initializers,
-    ]
-    if before := next((weight for weight in there if weight.name == name), None):
-        return before
+    if (there := _initializer(name, value.graph, tape)) is not None:
+        return there
     shape = ir.Shape(make(np.broadcast_to(np.uint8(0), stored.shape.numpy())).shape)
     return tape.initializer(ir.LazyTensor(lambda: ir.tensor(make(stored.numpy())), dtype, shape, name=name))
 
@@ -104,9 +100,15 @@ def stored_apart(model: ir.Model, path: Path) -> bool:
 
 def numbers(values: Sequence[int], node: ir.Node, tape: Tape) -> ir.Value:
     """Axes or a shape, stored once in the node's graph."""
-    name, graph = f"numbers {' '.join(map(str, values))}", node.graph
+    name = f"numbers {' '.join(map(str, values))}"
+    there = _initializer(name, node.graph, tape)
+    return there or tape.initializer(ir.tensor(np.array(values, np.int64)), name)
+
+
+def _initializer(name: str, graph: ir.Graph | ir.Function | None, tape: Tape) -> ir.Value | None:
+    """What the graph or the tape stores by this name."""
     stored = graph.initializers.get(name) if isinstance(graph, ir.Graph) else None
-    return stored or tape.initializer(ir.tensor(np.array(values, np.int64)), name)
+    return stored or next((value for value in tape.initializers if value.name == name), None)
 
 
 def like(node: ir.Node, tape: Tape, inputs: Sequence[ir.Value | None], **attributes: int | float) -> ir.Value:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 import pytest
 from onnx_ir.tape import Tape
-from small_forms import kinds
+from small_forms import graph, kinds
 
 from clipskip.engines import gpu
 from clipskip.engines.forms.attention import flat_attention
@@ -114,6 +114,11 @@ def test_a_form_computes_what_was_exported(store: Store, role: str, given: str, 
                 else 1e-5
             )
             assert np.linalg.norm(got - expected) <= limit * np.linalg.norm(expected)
+
+
+def test_nodes_without_inputs_are_no_stumbling_block() -> None:
+    model = graph("(float[2] x) => (float[2] y) { c = Constant<value_floats = [1.0, 2.0]>()\n y = Add(x, c) }")
+    assert not any(rewrite(model, [pattern for patterns in PATTERNS.values() for pattern in patterns]).values())
 
 
 @pytest.mark.parametrize("given", INPUTS)

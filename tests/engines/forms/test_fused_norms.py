@@ -52,6 +52,12 @@ def test_a_group_norm_of_pixels_in_a_row_is_one_of_the_picture() -> None:
     assert kinds(model) == {"Transpose": 2, "GroupNorm": 1}
 
 
+def test_a_group_norm_of_a_picture_that_was_reshaped_is_one_of_what_came_of_it() -> None:
+    text = "(float[2,8,15] x, float[8] w1, float[8] w2) => (float[2,8,3,5] y) <int64[4] shape = {2, 8, 3, 5}>"
+    model = rewritten(f"{text} {{ r = Reshape(x, shape)\n y = {GROUPED}(r, w1, w2) }}", group_norm)
+    assert kinds(model) == {"Transpose": 2, "GroupNorm": 1}
+
+
 def test_a_norm_that_somebody_else_reads_keeps_its_silu_apart() -> None:
     text = "(float[2,8,3,5] x, float[8] w1, float[8] w2) => (float[2,8,3,5] y, float[2,8,3,5] n)"
     model = rewritten(f"{text} {{ n = {GROUPED}(x, w1, w2)\n {SILU}\n }}", group_norm, group_norm_silu)
@@ -88,6 +94,18 @@ def test_a_group_norm_adds_a_vector_to_each_picture_and_the_bias_of_its_linear(o
     assert len(node.outputs) == 1
 
 
+def test_a_linear_that_adds_its_bias_twice_adds_it_itself() -> None:
+    ports = "(float[2,8,3,5] a, float[2,6] t, float[8,6] w3, float[8] w4, float[8] w1, float[8] w2)"
+    nodes = f"""e = {GROUPED}(a, w1, w2)
+        l = Gemm<transB = 1, beta = 2.0>(t, w3, w4)
+        v = Unsqueeze(l, axes)
+        x = Add(e, v)
+        y = {GROUPED}(x, w1, w2)"""
+    text = f"{ports} => (float[2,8,3,5] y) <int64[2] axes = {{2, 3}}> {{ {nodes} }}"
+    node = next(node for node in rewritten(text, *PICTURES).graph if node.op_type == "SkipGroupNorm")
+    assert len(node.inputs) == 4
+
+
 LAYER = "LayerNormalization<epsilon = 0.001>"
 
 
@@ -96,6 +114,11 @@ def test_a_layer_norm_between_casts_takes_half_precision() -> None:
     model = rewritten(text, layer_norm, within=HALF)
     assert kinds(model) == {"LayerNormalization": 1}
     assert {"w1.float16", "w2.float16"} == model.graph.initializers.keys()
+
+
+def test_a_weight_that_is_scale_and_shift_is_stored_once() -> None:
+    text = f"(float16[2,3,8] x, float[8] w1) => (float16[2,3,8] n) {{ {CAST.format(LAYER).replace('w2', 'w1')} }}"
+    assert {"w1.float16"} == rewritten(text, layer_norm, within=HALF).graph.initializers.keys()
 
 
 def test_casts_that_do_not_lead_back_stay() -> None:
@@ -114,6 +137,15 @@ def test_a_layer_norm_adds_two_rows_and_a_bias_first(order: str) -> None:
     assert kinds(both) == {"MatMul": 1, "SkipLayerNormalization": 1, "Add": 1}
     node = next(node for node in both.graph if node.op_type == "SkipLayerNormalization")
     assert [value.name for value in node.outputs] == ["n", "", "", "t"]
+
+
+@pytest.mark.parametrize(("call", "axis"), [("w3", -1), ("w3, w4", 1)], ids=["no shift", "two axes"])
+def test_another_layer_norm_of_a_sum_stays(call: str, axis: int) -> None:
+    ports = "(float[2,8,8] x, float[2,8,8] s, float[8,8] w1, float[8] w2, float[8] w3, float[8] w4)"
+    ports = ports.replace("float[8] w3, float[8] w4", "float[8,8] w3, float[8,8] w4") if axis == 1 else ports
+    nodes = f"m = MatMul(x, w1)\n l = Add(m, w2)\n t = Add(l, s)\n n = LayerNormalization<axis = {axis}>(t, {call})"
+    model = rewritten(f"{ports} => (float[2,8,8] n) {{ {nodes} }}", skip_layer_norm)
+    assert kinds(model) == {"MatMul": 1, "Add": 2, "LayerNormalization": 1}
 
 
 def test_positions_are_added_before_a_layer_norm_as_they_were() -> None:
