@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from clipskip.engines.manifest import STEP, Artefact, Identity, Role
-from clipskip.engines.store import Store
+from clipskip.engines.store import Store, build_command
 
 from .backends import Backend, Engine
 from .errors import Closed
+from .first_use import prove
 
 
 @dataclass
@@ -52,8 +53,7 @@ class EngineCache:
             if self._closed:
                 raise Closed("this pipeline is closed", hint="open it again with clipskip.open(...)")
             if role not in self._entries:
-                artefact = self.artefact(role)
-                self._entries[role] = _Entry(self._backend.open(artefact, self._store.verify(artefact)))
+                self._entries[role] = _Entry(self._opened(self.artefact(role)))
             entry = self._entries[role]
             entry.users += 1
         try:
@@ -66,6 +66,15 @@ class EngineCache:
                 entry.users -= 1
                 self._evict()
 
+    @property
+    def notes(self) -> list[str]:
+        """What is missing for this backend to do its best."""
+        step, preferred = self.artefact(STEP), self._backend.variants[0]
+        if not (preferred and self._backend.proof) or step.variant:
+            return []
+        command = build_command(self._store.root, step.target, step.precision, preferred)
+        return [f"the graphs are computed as they were exported, not in the form for this GPU: {command}"]
+
     def roles(self) -> list[Role]:
         """What is open, the least recently used first."""
         with self._lock:
@@ -76,6 +85,16 @@ class EngineCache:
         with self._lock:
             self._closed = True
             self._evict()
+
+    def _opened(self, artefact: Artefact) -> Engine:
+        engine = self._backend.open(artefact, self._store.verify(artefact))
+        try:
+            if self._backend.proof and artefact.variant:
+                prove(engine, self._store, self._backend)
+        except BaseException:
+            engine.close()
+            raise
+        return engine
 
     def _evict(self) -> None:
         """Close what nobody uses: everything once the cache is closed, before that text engines beyond the budget."""

@@ -68,8 +68,8 @@ class Result:
 
     `images` are 8-bit RGB pictures, one per seed of `seeds`; `request` is the request with every default filled in;
     `warnings` is what the user should know; `timings` are seconds per stage of the run that made it; `engines` maps
-    each role that took part to the key of its artefact; `inversions` maps each textual inversion that the prompts used
-    to its SHA-256; `ledger` is that of the picture which was repeated, if one was.
+    what took part, such as "text-12" or "step-cuda" (a form), to the key of its artefact; `inversions` maps each
+    textual inversion that the prompts used to its SHA-256; `ledger` is that of the picture which was repeated, if one.
     """
 
     images: tuple[PIL.Image.Image, ...]
@@ -273,15 +273,15 @@ class Pipeline:
         inversions = learnt.used(resolved.texts, self._tokenizer.vocabulary) if learnt.digests else {}
         repeated = ledger.notes(self.model, self._inversions, inversions) if ledger else []
         texts = {Role("text", layers) for layers in (resolved.layers, resolved.negative_layers)}
-        roles = {str(role): role for role in sorted({STEP, DECODE, *texts})}
+        used = [self._engines.artefact(role) for role in sorted({STEP, DECODE, *texts})]
         stretched = [SHARED_LENGTHS] if any(image.stretched for image in images) else []
         return Result(
             images=tuple(pictures),
             seeds=tuple(seed for seed, _ in resolved.seeds),
             request=resolved.request,
-            warnings=(*repeated, *resolved.notes, *self._inversions.notes, *stretched),
+            warnings=(*repeated, *resolved.notes, *self._inversions.notes, *self._engines.notes, *stretched),
             timings=clock.seconds,
-            engines={name: self._engines.artefact(role).key for name, role in roles.items()},
+            engines={artefact.identity.stem: artefact.key for artefact in used},
             model=self.model,
             inversions=inversions,
             ledger=ledger,

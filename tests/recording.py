@@ -18,6 +18,7 @@ class Recording:
     """ONNX Runtime, except that no step runs: `calls` has all its feeds, call by call, and the state stays noise."""
 
     name, target, precision, compiles_per_shape, loops = "onnxruntime", "onnx", "fp32", False, 8
+    variants, proof = ("cpu", ""), None
 
     def __init__(self) -> None:
         self.calls: list[Feeds] = []

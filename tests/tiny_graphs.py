@@ -182,7 +182,7 @@ FACTS = ModelFacts(
     beta_end=0.012, train_steps=1000, scaling_factor=0.5, default_size=64, size_step=32, recommended_clip_skip=1,
     model_sha256="5" * 64, sources={"tiny.safetensors": "5" * 64},
 )  # fmt: skip
-LIMITS = axis_ranges(FACTS, BuildOptions(sizes=AxisRange(32, 64, 128)))
+LIMITS = axis_ranges(FACTS, BuildOptions(sizes=AxisRange(32, 64, 256)))
 
 
 def publish_graphs(root: Path, layers: tuple[int, ...] = (0, 3), seed: int = 0) -> Store:

@@ -63,6 +63,7 @@ class Backend(Protocol):
     batch_pixels: int  # images share one call of the network up to so many pixels in all
     compiles_per_shape: bool  # whether an engine compiles, or captures a graph, for every shape that it meets
     loops: int  # how many loops of one engine may be open at once
+    proof: str | None  # GPU and library, where a form is compared with the exported graph before it is first used there
 
     def open(self, artefact: Artefact, path: Path) -> Engine:
         """Open the artefact whose verified main file is at `path`."""

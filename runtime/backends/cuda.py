@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -89,6 +89,18 @@ class Cuda:
         """Enqueue a copy between device and pinned memory, or on the device; CUDA knows addresses apart."""
         default = self._runtime.cudaMemcpyKind.cudaMemcpyDefault
         self._call(self._runtime.cudaMemcpyAsync, target, source, size, default, stream)
+
+    def upload(self, blocks: Mapping[int, Array]) -> None:
+        """Copy arrays of bytes to where they shall lie on the device, by way of pinned memory; waits for them."""
+        with ExitStack() as undo:
+            staging = self.pin(max(block.size for block in blocks.values()))
+            undo.callback(self.unpin, staging)
+            stream = self.stream()
+            undo.callback(self.close_stream, stream)
+            for address, block in blocks.items():
+                staging[: block.size] = block
+                self.copy(address, staging.ctypes.data, block.size, stream)
+                self.wait(stream)
 
     def stream(self) -> Handle:
         """A stream that does not wait for the default one."""

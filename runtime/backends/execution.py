@@ -1,6 +1,6 @@
-"""One execution context with all that it needs to run at fixed shapes: memory, stream, and a captured graph.
+"""One execution: all that it takes to run a network at fixed shapes - memory, stream, and a captured graph.
 
-One user at a time. Knows nothing of pools, files or what the engine computes.
+One user at a time. Knows nothing of libraries, pools, files or what the engine computes.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 
 from clipskip.engines.manifest import Artefact, Port
 from clipskip.engines.shapes import Shape
-from clipskip.errors import BackendUnavailable, ClipskipError
+from clipskip.errors import ClipskipError
 
 from . import Array
 from .cuda import ALIGNMENT, Cuda, Handle
@@ -123,9 +123,10 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Task:
-    """What an execution is made for: an engine's signature, the shape of every port, outputs that become inputs."""
+    """What an execution is made for: a signature, the sizes of its axes, all shapes, and outputs that become inputs."""
 
     artefact: Artefact
+    sizes: Mapping[str, int]
     shapes: Mapping[str, Shape]
     feedback: Mapping[str, str]
 
@@ -135,30 +136,51 @@ class Task:
         return tuple(self.shapes.items()), tuple(self.feedback.items())
 
 
+class Context(Protocol):
+    """A library's own handle on a network, for one task in one stream.
+
+    `in_place`: an output may lie where the input lies that it becomes; `warm_ups`: runs until it allocates no more.
+    """
+
+    in_place: bool
+    warm_ups: int
+
+    def bind(self, addresses: Mapping[str, int], allocate: Callable[[int], int]) -> None:
+        """Where inputs and outputs lie; `allocate` gives the scratch memory that a run needs."""
+
+    def enqueue(self) -> None:
+        """Put one run into the stream."""
+
+    def warmed_up(self) -> bool:
+        """Keep what was compiled; whether the library lets a run be captured now."""
+
+
 # One step. What the numbers say is enqueued in one stream, in this order; the host waits for `landing`, and when the
 # ring is full.
 #
 #   host                                      device
 #   feeds --> image --> ring                  inputs, one block: [ small ... large | state ]
 #                        |                            ^              |              ^
-#                        '-- 1. upload: one copy -----'              |              | 3. feedback: a copy
-#                            of what changed, or of                  v              |    on the device
+#                        '-- 1. upload: one copy -----'              |              | 3. feedback: a copy on the
+#                            of what changed, or of                  v              |    device, unless `in_place`
 #                            one slot (`write`)       2. the engine, scratch --> results: [ next_state ]
 #
 #   landing <-- 4. download: all results (`outputs`), or one input or slot (`read`)
 #
 # 2 and 3 are captured as one graph, so that a step is one copy and one launch.
 class Execution:
-    """Buffers and stream around `context` (TensorRT's IExecutionContext). `complaints` gives TensorRT's own words."""
+    """Buffers and stream around a context, which `make` makes for the stream."""
 
-    def __init__(self, cuda: Cuda, context: Any, task: Task, complaints: Callable[[], str]) -> None:
-        self._cuda, self._context, self._task, self._complaints = cuda, context, task, complaints
+    def __init__(self, cuda: Cuda, make: Callable[[Handle], Context], task: Task) -> None:
+        self._cuda, self._task = cuda, task
         self._graph: Handle | None = None
         self._layout = Layout(task.artefact.inputs, task.shapes, last=task.feedback.values())
         self._outputs = Layout(task.artefact.outputs, task.shapes)
         with ExitStack() as undo:
             self._stream = cuda.stream()
             undo.callback(cuda.close_stream, self._stream)
+            self._context = make(self._stream)
+            undo.callback(delattr, self, "_context")
             self._inputs = Inputs(cuda, self._stream, self._layout)
             undo.callback(self._inputs.close)
             self._results = cuda.allocate(self._outputs.size)
@@ -169,31 +191,30 @@ class Execution:
             self._resources = undo.pop_all()
 
     def _bind(self, undo: ExitStack) -> None:
-        """Tell the context all shapes and addresses, and give it the scratch memory that these shapes need."""
-        context, artefact = self._context, self._task.artefact
-        for port in artefact.inputs:
-            self._expect(context.set_input_shape(port.name, self._task.shapes[port.name]), f"a shape of {port.name}")
-            self._expect(context.set_tensor_address(port.name, self._inputs.address(port.name)[0]), port.name)
-        for port in artefact.outputs:
-            address = self._results + self._outputs.span(port.name)[0]
-            self._expect(context.set_tensor_address(port.name, address), port.name)
-        size = max(int(context.update_device_memory_size_for_shapes()), ALIGNMENT)
-        scratch = self._cuda.allocate(size)
-        undo.callback(self._cuda.free, scratch)
-        context.set_device_memory(scratch, size)
+        ports, feedback = self._task.artefact, self._task.feedback if self._context.in_place else {}
+        addresses = {port.name: self._inputs.address(port.name)[0] for port in ports.inputs}
+        for port in ports.outputs:
+            own = self._results + self._outputs.span(port.name)[0]
+            addresses[port.name] = addresses[feedback[port.name]] if port.name in feedback else own
 
-    def warm_up(self) -> None:
-        """Run once on zeros, which every engine takes: kernels are compiled, and TensorRT's own memory is there."""
-        self._inputs.upload(0, self._layout.size)
-        self._enqueue()
-        self._inputs.settle()
+        def allocate(size: int) -> int:
+            address = self._cuda.allocate(size)
+            undo.callback(self._cuda.free, address)
+            return address
 
-    def capture(self, capturable: Callable[[Any, int], bool]) -> None:
-        """Capture a run as a graph to replay. Where that cannot be, runs go on without: slower, with the same results.
+        self._context.bind(addresses, allocate)
 
-        `capturable` says whether TensorRT lets a run of this context be captured in this stream.
+    def warm_up(self, capture: bool) -> None:
+        """Run on zeros, which every engine takes: kernels are compiled, and the library's own memory is there.
+
+        Then, if asked, capture a run as a graph to replay. Where that cannot be, runs go on without: slower, with equal
+        results.
         """
-        if capturable(self._context, int(self._stream)):
+        self._inputs.upload(0, self._layout.size)
+        for _ in range(self._context.warm_ups):
+            self._enqueue()
+        self._inputs.settle()
+        if self._context.warmed_up() and capture:
             self._graph = self._cuda.capture(self._stream, self._enqueue)
         if self._graph is not None:
             self._resources.callback(self._cuda.close_graph, self._graph)
@@ -232,21 +253,14 @@ class Execution:
         return self._layout.parse(self._landing[:size], name, slot)
 
     def close(self) -> None:
-        """Wait for what was enqueued and give everything back, the context first."""
+        """Wait for what was enqueued and give everything back, the graph first and the context after its memory."""
         with suppress(ClipskipError):
             self._cuda.wait(self._stream)
-        self._context = None
         self._resources.close()
 
     def _enqueue(self) -> None:
-        self._expect(self._context.execute_async_v3(int(self._stream)), "to run")
+        self._context.enqueue()
         for output, source in self._task.feedback.items():
-            start, size = self._outputs.span(output)
-            self._cuda.copy(self._inputs.address(source)[0], self._results + start, size, self._stream)
-
-    def _expect(self, accepted: bool, what: str) -> None:
-        """TensorRT answers False and puts the reason into its log; when the device is lost, that is the reason."""
-        if not accepted:
-            self._cuda.probe()
-            role = str(self._task.artefact.role)
-            raise BackendUnavailable(f"TensorRT refused {what} ({role}): {self._complaints()}", field=role)
+            if not self._context.in_place:
+                start, size = self._outputs.span(output)
+                self._cuda.copy(self._inputs.address(source)[0], self._results + start, size, self._stream)

@@ -24,6 +24,17 @@ class Bound(Loop, Protocol):
 
 
 T = TypeVar("T", bound=Bound)
+A = TypeVar("A")
+
+
+def with_room(make: Callable[[], A], relieve: Callable[[], bool]) -> A:
+    """What `make` makes; where the device has no memory for it, once more after `relieve` has given up what it can."""
+    try:
+        return make()
+    except DeviceOutOfMemory:
+        if not relieve():
+            raise
+    return make()
 
 
 class Pool(Generic[T]):
@@ -71,12 +82,7 @@ class Pool(Generic[T]):
                 return idle
             self._close_idle(self._limit - self._used)
         try:
-            try:
-                return make()
-            except DeviceOutOfMemory:
-                if not self._relieve():
-                    raise
-            return make()
+            return with_room(make, self._relieve)
         except BaseException:
             self._leave()
             raise

@@ -31,9 +31,9 @@ class Provider:
 
     `target`: what the command line calls it; `kind` and `vendor`: the devices that it computes on, as OrtValues name
     them; `options`, and `half` for fp16 graphs: what it is told; `caches`: the options that name a folder for what it
-    compiles; `graphs`: the option that lets it capture CUDA graphs, by number; `below`: who computes what it cannot,
-    before the CPU; `plugin`: the module that brings it, if ONNX Runtime does not; `libraries`: the module that, when it
-    is imported, loads the libraries it needs beside CUDA's; `needs`: in words; `package`: what is installed for it.
+    compiles; `variants`: the forms that it prefers of a graph, "" for the graph itself; `below`: who computes what it
+    cannot, before the CPU; `plugin`: the module that brings it, if ONNX Runtime does not; `libraries`: the module that,
+    when it is imported, loads the libraries it needs beside CUDA's; `needs`: in words; `package`: what is installed.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Provider:
     options: Mapping[str, str] = field(default_factory=dict)
     half: Mapping[str, str] = field(default_factory=dict)
     caches: tuple[str, ...] = ()
-    graphs: str | None = None
+    variants: tuple[str, ...] = ("",)
     below: tuple[str, ...] = ()
     plugin: str | None = None
     libraries: str | None = None
@@ -64,8 +64,18 @@ class Provider:
 
 
 _PROVIDERS = (
-    Provider(CPU, "onnxruntime", package="onnxruntime"),
-    Provider(CUDA, "onnxruntime-cuda", "cuda", graphs="enable_cuda_graph"),
+    Provider(CPU, "onnxruntime", variants=("cpu", ""), package="onnxruntime"),
+    Provider(
+        CUDA,
+        "onnxruntime-cuda",
+        "cuda",
+        options={
+            "use_tf32": "0",  # the solver's sums are not for ten bits
+            "arena_extend_strategy": "kSameAsRequested",  # not the next power of two
+            "cudnn_conv_algo_search": "HEURISTIC",  # the same one in every session, without trying; not measured yet
+        },
+        variants=("cuda", ""),
+    ),
     Provider(
         TENSORRT,
         "onnxruntime-tensorrt",
@@ -131,7 +141,7 @@ def devices(ort: Any, provider: Provider) -> list[Any]:
     return [device for device in ort.get_ep_devices() if device.ep_name == provider.name]
 
 
-def options(provider: Provider, folder: Path | None, half: bool, capturing: bool) -> dict[str, str]:
+def options(provider: Provider, folder: Path | None, half: bool) -> dict[str, str]:
     """What the provider is told when it opens a graph. What it compiles is kept in `folder`, or nowhere."""
     told = {**provider.options, **(provider.half if half else {})}
     with suppress(OSError):
@@ -141,6 +151,4 @@ def options(provider: Provider, folder: Path | None, half: bool, capturing: bool
         told |= dict.fromkeys(provider.caches, str(folder))
     else:
         told = {name: value for name, value in told.items() if "cache" not in name}
-    if capturing and provider.graphs:
-        told[provider.graphs] = "1"
     return told

@@ -31,7 +31,7 @@ def check_ports(artefact: Artefact, path: Path, role: str, inputs: Signature, ou
         raise EngineIncompatible(f"{path.name} is no {artefact.role} as the manifest has it: {what}", path=path)
 
 
-def bind(artefact: Artefact, feeds: Mapping[str, Array], build_command: str) -> dict[str, int]:
+def bind(artefact: Artefact, feeds: Mapping[str, Array], build_command: str | None) -> dict[str, int]:
     """The size of each dynamic axis. RequestError for arrays that do not fit, with the ranges and how to widen them."""
     ports, role = {port.name: port for port in artefact.inputs}, str(artefact.role)
     if ports.keys() != feeds.keys():
@@ -60,7 +60,7 @@ def bind(artefact: Artefact, feeds: Mapping[str, Array], build_command: str) -> 
         raise RequestError(
             f"{role} was not built for {needed}; it takes {ranges} (h and w count 8 pixels, T tokens)",
             field=outside[0],
-            hint=f"{build_command} with wider --sizes, --max-batch or --max-chunks",
+            hint=build_command and f"{build_command} with wider --sizes, --max-batch or --max-chunks",
         )
     return sizes
 

@@ -10,12 +10,10 @@ import os
 import threading
 import warnings
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from weakref import WeakSet
 
 import numpy as np
 
@@ -24,28 +22,14 @@ from clipskip.engines.gpu import cuda_runtime
 from clipskip.engines.manifest import Artefact
 from clipskip.engines.store import build_command
 from clipskip.engines.tensorrt_child import PACKAGES, default_capabilities, load_package
-from clipskip.errors import DeviceOutOfMemory, EngineIncompatible
+from clipskip.errors import BackendUnavailable, ClipskipError, DeviceOutOfMemory, EngineIncompatible
 
-from . import Array
-from .cuda import Cuda
-from .execution import Execution, Task
-from .pool import LentLoop, Pool
-from .signature import bind, check_ports, shapes
+from .cuda import ALIGNMENT, Cuda, Handle
+from .device import Device, DeviceEngine, Settings
+from .execution import Task
+from .signature import check_ports
 
 SAID = 8  # of TensorRT's last errors and warnings in a message
-
-
-@dataclass(frozen=True)
-class Settings:
-    """`contexts`: how many threads one engine serves at once, each with device memory of its own; `timeout`: seconds
-    that a thread waits for one; `graphs`: replay a captured CUDA graph in loops; `strict_device`: refuse an engine that
-    was tuned on another model of GPU, where a warning is the default.
-    """
-
-    contexts: int = 4
-    timeout: float = 60.0
-    graphs: bool = True
-    strict_device: bool = False
 
 
 class TensorRT:
@@ -55,62 +39,50 @@ class TensorRT:
     variants: tuple[str, ...] = ("",)
     batch_pixels = 2**62  # what an engine takes at once is in its profile
     compiles_per_shape = True
+    proof: str | None = None
 
     def __init__(self, trt: Any, cuda: Cuda, target: str, settings: Settings | None = None) -> None:
         self.name = self.target = target
         self.cuda = cuda
         self.settings = settings or Settings()
+        self.device = Device(cuda, self.settings)
         self.loops = self.settings.contexts
-        self._trt = trt
+        self.trt = trt
         self._said: deque[str] = deque(maxlen=SAID)
         self._logger = _logger(trt, self._said)
         cuda.check()
         self._runtime = trt.Runtime(self._logger)
-        self._pools: WeakSet[Pool[Execution]] = WeakSet()
-        self._lock = threading.Lock()
 
-    def open(self, artefact: Artefact, path: Path) -> TensorRTEngine:
+    def open(self, artefact: Artefact, path: Path) -> DeviceEngine:
         """Open the engine. EngineIncompatible for another version, GPU or signature; DeviceOutOfMemory."""
         self.cuda.check()
         command = build_command(path.parent.parent, artefact.target, artefact.precision)
         self._check_fit(artefact, command)
         plan = path.read_bytes()
-        if len(plan) > self.cuda.free_memory() and not (self.relieve() and len(plan) <= self.cuda.free_memory()):
+        if len(plan) > self.cuda.free_memory() and not (self.device.relieve() and len(plan) <= self.cuda.free_memory()):
             raise DeviceOutOfMemory(f"{artefact.role} needs {len(plan) / 1e9:.1f} GB of GPU memory, more than is free")
         engine = self._runtime.deserialize_cuda_engine(plan)
         if engine is None:
             self.cuda.probe()
             raise EngineIncompatible(f"TensorRT cannot load {path.name}: {self.complaints()}", path=path, hint=command)
-        own: dict[Any, dict[str, tuple[str, int]]] = {mode: {} for mode in self._trt.TensorIOMode.__members__.values()}
+        own: dict[Any, dict[str, tuple[str, int]]] = {mode: {} for mode in self.trt.TensorIOMode.__members__.values()}
         for name in map(engine.get_tensor_name, range(engine.num_io_tensors)):
-            dtype = np.dtype(self._trt.nptype(engine.get_tensor_dtype(name))).name
+            dtype = np.dtype(self.trt.nptype(engine.get_tensor_dtype(name))).name
             own[engine.get_tensor_mode(name)][name] = dtype, len(engine.get_tensor_shape(name))
-        modes = self._trt.TensorIOMode
+        modes = self.trt.TensorIOMode
         check_ports(artefact, path, engine.name, own[modes.INPUT], own[modes.OUTPUT])
-        if self.target == "tensorrt":
-            return TensorRTEngine(self, artefact, Contexts(self._trt, engine), command)
-        folder, gpu = files.own_folder(), self.cuda.gpu.compute_capability
-        cache = folder and folder / f"{artefact.files[0].sha256[:32]}-{gpu}.{self.target}"
-        return TensorRTEngine(self, artefact, RtxContexts(self._trt, engine, cache), command)
+        role = str(artefact.role)
+        contexts = Contexts(self, engine, role)
+        if self.target == "tensorrt-rtx":
+            folder, gpu = files.own_folder(), self.cuda.gpu.compute_capability
+            cache = folder and folder / f"{artefact.files[0].sha256[:32]}-{gpu}.{self.target}"
+            contexts = RtxContexts(self, engine, role, cache)
+        return DeviceEngine(self.device, artefact, contexts.make, artefact.files[0].size, command)
 
     def describe(self) -> dict[str, str]:
         """Library versions and device."""
         gpu = self.cuda.gpu
-        return {"backend": self.name, PACKAGES[self.name]: self._trt.__version__, "gpu": gpu.name, "cuda": gpu.cuda}
-
-    def pool(self) -> Pool[Execution]:
-        """For the executions of one engine. Idle ones of any engine make room where one lacks memory."""
-        pool: Pool[Execution] = Pool(self.settings.contexts, self.settings.timeout, self.relieve)
-        with self._lock:
-            self._pools.add(pool)
-        return pool
-
-    def relieve(self) -> bool:
-        """Give up the device memory of all idle executions; whether there were any."""
-        with self._lock:
-            pools = list(self._pools)
-        given_up = [pool.give_up_idle() for pool in pools]
-        return any(given_up)
+        return {"backend": self.name, PACKAGES[self.name]: self.trt.__version__, "gpu": gpu.name, "cuda": gpu.cuda}
 
     def complaints(self) -> str:
         """The last that TensorRT said."""
@@ -119,13 +91,13 @@ class TensorRT:
     def _check_fit(self, artefact: Artefact, command: str) -> None:
         """Package version, architecture and model of GPU must be those it was built for; of the model, a warning."""
         role, gpu, facts = str(artefact.role), self.cuda.gpu, artefact.provenance
-        built, package = facts.get("package", "an unknown package"), f"{PACKAGES[self.name]} {self._trt.__version__}"
+        built, package = facts.get("package", "an unknown package"), f"{PACKAGES[self.name]} {self.trt.__version__}"
         if built != package:
             message = f"{role} was built with {built}, installed is {package}"
             raise EngineIncompatible(message, field=role, hint=f"build it again: {command}")
         capabilities, own = facts.get("compute capability", "default"), gpu.compute_capability
         if capabilities == "default":
-            capabilities = ", ".join(default_capabilities(self._trt)) if self.target == "tensorrt-rtx" else ""
+            capabilities = ", ".join(default_capabilities(self.trt)) if self.target == "tensorrt-rtx" else ""
         if own not in capabilities.split(", "):
             message = f"{role} was built for compute capability {capabilities}; {gpu.name} has {own}"
             other = f"{command} --compute-capability {own}, or, where that is not offered, --target tensorrt"
@@ -159,6 +131,35 @@ def _logger(trt: Any, said: deque[str]) -> Any:
     return Logger()
 
 
+class TensorRTContext:
+    """An IExecutionContext (`inner`). TensorRT answers False to what it refuses, and puts the reason into its log."""
+
+    in_place, warm_ups = False, 1  # an engine may read an input after it has written an output
+
+    def __init__(self, contexts: Contexts, inner: Any, task: Task, stream: int) -> None:
+        self._inner, self._contexts, self._task, self._stream = inner, contexts, task, stream  # the engine goes last
+
+    def bind(self, addresses: Mapping[str, int], allocate: Callable[[int], int]) -> None:
+        for port in self._task.artefact.inputs:
+            self._expect(
+                self._inner.set_input_shape(port.name, self._task.shapes[port.name]), f"a shape of {port.name}"
+            )
+        for name, address in addresses.items():
+            self._expect(self._inner.set_tensor_address(name, address), name)
+        size = max(int(self._inner.update_device_memory_size_for_shapes()), ALIGNMENT)
+        self._inner.set_device_memory(allocate(size), size)
+
+    def enqueue(self) -> None:
+        self._expect(self._inner.execute_async_v3(self._stream), "to run")
+
+    def warmed_up(self) -> bool:
+        return self._contexts.warmed_up(self._inner, self._stream)
+
+    def _expect(self, accepted: bool, what: str) -> None:
+        if not accepted:
+            raise self._contexts.refused(BackendUnavailable, f"refused {what}")
+
+
 class Contexts:
     """How the contexts of one engine are made: here TensorRT and TensorRT-RTX differ, and nowhere else.
 
@@ -166,19 +167,25 @@ class Contexts:
     compiled when the engine was built, and whether a run can be captured only the capture itself will tell.
     """
 
-    def __init__(self, trt: Any, engine: Any) -> None:
-        self._how, self._engine = trt.ExecutionContextAllocationStrategy.USER_MANAGED, engine
+    def __init__(self, backend: TensorRT, engine: Any, role: str) -> None:
+        self._backend, self._role, self._making = backend, role, threading.Lock()
+        self._how, self._engine = backend.trt.ExecutionContextAllocationStrategy.USER_MANAGED, engine
 
-    def make(self) -> Any:
-        """A new context, or None when TensorRT refuses."""
-        return self._engine.create_execution_context(self._how)
+    def make(self, task: Task, stream: Handle) -> TensorRTContext:
+        with self._making:
+            inner = self._engine.create_execution_context(self._how)
+        if inner is None:
+            raise self.refused(DeviceOutOfMemory, "made no context")
+        return TensorRTContext(self, inner, task, int(stream))
 
-    def capturable(self, context: Any, stream: int) -> bool:
-        """Whether TensorRT lets a run of the context be captured in this stream."""
+    def refused(self, kind: type[ClipskipError], what: str) -> ClipskipError:
+        """The error for what TensorRT did not do; when the device is lost, that is the reason."""
+        self._backend.cuda.probe()
+        return kind(f"TensorRT {what} ({self._role}): {self._backend.complaints()}", field=self._role)
+
+    def warmed_up(self, context: Any, stream: int) -> bool:
+        """Some context has run at new shapes; whether TensorRT lets a run of it be captured in this stream."""
         return True
-
-    def warmed_up(self) -> None:
-        """Some context has run at new shapes."""
 
 
 class RtxContexts(Contexts):
@@ -189,7 +196,9 @@ class RtxContexts(Contexts):
     makes a step's output the next step's input.
     """
 
-    def __init__(self, trt: Any, engine: Any, cache: Path | None) -> None:
+    def __init__(self, backend: TensorRT, engine: Any, role: str, cache: Path | None) -> None:
+        trt = backend.trt
+        self._backend, self._role, self._making = backend, role, threading.Lock()
         self._path, self._saving = cache, threading.Lock()
         self._how = engine.create_runtime_config()
         self._how.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
@@ -204,10 +213,11 @@ class RtxContexts(Contexts):
         self._how.set_runtime_cache(self._cache)
         self._engine = engine  # last, for attributes die in the order in which they came, and an engine goes last
 
-    def capturable(self, context: Any, stream: int) -> bool:
+    def warmed_up(self, context: Any, stream: int) -> bool:
+        self._save()
         return bool(context.is_stream_capturable(stream))
 
-    def warmed_up(self) -> None:
+    def _save(self) -> None:
         """Keep what was compiled, in one step; where nothing can be written that goes without."""
         with self._saving:
             data = bytes(self._cache.serialize())
@@ -221,53 +231,3 @@ class RtxContexts(Contexts):
                     draft.replace(self._path)  # which Windows refuses while another process reads it
                 finally:
                     draft.unlink(missing_ok=True)
-
-
-class TensorRTEngine:
-    """One opened engine. Threads share it: each run or loop borrows an execution, a context with its buffers."""
-
-    def __init__(self, backend: TensorRT, artefact: Artefact, contexts: Contexts, command: str) -> None:
-        self.artefact = artefact
-        self.nbytes = artefact.files[0].size
-        self._backend, self._contexts, self._command = backend, contexts, command
-        self._making = threading.Lock()
-        self._pool = backend.pool()
-
-    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """All outputs by name. RequestError, before any GPU work, for shapes that the engine was not built for."""
-        task = self._task(feeds, {})
-        with self._pool.use(task.key, lambda: self._make(task)) as execution:
-            execution.run(feeds)
-            return execution.outputs()
-
-    def loop(self, feeds: Mapping[str, Array], feedback: Mapping[str, str]) -> LentLoop[Execution]:
-        """Borrow an execution until the loop is closed. RequestError as for `run`."""
-        task = self._task(feeds, feedback)
-        return LentLoop(self, self._pool, task.key, lambda: self._make(task), feeds)
-
-    def close(self) -> None:
-        """Free what is idle now, and what is in use when it comes back."""
-        self._pool.close()
-
-    def _task(self, feeds: Mapping[str, Array], feedback: Mapping[str, str]) -> Task:
-        self._backend.cuda.check()
-        sizes = bind(self.artefact, feeds, self._command)
-        return Task(self.artefact, shapes(self.artefact, sizes), feedback)
-
-    def _make(self, task: Task) -> Execution:
-        backend = self._backend
-        with self._making:
-            context = self._contexts.make()
-        if context is None:
-            backend.cuda.probe()
-            raise DeviceOutOfMemory(f"TensorRT made no context for {self.artefact.role}: {backend.complaints()}")
-        execution = Execution(backend.cuda, context, task, backend.complaints)
-        try:
-            execution.warm_up()
-            if task.feedback and backend.settings.graphs:
-                execution.capture(self._contexts.capturable)
-            self._contexts.warmed_up()
-        except BaseException:
-            execution.close()
-            raise
-        return execution

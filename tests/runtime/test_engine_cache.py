@@ -19,7 +19,7 @@ def text(layers):
 class Library:
     """A backend and a store in one, whose engines have ten bytes each; `closed` are the roles of those closed."""
 
-    target, precision, variants = "onnx", "fp32", ("cpu", "")
+    target, precision, proof, variants = "onnx", "fp32", None, ("cpu", "")
 
     def __init__(self):
         self.opened, self.closed, self.fail, self.there = [], [], None, ["fp32", "fp16"]

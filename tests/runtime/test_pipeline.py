@@ -108,7 +108,7 @@ def test_a_result_says_what_was_done(pipe):
     result = pipe("a ring", clip_skip=6, batch=2, sampler="euler", **FAST)
     assert result.seeds == (1, 2)
     assert (result.request.sampler, result.request.clip_skip, result.request.batch) == ("Euler", 6, 2)
-    assert set(result.engines) == {"text-07", "step", "decode"}
+    assert set(result.engines) == {"text-07", "step-cpu", "decode-cpu"}
     assert set(result.timings) == {"text", "denoise", "decode"}
     assert any("erratic" in warning for warning in result.warnings)
 
@@ -168,9 +168,9 @@ def test_a_depth_that_was_not_built_names_the_command_that_builds_it_d2(sample_s
 
 def test_a_truncated_engine_is_refused_when_it_is_first_needed_c2(sample_store, tmp_path):
     store = shutil.copytree(sample_store, tmp_path / "store")
-    victim = store / Store(store).find(Role("decode"), "onnx", "fp32").files[0].path
+    victim = store / Store(store).find(Role("decode"), "onnx", "fp32", "cpu").files[0].path
     victim.write_bytes(victim.read_bytes()[:-1])
-    with clipskip.open(store) as pipe, pytest.raises(EngineCorrupt, match=r"decode\.onnx has \d+ bytes instead of"):
+    with clipskip.open(store) as pipe, pytest.raises(EngineCorrupt, match=r"decode-cpu\.onnx has \d+ bytes instead of"):
         pipe("a ring", **FAST)
 
 
