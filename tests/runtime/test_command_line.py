@@ -149,7 +149,7 @@ def test_inspect_and_verify_tell_what_a_store_holds(run, sample_store):
     assert (status, "text-12" in out) == (0, True)
     status, out, _ = run("verify", sample_store, "--json")
     assert status == 0
-    assert len(json.loads(out)["artefacts"]) == 17
+    assert len(json.loads(out)["artefacts"]) == 20  # 16 graphs, three forms for the CPU, the tokenizer
 
 
 def test_a_flipped_bit_is_found_before_anything_is_opened(run, sample_store, tmp_path):
@@ -550,3 +550,25 @@ def test_an_option_that_the_target_does_not_take_is_refused(run, sample_store, o
     status, _, err = run("build", sample_store, "--target", "onnxruntime", *option)
     assert (status, "takes no" in err) == (2, True)
     assert run("build", sample_store, "--target", "onnxruntime")[0] == 0
+
+
+def test_forms_for_cuda_are_built_once_for_the_skips_that_are_named(run, sample_fp16_store, tmp_path):
+    store = shutil.copytree(sample_fp16_store, tmp_path / "store")
+    command = "build", store, "--target", "onnxruntime-cuda", "--skips", "1,13"
+    status, _, err = run(*command, "--sizes", "512")
+    assert (status, "--target onnxruntime-cuda takes no sizes" in err) == (2, True)
+    status, out, err = run(*command, "--json")
+    built = {engine["role"]: engine["rebuilt"] for engine in json.loads(out)["engines"]}
+    assert built == dict.fromkeys(("text-00-cuda", "text-12-cuda", "step-cuda", "decode-cuda", "encode-cuda"), True)
+    status, out, err = run(*command)
+    assert (status, out.count("up to date")) == (0, 5)
+    assert json.loads(run("verify", store, "--json")[1])["artefacts"]["step onnx fp16 cuda"] is None
+
+
+def test_building_forms_without_what_it_takes_says_what_to_install(sample_fp16_store):
+    code = "import sys; sys.modules['onnx_ir'] = None; from clipskip.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    command = "build", str(sample_fp16_store), "--target", "onnxruntime-cuda"
+    done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True)
+    assert done.returncode == 5
+    assert "building forms needs onnx-ir" in done.stderr
+    assert "pip install onnx-ir" in done.stderr
