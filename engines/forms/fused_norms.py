@@ -10,6 +10,7 @@ from onnx_ir.tape import Tape
 
 from clipskip.engines.forms.layout import FIRST, LAST, first, last, row_of_pixels, swapped
 from clipskip.engines.forms.linear import biased
+from clipskip.engines.forms.norms import KEPT
 from clipskip.engines.forms.rewrite import (
     MICROSOFT,
     Replaced,
@@ -106,9 +107,9 @@ def _vector(value: ir.Value | None) -> ir.Value | None:
 
 
 def layer_norm(node: ir.Node, tape: Tape) -> Replaced:
-    """A LayerNormalization between casts: one on half precision."""
+    """A LayerNormalization between casts: one on half precision, which rounds what its weight has multiplied."""
     norm, source = norm_of(node, "LayerNormalization") or (None, None)
-    if norm is None or norm is node or source is None or source.dtype is None:
+    if norm is None or norm is node or KEPT in norm.metadata_props or source is None or source.dtype is None:
         return None
     return {node.outputs[0]: like(norm, tape, [source, *weights(norm, source.dtype, tape)], stash_type=1)}
 

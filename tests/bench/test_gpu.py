@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from pathlib import Path
 
 import pytest
+from copies import copy_of
 from doubles.onnxruntime import SimulatedOnnxRuntime
 from doubles.store import publish_forms
 
@@ -120,7 +120,7 @@ def test_without_the_gpu_s_libraries_both_sides_are_left_out_with_the_reason(
 def test_every_form_runs_plain_and_captured_on_the_doubles(
     sample_fp16_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = shutil.copytree(sample_fp16_store, tmp_path / "store")
+    store = copy_of(sample_fp16_store, tmp_path / "store")
     publish_forms(Store(store))
     device = SimulatedOnnxRuntime().installed(monkeypatch).cuda.devices[0]
     monkeypatch.setattr(gpu, "interleaved", once)

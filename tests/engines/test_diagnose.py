@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from dataclasses import asdict, replace
 from hashlib import sha256
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from copies import copy_of
 
 from clipskip.__main__ import main
 from clipskip.engines import diagnose, gpu, manifest, trials
@@ -27,7 +27,7 @@ ir = pytest.importorskip("onnx_ir")
 
 def with_a_broken_weight(store: Path, copy: Path) -> ir.Node:
     """A copy of a store in which one kernel in the middle of the step is zero; gives the node that reads it."""
-    shutil.copytree(store, copy)
+    copy_of(store, copy)
     content = Store(copy).manifest()
     step = Store(copy).find(STEP, "onnx", "fp32")
     convolutions = [node for node in ir.load(copy / step.files[0].path).graph if node.op_type == "Conv"]
@@ -72,7 +72,7 @@ def test_the_form_for_the_cpu_agrees_in_every_tensor(sample_store: Path) -> None
 def test_the_form_for_cuda_is_taken_apart_on_the_cpu_and_agrees(
     sample_fp16_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = Store(shutil.copytree(sample_fp16_store, tmp_path / "store"))
+    store = Store(copy_of(sample_fp16_store, tmp_path / "store"))
     monkeypatch.setitem(FORMS, "cuda", {"decode": FORMS["cuda"]["decode"]})
     build(store, "cuda", progress=print)
     found = diagnose.diagnose(Store(store.root), DECODE, print, target="onnxruntime", variant="cuda")

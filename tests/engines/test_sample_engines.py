@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import onnx_ir as ir
 import pytest
+from copies import copy_of
 
 from clipskip.engines import report, tensorrt_compile
 from clipskip.engines.forms.attention import flat_attention
@@ -30,7 +30,7 @@ ROLES = ["text-00", "text-12", "step", "decode", "encode"]
 def root(sample_fp16_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sample model's fp16 graphs."""
     path = tmp_path_factory.mktemp("sample") / "store"
-    shutil.copytree(sample_fp16_store, path)
+    copy_of(sample_fp16_store, path)
     return path
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from copies import copy_of
 from doubles.store import publish_plans, simulated
 
 import clipskip
@@ -30,7 +30,7 @@ REQUESTS: list[dict[str, Any]] = [{"cfg": 1.0}, {"cfg": 5.0, "negative_prompt": 
 def store(sample_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sample model's graphs, and static plans that compute them."""
     root = tmp_path_factory.mktemp("static") / "store"
-    shutil.copytree(sample_store, root)
+    copy_of(sample_store, root)
     publish_plans(Store(root), STATIC, precision="fp32")
     return root
 

@@ -4,13 +4,13 @@ import hashlib
 import io
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 
 import PIL.Image
 import pytest
+from copies import copy_of
 
 from clipskip import __main__ as entrance
 from clipskip.__main__ import main, parse
@@ -180,11 +180,11 @@ def test_inspect_and_verify_tell_what_a_store_holds(run, sample_store):
     assert (status, "text-12" in out) == (0, True)
     status, out, _ = run("verify", sample_store, "--json")
     assert status == 0
-    assert len(json.loads(out)["artefacts"]) == 17
+    assert len(json.loads(out)["artefacts"]) == 20  # 16 graphs, three forms for the CPU, the tokenizer
 
 
 def test_a_flipped_bit_is_found_before_anything_is_opened(run, sample_store, tmp_path):
-    store = shutil.copytree(sample_store, tmp_path / "store")
+    store = copy_of(sample_store, tmp_path / "store")
     victim = store / Store(store).find(STEP, "onnx", "fp32").files[1].path
     data = bytearray(victim.read_bytes())
     data[len(data) // 2] ^= 1
@@ -267,7 +267,7 @@ def test_all_lines_are_checked_before_the_first_picture_and_named(run, sample_st
 
 
 def test_a_line_for_a_depth_that_was_not_built_is_found_before_the_first_picture(run, sample_store, tmp_path):
-    store = shutil.copytree(sample_store, tmp_path / "store")
+    store = copy_of(sample_store, tmp_path / "store")
     manifest = json.loads((store / "manifest.json").read_text())
     manifest["artefacts"] = [each for each in manifest["artefacts"] if each["role"] != "text-09"]
     (store / "manifest.json").write_text(json.dumps(manifest))
@@ -462,7 +462,7 @@ def test_a_picture_that_is_made_stays_where_the_answer_about_it_is_lost(sample_s
 
 
 def test_a_warning_is_one_line_and_in_the_json_c15(sample_store, tmp_path):
-    store = shutil.copytree(sample_store, tmp_path / "store")
+    store = copy_of(sample_store, tmp_path / "store")
     (store / "manifest.json").chmod(0o646)
     for status, *rest in ((0, *FAST), (2, "--steps", "0")):
         command = [sys.executable, "-m", "clipskip", "generate", store, "a cat", "--out", tmp_path / "out", "--json"]
@@ -673,3 +673,25 @@ def test_the_gpu_to_build_on_is_handed_on_and_means_nothing_to_tensorrt_rtx(run,
     assert out.splitlines()[:2] == ["step  up to date", "for compute capability 8.9"]
     status, _, err = run("build", sample_store, "--target", "tensorrt-rtx", "--device", "0")
     assert (status, "builds without a GPU" in err, len(asked)) == (2, True, 1)
+
+
+def test_forms_for_cuda_are_built_once_for_the_skips_that_are_named(run, sample_fp16_store, tmp_path):
+    store = copy_of(sample_fp16_store, tmp_path / "store")
+    command = "build", store, "--target", "onnxruntime-cuda", "--skips", "1,13"
+    status, _, err = run(*command, "--sizes", "512")
+    assert (status, "--target onnxruntime-cuda takes no sizes" in err) == (2, True)
+    status, out, err = run(*command, "--json")
+    built = {engine["role"]: engine["rebuilt"] for engine in json.loads(out)["engines"]}
+    assert built == dict.fromkeys(("text-00-cuda", "text-12-cuda", "step-cuda", "decode-cuda", "encode-cuda"), True)
+    status, out, err = run(*command)
+    assert (status, out.count("up to date")) == (0, 5)
+    assert json.loads(run("verify", store, "--json")[1])["artefacts"]["step onnx fp16 cuda"] is None
+
+
+def test_building_forms_without_what_it_takes_says_what_to_install(sample_fp16_store):
+    code = "import sys; sys.modules['onnx_ir'] = None; from clipskip.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    command = "build", str(sample_fp16_store), "--target", "onnxruntime-cuda"
+    done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True)
+    assert done.returncode == 5
+    assert "building forms needs onnx-ir" in done.stderr
+    assert "pip install onnx-ir" in done.stderr

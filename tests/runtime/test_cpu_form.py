@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from copies import copy_of
 
 import clipskip
 from clipskip.engines.manifest import DECODE, STEP, Role
@@ -19,7 +19,7 @@ REQUEST = {"prompt": "a large red circle on a green background", "seed": 5, "ste
 @pytest.fixture
 def plain(sample_store: Path, tmp_path: Path) -> Path:
     """The sample model's store as it was before there were forms."""
-    root = shutil.copytree(sample_store, tmp_path / "store")
+    root = copy_of(sample_store, tmp_path / "store")
     manifest = json.loads((root / "manifest.json").read_text())
     manifest["artefacts"] = [artefact for artefact in manifest["artefacts"] if "variant" not in artefact]
     (root / "manifest.json").write_text(json.dumps(manifest))

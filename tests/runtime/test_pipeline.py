@@ -5,13 +5,13 @@ import io
 import json
 import os
 import pickle
-import shutil
 import subprocess
 import sys
 
 import numpy as np
 import PIL.Image
 import pytest
+from copies import copy_of
 from safetensors.numpy import save_file
 
 import clipskip
@@ -180,7 +180,7 @@ def test_one_wrong_request_of_several_stops_all_before_any_engine_runs(pipe, mon
 
 
 def test_a_depth_that_was_not_built_names_the_command_that_builds_it_d2(sample_store, tmp_path):
-    store = shutil.copytree(sample_store, tmp_path / "store")
+    store = copy_of(sample_store, tmp_path / "store")
     manifest = json.loads((store / "manifest.json").read_text())
     manifest["artefacts"] = [each for each in manifest["artefacts"] if each["role"] != "text-05"]
     (store / "manifest.json").write_text(json.dumps(manifest))
@@ -192,7 +192,7 @@ def test_a_depth_that_was_not_built_names_the_command_that_builds_it_d2(sample_s
 
 
 def test_a_truncated_engine_is_refused_when_it_is_first_needed_c2(sample_store, tmp_path):
-    store = shutil.copytree(sample_store, tmp_path / "store")
+    store = copy_of(sample_store, tmp_path / "store")
     victim = store / Store(store).find(Role("decode"), "onnx", "fp32", "cpu").files[0].path
     victim.write_bytes(victim.read_bytes()[:-1])
     with clipskip.open(store) as pipe, pytest.raises(EngineCorrupt, match=r"decode-cpu\.onnx has \d+ bytes instead of"):
@@ -325,7 +325,7 @@ def test_a_star_import_leaves_pythons_open_alone():
 
 
 def test_opening_a_store_that_others_may_write_to_warns_c15(sample_store, tmp_path):
-    store = shutil.copytree(sample_store, tmp_path / "store")
+    store = copy_of(sample_store, tmp_path / "store")
     clipskip.open(store).close()
     (store / "manifest.json").chmod(0o646)
     with pytest.warns(RuntimeWarning, match=r"others may write to .*manifest.json, and engines are programs: chmod"):

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
+from copies import copy_of
 from onnx_ir.tape import Tape
 
 from clipskip.engines import gates, publish, report, trials
@@ -28,7 +29,7 @@ NAMES = ["text-00-cuda", "text-02-cuda", "step-cuda", "decode-cuda", "encode-cud
 @pytest.fixture(scope="module")
 def forms(sample_fp16_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store of the sample model's fp16 graphs with their forms for CUDA. Not to be changed."""
-    root = shutil.copytree(sample_fp16_store, tmp_path_factory.mktemp("forms") / "store")
+    root = copy_of(sample_fp16_store, tmp_path_factory.mktemp("forms") / "store")
     assert made(root, "cuda") == NAMES
     return root
 
@@ -36,7 +37,7 @@ def forms(sample_fp16_store: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture
 def root(forms: Path, tmp_path: Path) -> Path:
     """A copy of it."""
-    return shutil.copytree(forms, tmp_path / "store")
+    return copy_of(forms, tmp_path / "store")
 
 
 def made(root: Path, variant: str) -> list[str]:
@@ -142,7 +143,7 @@ def test_without_graphs_of_that_precision_the_export_is_named(root: Path) -> Non
 def test_a_store_without_the_form_for_the_cpu_gets_it_without_its_checkpoint(
     sample_store: Path, tmp_path: Path
 ) -> None:
-    root = shutil.copytree(sample_store, tmp_path / "store")
+    root = copy_of(sample_store, tmp_path / "store")
     assert made(root, "cpu") == []  # export wrote them
     exported = Store(root).find(STEP, "onnx", "fp32", "cpu")
     forget(root, "cpu")
@@ -159,7 +160,7 @@ def test_a_store_without_the_form_for_the_cpu_gets_it_without_its_checkpoint(
 def test_a_form_for_the_cpu_that_export_wrote_is_mended_without_the_checkpoint(
     sample_store: Path, tmp_path: Path
 ) -> None:
-    root = shutil.copytree(sample_store, tmp_path / "store")
+    root = copy_of(sample_store, tmp_path / "store")
     (root / Store(root).find(STEP, "onnx", "fp32", "cpu").files[0].path).write_bytes(b"")
     assert made(root, "cpu") == ["step-cpu"]
     assert not [problem for _, problem in report.verify(root) if problem]

@@ -8,6 +8,7 @@ import onnx_ir as ir
 import pytest
 
 from clipskip.engines import gates
+from clipskip.engines.forms.fused_norms import layer_norm
 from clipskip.engines.forms.norms import half_norm, keep_spoiled, kept, probe
 from clipskip.engines.forms.rewrite import rewrite
 
@@ -51,7 +52,7 @@ def test_a_norm_that_float16_would_spoil_keeps_its_casts(kind: str) -> None:
     assert kept(graph) == []
     keep_spoiled(graph, [result | {"normal": result["normal"] - 1e5}])  # beyond float16, but for a bias of 1e5
     assert kept(graph) == ["weight"]
-    assert rewrite(graph, [half_norm]) == {"half_norm": 1}
+    assert rewrite(graph, [half_norm, layer_norm]) == {"half_norm": 1, "layer_norm": 0}
     assert [node.op_type for node in graph.graph] == ["Cast", kind, "Cast", kind]
 
 

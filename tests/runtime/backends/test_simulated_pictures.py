@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from copies import copy_of
 from doubles.cuda import SimulatedCuda
 from doubles.onnxruntime import SimulatedOnnxRuntime
 from doubles.store import TARGET, publish_plans, simulated
@@ -33,7 +33,7 @@ DEPTHS = {0: 13, 5: 8, 11: 2, 12: 1}  # layers kept -> A1111's clip skip
 def store(sample_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sample model's graphs, and plans that compute them; in fp32, which the double's processor is faster at."""
     root = tmp_path_factory.mktemp("plans") / "store"
-    shutil.copytree(sample_store, root)
+    copy_of(sample_store, root)
     publish_plans(Store(root), precision="fp32")
     return root
 
@@ -224,7 +224,7 @@ def test_a_size_outside_the_engines_is_refused_before_any_gpu_work(store: Path) 
 
 def test_a_flipped_bit_in_an_engine_is_refused_before_tensorrt_sees_it(store: Path, tmp_path: Path) -> None:
     root = tmp_path / "store"
-    shutil.copytree(store, root)
+    copy_of(store, root)
     path = root / Store(root).find(STEP, TARGET, "fp32").files[0].path
     data = bytearray(path.read_bytes())
     data[-2] ^= 1
