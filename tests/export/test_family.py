@@ -34,7 +34,6 @@ from clipskip.export.names import describe_keys
         ("vae/config.json", {"shift_factor": 0.1}, "shifts its latents"),
         ("scheduler/scheduler_config.json", {"beta_schedule": "linear"}, "not scaled-linear"),
         ("scheduler/scheduler_config.json", {"prediction_type": "sample"}, "predicts no noise, but 'sample'"),
-        ("scheduler/scheduler_config.json", {"prediction_type": ["flow"]}, "predicts no noise"),
         ("scheduler/scheduler_config.json", {"beta_end": 0.0001}, "beta_end is less than beta_start"),
         ("scheduler/scheduler_config.json", {"rescale_betas_zero_snr": True}, "signal-to-noise ratio of zero"),
     ],
