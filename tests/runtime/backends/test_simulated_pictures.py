@@ -211,9 +211,7 @@ def test_a_cancelled_request_gives_its_context_back_e3(store: Path, expected: Pi
         assert not [call for call in device.trace if call.name == "launch"], "nothing more is computed for it"
         wide = replace(request, width=72)  # another shape needs the one context for itself
         assert same(pipe.run([wide]), expected.run([wide]))
-        assert Counter(call.name for call in device.trace)["launch"] == wide.steps + 1, (
-            "its own, and the decoder's"
-        )
+        assert Counter(call.name for call in device.trace)["launch"] == wide.steps + 1, "its own, and the decoder's"
         assert same(pipe.run([request]), expected.run([request]))
 
 
