@@ -184,8 +184,9 @@ def _clip_skips(
         negative_skip = skip
     notes = [
         f"{name} {value} counts as {math.floor(value)}: only whole numbers change the picture"
-        for name, value in given.items()
-        if not isinstance(value, str) and value != math.floor(value)
+        for name, said in given.items()
+        for value in parts.numbers(name, said, model.layers)
+        if value != math.floor(value)
     ]
     used = {"clip_skip": {each for _, each in own} | {*parts.tagged(request.prompt, model.layers).values()}}
     if (recommended := model.recommended_clip_skip) > 1:  # 1 is nobody's recommendation

@@ -33,6 +33,8 @@ TAGS = {"clip": "clip skip is a setting, clip_skip", "inversion": "a textual inv
 _UNUSABLE = re.compile(rf"[\x00\ud800-\udfff{''.join(MARKS)}]")
 _NETWORK = re.compile(r"<(\w+):([^>]+)>")
 _CLIP_SKIP = re.compile(r"<clip_?skip:([^>]*)>", re.IGNORECASE)
+_CHOICE = re.compile(r"(?<![\d.\s])\s*\[([^\[\]]*)\]\s*(?![\d.\s])")  # one that no digits stand beside
+_STEP = re.compile(r"\s*([0-9]+(\.[0-9]*)?|\.[0-9]+)\s*")
 _COMMENT = re.compile(r"^#.*\n|#.*", re.MULTILINE)
 
 
@@ -97,18 +99,38 @@ def notes(typed: Request, request: Request) -> list[str]:
         tags += ", ..." if found[5:] else ""
         hints = {f"; {TAGS[kind.lower()]}" for kind, _ in found if kind.lower() in TAGS}
         said.append(f"tags that are unknown here were left out of the prompt: {tags}{''.join(sorted(hints))}")
+    if networks(request.negative_prompt)[1]:
+        said.append(
+            "tags in the negative prompt are read as words, as in AUTOMATIC1111 (its depth: negative_clip_skip)"
+        )
     return said
 
 
 def depths(field: str, value: float | str, evaluations: int, layers: int) -> Depths:
     """The clip skip that a field's value is up to and including each of some evaluations; a string is A1111's editing.
 
-    RequestError for what is no clip skip of a text encoder with `layers` layers.
+    RequestError for what is no clip skip of a text encoder with `layers` layers, also where no evaluation comes to it.
     """
+    numbers(field, value, layers)
     edited = editing(value, evaluations) if isinstance(value, str) else [(evaluations, value)]
-    within = f" in {shown(value)}" if isinstance(value, str) else ""
-    skips = [(end, _skip(field, said, layers, within)) for end, said in edited]
+    skips = [(end, _skip(field, said, layers)) for end, said in edited]
     return tuple(one for one, after in pairwise([*skips, (0, 0)]) if one[1] != after[1])  # 0 is no clip skip
+
+
+def numbers(field: str, value: float | str, layers: int) -> list[float]:
+    """Every number that a field's value names. RequestError where one is no clip skip, or where the string is odd."""
+    found, rest = list[float](), value
+    while isinstance(rest, str) and (choice := _CHOICE.search(rest)):
+        options = choice[1].split("|" if "|" in choice[1] else ":")
+        if "|" not in choice[1] and (len(options) != 3 or not _STEP.fullmatch(options.pop())):
+            break
+        found += [_number(field, option, layers, f" in {shown(value)}") for option in options]
+        rest = f"{rest[: choice.start()]}{options[0]}{rest[choice.end() :]}"
+    if isinstance(rest, str) and "[" in rest:
+        message = f"{field} must be a number, or such as [9:1:0.4], [9:1:8] or [2|9], not {shown(value)}"
+        hint = "9 for the first 40 % of the steps, then 1; 9 up to step 8, then 1; 2 and 9 in turn"
+        raise RequestError(message, field=field, hint=hint)
+    return found or [_number(field, rest, layers)]
 
 
 def last(skip: float | str | None, steps: int) -> float | str | None:
@@ -127,11 +149,15 @@ def tagged(prompt: str, layers: int) -> dict[str, int]:
     return said
 
 
-def _skip(field: str, said: float | str, layers: int, within: str = "") -> int:
+def _number(field: str, said: float | str, layers: int, within: str = "") -> float:
     value = number(said.strip()) if isinstance(said, str) else said
     if isinstance(value, str) or (within and not 1 <= value < layers + 2):
         raise no_clip_skip(field, shown(value) + within, layers)
-    return whole_clip_skip(field, value, layers)
+    return value
+
+
+def _skip(field: str, said: float | str, layers: int) -> int:
+    return whole_clip_skip(field, _number(field, said, layers), layers)
 
 
 def parse(

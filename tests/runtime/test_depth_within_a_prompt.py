@@ -66,7 +66,6 @@ def assert_alike(contexts: list[np.ndarray], expected: list[np.ndarray]) -> None
         ("[2|9]", [2, 2, 9, 2]),
         ("[[13:9:1]:1:0.5]", [13, 13, 9, 1]),
         (" [ 9 : 1 : 2 ] ", [9, 9, 9, 1]),
-        ("1[3:1:2]", [13, 13, 13, 11]),
     ],
 )
 def test_the_depth_changes_over_the_steps_as_words_would(
@@ -144,6 +143,13 @@ def test_every_depth_is_a_note_and_a_refusal_as_a_plain_one_is() -> None:
     assert len(resolved("a cat<clipskip:9>", seed=1).notes) == 2
     for prompt, skip, message in [
         ("a cat", "[9:14:0.4]", r"clip_skip must be 1\.\.13, not 14 in '\[9:14:0\.4\]'"),
+        ("a cat", "[99:1:0]", r"clip_skip must be 1\.\.13, not 99 in"),
+        ("a cat", "[[9:99:50]:1:1]", r"clip_skip must be 1\.\.13, not 99 in"),
+        ("a cat", "[1|]", r"clip_skip must be 1\.\.13, not '' in"),
+        *(
+            ("a cat", odd, r"such as \[9:1:0\.4\]")
+            for odd in ("[9:1]", "[2]", "[9:1:-1]", "[9:1:0.4", "1[3:1:2]", "[[9]")
+        ),
         ("a <clipskip:14> cat", 1, r"<clipskip:14> in the prompt: clip_skip must be 1\.\.13, not 14"),
         ("a <clipskip:two> cat", 1, r"<clipskip:two> in the prompt: clip_skip must be 1\.\.13, not 'two'"),
         ("a <clipskip:1> cat <clipskip:2>", 1, "two clip skips to one chunk"),
@@ -151,6 +157,12 @@ def test_every_depth_is_a_note_and_a_refusal_as_a_plain_one_is() -> None:
     ]:
         with pytest.raises(RequestError, match=message):
             resolved(prompt, clip_skip=skip, seed=1)
+
+
+def test_fractions_and_tags_of_the_negative_are_noted() -> None:
+    notes = resolved("a cat", clip_skip="[2.5:1:0.4]", negative_prompt="blurry <clipskip:5>", seed=1).notes
+    assert ["counts as 2" in note for note in notes] == [True, False]
+    assert "read as words" in notes[1]
 
 
 def test_depths_that_nothing_uses_need_no_engine() -> None:

@@ -36,7 +36,10 @@ TYPED = {  # row: the message, and what was typed, the field in question first
     "d05-fullwidth": (f"clip_skip must be 1..13, not '２'{FROM_1}", {"clip_skip": "２"}),
     "d05-schedule": (f"clip_skip must be 1..13, not 14 in '[9:14:0.4]'{FROM_1}", {"clip_skip": "[9:14:0.4]"}),
     "d05-words": (f"clip_skip must be 1..13, not 'late' in '[9:late:0.4]'{FROM_1}", {"clip_skip": "[9:late:0.4]"}),
-    "d05-literal": (f"clip_skip must be 1..13, not '' in '[9:1]'{FROM_1}", {"clip_skip": "[9:1]"}),
+    "d05-literal": (
+        "clip_skip must be a number, or such as [9:1:0.4], [9:1:8] or [2|9], not '[9:1]'",
+        {"clip_skip": "[9:1]"},
+    ),
     "d05-diffusers": (f"clip_skip_diffusers must be 0..12, not 'x'{FROM_0}", {"clip_skip_diffusers": "x"}),
     "d05-negative": (f"negative_clip_skip must be 1..13, not 'x'{FROM_1}", {"negative_clip_skip": "x"}),
     "d07": ("steps must be 1..10000, not 0", {"steps": "0"}),
