@@ -29,8 +29,11 @@ GPU_BIN   = $(if $(filter onnxruntime%,$(GPU_TARGET)),.venv-gpu,$(VENV))/bin
 GPU_STORE = $(or $(CLIPSKIP_GPU_STORE),$(OUT)-gpu)
 REPORT   := build/report-gpu
 
+TARGETS  := onnxruntime onnxruntime-cuda tensorrt tensorrt-rtx
+known     = $(if $(filter $(2),$(TARGETS)),,$(error $(1)=$(2): there are $(TARGETS)))
+
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fuzz check-install test-gpu test-gpu-onnxruntime bench-gpu report-gpu check lock format export engines verify bench clean
+.PHONY: driver target help setup demo test fuzz check-install test-gpu test-gpu-onnxruntime bench-gpu report-gpu check lock format export engines verify bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-21s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -80,8 +83,16 @@ test: setup ## the whole test suite, on the CPU
 test-gpu: setup ## build for the NVIDIA GPU that is here and compare everything with the CPU
 	$(BIN)/python -m pytest -m gpu tests/gpu
 
-test-gpu-onnxruntime: .venv-gpu/installed ## the same for ONNX Runtime on CUDA; installs its GPU build in .venv-gpu (4 GB)
+test-gpu-onnxruntime: driver .venv-gpu/installed ## the same for ONNX Runtime on CUDA; installs its GPU build in .venv-gpu (4 GB)
 	.venv-gpu/bin/python -m pytest -m gpu tests/gpu -k onnxruntime
+
+driver:  # before gigabytes are installed for it
+	@nvidia-smi -L > /dev/null 2>&1 || { echo "no NVIDIA driver answers (nvidia-smi -L), and this needs one: make help lists what does not" >&2; exit 1; }
+	$(call known,GPU_TARGET,$(GPU_TARGET))
+
+target:  # before minutes of export
+	$(call known,TARGET,$(TARGET))
+	$(if $(filter fp32,$(PRECISION)),$(if $(filter onnxruntime,$(TARGET)),,$(error PRECISION=fp32: $(TARGET) takes fp16)))
 
 .venv-gpu/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-gpu
@@ -90,14 +101,14 @@ test-gpu-onnxruntime: .venv-gpu/installed ## the same for ONNX Runtime on CUDA; 
 	.venv-gpu/bin/$(PIP) -c constraints.txt -e '.[gpu]'
 	touch $@
 
-bench-gpu: $(GPU_BIN:bin=installed) ## MODEL on the NVIDIA GPU that is here, in every form, and PyTorch beside it: one table
+bench-gpu: driver $(GPU_BIN:bin=installed) ## MODEL on the NVIDIA GPU that is here, in every form, and PyTorch beside it: one table
 ifndef CLIPSKIP_GPU_STORE
 	$(GPU_BIN)/clipskip export $(call quote,$(MODEL)) --out $(call quote,$(GPU_STORE)) --precision fp16 --skips $(SKIPS)
 	$(GPU_BIN)/clipskip build $(call quote,$(GPU_STORE)) --target $(GPU_TARGET)
 endif
 	$(GPU_BIN)/python -m clipskip.bench.gpu $(call quote,$(GPU_STORE)) --target $(GPU_TARGET) $(if $(PEER),--checkpoint $(call quote,$(PEER)))
 
-report-gpu: $(GPU_BIN:bin=installed) ## one file to send: what this machine has, whether it passes, and how fast it is
+report-gpu: driver $(GPU_BIN:bin=installed) ## one file to send: what this machine has, whether it passes, and how fast it is
 	rm -rf $(REPORT) && mkdir -p $(REPORT)
 	-$(GPU_BIN)/clipskip doctor --json > $(REPORT)/doctor.json
 	-$(GPU_BIN)/python -m pytest -m gpu tests/gpu --junitxml=$(REPORT)/tests.xml > $(REPORT)/tests.txt 2>&1
@@ -141,7 +152,7 @@ export: setup ## MODEL -> graphs in OUT
 	$(CLIPSKIP) export $(call quote,$(MODEL)) --out $(call quote,$(OUT)) --precision $(PRECISION) --skips $(SKIPS) $(if $(VAE),--vae $(call quote,$(VAE))) \
 	  $(addprefix --prediction=,$(PREDICTION)) $(addprefix --recommended-clip-skip=,$(RECOMMENDED_CLIP_SKIP))
 
-engines: export ## MODEL -> engines for TARGET in OUT
+engines: target export ## MODEL -> engines for TARGET in OUT
 	$(CLIPSKIP) build $(call quote,$(OUT)) --target $(TARGET) $(addprefix --sizes=,$(SIZES)) $(addprefix --max-batch=,$(MAX_BATCH)) \
 	  $(addprefix --max-chunks=,$(MAX_CHUNKS)) $(addprefix --compute-capability=,$(COMPUTE_CAPABILITY)) \
 	  $(addprefix --workspace=,$(WORKSPACE)) $(addprefix --device=,$(DEVICE))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -56,3 +57,24 @@ def test_every_variable_of_a_build_is_an_option_of_it(program: Path) -> None:
 @pytest.mark.parametrize(("target", "precision"), [("onnxruntime", "fp32"), ("onnxruntime-cuda", "fp16")])
 def test_graphs_for_a_gpu_are_exported_in_fp16(program: Path, target: str, precision: str) -> None:
     assert f"<--precision><{precision}>" in make("export", program, f"TARGET={target}")
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [(["TARGET=foo"], "there are onnxruntime"), (["TARGET=tensorrt-rtx", "PRECISION=fp32"], "tensorrt-rtx takes fp16")],
+)
+def test_what_no_build_takes_is_refused_before_the_export(variables: list[str], message: str, program: Path) -> None:
+    command = ["make", "-s", "engines", f"CLIPSKIP={program}", "--old-file=.venv/installed", *variables]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, message in done.stderr) == (2, "", True), done.stderr
+
+
+@pytest.mark.parametrize("target", ["test-gpu-onnxruntime", "bench-gpu", "report-gpu"])
+def test_without_a_driver_nothing_is_installed_for_a_gpu(target: str, tmp_path: Path) -> None:
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexit 9\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    surroundings = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = ["make", "-s", target]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, env=surroundings)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "no NVIDIA driver answers" in done.stderr

@@ -27,15 +27,16 @@ echo '{"gpus": [{"name": "NVIDIA GeForce RTX 4090", "uuid": "1234"}]}'
 
 def make_report(folder: Path, doctor: str = DOCTOR, python: str = PYTHON) -> tuple[str, str]:
     """What `make report-gpu` prints, and the text of its file; the programs that it runs are pretend ones."""
-    for name, text in (("clipskip", doctor), ("python", python)):
-        program = folder / "bin" / name
+    programs = {"bin/clipskip": doctor, "bin/python": python, "driver/nvidia-smi": "#!/bin/sh\n"}
+    for name, text in programs.items():
+        program = folder / name
         program.parent.mkdir(exist_ok=True)
         program.write_text(text.replace("PYTHON", sys.executable).replace("ROOT", str(ROOT)))
         program.chmod(0o755)
     (folder / "installed").touch()
     settings = ["GPU_BIN=bin", "CLIPSKIP_GPU_STORE=store"]
     command = ["make", "-s", "-f", str(ROOT / "Makefile"), "report-gpu", *settings]
-    environment = {**os.environ, "HOME": str(folder / "home")}
+    environment = {**os.environ, "HOME": str(folder / "home"), "PATH": f"{folder}/driver:{os.environ['PATH']}"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
     (path,) = folder.glob("report-gpu-*.json")
     return f"{path.name} {done.stdout}{done.stderr}", path.read_text()
