@@ -239,7 +239,9 @@ def _levels(request: Request, sampler: Sampler, noise: NoiseModel) -> tuple[Requ
                 raise RequestError(f"sigma_min {low:.6g} must be below sigma_max {high:.6g}", field=field)
             return replace(request, schedule=schedule), []
         levels = _falling(request.sigmas)
-        notes = [f"sigmas has the noise levels: schedule {given} is not used"] if given else []
+        asked = request.steps not in (FIELDS["steps"].default, len(levels))
+        ignored = [f"schedule {given}"] * bool(given) + [f"steps {request.steps}"] * asked
+        notes = [f"sigmas has the noise levels of {len(levels)} steps: {each} is not used" for each in ignored]
         return replace(request, schedule=sampler.automatic, sigmas=levels, steps=len(levels)), notes
     most = noise.steps if sampler.unit else request.steps
     least = 1 if len(sampler.levels(1, noise)) > 1 else 2
