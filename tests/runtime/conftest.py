@@ -1,12 +1,15 @@
-"""CLIP's own tokenizer, written out and opened once."""
+"""CLIP's own tokenizer, written out and opened once; and a pipeline that notes what its step engine would be fed."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from recording import Recording
 from vocabulary import read_merges, write_tokenizer
 
+import clipskip
 from clipskip.tokenizer import Tokenizer
 
 
@@ -19,3 +22,14 @@ def clip_vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def clip_tokenizer(clip_vocabulary: Path) -> Tokenizer:
     return Tokenizer.open(clip_vocabulary)
+
+
+@pytest.fixture(scope="module")
+def seen() -> Recording:
+    return Recording()
+
+
+@pytest.fixture(scope="module")
+def pipe(sample_store: Path, seen: Recording) -> Iterator[clipskip.Pipeline]:
+    with clipskip.open(sample_store, backend=seen) as pipe:
+        yield pipe

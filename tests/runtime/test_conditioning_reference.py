@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -132,17 +131,6 @@ CASES = {
     "ignored emphasis": Case("a (red:1.4) circle", (one(("a red circle", 1)),), emphasis="Ignore"),
     "brackets as text": Case("a (red:1.4) circle", (one(("a (red:1.4) circle", 1)),), emphasis="None"),
 }
-
-
-@pytest.fixture(scope="module")
-def seen() -> Recording:
-    return Recording()
-
-
-@pytest.fixture(scope="module")
-def pipe(sample_store: Path, seen: Recording) -> Iterator[clipskip.Pipeline]:
-    with clipskip.open(sample_store, backend=seen) as pipe:
-        yield pipe
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,17 +24,6 @@ BLUE: Text = (("a blue square", 1.0),)
 EMPTY: Text = (("", 1.0),)
 HEAVY: Text = (("a ", 1.0), ("red", 1.4), (" circle", 1.0))
 Context = Callable[[Text, int], np.ndarray]  # of a text at a clip skip
-
-
-@pytest.fixture(scope="module")
-def seen() -> Recording:
-    return Recording()
-
-
-@pytest.fixture(scope="module")
-def pipe(sample_store: Path, seen: Recording) -> Iterator[clipskip.Pipeline]:
-    with clipskip.open(sample_store, backend=seen) as pipe:
-        yield pipe
 
 
 @pytest.fixture(scope="module")
