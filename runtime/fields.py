@@ -107,11 +107,6 @@ def _plain(value: Any) -> object:
     return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
 
 
-def _is_edited(value: object) -> bool:
-    """Whether this may be several values over the steps, in the syntax of prompt editing: `[9:1:0.4]`, `[2|9]`."""
-    return isinstance(value, str) and "[" in value
-
-
 TEXT = Kind("a string", lambda value: str(value) if isinstance(value, str) else None, str)
 WHOLE = Kind("a whole number", lambda value: found if isinstance(found := number(value), int) else None, parse)
 FRACTION = Kind("a finite number", lambda value: None if (found := number(value)) is None else float(found), parse)
@@ -121,10 +116,10 @@ FLAG = Kind(
     lambda text: {"true": True, "false": False}.get(text.lower(), text),
 )
 CLIP_SKIP = Kind("a clip skip", number, parse)
-CLIP_SKIPS = Kind("a clip skip", lambda value: value if _is_edited(value) else number(value), parse)  # over the steps
-NUMBERS = Kind(
-    "a list of numbers", lambda value: _numbers(value), lambda text: [parse(each.strip()) for each in text.split(",")]
+CLIP_SKIPS = Kind(  # one, or several over the steps in the syntax of prompt editing: `[9:1:0.4]`, `[2|9]`
+    "a clip skip", lambda value: value if isinstance(value, str) and "[" in value else number(value), parse
 )
+NUMBERS = Kind("a list of numbers", _numbers, lambda text: [parse(each.strip()) for each in text.split(",")])
 KINDS = {
     "str": TEXT, "int": WHOLE, "float": FRACTION, "bool": FLAG, "tuple[float, ...]": NUMBERS,
     "int | float": CLIP_SKIP, "int | float | str": CLIP_SKIPS,

@@ -175,6 +175,7 @@ def _clip_skips(
         raise RequestError(message, field="clip_skip_diffusers", hint="clip_skip is clip_skip_diffusers + 1")
     names = ("clip_skip", "clip_skip_diffusers", "negative_clip_skip")
     given = {name: value for name in names if (value := getattr(request, name)) is not None}
+    named = {name: parts.numbers(name, value, model.layers) for name, value in given.items()}
     depths = {name: parts.depths(name, value, evaluations, model.layers) for name, value in given.items()}
     own = depths.get("clip_skip", depths.get("clip_skip_diffusers", ((evaluations, model.recommended_clip_skip),)))
     negative = depths.get("negative_clip_skip", own)
@@ -184,8 +185,8 @@ def _clip_skips(
         negative_skip = skip
     notes = [
         f"{name} {value} counts as {math.floor(value)}: only whole numbers change the picture"
-        for name, said in given.items()
-        for value in parts.numbers(name, said, model.layers)
+        for name, values in named.items()
+        for value in values
         if value != math.floor(value)
     ]
     used = {"clip_skip": {each for _, each in own} | {*parts.tagged(request.prompt, model.layers).values()}}

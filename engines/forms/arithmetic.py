@@ -1,4 +1,4 @@
-"""Patterns of what surrounds a network: the choice of rows and the solver's sum. Knows nothing of devices."""
+"""Patterns of what surrounds a network: the choice of rows and the guidance's sum. Knows nothing of devices."""
 
 from __future__ import annotations
 

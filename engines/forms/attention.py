@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import onnx_ir as ir
 from onnx_ir.tape import Tape
 
-from clipskip.engines.forms.rewrite import constant, like, made_by, permutation
+from clipskip.engines.forms.rewrite import Replaced, constant, like, made_by, permutation
 
 
-def flat_attention(node: ir.Node, tape: Tape) -> Mapping[ir.Value, ir.Value] | None:
+def flat_attention(node: ir.Node, tape: Tape) -> Replaced:
     """Attention over [N, heads, T, width] between transposes: over [N, T, heads * width], told the number of heads."""
     swap = made_by(node.inputs[0], "Transpose") if node.op_type == "Reshape" else None
     attention = made_by(swap.inputs[0], "Attention") if swap is not None else None

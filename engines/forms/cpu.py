@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import onnx_ir as ir
 from onnx_ir.tape import Tape
 
-from clipskip.engines.forms.rewrite import MICROSOFT
+from clipskip.engines.forms.rewrite import MICROSOFT, Replaced
 
 
-def tiled_attention(node: ir.Node, tape: Tape) -> Mapping[ir.Value, ir.Value] | None:
+def tiled_attention(node: ir.Node, tape: Tape) -> Replaced:
     """Attention over [N, T, heads * width] as ONNX Runtime's own operator."""
     if node.op_type != "Attention" or node.domain == MICROSOFT or "q_num_heads" not in node.attributes:
         return None

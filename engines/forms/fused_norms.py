@@ -10,12 +10,11 @@ from onnx_ir.tape import Tape
 
 from clipskip.engines.forms.layout import FIRST, LAST, first, last, row_of_pixels, swapped
 from clipskip.engines.forms.linear import biased
-from clipskip.engines.forms.norms import KEPT
+from clipskip.engines.forms.norms import KEPT, weights
 from clipskip.engines.forms.rewrite import (
     MICROSOFT,
     Replaced,
     constant,
-    derived,
     like,
     made_by,
     numbers,
@@ -39,16 +38,6 @@ def norm_of(node: ir.Node, kind: str) -> tuple[ir.Node, ir.Value] | None:
         source = single.inputs[0] if single is not None else None
     fits = norm is not None and source is not None and source.dtype == node.outputs[0].dtype
     return (norm, source) if fits and norm is not None and source is not None else None
-
-
-def weights(norm: ir.Node, dtype: ir.DataType, tape: Tape) -> list[ir.Value]:
-    """Scale and shift of a norm as numbers of this type."""
-    kind = dtype.numpy()
-    return [
-        value if value.dtype == dtype else derived(value, kind.name, tape, lambda array: array.astype(kind), dtype)
-        for value in norm.inputs[1:]
-        if value is not None
-    ]
 
 
 def group_norm(node: ir.Node, tape: Tape) -> Replaced:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.tape import Tape
 
-from clipskip.engines.forms.rewrite import constant, derived, like, made_by
+from clipskip.engines.forms.rewrite import Replaced, constant, derived, like, made_by
 from clipskip.engines.gates import Array, Arrays
 
 NORMS = ("LayerNormalization", "GroupNormalization")
@@ -16,18 +16,26 @@ KEPT = "clipskip.norm"  # under this name a norm says, among its metadata, that 
 LOSS = 2e-3  # relative, of what a norm gives; rounding to float16 alone costs 3e-4
 
 
-def half_norm(node: ir.Node, tape: Tape) -> Mapping[ir.Value, ir.Value] | None:
+def half_norm(node: ir.Node, tape: Tape) -> Replaced:
     """A norm in float32 between casts from and to float16: in float16, with sums in float32."""
     norm = node.inputs[0].producer() if node.op_type == "Cast" and node.inputs[0] is not None else None
     widened = made_by(norm.inputs[0], "Cast") if norm is not None and norm.op_type in NORMS else None
     if norm is None or widened is None or node.outputs[0].dtype != ir.DataType.FLOAT16 or KEPT in norm.metadata_props:
         return None
-    source, weights = widened.inputs[0], [value for value in norm.inputs[1:] if value is not None and value.const_value]
-    if source is None or source.dtype != ir.DataType.FLOAT16 or len(weights) + 1 < len(norm.inputs):
+    source, stored = widened.inputs[0], [value for value in norm.inputs[1:] if value is not None and value.const_value]
+    if source is None or source.dtype != ir.DataType.FLOAT16 or len(stored) + 1 < len(norm.inputs):
         return None
-    to = ir.DataType.FLOAT16
-    halves = [derived(weight, "float16", tape, lambda array: array.astype(np.float16), to) for weight in weights]
-    return {node.outputs[0]: like(norm, tape, [source, *halves], stash_type=1)}
+    return {node.outputs[0]: like(norm, tape, [source, *weights(norm, source.dtype, tape)], stash_type=1)}
+
+
+def weights(norm: ir.Node, dtype: ir.DataType, tape: Tape) -> list[ir.Value]:
+    """Scale and shift of a norm as numbers of this type."""
+    kind = dtype.numpy()
+    return [
+        value if value.dtype == dtype else derived(value, kind.name, tape, lambda array: array.astype(kind), dtype)
+        for value in norm.inputs[1:]
+        if value is not None
+    ]
 
 
 def float_norms(model: ir.Model) -> list[ir.Node]:

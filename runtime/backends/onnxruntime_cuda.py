@@ -130,7 +130,10 @@ class SessionContext:
     for that one sums a stack of it, the network's output and the noise; and all run in one stream.
     """
 
-    in_place, warm_ups = True, 3  # the second run lays out memory by what the first one used; Einsum takes more again
+    in_place, warm_ups = (
+        True,
+        3,
+    )  # the second run lays out memory by what the first one used; an older graph's Einsum takes more again
 
     def __init__(self, sessions: Sessions, inner: Any, task: Task, weights: object, capturable: bool) -> None:
         self._sessions, self._inner, self._task, self._weights = sessions, inner, task, weights

@@ -109,9 +109,8 @@ def notes(typed: Request, request: Request) -> list[str]:
 def depths(field: str, value: float | str, evaluations: int, layers: int) -> Depths:
     """The clip skip that a field's value is up to and including each of some evaluations; a string is A1111's editing.
 
-    RequestError for what is no clip skip of a text encoder with `layers` layers, also where no evaluation comes to it.
+    RequestError for what is none of a text encoder with `layers` layers; `numbers` sees also what is never reached.
     """
-    numbers(field, value, layers)
     edited = editing(value, evaluations) if isinstance(value, str) else [(evaluations, value)]
     skips = [(end, _skip(field, said, layers)) for end, said in edited]
     return tuple(one for one, after in pairwise([*skips, (0, 0)]) if one[1] != after[1])  # 0 is no clip skip
