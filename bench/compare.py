@@ -105,7 +105,7 @@ def measure(checkpoint: Path, store: Path, *, threads: int, rounds: int = 5) -> 
 def _texts(store: Store, backend: OnnxRuntime, peer: Peer, skip: int, rounds: int) -> dict[str, Seconds]:
     """Encoding two rows of 77 tokens, which are known on both sides."""
     facts = store.manifest().model
-    artefact = store.find(Role("text", facts.layers + 1 - skip), backend.target, backend.precision)
+    artefact = store.find(Role("text", facts.kept[skip - 1]), backend.target, backend.precision)
     engine = backend.open(artefact, store.verify(artefact))
     feeds: dict[str, Array] = {"tokens": np.ones((2, 77), np.int64), "concepts": np.zeros((1, facts.width), np.float32)}
     contenders: Contenders = {"clipskip": lambda: engine.run(feeds), "diffusers": lambda: peer.contexts(skip)}

@@ -29,6 +29,8 @@ Beta = Annotated[float, Between(0, 1)]
 TrainSteps = Annotated[int, range(1, 1_000_001)]
 Scale = Annotated[float, Between(0, 1e4)]
 Pixels = Annotated[int, range(8, (1 << 16) + 1, 8)]
+Kept = Annotated[int, range(100)]  # layers of a text encoder that a clip skip leaves
+LATER = {"variant": "", "clip_skips": (), "zero_snr": False}  # fields that old manifests lack: name -> what they are
 
 
 class NewerManifestError(ManifestError):
@@ -40,8 +42,8 @@ class ModelFacts:
     """What the planner must know about the model; the networks themselves are in the engines."""
 
     name: Name
-    family: Annotated[str, "sd1"]
-    layers: Layers  # of the text encoder
+    family: Annotated[str, "sd1|sd2|sdxl"]
+    layers: Layers  # of the text encoder, of the first of two
     width: Count  # D, of the context
     vocabulary: Count  # token ids from here on are rows of `concepts`
     prediction: Prediction
@@ -54,6 +56,13 @@ class ModelFacts:
     recommended_clip_skip: Count  # 1 where nobody recommended another
     model_sha256: Sha256  # over all source weights
     sources: Mapping[str, Sha256]  # file -> SHA-256
+    clip_skips: tuple[Kept, ...] = ()  # how many layers clip skip 1, 2, ... keeps; (): one less with each, from all on
+    zero_snr: bool = False  # the betas are rescaled so that the last level is nothing but noise
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """How many layers of the text encoder are kept at clip skip 1, 2, ..."""
+        return self.clip_skips or tuple(range(self.layers, -1, -1))
 
 
 @dataclass(frozen=True, order=True)
@@ -219,12 +228,12 @@ def dumps(manifest: Manifest) -> str:
 
 
 def packed(value: Any) -> Any:
-    """A part of a manifest as JSON's own types. A variant is only there where it is not "", as before it existed."""
+    """A part of a manifest as JSON's own types. What came later is only there where it says something."""
     if isinstance(value, (Role, Dim)):
         return str(value)
     if is_dataclass(value):
-        entries = ((entry.name, packed(getattr(value, entry.name))) for entry in fields(value))
-        return {name: entry for name, entry in entries if (name, entry) != ("variant", "")}
+        entries = ((entry.name, getattr(value, entry.name)) for entry in fields(value))
+        return {name: packed(entry) for name, entry in entries if name not in LATER or entry != LATER[name]}
     if isinstance(value, Mapping):
         return {name: packed(entry) for name, entry in value.items()}
     return [packed(entry) for entry in value] if isinstance(value, tuple) else value
@@ -241,12 +250,8 @@ def loads(data: bytes) -> Manifest:
         raise NewerManifestError(message, field="manifest.schema", hint="upgrade clipskip")
     if schema < SCHEMA:
         raise ManifestError(f"made by an older clipskip (schema {schema})", field="manifest.schema")
-    artefacts = tree.get("artefacts")
-    for artefact in artefacts if isinstance(artefacts, list) else ():
-        if isinstance(artefact, dict):
-            artefact.setdefault("variant", "")
-    manifest: Manifest = strict.decode(Manifest, tree, "manifest")
-    if manifest.model.recommended_clip_skip > manifest.model.layers + 1:
+    manifest: Manifest = strict.decode(Manifest, tree, "manifest", LATER)
+    if manifest.model.recommended_clip_skip > len(manifest.model.kept):
         raise ManifestError("the model has not so many layers to skip", field="manifest.model.recommended_clip_skip")
     for artefact in manifest.artefacts:
         _check_artefact(artefact)
@@ -260,7 +265,7 @@ def loads(data: bytes) -> Manifest:
 
 def validate(artefact: Artefact) -> None:
     """Raise the ManifestError now that reading it back would raise."""
-    _check_artefact(strict.decode(Artefact, {"variant": "", **packed(artefact)}, "artefact"))
+    _check_artefact(strict.decode(Artefact, packed(artefact), "artefact", LATER))
 
 
 def _check_artefact(artefact: Artefact) -> None:

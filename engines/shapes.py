@@ -98,15 +98,15 @@ def check_within(ranges: Mapping[str, AxisRange], graph: Artefact) -> None:
             raise RequestError(message, field=option)
 
 
-def kept_layers(skips: Iterable[float], layers: int) -> list[int]:
+def kept_layers(skips: Iterable[float], kept: Sequence[int]) -> list[int]:
     """The numbers of layers that text engines for these clip skips keep; a fraction counts as the number below it.
 
-    RequestError for what is no clip skip, counted from 1, of a text encoder with `layers` layers.
+    `kept`: how many clip skip 1, 2, ... of the model leaves. RequestError for what is none of these.
     """
     for skip in skips:
-        if isinstance(skip, bool) or not isinstance(skip, Real) or not 1 <= skip < layers + 2:
-            raise no_clip_skip("clip_skip", reprlib.repr(skip), layers)
-    return sorted({layers + 1 - math.floor(skip) for skip in skips})
+        if isinstance(skip, bool) or not isinstance(skip, Real) or not 1 <= skip < len(kept) + 1:
+            raise no_clip_skip("clip_skip", reprlib.repr(skip), len(kept) - 1)
+    return sorted({kept[math.floor(skip) - 1] for skip in skips})
 
 
 def no_clip_skip(field: str, shown: str, layers: int) -> RequestError:

@@ -82,9 +82,10 @@ class Store:
         """The command that makes what is missing or damaged, `role` above all, for the clip skips that are there."""
         content = self.manifest()
         texts = {artefact.role for artefact in content.artefacts if artefact.target == "onnx"} | {role or Role("step")}
-        skips = sorted(content.model.layers + 1 - text.layers for text in texts if text.layers is not None)
+        kept, there = content.model.kept, {text.layers for text in texts}
+        skips = [skip for skip, layers in enumerate(kept, 1) if layers in there]
         command = build_command(self.root, target, precision, variant)
-        subset = (target, variant) == ("onnx", "") and 0 < len(skips) <= content.model.layers
+        subset = (target, variant) == ("onnx", "") and 0 < len(skips) < len(kept)
         return f"{command} --skips {','.join(map(str, skips))}" if subset else command
 
     def exposed(self) -> list[str]:

@@ -68,8 +68,11 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def decode(kind: Any, value: Any, where: str) -> Any:
-    """`value`, as parsed from JSON, as a value of `kind`; ManifestError names the field that does not fit."""
+def decode(kind: Any, value: Any, where: str, later: Mapping[str, Any] | None = None) -> Any:
+    """`value`, as parsed from JSON, as a value of `kind`; ManifestError names the field that does not fit.
+
+    `later`: fields of dataclasses that may be missing, and have their default then.
+    """
     origin = get_origin(kind)
     if hasattr(kind, "parse"):
         try:
@@ -78,13 +81,15 @@ def decode(kind: Any, value: Any, where: str) -> Any:
             raise ManifestError(f"{where}: {value!r:.80} is not allowed here", field=where) from error
     if hasattr(kind, "__dataclass_fields__"):
         hints = get_type_hints(kind, include_extras=True)
-        for name in sorted(_expect(dict, value, where).keys() ^ hints.keys()):
+        given = _expect(dict, value, where).keys()
+        hints = {name: hint for name, hint in hints.items() if name in given or name not in (later or {})}
+        for name in sorted(given ^ hints.keys()):
             problem = "is missing" if name in hints else "is not known"
             raise ManifestError(f"{where}: the field {name!r} {problem}", field=f"{where}.{name}")
-        return kind(**{name: decode(hint, value[name], f"{where}.{name}") for name, hint in hints.items()})
+        return kind(**{name: decode(hint, value[name], f"{where}.{name}", later) for name, hint in hints.items()})
     if origin is tuple:
         items = enumerate(_expect(list, value, where))
-        return tuple(decode(get_args(kind)[0], item, f"{where}[{index}]") for index, item in items)
+        return tuple(decode(get_args(kind)[0], item, f"{where}[{index}]", later) for index, item in items)
     if origin is Mapping:
         entries = _expect(dict, value, where).items()
         return {_text(key, where): decode(get_args(kind)[1], entry, f"{where}.{key}") for key, entry in entries}

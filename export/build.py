@@ -34,6 +34,7 @@ def build(draft: Draft, source: Checkpoint, facts: ModelFacts, say: Callable[[st
     precision = next(iter(draft.wanted)).precision
     half = precision == "fp16"
     networks = models.load(source)
+    (text,) = networks.texts
     if half:
         models.check_halves(networks)
     vocabulary = tokenizer.filled(source.vocabulary, facts.vocabulary)
@@ -43,14 +44,14 @@ def build(draft: Draft, source: Checkpoint, facts: ModelFacts, say: Callable[[st
 
     settle: Callable[[nn.Module], object] = models.keep_norms_in_float if half else nn.Module.eval
     write = partial(_write, draft, facts, say)
-    texts = [Role("text", layers) for layers in range(facts.layers + 1) if Role("text", layers) in roles]
+    texts = sorted(role for role in roles if role.part == "text")
     if texts or STEP in roles:
         say("asking torch for the contexts")
-        depths = cases.text(networks.text, facts, half)
+        depths = cases.text(text, facts, half)
     if texts:
-        settle(networks.text)
+        settle(text)
         trials = {role: depths[role.layers or 0] for role in texts}
-        write(graphs.text_graph(networks.text, facts, precision), trials)
+        write(graphs.text_graph(text, facts, precision), trials)
     if STEP in roles:
         trials = {STEP: cases.step(networks.unet, depths[-1][-1].exact["context"], half)}
         settle(networks.unet)

@@ -74,7 +74,7 @@ class Checkpoint:
     """All that an export reads. `sources` holds the SHA-256 of each file, `states` what tells when one is replaced."""
 
     root: Path
-    text: Part
+    texts: tuple[Part, ...]  # the text encoders
     unet: Part
     vae: Part
     index: Config
@@ -92,7 +92,7 @@ class Checkpoint:
     @property
     def weights(self) -> int:
         """How many numbers the networks are."""
-        parts = self.text, self.unet, self.vae
+        parts = *self.texts, self.unet, self.vae
         return sum(math.prod(entry.shape) for part in parts for entry in part.tensors.values())
 
     def holds(self, path: Path) -> bool:
@@ -144,7 +144,9 @@ def _open_folder(root: Path, vae: Path | None) -> Checkpoint:
     tokens, tokenizer_paths = _tokens(root / "tokenizer")
     parts = text, unet, coder
     paths = [settings, *(path for part in parts for path in (part.settings, part.weights)), *tokenizer_paths]
-    return Checkpoint(root, *parts, indexed, scheduler, settings, tokens.files(), *_read_states(root, paths))
+    return Checkpoint(
+        root, (text,), unet, coder, indexed, scheduler, settings, tokens.files(), *_read_states(root, paths)
+    )
 
 
 def _open_file(path: Path, vae: Path | None) -> Checkpoint:
@@ -181,7 +183,7 @@ def _open_file(path: Path, vae: Path | None) -> Checkpoint:
     said, where = ("v", path) if "v_pred" in header else _said_prediction(path, whole.metadata)
     scheduler = {"prediction_type": _PREDICTIONS.get(said, said)} if said else {}
     read = _read_states(path, [path, coder.settings, coder.weights])
-    return Checkpoint(path, text, unet, coder, {}, scheduler, where, tokenizer.clip(), *read)
+    return Checkpoint(path, (text,), unet, coder, {}, scheduler, where, tokenizer.clip(), *read)
 
 
 def _said_prediction(path: Path, metadata: Mapping[str, str]) -> tuple[str, Path]:

@@ -117,14 +117,15 @@ def facts(
     if not re.fullmatch(r"StableDiffusion(Img2Img|Inpaint)?Pipeline(Safe)?", pipeline):
         raise UnsupportedModelError(f"{root} is a {pipeline:.80}; SD 1.x is supported", path=root)
     unet = _config(_UNET_FIELDS, source.unet.config, source.unet.settings, _UNET)
-    text = _config(_TEXT_FIELDS, source.text.config, source.text.settings, _TEXT)
+    (encoder,) = source.texts
+    text = _config(_TEXT_FIELDS, encoder.config, encoder.settings, _TEXT)
     vae = _config(_VAE_FIELDS, source.vae.config, source.vae.settings, _VAE)
     scheduler = _scheduler(source, prediction, earlier)
     if (context := unet.cross_attention_dim) != (width := text.hidden_size):
         raise UnsupportedModelError(f"the U-Net reads a context of width {context}, the text encoder gives {width}")
     if (tokens := len(source.vocabulary)) > text.vocab_size:
-        message = f"the tokenizer has {tokens} tokens, more than the text encoder: {source.text.settings}"
-        raise CheckpointError(message, path=source.text.settings, field="vocab_size")
+        message = f"the tokenizer has {tokens} tokens, more than the text encoder: {encoder.settings}"
+        raise CheckpointError(message, path=encoder.settings, field="vocab_size")
     layers = text.num_hidden_layers
     if recommended_clip_skip is None:
         recommended_clip_skip = min(earlier.recommended_clip_skip, layers + 1) if earlier else 1

@@ -111,7 +111,7 @@ def _identities(
     ingredients |= {library: version(library) for library in _LIBRARIES}
     if skips is not None and not skips:
         raise RequestError("skips must name at least one clip skip", field="skips")
-    depths = range(facts.layers + 1) if skips is None else kept_layers(skips, facts.layers)
+    depths = sorted({*facts.kept}) if skips is None else kept_layers(skips, facts.kept)
     roles = [*(Role("text", depth) for depth in depths), STEP, DECODE, ENCODE]
     forms = [Identity(Role(part), TARGET, precision, "cpu") for part in CPU_FORMS] if precision == "fp32" else []
     wanted = dict.fromkeys([*(Identity(role, TARGET, precision) for role in roles), *forms], ingredients)
@@ -121,7 +121,7 @@ def _identities(
         texts = (artefact.identity for artefact in mine if artefact.role.part == "text")
         stored = {identity for identity in texts if identity[1:3] == (TARGET, precision)}
     skip = facts.recommended_clip_skip
-    if Role("text", facts.layers + 1 - skip) not in {identity.role for identity in wanted.keys() | stored}:
+    if Role("text", facts.kept[skip - 1]) not in {identity.role for identity in wanted.keys() | stored}:
         message = f"skips leave out {skip}, the recommended_clip_skip: requests that name none would find no graph"
         hint = f"add {skip} to --skips, or give one of them with --recommended-clip-skip"
         raise RequestError(message, field="recommended_clip_skip", hint=hint)

@@ -23,23 +23,34 @@ HALF_MAX = 65504.0
 
 @dataclass(frozen=True)
 class Networks:
-    """The three networks in float32, in eval mode."""
+    """The networks in float32, in eval mode."""
 
-    text: CLIPTextModel
+    texts: tuple[CLIPTextModel, ...]
     unet: UNet2DConditionModel
     vae: AutoencoderKL
+
+    @property
+    def named(self) -> dict[str, nn.Module]:
+        """All of them; `text2` is the second text encoder, if there is one."""
+        texts = {f"text{number}" if number > 1 else "text": text for number, text in enumerate(self.texts, 1)}
+        return {**texts, "unet": self.unet, "vae": self.vae}
 
 
 def load(checkpoint: Checkpoint) -> Networks:
     """The networks with the checkpoint's weights. CheckpointError, UnsupportedModelError, ExportError."""
     networks = Networks(
-        _fill(lambda c: CLIPTextModel(CLIPTextConfig.from_dict(c, attn_implementation="sdpa")), checkpoint.text),
+        tuple(_fill(_text, part) for part in checkpoint.texts),
         _fill(UNet2DConditionModel.from_config, checkpoint.unet),
         _fill(AutoencoderKL.from_config, checkpoint.vae),
     )
-    networks.text.embeddings.position_ids = torch.arange(77)[None]  # the one buffer that no file holds
+    for text in networks.texts:
+        text.embeddings.position_ids = torch.arange(77)[None]  # the one buffer that no file holds
     checkpoint.check_unchanged()
     return networks
+
+
+def _text(config: dict[str, Any]) -> CLIPTextModel:
+    return CLIPTextModel(CLIPTextConfig.from_dict(config, attn_implementation="sdpa"))
 
 
 def _fill(make: Callable[[dict[str, Any]], Any], part: Part) -> Any:
@@ -86,7 +97,7 @@ def _read(part: Part, source: Mapping[str, str], expected: Mapping[str, Shape]) 
 def check_halves(networks: Networks) -> None:
     """ExportError where a weight has no finite value in float16."""
     large = []
-    for part, module in vars(networks).items():
+    for part, module in networks.named.items():
         floats = {name: tensor for name, tensor in module.state_dict().items() if tensor.is_floating_point()}
         largest = {name: tensor.abs().max() for name, tensor in floats.items()}
         large += [f"{part}.{name} ({weight:.0f})" for name, weight in largest.items() if weight > HALF_MAX]

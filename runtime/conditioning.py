@@ -29,11 +29,14 @@ BUDGET = 64 * 2**20  # bytes of each cache
 MOST_ROWS = 64  # chunks encoded at once: 12 layers of SD 1.x take 3 MB for each
 Floats = npt.NDArray[np.float32]
 V = TypeVar("V")
+Encoded = Mapping[str, Array]  # what a text engine gives for one chunk, by name: `context` [77,D], ...
 
 
 @dataclass(frozen=True)
 class NetworkRow:
     """One row of the U-Net's batch over the calls of a request: its weight in the guidance mix, and what it is fed.
+
+    What the text engine gives beside `context`, such as a pooled vector, is that of the text's first chunk.
 
     `variants` are the inputs by name, of the schedule's distinct texts; `which[i]` of them holds up to and including
     call `ends[i]`. An input with an axis T (`context` [77 * chunks, D]) is repeated along it where the call is longer.
@@ -58,7 +61,7 @@ class TextEncoder:
 
     def __init__(self, engines: EngineCache, concepts: Array, round_up: bool) -> None:
         self._engines, self._concepts, self._round_up = engines, concepts, round_up
-        self._chunks: _Recent[Array] = _Recent(BUDGET)  # (layers, tokens) -> context [77,D]
+        self._chunks: _Recent[Encoded] = _Recent(BUDGET)  # by layers and tokens
         self._rows: _Recent[NetworkRow] = _Recent(BUDGET)
 
     def rows(self, requests: Sequence[Resolved]) -> list[tuple[NetworkRow, ...]]:
@@ -71,20 +74,24 @@ class TextEncoder:
             counted = Counter(text.which)  # each counts as often as the schedule names it
             counts = [counted[i] for i in range(len(text.variants))]
             pieces = text.encoded()
-            contexts = np.stack([[encoded[layers, chunk.tokens] for layers, chunk in variant] for variant in pieces])
+            given = [[encoded[layers, chunk.tokens] for layers, chunk in variant] for variant in pieces]
+            contexts = np.stack([[chunk["context"] for chunk in variant] for variant in given])
             weights = np.array([[chunk.weights for chunk in variant] for variant in text.variants], dtype=np.float32)
             for i, layers in sorted({(i, layers) for variant in pieces for i, (layers, _) in enumerate(variant)}):
                 own = [place for place, variant in enumerate(pieces) if variant[i][0] == layers]
                 counted_here = [counts[place] for place in own]
                 contexts[own, i] = emphasise(contexts[own, i], weights[own, i], emphasis, counted_here)
-            variants = tuple({"context": context.reshape(-1, context.shape[-1])} for context in contexts)
+            laid_out = [context.reshape(-1, context.shape[-1]) for context in contexts]
+            variants = tuple(
+                {**first, "context": context} for (first, *_), context in zip(given, laid_out, strict=True)
+            )
             row = NetworkRow(text.weight, text.ends, text.which, variants)
             rows[text, emphasis] = row
             self._rows.put((text, emphasis), row, contexts.nbytes)
         return [tuple(rows[key] for key in each) for each in keys]
 
-    def _encode(self, texts: Iterable[Text]) -> dict[tuple[int, tuple[int, ...]], Array]:
-        """The context of every chunk of the texts at its depth; what is not remembered in one call per depth."""
+    def _encode(self, texts: Iterable[Text]) -> dict[tuple[int, tuple[int, ...]], Encoded]:
+        """Every chunk of the texts, encoded at its depth; what is not remembered in one call per depth."""
         keys = {(layers, chunk.tokens) for text in texts for variant in text.encoded() for layers, chunk in variant}
         contexts = {key: known for key in keys if (known := self._chunks.get(key)) is not None}
         for layers, group in groupby(sorted(keys - contexts.keys()), key=itemgetter(0)):
@@ -92,25 +99,27 @@ class TextEncoder:
             tokens = np.array([chunk for _, chunk in new], dtype=np.int64)
             with self._engines.use(Role("text", layers)) as engine:
                 encoded = self._run(engine, tokens)
-            for key, context in zip(new, encoded, strict=True):
-                contexts[key] = alone = context.copy()  # a view would keep its whole batch alive
-                self._chunks.put(key, alone, alone.nbytes)
+            for place, key in enumerate(new):
+                alone = {name: array[place].copy() for name, array in encoded.items()}  # views would keep their batch
+                contexts[key] = alone
+                self._chunks.put(key, alone, sum(array.nbytes for array in alone.values()))
         return contexts
 
-    def _run(self, engine: Engine, tokens: Array) -> Array:
-        """The contexts [R,77,D] of token rows [R,77], as many at once as the engine takes."""
+    def _run(self, engine: Engine, tokens: Array) -> dict[str, Array]:
+        """What the engine gives for token rows [R,77], by name; as many at once as it takes."""
         axes = engine.artefact.axes
         check_vectors(self._concepts, engine.artefact)
         limits = axes.get("R", AxisRange(1, 1, MOST_ROWS))
         most = min(limits.maximum, MOST_ROWS)
-        contexts = []
+        parts = []
         for start in range(0, len(tokens), most):
             rows = tokens[start : start + most]
             power_of_two = 1 << max(1, (len(rows) - 1).bit_length())
             size = max(limits.minimum, min(power_of_two, most) if self._round_up else len(rows))
             padded = np.pad(rows, ((0, size - len(rows)), (0, 0)), mode="edge")
-            contexts.append(engine.run({"tokens": padded, "concepts": self._concepts})["context"][: len(rows)])
-        return np.concatenate(contexts)
+            outputs = engine.run({"tokens": padded, "concepts": self._concepts})
+            parts.append({name: array[: len(rows)] for name, array in outputs.items()})
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def check_vectors(concepts: Array, text: Artefact) -> None:

@@ -1,7 +1,7 @@
 """One opened model: requests in, pictures out. Joins the parts and owns no arithmetic.
 
 The way of a request: `resolve` (every default, every refusal) -> `TextEncoder` (rows of the U-Net) -> `table` (the
-sampler's rows) -> `Driver` (the step engine) -> `_picture` (the decode engine) -> `Result`.
+sampler's rows) -> `Driver` (the step engine) -> `vae.decode` (the decode engine) -> `Result`.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from clipskip.engines.manifest import DECODE, STEP, ModelFacts, Role
 from clipskip.engines.shapes import LATENT
 from clipskip.engines.store import Store, build_command
 
-from . import metadata
-from .backends import Array, Backend
+from . import metadata, vae
+from .backends import Backend
 from .backends.providers import BY_TARGET
 from .batch import Image
 from .conditioning import NetworkRow, TextEncoder, check_vectors
 from .driver import Driver
 from .engine_cache import EngineCache
-from .errors import EngineIncompatible, NumericalError, RequestError
+from .errors import EngineIncompatible, RequestError
 from .fields import FLAG, at_least, shown
 from .inversions import Inversions, with_usable_names
 from .ledger import Ledger
@@ -207,7 +207,8 @@ class Pipeline:
         finally:
             self._driver.remove(images)
         clock.lap("denoise")
-        pictures = [[self._picture(image.latents, "the finished latents") for image in group] for group in groups]
+        what = "the finished latents"
+        pictures = [[vae.decode(self._engines, image.latents, what) for image in group] for group in groups]
         clock.lap("decode")
         made = zip(resolved, ledgers, groups, pictures, strict=True)
         results = tuple(self._result(*each, clock) for each in made)
@@ -273,17 +274,9 @@ class Pipeline:
             yield Image(made.rows, rows, latents, tree or noise, resolved.chunks, NOT_MASKED)
 
     def _previews(self, images: Sequence[Image], done: int) -> list[PIL.Image.Image]:
-        return [self._picture(each, f"the latents after call {done}") for each in self._driver.latents(images)]
-
-    def _picture(self, latents: Array, what: str) -> PIL.Image.Image:
-        """Decode [4,h,w] latents. NaN and infinity are an error, never a black picture."""
-        if not np.isfinite(latents).all():
-            raise NumericalError(f"{what} are not finite", hint="try a lower cfg, or engines at fp32")
-        with self._engines.use(DECODE) as engine:
-            outputs = engine.run({"latents": latents[None]})
-        if not outputs["finite"][0]:
-            raise NumericalError(f"the decoder's output for {what} is not finite", hint="try engines at fp32")
-        return PIL.Image.fromarray(outputs["image"][0])
+        return [
+            vae.decode(self._engines, each, f"the latents after call {done}") for each in self._driver.latents(images)
+        ]
 
     def _result(
         self,

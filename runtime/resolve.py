@@ -108,7 +108,7 @@ def resolve(
     request = replace(request, seed=seed, subseed=subseed)
     seeds = tuple(image_seeds(seed, subseed, request.subseed_strength, request.batch))
     spans = tuple(inversions.spans.items())
-    texts = parts.parse(request, skips, model.layers, evaluations, tokenizer, spans)
+    texts = parts.parse(request, skips, model.kept, evaluations, tokenizer, spans)
     limits.check_texts(texts)
     notes += parts.unused(request)
     if request.pad_cond_uncond:
@@ -175,8 +175,9 @@ def _clip_skips(
         raise RequestError(message, field="clip_skip_diffusers", hint="clip_skip is clip_skip_diffusers + 1")
     names = ("clip_skip", "clip_skip_diffusers", "negative_clip_skip")
     given = {name: value for name in names if (value := getattr(request, name)) is not None}
-    named = {name: parts.numbers(name, value, model.layers) for name, value in given.items()}
-    depths = {name: parts.depths(name, value, evaluations, model.layers) for name, value in given.items()}
+    most = len(model.kept) - 1
+    named = {name: parts.numbers(name, value, most) for name, value in given.items()}
+    depths = {name: parts.depths(name, value, evaluations, most) for name, value in given.items()}
     own = depths.get("clip_skip", depths.get("clip_skip_diffusers", ((evaluations, model.recommended_clip_skip),)))
     negative = depths.get("negative_clip_skip", own)
     skip = request.clip_skip if isinstance(request.clip_skip, str) else own[0][1]
@@ -189,7 +190,7 @@ def _clip_skips(
         for value in values
         if value != math.floor(value)
     ]
-    used = {"clip_skip": {each for _, each in own} | {*parts.tagged(request.prompt, model.layers).values()}}
+    used = {"clip_skip": {each for _, each in own} | {*parts.tagged(request.prompt, most).values()}}
     if (recommended := model.recommended_clip_skip) > 1:  # 1 is nobody's recommendation
         if not given.keys() & {"clip_skip", "clip_skip_diffusers"}:
             notes.append(f"no clip_skip was given: {skip} is used, which the model recommends")

@@ -184,7 +184,7 @@ def build(args: argparse.Namespace) -> Outcome:
     numbers = {name: fields.whole(name, given[name]) for name in ("max_batch", "max_chunks") if name in given}
     options = shapes.BuildOptions(
         sizes=shapes.parse_sizes(args.sizes) if args.sizes else None,
-        layers=None if skips is None else shapes.kept_layers(skips, store.manifest().model.layers),
+        layers=None if skips is None else shapes.kept_layers(skips, store.manifest().model.kept),
         compute_capabilities=tuple(args.compute_capability),
         workspace=fields.whole("workspace", args.workspace) << 20 if args.workspace else None,
         **numbers,
@@ -217,7 +217,7 @@ def _forms(args: argparse.Namespace, given: Mapping[str, object]) -> Outcome:
         raise BackendUnavailable(f"building forms needs {package}", hint=hints.install(package)) from error
     skips, variant = _skips(args.skips), "cpu" if args.target == "onnxruntime" else "cuda"
     store = Store(args.store)
-    layers = None if skips is None else shapes.kept_layers(skips, store.manifest().model.layers)
+    layers = None if skips is None else shapes.kept_layers(skips, store.manifest().model.kept)
     with output.stages() as say:
         built = run(store, variant, progress=say, layers=layers)
     engines = [{"role": name, "rebuilt": took is not None, "seconds": took or 0.0} for name, took in built.items()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
@@ -162,18 +162,18 @@ def _skip(field: str, said: float | str, layers: int) -> int:
 def parse(
     request: Request,
     skips: tuple[Depths, Depths],
-    model_layers: int,
+    kept: Sequence[int],
     evaluations: int,
     tokenizer: Tokenizer,
     spans: Spans,
 ) -> tuple[Text, ...]:
     """The texts that weigh something: parts of the prompt, the negative prompt; `skips` are the one's and the other's.
 
-    `<word:...>` tags are no text of the prompt; in the negative they are. RequestError for a weight within a text
-    beyond 10, too many parts or variants.
+    `kept`: how many layers of the text encoder clip skip 1, 2, ... leaves. `<word:...>` tags are no text of the prompt;
+    in the negative they are. RequestError for a weight within a text beyond 10, too many parts or variants.
     """
-    said = tagged(request.prompt, model_layers)
-    marked = _CLIP_SKIP.sub(lambda tag: f"{MARKS[0]}{model_layers + 1 - said[tag[1]]}{MARKS[1]}", request.prompt)
+    said = tagged(request.prompt, len(kept) - 1)
+    marked = _CLIP_SKIP.sub(lambda tag: f"{MARKS[0]}{kept[said[tag[1]] - 1]}{MARKS[1]}", request.prompt)
     parts, rest = _mix(replace(request, prompt=marked))
     if len(parts) > MOST_PARTS:
         message = f"the prompt has {len(parts)} parts; {MOST_PARTS} is the limit"
@@ -183,17 +183,17 @@ def parse(
     how = evaluations, request.emphasis, request.comma_backtrack, tokenizer, spans
     longest = max(len(text) for text, _, _ in weighted)
     variants = _variants if longest * evaluations <= LARGEST_REMEMBERED else _variants.__wrapped__
-    return tuple(_at_depths(weight, variants(text, *how), own, model_layers) for text, weight, own in weighted)
+    return tuple(_at_depths(weight, variants(text, *how), own, kept) for text, weight, own in weighted)
 
 
-def _at_depths(weight: float, text: Variants, skips: Depths, layers: int) -> Text:
+def _at_depths(weight: float, text: Variants, skips: Depths, kept: Sequence[int]) -> Text:
     """The text whose variants differ in what they say, in the depth that they are encoded at, or in both."""
     (ends, which, variants), changes = text, [end for end, _ in skips]
     both = sorted({*ends, *changes})
-    pairs = [(which[bisect_left(ends, end)], layers + 1 - skips[bisect_left(changes, end)][1]) for end in both]
+    pairs = [(which[bisect_left(ends, end)], kept[skips[bisect_left(changes, end)][1] - 1]) for end in both]
     places = {pair: place for place, pair in enumerate(dict.fromkeys(pairs))}
-    said, kept = tuple(variants[place] for place, _ in places), tuple(depth for _, depth in places)
-    return Text(weight, tuple(both), tuple(places[pair] for pair in pairs), said, kept)
+    said, layers = tuple(variants[place] for place, _ in places), tuple(depth for _, depth in places)
+    return Text(weight, tuple(both), tuple(places[pair] for pair in pairs), said, layers)
 
 
 def _mix(request: Request) -> tuple[list[tuple[str, float]], float]:

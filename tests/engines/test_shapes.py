@@ -59,10 +59,10 @@ def test_a_batch_of_four_and_three_chunks_give_the_rows_of_network_and_text_engi
 
 
 def test_clip_skips_are_depths_in_the_words_of_a_request() -> None:
-    assert kept_layers([1, 13, 2, 1], 12) == [0, 11, 12]
+    assert kept_layers([1, 13, 2, 1], range(12, -1, -1)) == [0, 11, 12]
     for skip in (0, 14):
         with pytest.raises(RequestError, match=rf"clip_skip must be 1\.\.13, not {skip}: it counts from 1") as caught:
-            kept_layers([skip], 12)
+            kept_layers([skip], range(12, -1, -1))
         assert caught.value.hint == "clip_skip_diffusers takes diffusers' own numbers, 0..12"
 
 

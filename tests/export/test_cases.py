@@ -27,7 +27,7 @@ def networks(tiny: Path) -> Networks:
 
 @pytest.fixture(scope="module")
 def deepest(store: Store, networks: Networks) -> list[Case]:
-    return cases.text(networks.text, store.manifest().model, half=False)[-1]
+    return cases.text(networks.texts[0], store.manifest().model, half=False)[-1]
 
 
 def scaled(network: torch.nn.Module, name: str) -> torch.nn.Module:
@@ -42,7 +42,7 @@ def path_of(store: Store, role: str) -> Path:
 
 
 def test_a_text_matrix_scaled_by_two_percent_fails_below_it_only(store: Store, networks: Networks) -> None:
-    wrong = scaled(networks.text, "encoder.layers.1.mlp.fc2.weight")
+    wrong = scaled(networks.texts[0], "encoder.layers.1.mlp.fc2.weight")
     trials = cases.text(wrong, store.manifest().model, half=False)
     for depth in (0, 1):
         assert gates.measure(Role("text"), path_of(store, f"text-{depth:02}"), trials[depth])["relative_l2"] <= 1e-5
@@ -98,7 +98,7 @@ def test_one_zeroed_token_of_77_is_seen(deepest: list[Case]) -> None:
 
 
 def test_half_precision_may_be_twice_as_wrong_as_torchs_own_and_no_more(store: Store, networks: Networks) -> None:
-    text = copy.deepcopy(networks.text)  # it is left in float16
+    text = copy.deepcopy(networks.texts[0])  # it is left in float16
     trial = cases.text(text, store.manifest().model, half=True)[3][1]
     path = path_of(store, "text-03")
     assert 1e-4 < gates.measure(Role("text"), path, [trial])["torch_fp16_relative_l2"] < 4e-3

@@ -22,7 +22,7 @@ from clipskip.export.models import load
 MISSING = object()
 VALUES = [MISSING, None, "x", [], [1.5], {}, -1, 0, 10**400, 1e308, float("nan"), float("inf"), True, False, "../x\n"]
 CONFIGS = {
-    "text": "text_encoder/config.json",
+    "texts": "text_encoder/config.json",
     "unet": "unet/config.json",
     "vae": "vae/config.json",
     "scheduler": "scheduler/scheduler_config.json",
@@ -37,11 +37,17 @@ def sound(sample_checkpoint: Path) -> Checkpoint:
 
 def changed(checkpoint: Checkpoint, name: str, field: str, value: Any) -> Checkpoint:
     """The checkpoint with another value in one field of one configuration."""
-    part = getattr(checkpoint, name)
+    part = part_of(checkpoint, name)
     config = {**(part.config if isinstance(part, Part) else part), field: value}
     if value is MISSING:
         del config[field]
-    return replace(checkpoint, **{name: replace(part, config=config) if isinstance(part, Part) else config})
+    other = replace(part, config=config) if isinstance(part, Part) else config
+    return replace(checkpoint, **{name: (other,) if name == "texts" else other})
+
+
+def part_of(checkpoint: Checkpoint, name: str) -> Any:
+    """What has this name; of the text encoders the only one."""
+    return checkpoint.texts[0] if name == "texts" else getattr(checkpoint, name)
 
 
 def problem(checkpoint: Checkpoint) -> CheckpointError | None:
@@ -57,7 +63,7 @@ def problem(checkpoint: Checkpoint) -> CheckpointError | None:
 def test_whatever_a_configuration_holds_is_sound_facts_or_an_error_that_names_file_and_field(
     sound: Checkpoint, name: str
 ) -> None:
-    part = getattr(sound, name)
+    part = part_of(sound, name)
     for field in part.config if isinstance(part, Part) else part:
         for error in filter(None, (problem(changed(sound, name, field, value)) for value in VALUES)):
             if isinstance(error, UnsupportedModelError):  # of the right type, and another model's
@@ -114,8 +120,8 @@ def test_a_configuration_is_refused_before_torch_is_imported(sample_checkpoint: 
         ("unet", "act_fn", "nonsense"),
         ("unet", "norm_num_groups", 7),
         ("unet", "down_block_types", ["NoSuchBlock"] * 4),
-        ("text", "hidden_act", "nonsense"),
-        ("text", "num_attention_heads", 7),
+        ("texts", "hidden_act", "nonsense"),
+        ("texts", "num_attention_heads", 7),
         ("vae", "norm_num_groups", 5),
     ],
 )

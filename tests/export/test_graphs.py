@@ -77,12 +77,12 @@ def test_a_textual_inversion_enters_before_the_first_layer(
     tokens = rng.integers(0, 56 + 3, (rows, 77))
     concepts = rng.standard_normal((3, 32)).astype(np.float32)
     got = session(store, f"text-{depth:02}").run(None, {"tokens": tokens, "concepts": concepts})[0]
-    table = torch.cat([networks.text.embeddings.token_embedding.weight, torch.from_numpy(concepts)])
-    hidden = table[torch.from_numpy(tokens)] + networks.text.embeddings.position_embedding.weight
+    table = torch.cat([networks.texts[0].embeddings.token_embedding.weight, torch.from_numpy(concepts)])
+    hidden = table[torch.from_numpy(tokens)] + networks.texts[0].embeddings.position_embedding.weight
     causal = torch.full((77, 77), -torch.inf).triu(1)
-    for layer in networks.text.encoder.layers[:depth]:
+    for layer in networks.texts[0].encoder.layers[:depth]:
         hidden = layer(hidden, causal[None, None])
-    assert relative(got, networks.text.final_layer_norm(hidden).numpy()) <= 1e-6
+    assert relative(got, networks.texts[0].final_layer_norm(hidden).numpy()) <= 1e-6
 
 
 def plain_step(unet: torch.nn.Module, feeds: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -23,7 +23,7 @@ EditWeights = Callable[..., None]
 
 def loaded(path: Path) -> dict[str, torch.Tensor]:
     networks = load(open_checkpoint(path))
-    return {f"{part}.{name}": value for part, net in vars(networks).items() for name, value in net.state_dict().items()}
+    return {f"{part}.{name}": value for part, net in networks.named.items() for name, value in net.state_dict().items()}
 
 
 def test_old_names_give_the_same_networks(tiny: Path, checkpoint: Path, edit_weights: EditWeights) -> None:

@@ -71,7 +71,7 @@ def test_attention_and_group_norm_stay_single_nodes(store: Store) -> None:
 @pytest.fixture(scope="module")
 def hidden(sample_store: Path, sample_checkpoint: Path) -> tuple[npt.NDArray[np.int64], list[npt.NDArray[np.float32]]]:
     """Two rows of tokens, and what transformers makes of them at each depth."""
-    encoder = load(open_checkpoint(sample_checkpoint)).text
+    encoder = load(open_checkpoint(sample_checkpoint)).texts[0]
     tokens = np.random.default_rng(0).integers(0, Store(sample_store).manifest().model.vocabulary, (2, 77))
     with torch.no_grad():
         states = encoder(torch.from_numpy(tokens), output_hidden_states=True).hidden_states

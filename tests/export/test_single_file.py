@@ -91,8 +91,8 @@ def test_a_model_in_one_file_is_the_model_in_a_folder(tiny: Path, one_file: Path
     source = open_checkpoint(one_file)
     assert list(source.sources) == ["my model.safetensors"]
     folder, file = load(open_checkpoint(tiny)), load(source)
-    for part, network in vars(folder).items():
-        found = getattr(file, part).state_dict()
+    for part, network in folder.named.items():
+        found = file.named[part].state_dict()
         assert found.keys() == network.state_dict().keys()
         assert all(torch.equal(value, found[name]) for name, value in network.state_dict().items())
 
@@ -331,7 +331,7 @@ def test_a_file_of_moving_averages_alone_is_named_for_them_a17(one_file: Path) -
 def test_positions_of_any_type_are_replaced(tiny: Path, one_file: Path, dtype: torch.dtype) -> None:
     positions = {"cond_stage_model.transformer.text_model.embeddings.position_ids": torch.arange(77).to(dtype)[None]}
     save_file(load_file(one_file) | positions, one_file)
-    assert torch.equal(load(open_checkpoint(one_file)).text.embeddings.position_ids, torch.arange(77)[None])
+    assert torch.equal(load(open_checkpoint(one_file)).texts[0].embeddings.position_ids, torch.arange(77)[None])
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8, torch.int64])
