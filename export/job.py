@@ -16,12 +16,13 @@ from clipskip.engines.errors import EngineMissing, ManifestError, RequestError
 from clipskip.engines.manifest import DECODE, ENCODE, STEP, Identity, Manifest, ModelFacts, Role
 from clipskip.engines.shapes import kept_layers
 from clipskip.engines.store import read_manifest
-from clipskip.export import family
+from clipskip.export import families
 from clipskip.export.checkpoint import Checkpoint, open_checkpoint
 
 # What decides which graphs a checkpoint gives: a store made by another version of it is stale.
 GRAPH_WRITERS = (
-    "build.py", "checkpoint.py", "family.py", "graphs.py", "models.py", "names.py", "onnxfile.py", "tokenizer.py",
+    "build.py", "checkpoint.py", "graphs.py", "models.py", "names.py", "onnxfile.py", "tokenizer.py",
+    *(f"families/{name}.py" for name in ("__init__", "family", "sd1")),
     *(f"../engines/forms/{name}.py" for name in ("__init__", "attention", "cpu", "norms", "rewrite")),
 )  # fmt: skip
 TARGET = "onnx"
@@ -88,7 +89,7 @@ def export(
     earlier = None
     with suppress(EngineMissing, ManifestError):
         earlier = read_manifest(out).model
-    facts = family.facts(source, recommended_clip_skip, prediction, earlier)
+    facts = families.facts(source, recommended_clip_skip, prediction, earlier)
     identities = _identities(facts, precision, skips, out)
     needs = PRECISIONS[precision] * source.weights
     with publish.build(out, f"{TARGET}-{precision}", identities, progress=progress, model=facts, needs=needs) as draft:

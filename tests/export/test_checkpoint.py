@@ -18,7 +18,7 @@ from clipskip.engines import hints, manifest
 from clipskip.engines.manifest import Manifest
 from clipskip.errors import CheckpointError, ExportError, UnsafeFileError, UnsupportedModelError
 from clipskip.export.checkpoint import Checkpoint, open_checkpoint
-from clipskip.export.family import facts
+from clipskip.export.families import facts
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 

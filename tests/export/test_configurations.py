@@ -16,7 +16,7 @@ from clipskip.engines import manifest
 from clipskip.engines.manifest import Manifest
 from clipskip.errors import CheckpointError, UnsupportedModelError
 from clipskip.export.checkpoint import Checkpoint, Part, open_checkpoint
-from clipskip.export.family import facts
+from clipskip.export.families import facts
 from clipskip.export.models import load
 
 MISSING = object()

@@ -34,7 +34,7 @@ from clipskip.errors import (
 )
 from clipskip.export import build, cases, export, job
 from clipskip.export.checkpoint import open_checkpoint
-from clipskip.export.family import facts
+from clipskip.export.families import facts
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 

@@ -19,7 +19,7 @@ from clipskip.errors import CheckpointError, UnsupportedModelError
 from clipskip.export import checkpoint as checkpoints
 from clipskip.export import names, tokenizer
 from clipskip.export.checkpoint import open_checkpoint
-from clipskip.export.family import facts
+from clipskip.export.families import facts
 from clipskip.export.models import load
 
 SPELLINGS = {  # today's name -> the original one, where blocks are not numbered

@@ -11,7 +11,7 @@ import pytest
 
 from clipskip.errors import RequestError, UnsupportedModelError
 from clipskip.export.checkpoint import open_checkpoint
-from clipskip.export.family import facts
+from clipskip.export.families import facts
 from clipskip.export.names import describe_keys
 
 
