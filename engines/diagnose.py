@@ -79,7 +79,7 @@ def diagnose(
     precision = "fp16" if target not in PROVIDERS or made == {"fp16"} else "fp32"
     exact, graph = right.find(role, "onnx", precision), store.find(role, "onnx", precision, variant)
     facts, limit = right.manifest().model, FP32_RELATIVE
-    feeds = trials.of(role, facts, precision == "fp16")
+    feeds = trials.of(role, facts, precision == "fp16", graph.inputs)
     if target not in PROVIDERS or facts.size_step > LATENT:
         feeds = feeds[:1]  # an engine is built for one shape, and graphs of old stores take no odd one
     if precision == "fp16":

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from clipskip.engines.gates import Array, Arrays
-from clipskip.engines.manifest import ModelFacts, Role
+from clipskip.engines.manifest import ModelFacts, Port, Role
 from clipskip.engines.shapes import LATENT, SLOTS, TOKENS
 
 
-def of(role: Role, facts: ModelFacts, half: bool) -> list[Arrays]:
-    """The inputs for a graph; the step looks at made-up contexts."""
+def of(role: Role, facts: ModelFacts, half: bool, ports: Sequence[Port]) -> list[Arrays]:
+    """The inputs for a graph with these ports; the step looks at made-up contexts."""
     if role.part == "step":
-        return step(np.random.default_rng(4).standard_normal((2, TOKENS, facts.width)), half)
+        return step(np.random.default_rng(4).standard_normal((2, TOKENS, facts.width)), half, ports)
     return {"text": lambda: text(facts), "decode": decode, "encode": encode}[role.part]()
 
 
@@ -27,18 +29,26 @@ def text(facts: ModelFacts) -> list[Arrays]:
     return [{"tokens": np.array(rows), "concepts": concepts} for rows in ([empty], [full, empty])]
 
 
-def step(context: Array, half: bool) -> list[Arrays]:
+def step(context: Array, half: bool, ports: Sequence[Port]) -> list[Arrays]:
     """One image at timestep 999; two at 1 and 999, of a size that no block halves evenly, the second of them masked.
 
-    `context`: [2, T, D], what a text encoder made of two texts.
+    `context`: [2, T, D], what a text encoder made of two texts. What else the ports list is random.
     """
-    return [
+    feeds = [
         _step(context, [999.0], np.ones((1, 1, 8, 8)), half),
         _step(
             np.concatenate([context[[0, 1, 1]]] * 2, axis=1), [1.0, 999.0],
             np.stack([np.ones((1, 17, 9)), np.random.default_rng(0).uniform(0, 1, (1, 17, 9))]), half,
         ),
     ]  # fmt: skip
+    rng = np.random.default_rng(5)
+    for feed in feeds:
+        (images, _, h, w), rows = feed["mask"].shape, len(feed["rows"])
+        for port in ports:
+            if port.name not in feed:
+                sizes = port.sized({"B": images, "N": rows, "h": h, "w": w})
+                feed[port.name] = rng.standard_normal(sizes).astype(port.dtype)
+    return list(feeds)
 
 
 def _step(context: Array, timesteps: list[float], mask: Array, half: bool) -> dict[str, Array]:

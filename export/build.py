@@ -34,7 +34,6 @@ def build(draft: Draft, source: Checkpoint, facts: ModelFacts, say: Callable[[st
     precision = next(iter(draft.wanted)).precision
     half = precision == "fp16"
     networks = models.load(source)
-    (text,) = networks.texts
     if half:
         models.check_halves(networks)
     vocabulary = tokenizer.filled(source.vocabulary, facts.vocabulary)
@@ -47,15 +46,17 @@ def build(draft: Draft, source: Checkpoint, facts: ModelFacts, say: Callable[[st
     texts = sorted(role for role in roles if role.part == "text")
     if texts or STEP in roles:
         say("asking torch for the contexts")
-        depths = cases.text(text, facts, half)
+        depths = cases.text(networks, facts, half)
     if texts:
-        settle(text)
+        for text in networks.texts:
+            settle(text)
         trials = {role: depths[role.layers or 0] for role in texts}
-        write(graphs.text_graph(text, facts, precision), trials)
+        write(graphs.text_graph(networks, facts, precision), trials)
     if STEP in roles:
-        trials = {STEP: cases.step(networks.unet, depths[-1][-1].exact["context"], half)}
+        step = graphs.step_graph(networks, facts, precision)
+        trials = {STEP: cases.step(step, depths[facts.kept[0]][-1].exact["context"], half)}
         settle(networks.unet)
-        write(graphs.step_graph(networks.unet, facts, precision), trials)
+        write(step, trials)
     if roles & {DECODE, ENCODE}:
         trials = {DECODE: cases.decode(networks.vae), ENCODE: cases.encode(networks.vae, half)}  # the latter halves it
         settle(networks.vae)
@@ -82,8 +83,10 @@ def _write(
         for role, expected in trials.items():
             piece, outputs = model, graph.outputs
             if role.layers is not None:
-                deepest = graph.outputs[role.layers]
-                piece, outputs = onnxfile.cut(model, deepest.name, "context"), (replace(deepest, name="context"),)
+                names = {f"context-{role.layers:02}": "context"}
+                names |= {port.name: port.name for port in outputs if not port.name.startswith("context-")}
+                outputs = tuple(replace(port, name=names[port.name]) for port in outputs if port.name in names)
+                piece = onnxfile.cut(model, names)
             piece.metadata_props[ROLE] = str(role)
             for identity in sorted(identity for identity in draft.wanted if identity.role == role):
                 rewrite(piece, FORMS[identity.variant][role.part] if identity.variant else COMMON)

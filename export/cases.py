@@ -7,40 +7,67 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
 from clipskip.engines import trials
 from clipskip.engines.gates import Array, Arrays, Case
 from clipskip.engines.manifest import ModelFacts
-from clipskip.export.graphs import Decode, Encode, Step
+from clipskip.export import graphs
+from clipskip.export.graphs import Decode, Encode, Graph
+from clipskip.export.models import Networks
 
 
-def text(encoder: CLIPTextModel, facts: ModelFacts, half: bool) -> list[list[Case]]:
-    """For each depth its cases: transformers' own hidden states, LayerNormed, with textual inversions in the prompt."""
+def text(networks: Networks, facts: ModelFacts, half: bool) -> dict[int, list[Case]]:
+    """For each depth its cases: transformers' own hidden states, with textual inversions in the prompt."""
     feeds = trials.text(facts)
-    exact = [_depths(encoder, **feed) for feed in feeds]
-    none: list[Arrays] = [{}] * (facts.layers + 1)
-    halves = [_depths(encoder.half(), **feed) if half else none for feed in feeds]
+    exact = [_depths(networks, facts, **feed) for feed in feeds]
+    for encoder in networks.texts if half else ():
+        encoder.half()
+    halves = [_depths(networks, facts, **feed) if half else {} for feed in feeds]
     runs = list(zip(feeds, exact, halves, strict=True))
-    return [[Case(feed, wide[depth], low[depth]) for feed, wide, low in runs] for depth in range(facts.layers + 1)]
+    return {depth: [Case(feed, wide[depth], low.get(depth, {})) for feed, wide, low in runs] for depth in exact[0]}
 
 
-def _depths(encoder: CLIPTextModel, tokens: Array, concepts: Array) -> list[Arrays]:
-    """What each text graph is to give: transformers runs with the concepts appended to its table of embeddings."""
+def _depths(networks: Networks, facts: ModelFacts, tokens: Array, concepts: Array) -> dict[int, Arrays]:
+    """What each text graph is to give, by the layers that it keeps."""
+    contexts: dict[int, list[Array]] = {depth: [] for depth in graphs.depths(facts)}
+    pooled: dict[str, Array] = {}
+    parts = np.split(concepts, np.cumsum([encoder.config.hidden_size for encoder in networks.texts])[:-1], axis=1)
+    for encoder, use, learnt in zip(networks.texts, networks.family.encoders, parts, strict=True):
+        rows, ends = tokens.tolist(), []
+        for row in rows:
+            ends.append(row.index(networks.end) if networks.end in row else None)
+            if use.padding is not None and ends[-1] is not None:
+                row[ends[-1] + 1 :] = [use.padding] * (len(row) - ends[-1] - 1)
+        with torch.no_grad():
+            hidden = _hidden(encoder, torch.tensor(rows), torch.from_numpy(learnt))
+            normed = [encoder.final_layer_norm(state) for state in hidden]
+            for depth, context in contexts.items():
+                context.append((normed if use.normed else hidden)[depth - facts.layers - 1].float().numpy())
+            if use.pooled:
+                last = [
+                    state[end] if end is not None else state[0] * 0 for state, end in zip(normed[-1], ends, strict=True)
+                ]
+                pooled["pooled"] = encoder.text_projection(torch.stack(last)).float().numpy()
+    return {depth: {"context": np.concatenate(context, axis=-1), **pooled} for depth, context in contexts.items()}
+
+
+def _hidden(encoder: CLIPTextModel, tokens: Tensor, concepts: Tensor) -> tuple[Tensor, ...]:
+    """transformers' hidden states, with the concepts appended to the table of embeddings."""
     name = "embeddings.token_embedding.weight"
     table = encoder.state_dict()[name]
-    longer = torch.cat([table, torch.from_numpy(concepts).to(table.dtype)])
-    arguments = {"input_ids": torch.from_numpy(tokens), "output_hidden_states": True}
-    with torch.no_grad():
-        hidden = torch.func.functional_call(encoder, {name: longer}, (), arguments).hidden_states
-        return [{"context": encoder.final_layer_norm(state).float().numpy()} for state in hidden]
+    longer = torch.cat([table, concepts.to(table.dtype)])
+    arguments = {"input_ids": tokens, "output_hidden_states": True}
+    states: tuple[Tensor, ...] = torch.func.functional_call(encoder, {name: longer}, (), arguments).hidden_states
+    return states
 
 
-def step(unet: UNet2DConditionModel, context: Array, half: bool) -> list[Case]:
-    return _cases(Step(unet), half, ["next_state"], trials.step(context, half))
+def step(graph: Graph, context: Array, half: bool) -> list[Case]:
+    return _cases(graph.module, half, ["next_state"], trials.step(context, half, graph.inputs))
 
 
 def decode(vae: AutoencoderKL) -> list[Case]:

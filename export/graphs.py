@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +13,14 @@ from transformers import CLIPTextModel
 
 from clipskip.engines.manifest import AxisRange, Dim, ModelFacts, Port
 from clipskip.engines.shapes import LATENT, SLOTS, TOKENS
+from clipskip.export.families.family import INPAINTING, Family
+from clipskip.export.models import Networks
 
 FLOATS = {"fp32": "float32", "fp16": "float16"}  # a port's type by the precision of the network
 B, N, R, T, E, H, W = map(Dim, "BNRTEhw")  # images, rows of the U-Net, rows of text, tokens, concepts, latent size
 _LATENTS = (B, 4, H, W)
+# What a U-Net of more channels sees behind the latents, in this order.
+INPAINTING_PORTS = (Port("inpaint_mask", "float32", (B, 1, H, W)), Port("inpaint_latents", "float32", _LATENTS))
 _PICTURE = Port("image", "uint8", (B, Dim("h", LATENT), Dim("w", LATENT), 3))
 
 
@@ -30,22 +35,45 @@ class Graph:
 
 
 class Text(nn.Module):
-    """Token ids -> the context at every depth: LN(h[0]), LN(h[1]), ..., the checkpoint's own final LayerNorm."""
+    """Token ids -> the context at each of the depths, all encoders side by side; then what else they give.
 
-    def __init__(self, encoder: CLIPTextModel) -> None:
+    A depth is named after the layers that the first encoder keeps; the others leave out as many as it does.
+    """
+
+    def __init__(self, networks: Networks, facts: ModelFacts) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.encoders = nn.ModuleList(networks.texts)
+        self.uses, self.end, self.vocabulary = networks.family.encoders, networks.end, facts.vocabulary
+        self.left_out = [facts.layers - depth for depth in depths(facts)]
 
     def forward(self, tokens: Tensor, concepts: Tensor) -> tuple[Tensor, ...]:
-        table = self.encoder.embeddings.token_embedding
-        own = table(tokens.clamp(max=table.num_embeddings - 1))
-        learnt = concepts[(tokens - table.num_embeddings).clamp(min=0)].to(own.dtype)
-        is_learnt = (tokens >= table.num_embeddings)[..., None]
-        hidden = torch.where(is_learnt, learnt, own) + self.encoder.embeddings.position_embedding.weight
-        depths = [hidden]
-        for layer in self.encoder.encoder.layers:
-            depths.append(layer(depths[-1], None, is_causal=True))
-        return tuple(self.encoder.final_layer_norm(state) for state in depths)
+        is_end = tokens == self.end
+        ended = is_end.float() @ torch.ones(TOKENS, TOKENS).triu(1) > 0  # an end token came before
+        contexts: list[list[Tensor]] = [[] for _ in self.left_out]
+        pooled = []
+        encoders: Any = self.encoders
+        parts = torch.split(concepts, [encoder.config.hidden_size for encoder in encoders], dim=-1)
+        for encoder, use, learnt in zip(encoders, self.uses, parts, strict=True):
+            padded = tokens if use.padding is None else torch.where(ended, use.padding, tokens)
+            states = self.states(encoder, padded, learnt)
+            for context, left_out in zip(contexts, self.left_out, strict=True):
+                state = states[len(states) - 1 - left_out]
+                context.append(encoder.final_layer_norm(state) if use.normed else state)
+            if use.pooled:
+                last = torch.where((is_end & ~ended)[..., None], encoder.final_layer_norm(states[-1]), 0.0)
+                pooled.append(encoder.text_projection(last.sum(dim=1)))
+        return *(torch.cat(context, dim=-1) for context in contexts), *pooled
+
+    def states(self, encoder: CLIPTextModel, tokens: Tensor, concepts: Tensor) -> list[Tensor]:
+        """What goes into the first layer and comes out of each."""
+        table = encoder.embeddings.token_embedding
+        own = table(tokens.clamp(max=self.vocabulary - 1))
+        learnt = concepts[(tokens - self.vocabulary).clamp(min=0)].to(own.dtype)
+        hidden = torch.where((tokens >= self.vocabulary)[..., None], learnt, own)
+        states = [hidden + encoder.embeddings.position_embedding.weight]
+        for layer in encoder.encoder.layers:
+            states.append(layer(states[-1], None, is_causal=True))
+        return states
 
 
 class Upsample(nn.Module):
@@ -63,20 +91,24 @@ class Upsample(nn.Module):
 class Step(nn.Module):
     """One denoising step of a whole batch: U-Net, guidance, inpainting mask, solver."""
 
-    def __init__(self, unet: UNet2DConditionModel) -> None:
+    def __init__(self, unet: UNet2DConditionModel, family: Family, added: Sequence[Port] = ()) -> None:
         super().__init__()
-        self.unet = unet
+        self.unet, self.family = unet, family
+        self.added = [port.name for port in added]
         unet.num_upsamplers = 20  # no size is a multiple of 2**20, so diffusers tells each the size of what it joins
         for block in unet.up_blocks:
             block.upsamplers = block.upsamplers and nn.ModuleList(map(Upsample, block.upsamplers))
 
     def forward(
         self, state: Tensor, rows: Tensor, c_in: Tensor, timestep: Tensor, context: Tensor, mix: Tensor,
-        mask: Tensor, known: Tensor, pull: Tensor, noise: Tensor, update: Tensor,
+        mask: Tensor, known: Tensor, pull: Tensor, noise: Tensor, update: Tensor, *added: Tensor,
     ) -> Tensor:  # fmt: skip
         point = state[:, 0]
-        seen = (point * c_in[:, None, None, None])[rows].to(context.dtype)
-        out = self.unet(seen, timestep[rows], context, return_dict=False)[0].float()
+        inputs = dict(zip(self.added, added, strict=True))
+        joined = [inputs[port.name] for port in INPAINTING_PORTS if port.name in inputs]
+        seen = torch.cat([point * c_in[:, None, None, None], *joined], dim=1)[rows].to(context.dtype)
+        conditions = self.family.conditions(inputs, rows)
+        out = self.unet(seen, timestep[rows], context, return_dict=False, **conditions)[0].float()
         # Summed over the first axis, row by row: a matrix product would round differently for every size of batch.
         # A row of weight 0 is another image's: were it multiplied, its NaN would be everybody's.
         weights = mix.T[:, :, None, None, None]
@@ -117,16 +149,27 @@ class Encode(nn.Module):
         return moments.mean.float() * scale, (moments.logvar.float() / 2).exp() * scale
 
 
-def text_graph(encoder: CLIPTextModel, facts: ModelFacts, precision: str) -> Graph:
+def depths(facts: ModelFacts) -> list[int]:
+    """All numbers of layers that text graphs keep."""
+    return sorted({*facts.kept})
+
+
+def text_graph(networks: Networks, facts: ModelFacts, precision: str) -> Graph:
     """All depths in one graph; `onnxfile.cut` makes one graph of each."""
-    shape = R, TOKENS, facts.width
-    outputs = tuple(Port(f"context-{depth:02}", FLOATS[precision], shape) for depth in range(facts.layers + 1))
+    shape, dtype = (R, TOKENS, facts.width), FLOATS[precision]
+    contexts = tuple(Port(f"context-{depth:02}", dtype, shape) for depth in depths(facts))
+    used = zip(networks.texts, networks.family.encoders, strict=True)
+    pooled = tuple(Port("pooled", dtype, (R, text.config.projection_dim)) for text, use in used if use.pooled)
     tokens, concepts = Port("tokens", "int64", (R, TOKENS)), Port("concepts", "float32", (E, facts.width))
-    return Graph("text", Text(encoder), (tokens, concepts), outputs)
+    return Graph("text", Text(networks, facts), (tokens, concepts), contexts + pooled)
 
 
-def step_graph(unet: UNet2DConditionModel, facts: ModelFacts, precision: str) -> Graph:
-    """The signature is section 3 of the design, letter for letter."""
+def step_graph(networks: Networks, facts: ModelFacts, precision: str) -> Graph:
+    """The signature is section 3 of the design, letter for letter, and what the model has beside it."""
+    unet, family = networks.unet, networks.family
+    added = (INPAINTING_PORTS if unet.config.in_channels == INPAINTING else ()) + family.inputs(
+        unet.config, FLOATS[precision]
+    )
     state = B, SLOTS, *_LATENTS[1:]
     inputs = (
         Port("state", "float32", state),
@@ -140,8 +183,9 @@ def step_graph(unet: UNet2DConditionModel, facts: ModelFacts, precision: str) ->
         Port("pull", "float32", (B, 2)),
         Port("noise", "float32", _LATENTS),
         Port("update", "float32", (B, SLOTS, SLOTS + 2)),
+        *added,
     )
-    return Graph("step", Step(unet), inputs, (Port("next_state", "float32", state),))
+    return Graph("step", Step(unet, family, added), inputs, (Port("next_state", "float32", state),))
 
 
 def decode_graph(vae: AutoencoderKL) -> Graph:

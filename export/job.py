@@ -22,7 +22,7 @@ from clipskip.export.checkpoint import Checkpoint, open_checkpoint
 # What decides which graphs a checkpoint gives: a store made by another version of it is stale.
 GRAPH_WRITERS = (
     "build.py", "checkpoint.py", "graphs.py", "models.py", "names.py", "onnxfile.py", "tokenizer.py",
-    *(f"families/{name}.py" for name in ("__init__", "family", "sd1")),
+    *(f"families/{name}.py" for name in ("__init__", "family", "sd1", "sd2", "sdxl")),
     *(f"../engines/forms/{name}.py" for name in ("__init__", "attention", "cpu", "norms", "rewrite")),
 )  # fmt: skip
 TARGET = "onnx"

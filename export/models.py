@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.models.attention_processor import Attention
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -15,7 +16,9 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from clipskip.engines import files
 from clipskip.engines.errors import CheckpointError, ExportError
 from clipskip.engines.shapes import Shape
+from clipskip.export import families, tokenizer
 from clipskip.export.checkpoint import Checkpoint, Part
+from clipskip.export.families.family import Family
 from clipskip.export.names import describe_keys
 
 HALF_MAX = 65504.0
@@ -23,8 +26,10 @@ HALF_MAX = 65504.0
 
 @dataclass(frozen=True)
 class Networks:
-    """The networks in float32, in eval mode."""
+    """The networks in float32, in eval mode; `end` is the token that ends a text."""
 
+    family: Family
+    end: int
     texts: tuple[CLIPTextModel, ...]
     unet: UNet2DConditionModel
     vae: AutoencoderKL
@@ -38,19 +43,34 @@ class Networks:
 
 def load(checkpoint: Checkpoint) -> Networks:
     """The networks with the checkpoint's weights. CheckpointError, UnsupportedModelError, ExportError."""
+    family = families.of(checkpoint)
     networks = Networks(
-        tuple(_fill(_text, part) for part in checkpoint.texts),
+        family,
+        checkpoint.vocabulary[tokenizer.END],
+        tuple(
+            _fill(_projected if use.pooled else _text, part)
+            for use, part in zip(family.encoders, checkpoint.texts, strict=True)
+        ),
         _fill(UNet2DConditionModel.from_config, checkpoint.unet),
         _fill(AutoencoderKL.from_config, checkpoint.vae),
     )
     for text in networks.texts:
         text.embeddings.position_ids = torch.arange(77)[None]  # the one buffer that no file holds
+    if family.float_attention or checkpoint.unet.config.get("upcast_attention"):
+        networks.unet.set_attn_processor(FloatAttention())
     checkpoint.check_unchanged()
     return networks
 
 
 def _text(config: dict[str, Any]) -> CLIPTextModel:
     return CLIPTextModel(CLIPTextConfig.from_dict(config, attn_implementation="sdpa"))
+
+
+def _projected(config: dict[str, Any]) -> CLIPTextModel:
+    """A text encoder with the matrix of its pooled vector, under the names that it has in files."""
+    text = _text(config)
+    text.text_projection = nn.Linear(text.config.hidden_size, text.config.projection_dim, bias=False)
+    return text
 
 
 def _fill(make: Callable[[dict[str, Any]], Any], part: Part) -> Any:
@@ -104,6 +124,18 @@ def check_halves(networks: Networks) -> None:
     if large:
         message = f"{len(large)} tensors have weights above {HALF_MAX:.0f}, fp16's largest: {', '.join(large[:5])}"
         raise ExportError(message, hint="export with --precision fp32")
+
+
+class FloatAttention:
+    """diffusers' attention of a U-Net with its scores in float32: those of SD 2.x are beyond fp16's largest number."""
+
+    def __call__(self, attn: Attention, hidden: Tensor, context: Tensor | None = None) -> Tensor:
+        context = hidden if context is None else context
+        rows = [layer(states) for layer, states in ((attn.to_q, hidden), (attn.to_k, context), (attn.to_v, context))]
+        heads = [row.float().unflatten(-1, (attn.heads, -1)).transpose(1, 2) for row in rows]
+        seen = nn.functional.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2).to(hidden.dtype)
+        mixed: Tensor = attn.to_out[0](seen)
+        return mixed
 
 
 class FloatNorm(nn.Module):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -49,12 +50,14 @@ def trace(graph: Graph) -> ir.Model:
     dims |= {name: torch.export.Dim(name) for name in "NRET"}
     axes = [{axis: size for axis, size in enumerate(port.shape) if isinstance(size, Dim)} for port in graph.inputs]
     dims |= {str(d): d.factor * dims[d.axis] for sizes in axes for d in sizes.values() if d.factor > 1}
+    shapes = tuple({axis: dims[str(size)] for axis, size in sizes.items()} for sizes in axes)
+    named = sum(each.kind is each.POSITIONAL_OR_KEYWORD for each in signature(graph.module.forward).parameters.values())
     try:
         with quiet(), torch.no_grad():
             program = torch.onnx.export(
                 graph.module.eval(),
                 tuple(torch.zeros(port.sized(_EXAMPLE), dtype=getattr(torch, port.dtype)) for port in graph.inputs),
-                dynamic_shapes=tuple({axis: dims[str(size)] for axis, size in sizes.items()} for sizes in axes),
+                dynamic_shapes=(*shapes[:named], *[shapes[named:]] * (len(shapes) > named)),  # the rest is one argument
                 input_names=[port.name for port in graph.inputs],
                 output_names=[port.name for port in graph.outputs],
                 opset_version=OPSET,
@@ -84,10 +87,11 @@ def _tidy(model: ir.Model) -> None:
             value.metadata_props.clear()
 
 
-def cut(model: ir.Model, output: str, name: str) -> ir.Model:
-    """The part of the model that computes `output`, which is called `name` in it."""
-    graph = ir.convenience.extract(model.graph, inputs=list(model.graph.inputs), outputs=[output])
-    graph.outputs[0].name = name
+def cut(model: ir.Model, outputs: Mapping[str, str]) -> ir.Model:
+    """The part of the model that computes these outputs: name in the model -> name in the part."""
+    graph = ir.convenience.extract(model.graph, inputs=list(model.graph.inputs), outputs=list(outputs))
+    for output, name in zip(graph.outputs, outputs.values(), strict=True):
+        output.name = name
     weights = graph.initializers
     ordered = {name: weights[name] for name in model.graph.initializers if name in weights}  # extract's order is random
     weights.clear()

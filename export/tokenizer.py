@@ -12,6 +12,8 @@ from typing import Any
 
 from clipskip.engines.errors import CheckpointError
 
+START, END = "<|startoftext|>", "<|endoftext|>"
+
 
 @dataclass(frozen=True)
 class Tokens:
@@ -46,7 +48,7 @@ class Tokens:
         made = {"".join(pair) for pair in pairs}
         words = {token for token in self.vocabulary if len(token.removesuffix("</w>")) > 1 and token not in self.added}
         path, problem = self.merges_path, ""
-        if missing := {"<|startoftext|>", "<|endoftext|>"} - tokens.keys():
+        if missing := {START, END} - tokens.keys():
             path, problem = self.vocabulary_path, f" has no {' and no '.join(sorted(missing))}"
         elif not all(type(place) is int for place in tokens.values()) or {*tokens.values()} != {*range(len(tokens))}:
             path, problem = self.vocabulary_path, f": the ids are not 0 to {len(tokens) - 1}"
@@ -75,5 +77,5 @@ def clip() -> dict[str, bytes]:
     shown = [*range(33, 127), *range(161, 173), *range(174, 256)]  # bytes that stand for themselves
     symbols = [*map(chr, shown), *(chr(256 + place) for place in range(256 - len(shown)))]
     words = [*symbols, *(f"{symbol}</w>" for symbol in symbols), *(pair.replace(" ", "") for pair in merges)]
-    vocabulary = {word: place for place, word in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
+    vocabulary = {word: place for place, word in enumerate([*words, START, END])}
     return Tokens(vocabulary, merges, {}, Path("vocab.json"), Path("merges.txt")).files()

@@ -28,7 +28,7 @@ def prove(engine: Engine, store: Store, backend: Backend) -> None:
     if record and record.exists():
         return
     pairs = []
-    for feeds in of(form.role, store.manifest().model, form.precision == "fp16"):
+    for feeds in of(form.role, store.manifest().model, form.precision == "fp16", form.inputs):
         with closing(backend.open(exported, store.verify(exported))) as other:  # one at a time: it has all its weights
             pairs.append((engine.run(feeds), other.run(feeds)))
     try:

@@ -87,7 +87,7 @@ def _write(draft: Draft, store: Store, graph: Artefact, identity: Identity) -> N
         if isinstance(tensor := value.const_value, ir.ExternalTensor)
     }))  # fmt: skip
     expand(form)
-    feeds = trials.of(graph.role, store.manifest().model, graph.precision == "fp16")
+    feeds = trials.of(graph.role, store.manifest().model, graph.precision == "fp16", graph.inputs)
     weights = [store.root / record.path for record in graph.files[1:]]
     given = gates.run(ir.to_proto(form).SerializeToString(), feeds, [*weights, *files[2:]])
     pairs = list(zip(given, gates.run(exported, feeds), strict=True))

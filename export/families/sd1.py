@@ -8,5 +8,6 @@ SD1 = Family(
     name="sd1",
     title="SD 1.x",
     pipelines=r"StableDiffusion(Img2Img|Inpaint)?Pipeline(Safe)?",
-    claims=lambda unet: not unet.addition_embed_type and unet.cross_attention_dim != 1024,
+    claims=lambda unet: True,
+    clip_skips=lambda layers: tuple(range(layers, -1, -1)),
 )

@@ -111,7 +111,7 @@ def test_tensorrt_rtx_builds_an_engine_that_gives_every_tensor(
     monkeypatch.setattr(gpu, "check_driver", lambda runtime: 1)
     store = Store(sample_fp16_store)
     graph = store.find(DECODE, "onnx", "fp16")
-    feeds = trials.of(DECODE, store.manifest().model, half=True)[0]
+    feeds = trials.of(DECODE, store.manifest().model, half=True, ports=())[0]
     side = diagnose._tensorrt(store, graph, "tensorrt-rtx", feeds)
     tensors = diagnose._onnxruntime(store, graph, "onnxruntime").tensors
     assert set(tensors) <= set(side.tensors)

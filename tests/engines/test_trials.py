@@ -19,7 +19,7 @@ def test_every_graph_has_inputs_of_its_ports_types_and_sizes(
 ) -> None:
     manifest = Store(sample_fp16_store if half else sample_store).manifest()
     for artefact in manifest.artefacts:
-        for feeds in trials.of(artefact.role, manifest.model, half):
+        for feeds in trials.of(artefact.role, manifest.model, half, artefact.inputs):
             assert feeds.keys() == {port.name for port in artefact.inputs}
             sizes: dict[str, int] = {}
             for port in artefact.inputs:
@@ -34,11 +34,11 @@ def test_every_graph_has_inputs_of_its_ports_types_and_sizes(
 
 def test_the_inputs_are_always_the_same(sample_store: Path) -> None:
     facts = Store(sample_store).manifest().model
-    first, second = (trials.of(STEP, facts, False) for _ in range(2))
+    first, second = (trials.of(STEP, facts, False, ()) for _ in range(2))
     for one, other in zip(first, second, strict=True):
         assert all(np.array_equal(array, other[name]) for name, array in one.items())
 
 
 def test_the_first_slot_of_the_next_state_is_what_the_network_gives_alone(sample_store: Path) -> None:
-    for feeds in trials.of(STEP, Store(sample_store).manifest().model, False):
+    for feeds in trials.of(STEP, Store(sample_store).manifest().model, False, ()):
         assert np.array_equal(feeds["update"][:, 0], np.tile(np.eye(SLOTS + 2)[SLOTS], (len(feeds["update"]), 1)))

@@ -17,6 +17,7 @@ from clipskip.engines.store import Store
 from clipskip.errors import ExportError, NumericalError
 from clipskip.export import cases
 from clipskip.export.checkpoint import open_checkpoint
+from clipskip.export.graphs import step_graph
 from clipskip.export.models import Networks, load
 
 
@@ -27,7 +28,7 @@ def networks(tiny: Path) -> Networks:
 
 @pytest.fixture(scope="module")
 def deepest(store: Store, networks: Networks) -> list[Case]:
-    return cases.text(networks.texts[0], store.manifest().model, half=False)[-1]
+    return cases.text(networks, store.manifest().model, half=False)[3]
 
 
 def scaled(network: torch.nn.Module, name: str) -> torch.nn.Module:
@@ -43,7 +44,7 @@ def path_of(store: Store, role: str) -> Path:
 
 def test_a_text_matrix_scaled_by_two_percent_fails_below_it_only(store: Store, networks: Networks) -> None:
     wrong = scaled(networks.texts[0], "encoder.layers.1.mlp.fc2.weight")
-    trials = cases.text(wrong, store.manifest().model, half=False)
+    trials = cases.text(replace(networks, texts=(wrong,)), store.manifest().model, half=False)
     for depth in (0, 1):
         assert gates.measure(Role("text"), path_of(store, f"text-{depth:02}"), trials[depth])["relative_l2"] <= 1e-5
     for depth in (2, 3):
@@ -53,11 +54,13 @@ def test_a_text_matrix_scaled_by_two_percent_fails_below_it_only(store: Store, n
 
 def test_a_step_matrix_scaled_by_two_percent_fails(store: Store, networks: Networks, deepest: list[Case]) -> None:
     context = deepest[-1].exact["context"]
-    right = cases.step(networks.unet, context, half=False)
+    facts = store.manifest().model
+    right = cases.step(step_graph(networks, facts, "fp32"), context, half=False)
     assert gates.measure(Role("step"), path_of(store, "step"), right)["relative_l2"] <= 1e-5
     wrong = scaled(networks.unet, "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight")
+    other = step_graph(replace(networks, unet=wrong), facts, "fp32")
     with pytest.raises(NumericalError) as caught:
-        gates.measure(Role("step"), path_of(store, "step"), cases.step(wrong, context, half=False))
+        gates.measure(Role("step"), path_of(store, "step"), cases.step(other, context, half=False))
     assert caught.value.exit_status == 6
 
 
@@ -99,7 +102,7 @@ def test_one_zeroed_token_of_77_is_seen(deepest: list[Case]) -> None:
 
 def test_half_precision_may_be_twice_as_wrong_as_torchs_own_and_no_more(store: Store, networks: Networks) -> None:
     text = copy.deepcopy(networks.texts[0])  # it is left in float16
-    trial = cases.text(text, store.manifest().model, half=True)[3][1]
+    trial = cases.text(replace(networks, texts=(text,)), store.manifest().model, half=True)[3][1]
     path = path_of(store, "text-03")
     assert 1e-4 < gates.measure(Role("text"), path, [trial])["torch_fp16_relative_l2"] < 4e-3
     good_torch = replace(trial, half=trial.exact)

@@ -85,7 +85,7 @@ def judged(built: Engine, graph: Engine, engines: Path) -> str:
     """The engine's errors at the gates, where the CPU is right, and its milliseconds; for the table."""
     role = graph.artefact.role
     model = Store(engines).manifest().model
-    trial, *odd = trials.of(role, model, True)
+    trial, *odd = trials.of(role, model, True, ())
     feeds = [trial, *(each for each in odd if model.size_step == 8 and fits(built.artefact, each))]
     outputs = [(built.run(trial), graph.run(trial)) for trial in feeds]
     parity = judge(role, outputs, graph.artefact.parity, f"{built.artefact.identity} on the GPU")

@@ -151,7 +151,7 @@ def test_a_store_without_the_form_for_the_cpu_gets_it_without_its_checkpoint(
     assert made(root, "cpu") == []
     store = Store(root)
     form = store.find(STEP, "onnx", "fp32", "cpu")
-    feeds = trials.of(STEP, store.manifest().model, half=False)
+    feeds = trials.of(STEP, store.manifest().model, half=False, ports=())
     here = gates.run(store.verify(form).read_bytes(), feeds, [root / form.files[-1].path])
     there = gates.run(store.verify(exported), feeds)
     assert all(np.array_equal(*(each["next_state"] for each in pair)) for pair in zip(here, there, strict=True))
