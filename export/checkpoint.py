@@ -137,15 +137,23 @@ def _open_folder(root: Path, vae: Path | None) -> Checkpoint:
         weights, settings = _weights(root / name, stem), root / name / "config.json"
         return Part(name, _json(settings), settings, weights, _header(weights).tensors, names.from_folder)
 
-    text, unet = part("text_encoder", "model"), part("unet")
+    folders = [name for name in ("text_encoder", "text_encoder_2") if (root / name).is_dir()]
+    texts = tuple(part(name, "model") for name in folders or ["text_encoder"])
+    unet = part("unet")
     coder = part("vae") if vae is None else _other_vae(vae, root / "vae" / "config.json")
     settings, index = root / "scheduler" / "scheduler_config.json", root / "model_index.json"
     scheduler, indexed = _json(settings), _json(index) if index.exists() else {}
     tokens, tokenizer_paths = _tokens(root / "tokenizer")
-    parts = text, unet, coder
+    if (second := root / "tokenizer_2").is_dir():
+        other, others_paths = _tokens(second)
+        if other.files() != tokens.files():
+            message = f"{second} is another tokenizer than {root / 'tokenizer'}: both encoders read the same tokens"
+            raise CheckpointError(message, path=second)
+        tokenizer_paths += others_paths
+    parts = *texts, unet, coder
     paths = [settings, *(path for part in parts for path in (part.settings, part.weights)), *tokenizer_paths]
     return Checkpoint(
-        root, (text,), unet, coder, indexed, scheduler, settings, tokens.files(), *_read_states(root, paths)
+        root, texts, unet, coder, indexed, scheduler, settings, tokens.files(), *_read_states(root, paths)
     )
 
 

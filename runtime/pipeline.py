@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,7 @@ from .samplers import plan
 from .tokenizer import Tokenizer
 
 LATENT_CHANNELS = 4
+REMEMBERED_SIZES = 4
 NOT_MASKED = {"mask": 1.0, "known": 0.0, "pull": 0.0}  # inpainting's inputs where the whole picture is made
 SCORES = 8 * 4  # bytes for two places of a picture, in float32: Stable Diffusion 1 has 8 heads
 SHARED_LENGTHS = "shared calls of the network with longer prompts (share_lengths): within 1/255 of the picture alone"
@@ -153,6 +154,7 @@ class Pipeline:
                 check_vectors(inversions.vectors, each)
         self._inversions = with_usable_names(inversions, self._tokenizer)
         self._noise_model = noise_model(facts)
+        self._mid_grey = lru_cache(REMEMBERED_SIZES)(partial(vae.encode_mid_grey, self._engines))
         step = self._engines.artefact(STEP)
         command = None if step.target == "onnx" else build_command(store.root, step.target, step.precision)
         self._limits = Limits.of(step, backend.batch_pixels, settings.max_batch, command)
@@ -263,6 +265,7 @@ class Pipeline:
         given = {name: value for name in OWN if (value := getattr(request, name)) is not None}
         made = plan(resolved.sampler, resolved.schedule, request.steps, self._noise_model, given, request.sigmas or ())
         shape = LATENT_CHANNELS, resolved.height // LATENT, resolved.width // LATENT
+        inputs = {**NOT_MASKED, **self._model_inputs(resolved)}
         for seed, subseed in resolved.seeds:
             start, noise = initial(seed, shape, request.rng, subseed, request.subseed_strength)
             if request.eta_noise_seed_delta:
@@ -271,7 +274,18 @@ class Pipeline:
             if made.churn is not None:
                 latents += np.float32(made.churn) * noise.normal(shape)
             tree = BrownianTree(seed, request.rng, *made.span) if made.span else None
-            yield Image(made.rows, rows, latents, tree or noise, resolved.chunks, NOT_MASKED)
+            yield Image(made.rows, rows, latents, tree or noise, resolved.chunks, inputs)
+
+    def _model_inputs(self, resolved: Resolved) -> dict[str, Any]:
+        """What the step engine of some models takes for each image, by name."""
+        height, width = resolved.height, resolved.width
+        listed = {port.name for port in self._engines.artefact(STEP).inputs}
+        inputs: dict[str, Any] = {}
+        if "size_ids" in listed:  # as if the picture had had this size and been cut nowhere
+            inputs["size_ids"] = np.array([height, width, 0, 0, height, width], np.float32)
+        if "inpaint_mask" in listed:  # as A1111: everything is to be made, of a picture that is mid-grey
+            inputs |= {"inpaint_mask": 1.0, "inpaint_latents": self._mid_grey(height, width)}
+        return inputs
 
     def _previews(self, images: Sequence[Image], done: int) -> list[PIL.Image.Image]:
         return [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -25,6 +25,7 @@ from .tokenizer import Tokenizer
 MAX_PIXELS = 2048 * 2048
 MOST_LEVELS, LEAST_LEVEL, LARGEST_LEVEL = 10_000, 0.0001, 10_000  # of noise, listed in a request
 DEEP_CLIP_SKIPS = ((2, "pictures tend to look like those of a low guidance"), (5, "results are erratic"))
+NO_EFFECT = "clip skip has no effect on this model: its text encoder always gives the same layer"
 NETWORK_KINDS = ("lora", "lyco", "locon", "hypernet")
 UNBOUNDED = AxisRange(1, 1, 2**31 - 1)
 
@@ -120,7 +121,7 @@ def resolve(
 
 def noise_model(model: ModelFacts) -> NoiseModel:
     """The noise that the model was trained on."""
-    return NoiseModel(model.beta_start, model.beta_end, model.train_steps, model.prediction)
+    return NoiseModel(model.beta_start, model.beta_end, model.train_steps, model.prediction, model.zero_snr)
 
 
 def refusals(request: Request) -> dict[str, RequestError]:
@@ -190,6 +191,10 @@ def _clip_skips(
         for value in values
         if value != math.floor(value)
     ]
+    request = replace(request, clip_skip=skip, clip_skip_diffusers=None, negative_clip_skip=negative_skip)
+    if len({*model.kept}) == 1:
+        asked = given or any(parts.tagged(text, most) for text in (request.prompt, request.negative_prompt))
+        return request, (own, negative), [*notes, *[NO_EFFECT] * bool(asked)]
     used = {"clip_skip": {each for _, each in own} | {*parts.tagged(request.prompt, most).values()}}
     if (recommended := model.recommended_clip_skip) > 1:  # 1 is nobody's recommendation
         if not given.keys() & {"clip_skip", "clip_skip_diffusers"}:
@@ -199,7 +204,6 @@ def _clip_skips(
     used |= {"negative_clip_skip": {each for _, each in negative}} if skip != negative_skip else {}
     for name, value in [(name, value) for name, values in used.items() for value in sorted(values)]:
         notes += [f"{name} {value}: above {limit} {what}" for limit, what in DEEP_CLIP_SKIPS if value > limit]
-    request = replace(request, clip_skip=skip, clip_skip_diffusers=None, negative_clip_skip=negative_skip)
     return request, (own, negative), notes
 
 
@@ -233,7 +237,7 @@ def _levels(request: Request, sampler: Sampler, noise: NoiseModel) -> tuple[Requ
     given = request.schedule if request.schedule not in ("automatic", sampler.automatic) else None
     schedule = given or sampler.automatic
     if sampler.levels is None:
-        own = sampler.noise_model(noise.beta_start, noise.beta_end, noise.steps)
+        own = sampler.noise_model(**asdict(noise))
         low, high = request.sigma_min or own.sigma_min, request.sigma_max or own.sigma_max
         if request.sigmas is None:
             if low >= high and "sigma_min" in settings(SCHEDULES[schedule]):

@@ -16,22 +16,32 @@ import numpy as np
 import numpy.typing as npt
 
 Sigmas = npt.NDArray[np.float64]
+LEAST = 4.8973451890853435e-08  # abar of the last level that has no signal: there sigma is about 4519
 
 
 @dataclass(frozen=True)
 class NoiseModel:
-    """The noise that a model was trained on: `steps` levels between two betas, linear in their square root."""
+    """The noise that a model was trained on: `steps` levels between two betas, linear in their square root.
+
+    `zero_snr`: sqrt(abar) is shifted and scaled so that it ends at 0 and begins as it did (Lin et al. 2023, "Common
+    Diffusion Noise Schedules and Sample Steps are Flawed", algorithm 1); the last level is not 0, but A1111's LEAST.
+    """
 
     beta_start: float = 0.00085
     beta_end: float = 0.012
     steps: int = 1000
     prediction: str = "epsilon"
+    zero_snr: bool = False
 
     @cached_property
     def log_sigmas(self) -> Sigmas:
         """log sigma(t) at t = 0..steps-1, with sigma(t) = sqrt((1 - abar) / abar)."""
         betas = np.linspace(self.beta_start**0.5, self.beta_end**0.5, self.steps) ** 2
         abar = np.cumprod(1 - betas)
+        if self.zero_snr:
+            first, last = abar[0] ** 0.5, abar[-1] ** 0.5
+            abar = ((abar**0.5 - last) * first / (first - last)) ** 2
+            abar[-1] = LEAST
         return np.asarray(np.log((1 - abar) / abar) / 2)
 
     @cached_property

@@ -108,7 +108,6 @@ class Tokenizer:
 
     bos: int
     eos: int
-    pad: int  # what fills a chunk after its first eos; SD 1.x uses eos itself
     comma: int | None  # id of the word ",", where a full chunk may be cut
     vocabulary: int  # ids from here on are rows of textual inversions
     _whole: Mapping[str, int] = field(repr=False)  # ids of BOS, EOS and the added tokens, as normalised text has them
@@ -140,7 +139,7 @@ class Tokenizer:
         pattern = re.compile(f"({'|'.join(longest_first) or '(?!)'})")
         word = partial(_byte_pairs, ids, {pair: rank for rank, pair in enumerate(pairs)})
         remembered = lru_cache(REMEMBERED)(word)
-        return cls(ids[BOS], ids[EOS], ids[EOS], ids.get(",</w>"), len(ids), whole, pattern, word, remembered)
+        return cls(ids[BOS], ids[EOS], ids.get(",</w>"), len(ids), whole, pattern, word, remembered)
 
     def ids(self, text: str) -> list[int]:
         """The ids of `text`, of any length, without bos and eos unless the text spells them out."""

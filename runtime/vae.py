@@ -28,3 +28,8 @@ def encode(engines: EngineCache, image: Array) -> tuple[Array, Array]:
     with engines.use(ENCODE) as engine:
         outputs = engine.run({"image": image[None]})
     return outputs["mean"][0], outputs["std"][0]
+
+
+def encode_mid_grey(engines: EngineCache, height: int, width: int) -> Array:
+    """The latents [4,h,w] of a picture without content, of this size in pixels."""
+    return encode(engines, np.full((height, width, 3), 128, np.uint8))[0]

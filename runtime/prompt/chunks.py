@@ -115,9 +115,6 @@ class _Packer:
         """End the open chunk, padded, and start an empty one."""
         padding = LENGTH - len(self.tokens)
         tokens = [self.tokenizer.bos, *self.tokens, *[self.tokenizer.eos] * (padding + 1)]
-        after = tokens.index(self.tokenizer.eos) + 1
-        if self.tokenizer.pad != self.tokenizer.eos:
-            tokens[after:] = [self.tokenizer.pad] * (len(tokens) - after)
         self.done.append(Chunk(tuple(tokens), (1.0, *self.weights, *[1.0] * (padding + 1))))
         self.tokens, self.weights, self.comma = [], [], None
 

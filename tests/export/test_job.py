@@ -35,6 +35,7 @@ from clipskip.errors import (
 from clipskip.export import build, cases, export, job
 from clipskip.export.checkpoint import open_checkpoint
 from clipskip.export.families import facts
+from clipskip.export.models import Networks
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
@@ -124,10 +125,10 @@ def test_a_graph_that_fails_its_gate_publishes_nothing_b12(
 ) -> None:
     honest = cases.text
 
-    def dishonest(encoder: torch.nn.Module, *rest: object) -> object:
-        other = copy.deepcopy(encoder)  # the graph that was traced shares its weights with the encoder
+    def dishonest(networks: Networks, *rest: object) -> object:
+        other = copy.deepcopy(networks.texts[0])  # the graph that was traced shares its weights with the encoder
         other.get_parameter("encoder.layers.0.mlp.fc1.weight").data.mul_(1.02)
-        return honest(other, *rest)
+        return honest(replace(networks, texts=(other,)), *rest)
 
     monkeypatch.setattr(cases, "text", dishonest)
     with pytest.raises(NumericalError, match="text-01 differs"):

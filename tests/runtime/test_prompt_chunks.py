@@ -113,14 +113,6 @@ def test_the_empty_chunk_is_that_of_an_empty_prompt(clip_tokenizer: Tokenizer) -
     assert empty_chunk(clip_tokenizer) == Chunk(chunk(), (1.0,) * 77)
 
 
-def test_another_padding_follows_the_first_eos(clip_tokenizer: Tokenizer) -> None:
-    """SD 2.x pads with 0."""
-    other = dataclasses.replace(clip_tokenizer, pad=0)
-    assert tokens(chunks("a cat", other)) == [(BOS, A, CAT, EOS, *[0] * 73)]
-    assert tokens(chunks("a<|endoftext|>cat", other)) == [(BOS, A, EOS, *[0] * 74)]
-    assert tokens(chunks(cats(75), other)) == [(BOS, *[CAT] * 75, EOS)]
-
-
 def test_a_vocabulary_without_a_comma_never_moves(clip_tokenizer: Tokenizer) -> None:
     other = dataclasses.replace(clip_tokenizer, comma=None)
     assert tokens(chunks(f"{cats(60)}, {cats(15)}", other)) == [chunk(*[CAT] * 60, COMMA, *[CAT] * 14), chunk(CAT)]
