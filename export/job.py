@@ -22,7 +22,7 @@ from clipskip.export.checkpoint import Checkpoint, open_checkpoint
 # What decides which graphs a checkpoint gives: a store made by another version of it is stale.
 GRAPH_WRITERS = (
     "build.py", "checkpoint.py", "family.py", "graphs.py", "models.py", "names.py", "onnxfile.py", "tokenizer.py",
-    *(f"../engines/forms/{name}.py" for name in ("__init__", "attention", "cpu", "norms", "rewrite")),
+    *(f"../engines/forms/{name}.py" for name in ("__init__", "attention", "cpu", "norms", "origins", "rewrite")),
 )  # fmt: skip
 TARGET = "onnx"
 CPU_FORMS = ("step", "decode", "encode")  # the parts whose form for the CPU is written beside an fp32 graph
