@@ -262,6 +262,7 @@ class Pipeline:
         request = resolved.request
         given = {name: value for name in OWN if (value := getattr(request, name)) is not None}
         made = plan(resolved.sampler, resolved.schedule, request.steps, self._noise_model, given, request.sigmas or ())
+        inputs = {**NOT_MASKED, "rescale": request.cfg_rescale}
         shape = LATENT_CHANNELS, resolved.height // LATENT, resolved.width // LATENT
         for seed, subseed in resolved.seeds:
             start, noise = initial(seed, shape, request.rng, subseed, request.subseed_strength)
@@ -271,7 +272,7 @@ class Pipeline:
             if made.churn is not None:
                 latents += np.float32(made.churn) * noise.normal(shape)
             tree = BrownianTree(seed, request.rng, *made.span) if made.span else None
-            yield Image(made.rows, rows, latents, tree or noise, resolved.chunks, NOT_MASKED)
+            yield Image(made.rows, rows, latents, tree or noise, resolved.chunks, inputs)
 
     def _previews(self, images: Sequence[Image], done: int) -> list[PIL.Image.Image]:
         return [
