@@ -17,7 +17,8 @@ from clipskip.engines.manifest import Artefact, AxisRange, Dim, ModelFacts, Port
 
 LATENT = 8  # pixels per latent
 TOKENS = 77  # per chunk
-SLOTS = 6  # K of the step graph: the point that the network looks at, and what samplers remember
+SLOTS = 6  # K of the step graph: the point that the network looks at, what samplers remember, and one for previews
+REMEMBERED = SLOTS - 1  # of them that a step reads: all but the last
 CONCEPT_ROWS = 1024  # of textual inversions in one request
 LEAST_SIZE = 64  # pixels, unless the model's own is smaller: no layer may see a single latent
 MOST = {"max_batch": 1000, "max_chunks": 1000, "workspace": 1 << 50}  # graphs take less, but say so only once read

@@ -8,7 +8,7 @@ import numpy as np
 
 from clipskip.engines.gates import Array, Arrays
 from clipskip.engines.manifest import ModelFacts, Port, Role
-from clipskip.engines.shapes import LATENT, SLOTS, TOKENS
+from clipskip.engines.shapes import LATENT, REMEMBERED, SLOTS, TOKENS
 
 
 def of(role: Role, facts: ModelFacts, half: bool, ports: Sequence[Port]) -> list[Arrays]:
@@ -57,11 +57,12 @@ def _step(context: Array, timesteps: list[float], mask: Array, half: bool) -> di
     count, rows, (height, width) = len(timesteps), len(context), mask.shape[-2:]
     sigma = np.array([0.03 if timestep < 500 else 14.6 for timestep in timesteps])
     state = rng.standard_normal((count, SLOTS, 4, height, width)) * sigma[:, None, None, None, None]
-    update = rng.standard_normal((count, SLOTS, SLOTS + 2)) * 0.3
-    update[:, 0] = np.eye(SLOTS + 2)[SLOTS]
+    update = rng.standard_normal((count, SLOTS, REMEMBERED + 3)) * 0.3
+    update[:, 0] = np.eye(REMEMBERED + 3)[REMEMBERED]
     feeds = {
         "state": state, "rows": np.arange(rows) % count, "c_in": (sigma**2 + 1) ** -0.5,
-        "timestep": np.array(timesteps), "context": context, "mix": rng.uniform(-0.5, 1, (count, rows)), "mask": mask,
+        "timestep": np.array(timesteps), "context": context, "mix": rng.uniform(-0.5, 1, (count, rows)),
+        "reference": rng.uniform(-0.5, 1, (count, rows)), "rescale": np.arange(1, count + 1) / 2, "mask": mask,
         "known": rng.standard_normal((count, 4, height, width)), "pull": rng.uniform(0, 0.5, (count, 2)),
         "noise": rng.standard_normal((count, 4, height, width)), "update": update,
     }  # fmt: skip

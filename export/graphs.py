@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel
 
 from clipskip.engines.manifest import AxisRange, Dim, ModelFacts, Port
-from clipskip.engines.shapes import LATENT, SLOTS, TOKENS
+from clipskip.engines.shapes import LATENT, REMEMBERED, SLOTS, TOKENS
 from clipskip.export.families.family import INPAINTING, Family
 from clipskip.export.models import Networks
 
@@ -101,7 +101,8 @@ class Step(nn.Module):
 
     def forward(
         self, state: Tensor, rows: Tensor, c_in: Tensor, timestep: Tensor, context: Tensor, mix: Tensor,
-        mask: Tensor, known: Tensor, pull: Tensor, noise: Tensor, update: Tensor, *added: Tensor,
+        reference: Tensor, rescale: Tensor, mask: Tensor, known: Tensor, pull: Tensor, noise: Tensor, update: Tensor,
+        *added: Tensor,
     ) -> Tensor:  # fmt: skip
         point = state[:, 0]
         inputs = dict(zip(self.added, added, strict=True))
@@ -111,13 +112,25 @@ class Step(nn.Module):
         out = self.unet(seen, timestep[rows], context, return_dict=False, **conditions)[0].float()
         # Summed over the first axis, row by row: a matrix product would round differently for every size of batch.
         # A row of weight 0 is another image's: were it multiplied, its NaN would be everybody's.
-        weights = mix.T[:, :, None, None, None]
-        out = torch.where(weights == 0, 0.0, weights * out[:, None]).sum(dim=0)
+        weights = torch.stack([mix, reference], dim=1).permute(2, 0, 1)[..., None, None, None]
+        outs = torch.where(weights == 0, 0.0, weights * out[:, None, None]).sum(dim=0)
+        outs = outs * rescaling(outs, rescale)
         kept = pull[:, 0, None, None, None] * point + pull[:, 1, None, None, None] * known
-        out = mask * out + (1 - mask) * kept
-        memory = torch.cat([state, out[:, None], noise[:, None]], dim=1)
+        outs = mask[:, None] * outs + ((1 - mask) * kept)[:, None]
+        memory = torch.cat([state[:, :REMEMBERED], outs, noise[:, None]], dim=1)
         # Not as a matrix product: a GPU makes it with TF32's ten bits, and to forbid those slows half precision down.
         return (update[..., None, None, None] * memory[:, None]).sum(dim=2)
+
+
+def rescaling(outs: Tensor, rescale: Tensor) -> Tensor:
+    """What brings a guided output part of the way to the reference's deviation (Lin et al. 2023, eq. 15 and 16).
+
+    `outs` [B,2,4,h,w] are both; the factor is that of each, exactly 1 for images whose `rescale` [B] is 0.
+    """
+    centred = outs - outs.mean(dim=(2, 3, 4), keepdim=True)
+    spread: Tensor = torch.linalg.vector_norm(centred, dim=(2, 3, 4), keepdim=True)
+    ratio = spread[:, 1:] / spread.clamp(min=1e-20)  # an empty slot has no spread, and its ratio is finite all the same
+    return 1 + rescale[:, None, None, None, None] * (ratio - 1)
 
 
 class Decode(nn.Module):
@@ -178,11 +191,13 @@ def step_graph(networks: Networks, facts: ModelFacts, precision: str) -> Graph:
         Port("timestep", "float32", (B,)),
         Port("context", FLOATS[precision], (N, T, facts.width)),
         Port("mix", "float32", (B, N)),
+        Port("reference", "float32", (B, N)),
+        Port("rescale", "float32", (B,)),
         Port("mask", "float32", (B, 1, H, W)),
         Port("known", "float32", _LATENTS),
         Port("pull", "float32", (B, 2)),
         Port("noise", "float32", _LATENTS),
-        Port("update", "float32", (B, SLOTS, SLOTS + 2)),
+        Port("update", "float32", (B, SLOTS, REMEMBERED + 3)),
         *added,
     )
     return Graph("step", Step(unet, family, added), inputs, (Port("next_state", "float32", state),))

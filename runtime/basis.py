@@ -12,9 +12,9 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from clipskip.engines.shapes import SLOTS
+from clipskip.engines.shapes import REMEMBERED
 
-Vector = npt.NDArray[np.float64]  # coefficients over the slots, the network's output and the noise
+Vector = npt.NDArray[np.float64]  # coefficients over the slots, the network's two outputs and the noise
 Denoised = Callable[[float], Vector]
 Content: TypeAlias = "Sequence[Vector]"  # of slots 0, 1, ...; slots that are not named become 0
 
@@ -23,6 +23,11 @@ Content: TypeAlias = "Sequence[Vector]"  # of slots 0, 1, ...; slots that are no
 Stage: TypeAlias = "tuple[float | None, Content] | tuple[float, Content, tuple[float, float]]"
 Solver = Callable[..., Iterator[Stage]]  # of the levels, D and settings of a request
 
-_basis = np.eye(SLOTS + 2)
-slot, out, noise = _basis[:SLOTS], _basis[SLOTS], _basis[SLOTS + 1]
+_basis = np.eye(REMEMBERED + 3)
+slot, (out, reference, noise) = _basis[:REMEMBERED], _basis[REMEMBERED:]
 x = slot[0]
+
+
+def unguided(D: Vector) -> Vector:
+    """What the same formula gives of the network's answer to the negative prompt alone, which is its second output."""
+    return np.asarray(D + D[REMEMBERED] * (reference - out))

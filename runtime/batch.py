@@ -2,7 +2,7 @@
 
 What is stacked is what the step engine's signature lists: an input whose first axis is B gets one value per image, one
 whose first axis is N one value per row of the U-Net. Only the engine's own feedback (`state`) and the layout of the
-batch (`rows`, `mix`) are known by name. Knows nothing of prompts, pictures and threads.
+batch (`rows`, `mix`, `reference`) are known by name. Knows nothing of prompts, pictures and threads.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .noise import Noise
 from .samplers import Row
 
 STATE, OUTPUT = "state", "next_state"
-LAYOUT = (STATE, "rows", "mix")  # inputs that the batch itself fills in
+LAYOUT = (STATE, "rows", "mix", "reference")  # inputs that the batch itself fills in
 
 
 @dataclass(eq=False)
@@ -200,12 +200,13 @@ class Batch:
     def _lay_out(self) -> None:
         """Which row looks at which slot, with what weight. A row of nobody's looks at an image that is there."""
         somebody = next((slot for slot, image in enumerate(self._slots) if image is not None), 0)
-        self._arrays["rows"][:], self._arrays["mix"][:] = somebody, 0
+        rows, mix, reference = (self._arrays[name] for name in LAYOUT[1:])
+        rows[:], mix[:], reference[:] = somebody, 0, 0
         for place, member in enumerate(self._rows):
             if member is not None:
                 slot = self._slots.index(member[0])
-                self._arrays["rows"][place], self._arrays["mix"][slot, place] = slot, member[1].weight
-        self._changed |= {"rows", "mix"}
+                rows[place], mix[slot, place], reference[slot, place] = slot, member[1].weight, member[1].reference
+        self._changed |= {*LAYOUT[1:]}
 
     def _put(self, name: str, place: int, value: Any) -> None:
         """Note a value for one slot or row, unless it stands there already."""

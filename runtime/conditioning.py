@@ -36,6 +36,8 @@ Encoded = Mapping[str, Array]  # what a text engine gives for one chunk, by name
 class NetworkRow:
     """One row of the U-Net's batch over the calls of a request: its weight in the guidance mix, and what it is fed.
 
+    `reference` is its weight in the network's second output, which is not guided.
+
     What the text engine gives beside `context`, such as a pooled vector, is that of the text's first chunk.
 
     `variants` are the inputs by name, of the schedule's distinct texts; `which[i]` of them holds up to and including
@@ -46,6 +48,7 @@ class NetworkRow:
     ends: tuple[int, ...]
     which: tuple[int, ...]
     variants: tuple[Mapping[str, Array], ...]
+    reference: float = 0.0
 
     def feeds(self, call: int) -> Mapping[str, Array]:
         """The inputs at a call, counted from 0 (A1111 compares the call with the last step: one call late)."""
@@ -85,7 +88,7 @@ class TextEncoder:
             variants = tuple(
                 {**first, "context": context} for (first, *_), context in zip(given, laid_out, strict=True)
             )
-            row = NetworkRow(text.weight, text.ends, text.which, variants)
+            row = NetworkRow(text.weight, text.ends, text.which, variants, text.reference)
             rows[text, emphasis] = row
             self._rows.put((text, emphasis), row, contexts.nbytes)
         return [tuple(rows[key] for key in each) for each in keys]

@@ -34,7 +34,7 @@ _PLAIN = {
     for field in FIELDS.values()
     if field.infotext
     for name in (field.infotext, field.name, *field.aliases)
-} | {"width": "width", "height": "height"}
+} | {"width": "width", "height": "height", "cfg rescale φ": "cfg_rescale"}
 _RNGS = {"nv": "nv", "gpu": "nv", "cuda": "nv"}  # all others: "cpu"
 _HERE = {"sampler": "sampler", "schedule type": "schedule", "scheduler": "schedule", "rng": "rng"}
 _HERE |= dict.fromkeys(("hypernet", "hypernet strength", "lora hashes"), "prompt")  # as tags

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from .basis import Denoised, Stage, Vector, noise, slot, x
+from .basis import Denoised, Stage, Vector, noise, slot, unguided, x
 from .schedules import NoiseModel, Sigmas, karras
 
 
@@ -97,6 +97,23 @@ def euler_ancestral(sigmas: Sigmas, D: Denoised, eta: float = 1) -> Iterator[Sta
 def ddim(sigmas: Sigmas, D: Denoised, eta: float = 0) -> Iterator[Stage]:
     """DDIM (Song et al. 2020, eq. 12) divided by sqrt(abar): in this space an ancestral Euler's method."""
     return euler_ancestral(sigmas, D, eta)
+
+
+def euler_ancestral_cfgpp(sigmas: Sigmas, D: Denoised, eta: float = 1) -> Iterator[Stage]:
+    """CFG++ (Chung et al. 2024, algorithm 2) with fresh noise: to the guided picture by the unguided answer's noise."""
+    for s, t in pairwise(sigmas):
+        down, up = ancestral(s, t, eta)
+        yield s, [D(s) + down * (x - unguided(D(s))) / s + up * noise]
+
+
+def euler_cfgpp(sigmas: Sigmas, D: Denoised) -> Iterator[Stage]:
+    """CFG++ (Chung et al. 2024, algorithm 2) over any levels; its cfg is ComfyUI's, 0 to about 2."""
+    return euler_ancestral_cfgpp(sigmas, D, 0)
+
+
+def ddim_cfgpp(sigmas: Sigmas, D: Denoised, eta: float = 0) -> Iterator[Stage]:
+    """CFG++ (Chung et al. 2024, algorithm 2) as A1111 has it: a cfg of 12.5 is the paper's 1."""
+    return euler_ancestral_cfgpp(sigmas, D, eta)
 
 
 def dpm_2_ancestral(sigmas: Sigmas, D: Denoised, eta: float = 1, s_noise: float = 1) -> Iterator[Stage]:

@@ -265,7 +265,7 @@ class Pipeline:
         given = {name: value for name in OWN if (value := getattr(request, name)) is not None}
         made = plan(resolved.sampler, resolved.schedule, request.steps, self._noise_model, given, request.sigmas or ())
         shape = LATENT_CHANNELS, resolved.height // LATENT, resolved.width // LATENT
-        inputs = {**NOT_MASKED, **self._model_inputs(resolved)}
+        inputs = {**NOT_MASKED, "rescale": request.cfg_rescale, **self._model_inputs(resolved)}
         for seed, subseed in resolved.seeds:
             start, noise = initial(seed, shape, request.rng, subseed, request.subseed_strength)
             if request.eta_noise_seed_delta:

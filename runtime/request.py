@@ -65,6 +65,15 @@ class Request:
     cfg: float = setting(
         7.0, "guidance, default 7", "guidance", "guidance_scale", "cfg_scale", low=0, high=100, infotext="CFG scale"
     )
+    cfg_rescale: float = setting(
+        0.0,
+        "how far guidance keeps the contrast of the prompt's own answer, 0..1 (default 0; about 0.7 where cfg burns)",
+        "guidance_rescale",
+        "cfg_rescale_phi",
+        low=0,
+        high=1,
+        infotext="CFG rescale",
+    )
     sampler: str = setting("DPM++ 2M", 'default "DPM++ 2M"', "sampler_name", "sampling_method")
     schedule: str = setting("automatic", "automatic, or one of `clipskip schedules`", "scheduler")
     eta: float | None = setting(

@@ -16,7 +16,7 @@ from .fields import SD1_LAYERS, shown
 from .inversions import Inversions
 from .noise import LARGEST_SEED, image_seeds
 from .prompt import check_text, networks, parts
-from .prompt.parts import Depths, Text
+from .prompt.parts import Depths, Guidance, Text
 from .request import FIELDS, OWN, Request, check_types
 from .samplers import Sampler, choice, sampler_named, schedule_named, split_schedule
 from .schedules import SCHEDULES, NoiseModel, settings
@@ -109,9 +109,10 @@ def resolve(
     request = replace(request, seed=seed, subseed=subseed)
     seeds = tuple(image_seeds(seed, subseed, request.subseed_strength, request.batch))
     spans = tuple(inversions.spans.items())
-    texts = parts.parse(request, skips, model.kept, evaluations, tokenizer, spans)
+    request, guidance, idle = _guidance(request, sampler)
+    texts = parts.parse(request, guidance, skips, model.kept, evaluations, (tokenizer, spans))
     limits.check_texts(texts)
-    notes += parts.unused(request)
+    notes += [*parts.unused(request, guidance), *idle]
     if request.pad_cond_uncond:
         texts = parts.padded(texts, tokenizer)
     texts, padding = parts.joined(texts, limits.chunks, tokenizer)
@@ -230,6 +231,21 @@ def _sampler_and_schedule(request: Request, noise: NoiseModel) -> tuple[Request,
 def _taken(request: Request, sampler: Sampler) -> tuple[str, ...]:
     own = sampler.levels is not None or request.sigmas is not None
     return sampler.settings if own else (*sampler.settings, *settings(SCHEDULES[request.schedule]))
+
+
+def _guidance(request: Request, sampler: Sampler) -> tuple[Request, Guidance, list[str]]:
+    """The request without a rescaling that has no effect; how its texts are weighted; and what the result says."""
+    guidance = Guidance(request.cfg * sampler.cfg_unit, "negative" if sampler.unguided else "")
+    if not request.cfg_rescale:
+        return request, guidance, []
+    if sampler.unguided:
+        return replace(request, cfg_rescale=0.0), guidance, [f"cfg_rescale is not used by {sampler.name}"]
+    rescaled = Guidance(request.cfg, "prompt")
+    _, weights, reference = zip(*parts.mix(request, rescaled), strict=True)
+    if any(reference) and request.cfg and weights != reference:
+        return request, rescaled, []
+    note = f"cfg_rescale is not used at cfg {request.cfg:g}: the guided answer is one prompt's alone"
+    return replace(request, cfg_rescale=0.0), guidance, [note]
 
 
 def _levels(request: Request, sampler: Sampler, noise: NoiseModel) -> tuple[Request, list[str]]:

@@ -1,8 +1,8 @@
 """Samplers as tables: one row of plain numbers per call of the network.
 
 Every explicit sampler is linear in what it remembers, so running its formulas once on *basis vectors* yields the matrix
-that the step engine applies: `state' = update @ concat(state, out, noise)`. The formulas are in `onestep` and
-`multistep`; what samplers are called is here as well. Knows nothing of engines, prompts or pictures.
+that the step engine applies: `state' = update @ concat(state, out, reference, noise)`. The formulas are in `onestep`
+and `multistep`; what samplers are called is here as well. Knows nothing of engines, prompts or pictures.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from clipskip.engines.shapes import SLOTS
+from clipskip.engines.shapes import REMEMBERED, SLOTS
 
 from . import multistep, onestep, schedules
 from .basis import Content, Denoised, Solver, Vector, out, x
@@ -28,7 +28,8 @@ from .schedules import SCHEDULES, NoiseModel, Sigmas, settings, sigmas
 class Row:
     """One call of the network.
 
-    `update` is [SLOTS, SLOTS + 2] float64; its columns are the slots, the network's guided output and the noise.
+    `update` is [SLOTS, REMEMBERED + 3] float64; its columns are the slots that are read, the network's guided output,
+    its reference output (for the negative prompt alone, where the sampler is `unguided`), and the noise.
     `noise`: None where it needs none, () for the next draw, or the two levels between which a Brownian motion gives it.
     """
 
@@ -81,7 +82,8 @@ class Sampler:
     """A solver, the schedule that `automatic` means for it, and its calls of the network per step.
 
     `levels`: noise levels of its own for n steps, in place of a schedule's; `unit`: it starts from noise, and ends with
-    a picture, of unit variance; `discard`: the next-to-last level of a schedule with one more is left out.
+    a picture, of unit variance; `discard`: the next-to-last level of a schedule with one more is left out; `unguided`:
+    it takes the answer to the negative prompt by itself as well; `cfg_unit`: what a cfg of 1 counts as.
     """
 
     name: str
@@ -93,6 +95,8 @@ class Sampler:
     levels: Callable[[int, NoiseModel], Sigmas] | None = None
     unit: bool = False
     discard: bool = False
+    unguided: bool = False
+    cfg_unit: float = 1.0
     noise_model: type[NoiseModel] = NoiseModel
     denoiser: Callable[[NoiseModel], Denoised] = denoiser
 
@@ -118,12 +122,18 @@ SAMPLERS = (
     Sampler("DPM fast", ("k_dpm_fast",), onestep.dpm_fast, 3, levels=schedules.fast_levels),
     Sampler("Restart", ("restart",), onestep.restart, 2, "karras", 2),
     Sampler("DDIM", ("DDIMScheduler",), onestep.ddim, 1, levels=schedules.ddim_levels, unit=True),
+    Sampler(
+        "DDIM CFG++", ("ddim_cfgpp",), onestep.ddim_cfgpp, 1,
+        levels=schedules.ddim_levels, unit=True, unguided=True, cfg_unit=1 / 12.5,
+    ),
     Sampler("PLMS", ("PNDMScheduler",), multistep.plms, 4, levels=schedules.ddim_levels, unit=True),
     Sampler(
         "UniPC", ("uni_pc", "UniPCMultistepScheduler"), multistep.unipc, 3,
         levels=schedules.unipc_levels, unit=True, noise_model=schedules.UniPCNoise,
     ),
     Sampler("LCM", ("k_lcm", "LCMScheduler"), onestep.lcm, 1, noise_model=schedules.LCMNoise, denoiser=consistency),
+    Sampler("Euler CFG++", ("euler_cfg_pp",), onestep.euler_cfgpp, 1, unguided=True),
+    Sampler("Euler a CFG++", ("euler_ancestral_cfg_pp",), onestep.euler_ancestral_cfgpp, 1, unguided=True),
 )  # fmt: skip
 
 # Names that other programs use for the same things, and what comes closest to those that are missing here; samplers'
@@ -136,7 +146,7 @@ CLOSEST_SAMPLERS = {
     **dict.fromkeys(("dpmsolver", "deis", "deismultistep", "resmultistep", "dpm2mv2"), "DPM++ 2M"),
     **dict.fromkeys(("dpm2s", "dpmsolversinglestep"), "DPM++ 2S a"),
     **dict.fromkeys(("ipndm", "ipndmv"), "PLMS"),
-    **dict.fromkeys(("ddiminverse", "ddimtrailing", "ddimcfg"), "DDIM"),
+    **dict.fromkeys(("ddiminverse", "ddimtrailing"), "DDIM"),
     **dict.fromkeys(("dpmadaptive", "dpmad"), "DPM fast"),
     "ddpm": "Euler a", "heunpp2": "Heun", "unipcbh2": "UniPC", "tcd": "LCM",
 }  # fmt: skip
@@ -145,10 +155,7 @@ CLOSEST_SCHEDULES = {
     "turbo": "sgm_uniform",
     "gits": "align_your_steps",
 }
-WHY_NOT = {
-    **dict.fromkeys(("dpmadaptive", "dpmad"), "it chooses its steps by looking at the picture; "),
-    "ddimcfg": "it needs the network's answer to the negative prompt by itself, which the engines do not give; ",
-}
+WHY_NOT = dict.fromkeys(("dpmadaptive", "dpmad"), "it chooses its steps by looking at the picture; ")
 _BEFORE, _AFTER = re.compile(r"^(k|sample)[_ ]"), re.compile(r"(discrete)?(scheduler)?(gpu)?$")
 
 
@@ -187,7 +194,7 @@ def _rows(sampler: Sampler, sigmas: Sigmas, model: NoiseModel, given: Mapping[st
     for sigma, content, *interval in sampler.solve(sigmas, sampler.denoiser(model), **taken):
         update = _update(content)
         if sigma is None:
-            before = update[:, :SLOTS] @ rows[-1].update
+            before = update[:, :REMEMBERED] @ rows[-1].update[:REMEMBERED]
             before[:, -1] += update[:, -1]
             rows[-1] = replace(rows[-1], update=before, noise=())
             continue
@@ -200,7 +207,7 @@ def _rows(sampler: Sampler, sigmas: Sigmas, model: NoiseModel, given: Mapping[st
 
 
 def _update(content: Content) -> npt.NDArray[np.float64]:
-    update = np.zeros((SLOTS, SLOTS + 2))
+    update = np.zeros((SLOTS, REMEMBERED + 3))
     update[: len(content)] = content
     return update
 

@@ -17,6 +17,7 @@ INPUTS = (
     Port("timestep", "float32", (B,)),
     Port("context", "float32", (N, T, 4)),
     Port("mix", "float32", (B, N)),
+    Port("reference", "float32", (B, N)),
     Port("mask", "float32", (B, 1, H, W)),
     Port("noise", "float32", (B, 4, H, W)),
     Port("update", "float32", (B, 6, 8)),
@@ -78,10 +79,13 @@ def step(feeds):
     out = x + feeds["context"].mean(axis=(1, 2))[:, None, None, None]
     if "pooled" in feeds:
         out = out + feeds["pooled"].mean(axis=1)[:, None, None, None]
-    out = (feeds["mix"].T[:, :, None, None, None] * out[:, None]).sum(axis=0, dtype=np.float32)
+    out, reference = (
+        (feeds[weights].T[:, :, None, None, None] * out[:, None]).sum(axis=0, dtype=np.float32)
+        for weights in ("mix", "reference")
+    )
     if "hint" in feeds:
         out = out + feeds["hint"]
-    memory = np.concatenate([state, out[:, None], feeds["noise"][:, None]], axis=1)
+    memory = np.concatenate([state[:, :5], out[:, None], reference[:, None], feeds["noise"][:, None]], axis=1)
     return np.stack([np.tensordot(*each, 1) for each in zip(feeds["update"], memory, strict=True)]).astype(np.float32)
 
 

@@ -27,6 +27,8 @@ def feeds(seed: int = 0, batch: int = 1, rows: int = 2, side: int = 8, chunks: i
         "timestep": normal(batch) * 100,
         "context": normal(rows, 77 * chunks, WIDTH).astype(np.float16),
         "mix": normal(batch, rows),
+        "reference": normal(batch, rows),
+        "rescale": np.abs(normal(batch)) / 4,
         "mask": np.ones((batch, 1, side, side), np.float32),
         "known": normal(batch, 4, side, side),
         "pull": normal(batch, 2),

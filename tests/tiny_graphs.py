@@ -21,10 +21,12 @@ HEADER = '<ir_version: 10, opset_import: ["": 23]>\n'
 
 STEP = """
 step (float[B,6,4,h,w] state, int64[N] rows, float[B] c_in, float[B] timestep, float16[N,T,64] context,
-      float[B,N] mix, float[B,1,h,w] mask, float[B,4,h,w] known, float[B,2] pull, float[B,4,h,w] noise,
+      float[B,N] mix, float[B,N] reference, float[B] rescale, float[B,1,h,w] mask, float[B,4,h,w] known,
+      float[B,2] pull, float[B,4,h,w] noise,
       float[B,6,8] update) => (float[B,6,4,h,w] next_state)
 <int64 zero = {0}, int64 second = {1}, int64[1] one = {1}, int64[4] column = {-1, 1, 1, 1}, float thousand = {1000.0},
- float unit = {1.0}, int64[3] tokens = {0, 4, -1}>
+ float unit = {1.0}, int64[3] tokens = {0, 4, -1}, int64[3] pixel = {1, 2, 3},
+ int64[1] first = {0}, int64[1] last = {5}>
 {
   slot = Gather <axis: int = 1> (state, zero)
   factor = Reshape (c_in, column)
@@ -48,7 +50,16 @@ step (float[B,6,4,h,w] state, int64[N] rows, float[B] c_in, float[B] timestep, f
   wide = Cast <to: int = 1> (bounded)
   late = Mul (x, t4)
   net = Add (late, wide)
-  mixed = Einsum <equation: string = "bn,nchw->bchw"> (mix, net)
+  guided = Einsum <equation: string = "bn,nchw->bchw"> (mix, net)
+  plain = Einsum <equation: string = "bn,nchw->bchw"> (reference, net)
+  spread = ReduceL2 (guided, pixel)
+  own_spread = ReduceL2 (plain, pixel)
+  both = Add (spread, unit)
+  ratio = Div (own_spread, both)
+  share = Reshape (rescale, column)
+  less = Mul (share, ratio)
+  scale = Sub (unit, less)
+  mixed = Mul (guided, scale)
   p0 = Gather <axis: int = 1> (pull, zero)
   p1 = Gather <axis: int = 1> (pull, second)
   p04 = Reshape (p0, column)
@@ -61,8 +72,10 @@ step (float[B,6,4,h,w] state, int64[N] rows, float[B] c_in, float[B] timestep, f
   outer = Mul (outside, drawn)
   out = Add (inner, outer)
   out5 = Unsqueeze (out, one)
+  plain5 = Unsqueeze (plain, one)
+  read = Slice (state, first, last, one)
   noise5 = Unsqueeze (noise, one)
-  all = Concat <axis: int = 1> (state, out5, noise5)
+  all = Concat <axis: int = 1> (read, out5, plain5, noise5)
   next_state = Einsum <equation: string = "bkj,bjchw->bkchw"> (update, all)
 }
 """
@@ -161,6 +174,8 @@ SIGNATURES: dict[str, tuple[str, tuple[Port, ...], tuple[Port, ...]]] = {
             Port("timestep", "float32", (B,)),
             Port("context", "float16", (N, T, WIDTH)),
             Port("mix", "float32", (B, N)),
+            Port("reference", "float32", (B, N)),
+            Port("rescale", "float32", (B,)),
             Port("mask", "float32", (B, 1, h, w)),
             Port("known", "float32", LATENTS),
             Port("pull", "float32", (B, 2)),

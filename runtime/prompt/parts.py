@@ -39,6 +39,14 @@ _COMMENT = re.compile(r"^#.*\n|#.*", re.MULTILINE)
 
 
 @dataclass(frozen=True)
+class Guidance:
+    """How the answers to the texts are put together, and of which the `reference` is: "prompt", "negative" or ""."""
+
+    cfg: float
+    reference: str
+
+
+@dataclass(frozen=True)
 class Text:
     """One text of a request: a part of the prompt, or the negative prompt."""
 
@@ -47,6 +55,7 @@ class Text:
     which: tuple[int, ...]
     variants: tuple[Chunks, ...]  # each once, all of `length` chunks
     layers: tuple[int, ...]  # for each variant, how many encode the chunks that have no number of their own
+    reference: float = 0.0  # its weight in the reference
 
     @property
     def length(self) -> int:
@@ -161,11 +170,11 @@ def _skip(field: str, said: float | str, layers: int) -> int:
 
 def parse(
     request: Request,
+    guidance: Guidance,
     skips: tuple[Depths, Depths],
     kept: Sequence[int],
     evaluations: int,
-    tokenizer: Tokenizer,
-    spans: Spans,
+    words: tuple[Tokenizer, Spans],
 ) -> tuple[Text, ...]:
     """The texts that weigh something: parts of the prompt, the negative prompt; `skips` are the one's and the other's.
 
@@ -174,43 +183,46 @@ def parse(
     """
     said = tagged(request.prompt, len(kept) - 1)
     marked = _CLIP_SKIP.sub(lambda tag: f"{MARKS[0]}{kept[said[tag[1]] - 1]}{MARKS[1]}", request.prompt)
-    parts, rest = _mix(replace(request, prompt=marked))
+    *parts, negative = mix(replace(request, prompt=marked), guidance)
     if len(parts) > MOST_PARTS:
         message = f"the prompt has {len(parts)} parts; {MOST_PARTS} is the limit"
         raise RequestError(message, field="prompt", hint="use fewer AND")
-    weighted = [(text, weight, skips[0]) for text, weight in parts]
-    weighted = [one for one in (*weighted, (request.negative_prompt, rest, skips[1])) if one[1]]
-    how = evaluations, request.emphasis, request.comma_backtrack, tokenizer, spans
-    longest = max(len(text) for text, _, _ in weighted)
+    weighted = [one for one in (*((part, skips[0]) for part in parts), (negative, skips[1])) if any(one[0][1:])]
+    how = evaluations, request.emphasis, request.comma_backtrack, *words
+    longest = max(len(text) for (text, *_), _ in weighted)
     variants = _variants if longest * evaluations <= LARGEST_REMEMBERED else _variants.__wrapped__
-    return tuple(_at_depths(weight, variants(text, *how), own, kept) for text, weight, own in weighted)
+    return tuple(_at_depths(weights, variants(text, *how), own, kept) for (text, *weights), own in weighted)
 
 
-def _at_depths(weight: float, text: Variants, skips: Depths, kept: Sequence[int]) -> Text:
+def _at_depths(weights: Sequence[float], text: Variants, skips: Depths, kept: Sequence[int]) -> Text:
     """The text whose variants differ in what they say, in the depth that they are encoded at, or in both."""
     (ends, which, variants), changes = text, [end for end, _ in skips]
     both = sorted({*ends, *changes})
     pairs = [(which[bisect_left(ends, end)], kept[skips[bisect_left(changes, end)][1] - 1]) for end in both]
     places = {pair: place for place, pair in enumerate(dict.fromkeys(pairs))}
     said, layers = tuple(variants[place] for place, _ in places), tuple(depth for _, depth in places)
-    return Text(weight, tuple(both), tuple(places[pair] for pair in pairs), said, layers)
+    return Text(weights[0], tuple(both), tuple(places[pair] for pair in pairs), said, layers, weights[1])
 
 
-def _mix(request: Request) -> tuple[list[tuple[str, float]], float]:
-    """The parts of the prompt with their weights in the guidance, and the weight of the negative prompt.
+def mix(request: Request, guidance: Guidance) -> list[tuple[str, float, float]]:
+    """The parts of the prompt, then the negative prompt, with their weights in the guidance and in the reference.
 
-    guided = u + sum of weight * cfg * (c - u), so u weighs 1 - cfg * (sum of the weights).
+    guided = u + sum of weight * cfg * (c - u), so u weighs 1 - cfg * (sum of the weights). The reference of the prompt
+    is the mean of the c by those weights that are above 0.
     """
-    parts = composition(networks(request.prompt)[0], request.compat)
-    rest = 1 - request.cfg * sum(weight for _, weight in parts)
-    return [(text, request.cfg * weight) for text, weight in parts], rest if abs(rest) > 1e-9 else 0.0
+    parts, cfg = composition(networks(request.prompt)[0], request.compat), guidance.cfg
+    rest = 1 - cfg * sum(weight for _, weight in parts)
+    above = sum(max(weight, 0) for _, weight in parts) if guidance.reference == "prompt" else 0
+    weighted = [(text, cfg * weight, max(weight, 0) / above if above else 0.0) for text, weight in parts]
+    rest = rest if abs(rest) > 1e-9 else 0.0
+    return [*weighted, (request.negative_prompt, rest, float(guidance.reference == "negative"))]
 
 
-def unused(request: Request) -> list[str]:
+def unused(request: Request, guidance: Guidance) -> list[str]:
     """A note for each prompt that was given and weighs nothing."""
-    parts, rest = _mix(request)
-    idle = ["prompt"] if request.prompt and not any(weight for _, weight in parts) else []
-    idle += ["negative prompt"] if request.negative_prompt and not rest else []
+    *parts, negative = mix(request, guidance)
+    idle = ["prompt"] if request.prompt and not any(weight for _, weight, _ in parts) else []
+    idle += ["negative prompt"] if request.negative_prompt and not any(negative[1:]) else []
     return [f"the {name} is not used at cfg {request.cfg:g}: it weighs 0 in the guidance" for name in idle]
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from clipskip.engines import trials
 from clipskip.engines.manifest import STEP
-from clipskip.engines.shapes import SLOTS
+from clipskip.engines.shapes import REMEMBERED
 from clipskip.engines.store import Store
 
 
@@ -41,4 +41,5 @@ def test_the_inputs_are_always_the_same(sample_store: Path) -> None:
 
 def test_the_first_slot_of_the_next_state_is_what_the_network_gives_alone(sample_store: Path) -> None:
     for feeds in trials.of(STEP, Store(sample_store).manifest().model, False, ()):
-        assert np.array_equal(feeds["update"][:, 0], np.tile(np.eye(SLOTS + 2)[SLOTS], (len(feeds["update"]), 1)))
+        alone = np.eye(REMEMBERED + 3)[REMEMBERED]
+        assert np.array_equal(feeds["update"][:, 0], np.tile(alone, (len(feeds["update"]), 1)))

@@ -9,6 +9,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 
 from clipskip.backends import Array
 from clipskip.engines.manifest import Dim, Role
@@ -23,6 +24,7 @@ CONTRACT = {
     "step": {
         "state": ("float32", ("B", 6, 4, "h", "w")), "rows": ("int64", ("N",)), "c_in": ("float32", ("B",)),
         "timestep": ("float32", ("B",)), "context": ("float32", ("N", "T", 32)), "mix": ("float32", ("B", "N")),
+        "reference": ("float32", ("B", "N")), "rescale": ("float32", ("B",)),
         "mask": ("float32", ("B", 1, "h", "w")), "known": ("float32", ("B", 4, "h", "w")),
         "pull": ("float32", ("B", 2)), "noise": ("float32", ("B", 4, "h", "w")), "update": ("float32", ("B", 6, 8)),
         "next_state": ("float32", ("B", 6, 4, "h", "w")),
@@ -93,11 +95,15 @@ def plain_step(unet: torch.nn.Module, feeds: dict[str, torch.Tensor]) -> torch.T
         sample = state[b, 0] * feeds["c_in"][b]
         outs.append(unet(sample[None], feeds["timestep"][b], feeds["context"][n][None]).sample[0])
     for b in range(len(state)):
-        out = sum(weight * each for weight, each in zip(feeds["mix"][b], outs, strict=True))
+        out, reference = (
+            sum(weight * each for weight, each in zip(feeds[name][b], outs, strict=True))
+            for name in ("mix", "reference")
+        )
+        out = rescale_noise_cfg(out[None], reference[None], feeds["rescale"][b])[0]
         kept = feeds["pull"][b, 0] * state[b, 0] + feeds["pull"][b, 1] * feeds["known"][b]
-        out = feeds["mask"][b] * out + (1 - feeds["mask"][b]) * kept
+        both = [feeds["mask"][b] * each + (1 - feeds["mask"][b]) * kept for each in (out, reference)]
         for k in range(6):
-            slots = [*state[b], out, feeds["noise"][b]]
+            slots = [*state[b][:5], *both, feeds["noise"][b]]
             next_state[b, k] = sum(weight * each for weight, each in zip(feeds["update"][b, k], slots, strict=True))
     return next_state
 
@@ -117,7 +123,9 @@ def test_a_step_equals_plain_torch_for_any_batch_size_and_length(
     feeds = {
         "state": normal(images, 6, 4, height, width), "rows": rng.integers(0, images, rows), "c_in": normal(images),
         "timestep": rng.uniform(0, 999, images).astype(np.float32), "context": normal(rows, 77 * chunks, 32),
-        "mix": normal(images, rows), "mask": rng.uniform(0, 1, (images, 1, height, width)).astype(np.float32),
+        "mix": normal(images, rows), "reference": normal(images, rows),
+        "rescale": rng.choice([0, 0.3, 1], images).astype(np.float32),
+        "mask": rng.uniform(0, 1, (images, 1, height, width)).astype(np.float32),
         "known": normal(images, 4, height, width), "pull": normal(images, 2),
         "noise": normal(images, 4, height, width), "update": normal(images, 6, 8),
     }  # fmt: skip
@@ -127,7 +135,8 @@ def test_a_step_equals_plain_torch_for_any_batch_size_and_length(
     assert relative(got, exact.numpy()) <= 1e-5
 
 
-def test_an_image_that_is_not_finite_spoils_no_other_of_its_call(store: Store) -> None:
+@pytest.mark.parametrize("rescale", [0, 0.7])
+def test_an_image_that_is_not_finite_spoils_no_other_of_its_call(store: Store, rescale: float) -> None:
     draw = np.random.default_rng(0)
 
     def normal(*shape: int) -> Array:
@@ -135,7 +144,9 @@ def test_an_image_that_is_not_finite_spoils_no_other_of_its_call(store: Store) -
 
     feeds = {
         "state": normal(2, 6, 4, 8, 8), "rows": np.array([0, 0, 1]), "c_in": normal(2), "timestep": normal(2),
-        "context": normal(3, 77, 32), "mix": np.array([[2, -1, 0], [0, 0, 1]], np.float32), "pull": normal(2, 2),
+        "context": normal(3, 77, 32), "mix": np.array([[2, -1, 0], [0, 0, 1]], np.float32),
+        "reference": np.array([[0, 1, 0], [0, 0, 0]], np.float32), "rescale": np.float32([rescale, 0]),
+        "pull": normal(2, 2),
         "mask": np.ones((2, 1, 8, 8), np.float32), "known": normal(2, 4, 8, 8), "noise": normal(2, 4, 8, 8),
         "update": normal(2, 6, 8),
     }  # fmt: skip
@@ -172,3 +183,21 @@ def test_a_picture_that_is_not_finite_is_called_so_and_its_neighbour_is_not(stor
     latents = np.zeros((2, 4, 8, 8), np.float32)
     latents[1, 2, 3, 4] = value
     assert session(store, "decode").run(None, {"latents": latents})[1].tolist() == [True, False]
+
+
+def test_an_image_that_is_not_rescaled_is_that_without_a_reference_bit_for_bit(store: Store) -> None:
+    draw = np.random.default_rng(3)
+    shapes = {"state": (3, 6, 4, 8, 8), "c_in": (3,), "context": (3, 77, 32), "pull": (3, 2), "known": (3, 4, 8, 8)}
+    feeds: dict[str, Array] = {name: draw.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    feeds |= {"rows": np.arange(3), "timestep": np.float32([1, 500, 999]), "mask": np.ones((3, 1, 8, 8), np.float32)}
+    feeds |= {"noise": np.zeros((3, 4, 8, 8), np.float32), "update": np.zeros((3, 6, 8), np.float32)}
+    feeds["update"][:, 0, 5] = feeds["update"][:, 1, 6] = 1  # the guided output, and the reference
+    feeds["mix"] = np.diag(np.float32([3, 2, 0]))  # the last is nobody's: its output has no deviation
+    step = session(store, "step")
+    still = {"reference": np.zeros((3, 3), np.float32), "rescale": np.zeros(3, np.float32)}
+    plain = step.run(None, feeds | still)[0]
+    moved = step.run(None, feeds | {"reference": np.eye(3, dtype=np.float32), "rescale": np.float32([0, 0.5, 0])})[0]
+    np.testing.assert_array_equal(moved[0, 0], plain[0, 0])
+    np.testing.assert_array_equal(moved[2, 0], np.zeros((4, 8, 8)))
+    np.testing.assert_allclose(moved[1, 0], plain[1, 0] * 0.75, rtol=1e-6)  # half of the way from 2 to 1
+    np.testing.assert_array_equal(moved[:2, 1] * np.float32([3, 2])[:, None, None, None], plain[:2, 0])

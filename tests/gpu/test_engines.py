@@ -101,7 +101,7 @@ def step_feeds(width: int, side: int = 8, seed: int = 0) -> dict[str, Array]:
     """One image with guidance, at a noise level in the middle."""
     draw = np.random.default_rng(seed)
     update = np.zeros((1, 6, 8), np.float32)
-    update[0, 0, 6] = 1  # the next state is the network's output
+    update[0, 0, 5] = 1  # the next state is the network's output
     return {
         "state": draw.standard_normal((1, 6, 4, side, side)).astype(np.float32),
         "rows": np.zeros(2, np.int64),
@@ -109,6 +109,8 @@ def step_feeds(width: int, side: int = 8, seed: int = 0) -> dict[str, Array]:
         "timestep": np.full(1, 500, np.float32),
         "context": draw.standard_normal((2, 77, width)).astype(np.float16),
         "mix": np.array([[-6, 7]], np.float32),
+        "reference": np.zeros((1, 2), np.float32),
+        "rescale": np.zeros(1, np.float32),
         "mask": np.ones((1, 1, side, side), np.float32),
         "known": np.zeros((1, 4, side, side), np.float32),
         "pull": np.zeros((1, 2), np.float32),
@@ -156,7 +158,7 @@ def test_how_long_a_step_takes_in_a_loop_and_of_that_the_host(
 def test_five_steps_in_a_loop_are_the_cpu_s(pair: Callable[[str], tuple[Engine, Engine]], engines: Path) -> None:
     """A captured graph that is replayed on wrong addresses, or a state that does not advance, shows here."""
     feeds = step_feeds(Store(engines).manifest().model.width)
-    feeds["update"][0, 0, :7] = 0.5, 0, 0, 0, 0, 0, 0.5  # the next state is half the last one, half the output
+    feeds["update"][0, 0, :6] = 0.5, 0, 0, 0, 0, 0.5  # the next state is half the last one, half the output
     built, graph = pair("step")
     assert relative_error(five_steps(built, feeds), five_steps(graph, feeds)) <= 5 * limit(graph)
 
@@ -186,6 +188,7 @@ def two_images(feeds: dict[str, Array]) -> dict[str, Array]:
     """A batch of two images, of two rows each, that are alike."""
     twice = {name: np.concatenate([array, array]) for name, array in feeds.items()}
     twice["rows"] = np.array([0, 0, 1, 1])
+    twice["reference"] = np.zeros((2, 4), np.float32)
     twice["mix"] = np.array([[-6, 7, 0, 0], [0, 0, -6, 7]], np.float32)
     return twice
 

@@ -146,7 +146,8 @@ def test_no_prompt_fills_the_memory_or_takes_long_d24(prompt: str, evaluations: 
 
 def parsed(prompt: str, evaluations: int) -> tuple[parts.Text, ...]:
     once = ((evaluations, 1),)
-    return parts.parse(Request(prompt=prompt), (once, once), range(12, -1, -1), evaluations, sample_tokenizer(), ())
+    guidance, words = parts.Guidance(7, ""), (sample_tokenizer(), ())
+    return parts.parse(Request(prompt=prompt), guidance, (once, once), range(12, -1, -1), evaluations, words)
 
 
 def test_the_contexts_of_a_prompt_are_bounded_and_the_refusal_says_how() -> None:

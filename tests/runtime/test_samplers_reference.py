@@ -15,7 +15,7 @@ import pytest
 from reference_solvers import SCHEDULES, SOLVERS, STEPS, Array, Diffusion, ddim_levels, start, toy_network
 
 from clipskip import samplers, schedules
-from clipskip.engines.shapes import SLOTS
+from clipskip.engines.shapes import REMEMBERED, SLOTS
 
 PREDICTIONS = ["epsilon", "v_prediction"]
 SAMPLERS = {sampler.name: sampler for sampler in samplers.SAMPLERS}
@@ -30,13 +30,14 @@ def draws(noises: Array) -> Iterator[Array]:
 
 
 def run_table(rows: list[samplers.Row], x: Array, noises: Iterator[Array]) -> Array:
-    """What the step engine does, in float64."""
+    """What the step engine does, in float64; the answer to the negative prompt is another network's."""
     state = np.zeros((SLOTS, *x.shape))
     state[0] = x
     for row in rows:
         output = toy_network(state[0] * row.c_in, row.timestep)
         noise = next(noises) if row.noisy else np.zeros_like(x)
-        state = np.tensordot(row.update, np.concatenate([state, output[None], noise[None]]), axes=1)
+        memory = [*state[:REMEMBERED], output, unguided_network(state[0] * row.c_in, row.timestep), noise]
+        state = np.tensordot(row.update, memory, axes=1)
     return state[0]
 
 
@@ -48,6 +49,11 @@ def run_plan(plan: samplers.Plan, steps: int) -> Array:
     if plan.churn is not None:
         x = x + plan.churn * next(fresh)
     return run_table(plan.rows, x, fresh)
+
+
+def unguided_network(x: Array, timestep: float) -> Array:
+    """Another toy network: what the first one would say to the negative prompt."""
+    return toy_network(x[..., ::-1], timestep / 2)
 
 
 def run_paper(name: str, diffusion: Diffusion, sigmas: Array, x: Array, noises: Iterator[Array]) -> Array:

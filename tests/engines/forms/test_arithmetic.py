@@ -19,11 +19,11 @@ def test_indices_of_several_axes_stay() -> None:
     assert kinds(rewritten(text, gather)) == {"GatherND": 1}
 
 
-SUMMED = """(float[{b},3] mix, float[3,4,5,2] x) => (float[{b},4,5,2] y)
-    <int64[1] two = {{2}}, int64[2] more = {{3, 4}}, int64[1] one = {{1}}, int64[1] first = {{0}},
+SUMMED = """(float[{b},2,3] mix, float[3,4,5,2] x) => (float[{b},2,4,5,2] y)
+    <int64[1] three = {{3}}, int64[2] more = {{4, 5}}, int64[2] one = {{1, 2}}, int64[1] first = {{0}},
      float zero = {{0.5}}> {{
-    t = Transpose<perm = [1, 0]>(mix)
-    a = Unsqueeze(t, two)
+    t = Transpose<perm = [2, 0, 1]>(mix)
+    a = Unsqueeze(t, three)
     w = Unsqueeze(a, more)
     p = Unsqueeze(x, one)
     m = Mul(w, p)
