@@ -23,6 +23,8 @@ Content: TypeAlias = "Sequence[Vector]"  # of slots 0, 1, ...; slots that are no
 Stage: TypeAlias = "tuple[float | None, Content] | tuple[float, Content, tuple[float, float]]"
 Solver = Callable[..., Iterator[Stage]]  # of the levels, D and settings of a request
 
+PREVIEW = SLOTS - 1  # the slot of the denoised estimate, which no sampler uses: previews look at it
+
 _basis = np.eye(SLOTS + 2)
 slot, out, noise = _basis[:SLOTS], _basis[SLOTS], _basis[SLOTS + 1]
 x = slot[0]

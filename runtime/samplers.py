@@ -18,7 +18,7 @@ import numpy.typing as npt
 from clipskip.engines.shapes import SLOTS
 
 from . import multistep, onestep, schedules
-from .basis import Content, Denoised, Solver, Vector, out, x
+from .basis import PREVIEW, Content, Denoised, Solver, Vector, out, slot, x
 from .errors import RequestError
 from .fields import did_you_mean, shown
 from .schedules import SCHEDULES, NoiseModel, Sigmas, settings, sigmas
@@ -181,11 +181,16 @@ def table(sampler: Sampler, sigmas: Sigmas, model: NoiseModel, **given: float) -
 
 
 def _rows(sampler: Sampler, sigmas: Sigmas, model: NoiseModel, given: Mapping[str, float]) -> list[Row]:
-    """The table after a row of no call, which has what happens before the first one."""
+    """The table after a row of no call, which has what happens before the first one.
+
+    Every call leaves what its sampler takes for the picture in the slot of previews.
+    """
     taken = {name: value for name, value in given.items() if name in sampler.settings}
+    D = sampler.denoiser(model)
     rows = [Row(0.0, 0.0, 1.0, _update([x]))]
-    for sigma, content, *interval in sampler.solve(sigmas, sampler.denoiser(model), **taken):
+    for sigma, content, *interval in sampler.solve(sigmas, D, **taken):
         update = _update(content)
+        update[PREVIEW] = slot[PREVIEW] if sigma is None else D(sigma)
         if sigma is None:
             before = update[:, :SLOTS] @ rows[-1].update
             before[:, -1] += update[:, -1]
