@@ -154,7 +154,7 @@ class Batch:
         if not image.call:
             return image.resting
         slot = self._slots.index(image)
-        return (self._loop.read(STATE, slot) if self._loop else self._arrays[STATE][slot])[PREVIEW]
+        return np.asarray((self._loop.read(STATE, slot) if self._loop else self._arrays[STATE][slot])[PREVIEW])
 
     def close(self) -> None:
         """Give the loop back. May be called twice."""

@@ -86,7 +86,7 @@ def pipe(sample_store):
 
 def test_half_way_a_preview_is_close_to_the_picture_for_deterministic_samplers(pipe):
     """At 7, the default guidance, the sample model's pictures themselves change until late with some of them."""
-    common = {"prompt": "a large red circle on a green background", "seed": 7, "steps": 30, "cfg": 3}
+    common = {"prompt": "a large yellow star on a purple background", "seed": 3, "steps": 14, "cfg": 2}
     for sampler in DETERMINISTIC:
         for progress in pipe.steps(clipskip.Request(sampler=sampler, **common)):
             if progress.call == math.ceil(progress.calls / 2):
