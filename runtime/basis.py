@@ -23,6 +23,8 @@ Content: TypeAlias = "Sequence[Vector]"  # of slots 0, 1, ...; slots that are no
 Stage: TypeAlias = "tuple[float | None, Content] | tuple[float, Content, tuple[float, float]]"
 Solver = Callable[..., Iterator[Stage]]  # of the levels, D and settings of a request
 
+PREVIEW = REMEMBERED  # the slot of the denoised estimate, of which no sampler asks: previews look at it
+
 _basis = np.eye(REMEMBERED + 3)
 slot, (out, reference, noise) = _basis[:REMEMBERED], _basis[REMEMBERED:]
 x = slot[0]

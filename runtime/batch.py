@@ -17,6 +17,7 @@ from clipskip.engines.manifest import AxisRange, Dim
 from clipskip.engines.shapes import SLOTS, TOKENS
 
 from .backends import Array, Engine, Loop
+from .basis import PREVIEW
 from .conditioning import NetworkRow
 from .errors import EngineIncompatible
 from .noise import Noise
@@ -66,9 +67,10 @@ class Image:
         state[0] = self.latents
         return state
 
-    def unit(self, latents: Array) -> Array:
-        """Latents as they are after `call` calls, at unit variance."""
-        return np.asarray(latents * np.float32(1.0 if self.done else self.table[self.call].c_in))
+    @property
+    def resting(self) -> Array:
+        """The finished latents; before the first call the noise that they start from, at unit variance."""
+        return self.latents if self.done else np.asarray(self.latents * np.float32(self.table[0].c_in))
 
 
 def bucket(count: int, most: int) -> int:
@@ -148,10 +150,11 @@ class Batch:
             self._leave([image])
 
     def latents(self, image: Image) -> Array:
-        """An image as it is now, at unit variance; waits for the device."""
-        if image in self._joining or self._loop is None:
-            return image.unit(image.latents)
-        return image.unit(self._loop.read(STATE, self._slots.index(image))[0])
+        """What the last call took for the finished latents of an image; waits for the device."""
+        if not image.call:
+            return image.resting
+        slot = self._slots.index(image)
+        return np.asarray((self._loop.read(STATE, slot) if self._loop else self._arrays[STATE][slot])[PREVIEW])
 
     def close(self) -> None:
         """Give the loop back. May be called twice."""

@@ -85,7 +85,7 @@ class Driver:
                 self._end_turn()
 
     def latents(self, images: Sequence[Image]) -> list[Array]:
-        """The images [4,h,w] as they are between two calls of the network, at unit variance.
+        """What the last call took for the finished latents [4,h,w] of each image; the noise before its first call.
 
         RequestError for one that was given up half-way.
         """
@@ -109,7 +109,7 @@ class Driver:
         if batch is None:
             if image.call and not image.done:
                 raise RequestError("this picture was given up half-way: there is nothing to look at")
-            return image.unit(image.latents)
+            return image.resting
         try:
             return batch.latents(image)
         except BaseException as error:

@@ -102,11 +102,11 @@ def parameters(origin: Origin) -> str:
     return "\n".join([*lines, ", ".join(quoted)]).strip()
 
 
-def format_of(path: Path) -> str:
+def format_of(path: Path, field: str = "out") -> str:
     """Pillow's name of the format that a path's suffix means. RequestError for another suffix, or none."""
     if (found := FORMATS.get(path.suffix.lower())) is None:
         message = f"pictures are written as {', '.join(FORMATS)}, not {path.suffix or 'without a suffix'}"
-        raise RequestError(message, field="out")
+        raise RequestError(message, field=field)
     return found
 
 
@@ -145,7 +145,18 @@ def save(
     if not isinstance(target, (str, os.PathLike)):
         raise RequestError(f"target must be a path or an open binary file, not {shown(target)}", field="target")
     path = Path(location("target", target))
-    encoded = encode(image, origin, format or format_of(path))
+    replace_file(path, encode(image, origin, format or format_of(path)), overwrite)
+
+
+def save_bare(image: PIL.Image.Image, path: Path) -> None:
+    """Write a picture without texts as `save` writes it, over what is there."""
+    encoded, format = BytesIO(), format_of(path)
+    image.save(encoded, format, **_QUALITY[format])
+    replace_file(path, encoded.getvalue(), True)
+
+
+def replace_file(path: Path, encoded: bytes, overwrite: bool) -> None:
+    """A file with these bytes, in one step. FileExistsError and StorageError as `save` has them."""
     if overwrite and path.exists() and not path.is_file():
         raise StorageError(f"{path} is there and is no file", path=path)
     draft = path.with_name(f".clipskip-{secrets.token_hex(8)}.tmp")

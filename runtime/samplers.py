@@ -18,7 +18,7 @@ import numpy.typing as npt
 from clipskip.engines.shapes import REMEMBERED, SLOTS
 
 from . import multistep, onestep, schedules
-from .basis import Content, Denoised, Solver, Vector, out, x
+from .basis import PREVIEW, Content, Denoised, Solver, Vector, out, x
 from .errors import RequestError
 from .fields import did_you_mean, shown
 from .schedules import SCHEDULES, NoiseModel, Sigmas, settings, sigmas
@@ -188,16 +188,22 @@ def table(sampler: Sampler, sigmas: Sigmas, model: NoiseModel, **given: float) -
 
 
 def _rows(sampler: Sampler, sigmas: Sigmas, model: NoiseModel, given: Mapping[str, float]) -> list[Row]:
-    """The table after a row of no call, which has what happens before the first one."""
+    """The table after a row of no call, which has what happens before the first one.
+
+    Every call leaves what its sampler takes for the picture in the slot of previews.
+    """
     taken = {name: value for name, value in given.items() if name in sampler.settings}
+    D = sampler.denoiser(model)
     rows = [Row(0.0, 0.0, 1.0, _update([x]))]
-    for sigma, content, *interval in sampler.solve(sigmas, sampler.denoiser(model), **taken):
+    for sigma, content, *interval in sampler.solve(sigmas, D, **taken):
         update = _update(content)
         if sigma is None:
             before = update[:, :REMEMBERED] @ rows[-1].update[:REMEMBERED]
             before[:, -1] += update[:, -1]
+            before[PREVIEW] = rows[-1].update[PREVIEW]
             rows[-1] = replace(rows[-1], update=before, noise=())
             continue
+        update[PREVIEW] = D(sigma)
         between = tuple(map(float, interval[0])) if interval else ()
         noise = between if update[:, -1].any() else None
         rows.append(Row(float(sigma), model.timestep(sigma), 1 / math.sqrt(sigma**2 + 1), update, noise))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
 import stat
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import BytesIO
@@ -15,13 +17,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from clipskip.engines.files import storage_error
-from clipskip.errors import RequestError, StorageError
+from clipskip.errors import ClipskipError, RequestError, StorageError
 
 if TYPE_CHECKING:
-    from clipskip.pipeline import Pipeline, Result
+    from PIL.Image import Image
+
+    from clipskip.pipeline import Pipeline, Progress, Result
     from clipskip.request import Request
 
 INTERVAL = 5.0  # seconds between lines where there is no terminal to draw on
+SHOWN = 1.0  # seconds between previews
 _NUMBERED = re.compile(r"(\d{5,})-\d+\.png")
 
 
@@ -78,6 +83,51 @@ class Bar:
             _show("\r" + " " * (shutil.get_terminal_size().columns - 1) + "\r")
 
 
+class Preview:
+    """What is in the making, side by side in one file, which is replaced in one step; in the end what was made last.
+
+    `interval`: seconds from one to the next; None: SHOWN, and more where a preview takes so long that it would hold up
+    the work. What can be refused is refused when this is made, as a Destination does.
+    """
+
+    def __init__(self, file: Path, overwrite: bool, interval: float | None, bar: Bar) -> None:
+        from clipskip.metadata import format_of
+
+        format_of(file, "preview")
+        if os.path.isdir(file):
+            raise StorageError(f"{file} is there and is no file", path=file)
+        Destination(file, overwrite, 1, "preview")
+        self._file, self._interval, self._bar, self._failed = file, interval, bar, False
+        self._due = time.monotonic() + (SHOWN if interval is None else interval)
+
+    def show(self, state: Progress) -> None:
+        """Write the file if it is time. What goes wrong is said, and ends the previews, not the work."""
+        from clipskip.metadata import save_bare
+
+        start = time.monotonic()
+        if self._failed or (start < self._due and not state.results):
+            return
+        try:
+            save_bare(_side_by_side(state.preview()), self._file)
+        except ClipskipError as error:
+            self._failed = True
+            self._bar.clear()
+            warnings.warn(f"no more previews: {error}", RuntimeWarning, stacklevel=2)
+        now = time.monotonic()
+        self._due = now + (max(SHOWN, 4 * (now - start)) if self._interval is None else self._interval)
+
+
+def _side_by_side(pictures: Sequence[Image]) -> Image:
+    """Pictures of one size in rows, about as many as there are in each."""
+    from PIL.Image import new
+
+    columns, (width, height) = math.isqrt(len(pictures) - 1) + 1, pictures[0].size
+    whole = new("RGB", (columns * width, -(-len(pictures) // columns) * height))
+    for number, picture in enumerate(pictures):
+        whole.paste(picture, (number % columns * width, number // columns * height))
+    return whole
+
+
 def run(pipe: Pipeline, requests: Sequence[Request]) -> Sequence[Result]:
     """Make one picture of each request, and show how far they are."""
     bar = Bar(len(requests))
@@ -129,15 +179,15 @@ class Destination:
     may write into one folder, and no number is there twice.
     """
 
-    def __init__(self, out: Path, overwrite: bool, count: int) -> None:
+    def __init__(self, out: Path, overwrite: bool, count: int, option: str = "out") -> None:
         from clipskip.metadata import FORMATS, format_of
 
         if re.search("[^0-9.]", out.suffix) and not os.path.isdir(out):  # v1.5 may be a new folder
-            format_of(out)
+            format_of(out, option)
         self.is_stdout = str(out) == "-"
         self._file = out if self.is_stdout or (out.suffix.lower() in FORMATS and not os.path.isdir(out)) else None
         self._folder = out.parent if self._file else out
-        self._overwrite, self._number = overwrite, 0
+        self._overwrite, self._number, self._option = overwrite, 0, option
         if self._file and count > 1:
             raise RequestError(f"{count} pictures do not fit into one file {out}", field="out", hint="name a folder")
         if self.is_stdout:
@@ -182,7 +232,7 @@ class Destination:
         return self._file
 
     def _taken(self) -> RequestError:
-        return RequestError(f"{self._file} exists already", field="out", hint="add --overwrite to replace it")
+        return RequestError(f"{self._file} exists already", field=self._option, hint="add --overwrite to replace it")
 
 
 @contextmanager

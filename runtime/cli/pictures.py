@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -50,6 +51,10 @@ def add_to(verbs: Verbs) -> None:
     )
     text = "one prompt, /render line, or line such as --prompt 'a cat' --steps 20 per line; # starts a comment"
     verb.add_argument("--lines", type=path, metavar="FILE", help=text)
+    text = "a .png, .jpg or .webp file that shows what is in the making"
+    verb.add_argument("--preview", type=path, metavar="FILE", help=text)
+    text = "between previews; 0 is every call (default: 1, and more where they would take above a fifth of the time)"
+    verb.add_argument("--preview-interval", type=_seconds, metavar="SECONDS", help=text)
     verb = store_verb(verbs, grid, "draw a labelled X/Y sheet", "Vary a request along two axes.")
     _add_making(verb, "the sheet: a .png file, or - for stdout", required=True)
     verb.add_argument("--x", required=True, metavar="FIELD=VALUES", help='such as "clip_skip=1-13"')
@@ -75,6 +80,16 @@ def _add_making(verb: Parser, out: str, **row: Any) -> None:
             names = {f"--{name.replace('_', mark)}" for name in (field.name, *field.aliases) for mark in "-_"}
             if names := names - {field.option}:
                 settings.add_argument(*sorted(names), dest=field.name, help=argparse.SUPPRESS)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= 86400:
+        raise argparse.ArgumentTypeError(f"must be 0 to 86400 seconds, not {text!r}")
+    return seconds
 
 
 def _names() -> str:
@@ -105,9 +120,10 @@ def generate(args: argparse.Namespace) -> Outcome:
     pictures: list[dict[str, Any]] = []
     warnings: list[str] = []
     bar = output.Bar(count)
+    preview = _preview(args, bar)
     try:
         with clipskip.open(args.store, backend=args.target, embeddings=args.embeddings) as pipe:
-            for number, result in _results(pipe, plan(pipe, requests, refused, args.lines), bar):
+            for number, result in _results(pipe, plan(pipe, requests, refused, args.lines), bar, preview):
                 warnings += result.warnings
                 for picture in _saved(result, destination):
                     pictures.append({"line": number, **picture} if from_lines else picture)
@@ -128,7 +144,19 @@ def _noted(warnings: Iterable[str]) -> dict[str, list[str]]:
     return {"warnings": once}
 
 
-def _results(pipe: Pipeline, jobs: Sequence[Job], bar: output.Bar) -> Iterator[tuple[int, Result]]:
+def _preview(args: argparse.Namespace, bar: output.Bar) -> output.Preview | None:
+    if args.preview is None:
+        if args.preview_interval is not None:
+            raise RequestError("--preview-interval is for --preview FILE", field="preview", hint="name the file")
+        return None
+    if os.path.realpath(args.preview) == os.path.realpath(args.out):
+        raise RequestError("--preview and --out name one file", field="preview", hint="name two")
+    return output.Preview(args.preview, args.overwrite, args.preview_interval, bar)
+
+
+def _results(
+    pipe: Pipeline, jobs: Sequence[Job], bar: output.Bar, preview: output.Preview | None
+) -> Iterator[tuple[int, Result]]:
     """The results in order, with the numbers of their lines."""
     done, left = 0, sum(job.kind[1] for job in jobs)
     for (together, calls, *_), neighbours in groupby(jobs, attrgetter("kind")):
@@ -136,6 +164,8 @@ def _results(pipe: Pipeline, jobs: Sequence[Job], bar: output.Bar) -> Iterator[t
             left -= calls * len(group)
             for state in pipe.steps(*(job.request for job in group)):
                 bar.show(done + state.call, done + state.calls + left)
+                if preview:
+                    preview.show(state)
             done += state.calls
             yield from zip((job.number for job in group), state.results, strict=True)
 

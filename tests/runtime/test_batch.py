@@ -157,7 +157,7 @@ def test_inputs_that_image_and_engine_do_not_share_are_refused_by_name(inputs, n
 
 
 @pytest.mark.parametrize("call", [1, 3, 5])
-def test_an_image_shows_itself_at_unit_variance_at_every_call(call):
+def test_an_image_shows_what_it_will_be_at_every_call(call):
     made = image(steps=6, rows=(row(1.0, 0.0),))
     batch = Batch(FakeStep(), made, exact_rows=True)
     batch.add(made)

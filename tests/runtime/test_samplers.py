@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from clipskip.basis import PREVIEW
 from clipskip.engines.shapes import REMEMBERED, SLOTS
 from clipskip.samplers import SAMPLERS, plan, table
 from clipskip.schedules import NoiseModel, sigmas
@@ -36,7 +37,8 @@ def test_a_table_has_a_row_per_call_and_ends_without_noise(sampler, steps):
 @pytest.mark.parametrize("steps", [2, 20, 40])
 def test_every_sampler_leaves_a_slot_free_for_a_preview(sampler, steps):
     for row in plan(sampler, "karras", steps, MODEL).rows:
-        assert not row.update[-1].any()
+        assert row.update.shape == (SLOTS, REMEMBERED + 3)
+        assert row.update[PREVIEW].any()
 
 
 @EVERY
