@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from clipskip.engines.manifest import Artefact, Dim
+from clipskip.engines.variants import Changed
 from clipskip.engines.weights import loads, table_path
 from clipskip.errors import EngineIncompatible
 
@@ -59,8 +60,10 @@ class Weights:
 class CudaContexts:
     """The sessions of one graph; one that brings a table of its weights shares them. DeviceOutOfMemory."""
 
-    def __init__(self, sessions: Sessions, weights: Weights, artefact: Artefact, path: Path) -> None:
-        self._sessions, self._artefact, self._path = sessions, artefact, path
+    def __init__(
+        self, sessions: Sessions, weights: Weights, artefact: Artefact, path: Path, changed: Mapping[str, Changed]
+    ) -> None:
+        self._sessions, self._artefact, self._path, self._changed = sessions, artefact, path, changed
         self._shared: dict[str, Any] = {}  # OrtValues of weights on the device
         self._files: dict[str, Array] = {}
         own = artefact.files
