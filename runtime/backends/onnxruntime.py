@@ -100,12 +100,10 @@ class OnnxRuntime:
             # All depths read the same weights: without prepacking they stay mapped from one file, and a further depth
             # costs megabytes instead of a copy (measured in LOG.md).
             session_options.add_session_config_entry("session.disable_prepacking", "1")
-        values = {name: self._ort.OrtValue.ortvalue_from_numpy(each.array) for name, each in changed.items()}
-        if values:  # what is optimised when the graph is opened sees these, and not what is stored
-            session_options.add_external_initializers([*values], [*values.values()])
-        if artefact.role.part != "text":  # whose weights are packed, and ours gone
+        values = self._sessions.replace(session_options, changed)
+        if artefact.role.part != "text":  # these are packed when the session is opened, and ours are not read again
             values = {}
-        for name, value in values.items():  # read where they are, also by other depths
+        for name, value in values.items():  # read where they are, by all depths
             session_options.add_initializer(name, value)
         graph, weights = None, (path.parent.parent / artefact.files[-1].path).parent
         if weights != path.parent:  # a form that was built for graphs of another folder
