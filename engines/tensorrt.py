@@ -87,9 +87,10 @@ def build(
     jobs = [(graph, PLAIN) for graph in graphs]
     if loras:
         jobs = [(graph, mix) for graph in graphs if (mix := _mix(store, graph, loras)).key]
-        size = files.readable_size(sum(record.size for graph, _ in jobs for record in graph.files))
+        sizes = {graph.role: sum(record.size for record in graph.files) for graph, _ in jobs}
         names = " + ".join(each.lora.name for each in loras)
-        progress(f"{names}: building {', '.join(str(graph.role) for graph, _ in jobs)}, about {size}")
+        what = ", ".join(f"{role} ({files.readable_size(size)})" for role, size in sizes.items())
+        progress(f"{names}: engines to build, and about how large each will be: {what or 'none'}")
     folder = files.own_folder() if tools.device else None  # where nobody else can hold the lock for ever
     lock = folder / f"gpu-{tools.device.uuid}.lock" if folder and tools.device else None
     with locked(lock, progress) if lock else nullcontext():  # two builds on one GPU disturb each other's timings
@@ -154,9 +155,10 @@ def _build(
     identity = Identity(graph.role, tools.target, PRECISION, mix.variant if mix.key else "")
     wanted = {identity: ingredients}
     needs = sum(record.size for record in graph.files)  # an engine is about as large as the weights that it is from
-    with publish.build(store.root, f"{tools.target}-{role}", wanted, progress=progress, needs=needs) as draft:
+    needs *= 2 if mix.key else 1
+    with publish.build(store.root, f"{tools.target}-{identity.stem}", wanted, progress=progress, needs=needs) as draft:
         if draft is None:
-            return Built(role, fits, rebuilt=False)
+            return Built(identity.stem, fits, rebuilt=False)
         began = time.monotonic()
         job = Job(
             target=tools.target, onnx=str(_with_loras(store, graph, mix, draft.folder)),
@@ -165,7 +167,7 @@ def _build(
             workspace=options.workspace, timing_cache=tools.timing_cache, device=tools.index,
         )  # fmt: skip
         outcome = compile_in_child(role, job, progress)
-        built = Built(role, fits, True, time.monotonic() - began, outcome.peak_bytes, outcome.decomposed)
+        built = Built(identity.stem, fits, True, time.monotonic() - began, outcome.peak_bytes, outcome.decomposed)
         notes = tuple(f"decomposed attention: {line}" for line in outcome.decomposed)
         notes += tuple(f"LoRA {lora.name} at {weight:g}" for lora, weight in mix.parts)
         engine = replace(graph, target=tools.target, provenance=provenance, notes=notes, files=())

@@ -6,6 +6,7 @@ Knows the tables beside graphs, and nothing of graphs, of layouts of LoRA files 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -16,14 +17,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from clipskip.engines.errors import EngineIncompatible
-from clipskip.engines.lora import Lora, merged_stored
-from clipskip.engines.manifest import Artefact, Role, key_of
+from clipskip.engines.errors import EngineIncompatible, RequestError
+from clipskip.engines.lora import Lora, merged_stored, read
+from clipskip.engines.manifest import LORA, STEP, Artefact, Role, key_of
 from clipskip.engines.store import Store, export_command
 from clipskip.engines.weights import Shape, Stored, Table, loads, table_path
 
+_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)"
 Array = npt.NDArray[Any]
-PREFIX = "lora-"  # of a variant's name, where an engine has its weights built in
+LARGEST = 10.0  # weight of a LoRA
 DIGITS = 12  # of a mix's key in that name
 
 
@@ -53,7 +55,7 @@ class Mix:
     @property
     def variant(self) -> str:
         """What an engine is called that was built with it."""
-        return f"{PREFIX}{self.key[:DIGITS]}"
+        return f"{LORA}{self.key[:DIGITS]}"
 
 
 PLAIN = Mix()
@@ -71,7 +73,7 @@ def table(store: Store, artefact: Artefact) -> Table:
     """What is stored where for a graph. EngineIncompatible where it was exported before there were such tables."""
     path = table_path(artefact, store.root)
     found = loads(path.read_bytes()) if path else {}
-    if not any(stored.origin for stored in found.values()):
+    if path is None or not (artefact.role.layers == 0 or any(stored.origin for stored in found.values())):
         message = f"{artefact.role} does not say which of its weights a LoRA changes: it was exported before LoRAs were"
         hint = f"{export_command(store.root, artefact.precision)}, then build again what is built from it"
         raise EngineIncompatible(message, path=store.root / artefact.files[0].path, hint=hint)
@@ -81,6 +83,35 @@ def table(store: Store, artefact: Artefact) -> Table:
 def parameters(table: Table) -> dict[str, Shape]:
     """All parameters of the network that a graph holds, with their shapes there."""
     return {name: shape for stored in table.values() for name, shape in stored.parameters().items()}
+
+
+def changeable(store: Store, precision: str) -> dict[str, Shape]:
+    """All parameters of a store's model that LoRAs may change: of its step, and of its deepest text encoder."""
+    texts = [each.role for each in store.manifest().artefacts if each.role.part == "text" and each.target == "onnx"]
+    graphs = [store.find(role, "onnx", precision) for role in (STEP, *sorted(texts)[-1:])]
+    return {name: shape for graph in graphs for name, shape in parameters(table(store, graph)).items()}
+
+
+def option(typed: str) -> tuple[Path, float, float]:
+    """FILE[:weight[:text weight]]: a path, which may have colons itself, and the weights in U-Net and text encoders.
+
+    Without weights both are 1, with one both are that. RequestError beyond 10.
+    """
+    found = re.fullmatch(rf"(.+?)(?::({_NUMBER}))?(?::({_NUMBER}))?", typed, re.DOTALL)
+    if found is None or os.path.exists(typed):
+        return Path(typed), 1.0, 1.0
+    unet = float(found[2] or 1)
+    text = unet if found[3] is None else float(found[3])
+    if max(abs(unet), abs(text)) > LARGEST:
+        raise RequestError(f"a LoRA's weight must be from -{LARGEST:g} to {LARGEST:g}: {typed}", field="lora")
+    return Path(found[1]), unet, text
+
+
+def opened(store: Store, precision: str, options: Sequence[str]) -> tuple[Active, ...]:
+    """The LoRAs of options such as FILE:0.8, read for a store's model. RequestError, CheckpointError."""
+    there = changeable(store, precision) if options else {}
+    named = [option(typed) for typed in options]
+    return tuple(Active(read(path, there), path, text, unet) for path, unet, text in named)
 
 
 def mix(role: Role, there: Collection[str], loras: Sequence[Active]) -> Mix:

@@ -14,6 +14,7 @@ from clipskip.engines import variants
 from clipskip.engines.manifest import STEP, Artefact, Identity, Role
 from clipskip.engines.store import Store, build_command, export_command
 from clipskip.engines.variants import PLAIN, Active, Mix
+from clipskip.engines.weights import Shape
 
 from .backends import Array, Backend, Engine, Replacing
 from .errors import Closed, EngineIncompatible, EngineMissing
@@ -40,7 +41,8 @@ class EngineCache:
         self._store, self._backend, self._text_budget, self.lora_engines = store, backend, text_budget, lora_engines
         self._entries: OrderedDict[tuple[Role, str], _Entry] = OrderedDict()  # the least recently used first
         self._changed: weakref.WeakValueDictionary[str, Array] = weakref.WeakValueDictionary()  # weights in use
-        self._parameters: dict[Role, dict[str, tuple[int, ...]]] = {}
+        self._parameters: dict[Role, frozenset[str]] = {}
+        self._changeable: Mapping[str, Shape] = {}
         self._lock = threading.RLock()
         self._closed = False
         self._artefacts: dict[Role, Artefact] = {}
@@ -70,25 +72,20 @@ class EngineCache:
             hint = f"{error.hint} {mix.options}"
             raise EngineMissing(message, path=self._store.root, hint=hint) from error
 
-    def parameters(self, role: Role) -> Mapping[str, tuple[int, ...]]:
-        """What a LoRA may change of a role's engine. EngineIncompatible where the store does not say."""
-        if role not in self._parameters:
-            here = isinstance(self._backend, Replacing)
-            graph = self.artefact(role) if here else self._store.find(role, "onnx", self._precision)
-            table = variants.table(self._store, graph)
-            self._parameters[role] = {
-                name: shape for each in table.values() for name, shape in each.parameters().items()
-            }
-        return self._parameters[role]
-
-    def lora_parameters(self) -> dict[str, tuple[int, ...]]:
-        """All that LoRAs may change of the model."""
-        texts = [each.role for each in self._store.manifest().artefacts if each.role.part == "text"]
-        return {**self.parameters(STEP), **(self.parameters(max(texts)) if texts else {})}
+    def changeable(self) -> Mapping[str, Shape]:
+        """All parameters of the model that LoRAs may change. EngineIncompatible where the store does not say."""
+        if not self._changeable:
+            self._changeable = variants.changeable(self._store, self._precision)
+        return self._changeable
 
     def mix(self, role: Role, loras: Sequence[Active]) -> Mix:
         """What LoRAs make of a role's engine."""
-        return variants.mix(role, self.parameters(role), loras) if loras else PLAIN
+        if not loras:
+            return PLAIN
+        if role not in self._parameters:
+            graph = self._store.find(role, "onnx", self._precision)
+            self._parameters[role] = frozenset(variants.parameters(variants.table(self._store, graph)))
+        return variants.mix(role, self._parameters[role], loras)
 
     @contextmanager
     def use(self, role: Role, mix: Mix = PLAIN) -> Iterator[Engine]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from clipskip.engines import hints, lora
 from clipskip.engines.lora import Lora
-from clipskip.engines.variants import Active
+from clipskip.engines.variants import LARGEST, Active
 
 from .errors import CheckpointError, RequestError, UnsafeFileError
 from .fields import did_you_mean, shown
@@ -29,7 +29,6 @@ from .request import Request
 if TYPE_CHECKING:
     from .resolve import Resolved
 
-LARGEST = 10.0  # weight
 BUDGET = 2**30  # bytes of files that are kept in memory
 _HASHES: dict[str, str] = {}  # SHA-256 of a file -> A1111's hash of it
 Shapes = Mapping[str, tuple[int, ...]]

@@ -248,7 +248,7 @@ class Pipeline:
         asked = request.request if isinstance(request, Ledger) else as_request(request)
         resolved = resolve(asked, self.model, self._limits, self._tokenizer, self._inversions)
         if called(resolved.request):
-            active = self._loras.active(resolved.request, self._engines.lora_parameters())
+            active = self._loras.active(resolved.request, self._engines.changeable())
             said = notes(active, resolved, self.model.kept)
             resolved = replace(resolved, loras=active, notes=(*resolved.notes, *said, *self._loras.notes))
         for role in (STEP, *(Role("text", layers) for layers in resolved.depths)):
