@@ -84,6 +84,7 @@ class Role:
         return cls(part, int(layers) if layers else None)
 
 
+LORA = "lora-"  # begins the name of a variant that has LoRAs in its weights
 ROLE = "clipskip.role"  # under this name a graph says, among its metadata, what it is
 STEP, DECODE, ENCODE = map(Role, ("step", "decode", "encode"))
 

@@ -10,7 +10,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +19,16 @@ from clipskip.engines import files, locks, manifest, stale
 from clipskip.engines.errors import EngineIncompatible, EngineMissing, ExportError, ManifestError, StorageError
 from clipskip.engines.files import readable_size
 from clipskip.engines.locks import Progress
-from clipskip.engines.manifest import Artefact, FileRecord, Identity, Manifest, ModelFacts, NewerManifestError, key_of
+from clipskip.engines.manifest import (
+    LORA,
+    Artefact,
+    FileRecord,
+    Identity,
+    Manifest,
+    ModelFacts,
+    NewerManifestError,
+    key_of,
+)
 from clipskip.engines.stale import Wanted
 from clipskip.engines.store import MANIFEST, read_manifest
 
@@ -142,17 +151,41 @@ def _check(label: str, key: str) -> str:
     return key_of({"folder": label, "key": key})[:8]
 
 
-def gc(root: str | Path, *, dry_run: bool = False) -> dict[str, int]:
-    """Remove folders that no manifest names and no process uses; gives their names and sizes in bytes."""
+def gc(
+    root: str | Path, *, dry_run: bool = False, lora_budget: int | None = None, needed: Collection[str] = ()
+) -> dict[str, int]:
+    """Remove folders that no manifest names and no process uses; gives their names and sizes in bytes.
+
+    Where engines with LoRAs have more than `lora_budget` bytes, the oldest leave the manifest first, but for those in
+    use and those whose stems are `needed`.
+    """
     root = Path(root)
     with files.translated(root) if dry_run else _store_lock(root):
-        keep = read_manifest(root).folders()
+        current = read_manifest(root)
+        surplus = [] if lora_budget is None else _surplus(root, current, lora_budget, needed)
+        current = replace(current, artefacts=tuple(each for each in current.artefacts if each not in surplus))
+        if surplus and not dry_run:
+            _commit(root, current)
+        keep = current.folders()
         paths = sorted(root.iterdir())
         garbage = [path for path in paths if path.name not in keep and _is_garbage(path)]
         sizes = {path.name: files.folder_size(path) for path in garbage}
         for path in () if dry_run else garbage:
             shutil.rmtree(path)
     return sizes
+
+
+def _surplus(root: Path, current: Manifest, budget: int, needed: Collection[str]) -> list[Artefact]:
+    """Engines with LoRAs that nobody uses, from the oldest on, until the others keep to the budget."""
+    loras = [each for each in current.artefacts if each.variant.startswith(LORA)]
+    homes = {each.identity: (root / each.files[0].path).parent for each in loras}
+    excess = sum(each.files[0].size for each in loras) - budget
+    surplus: list[Artefact] = []
+    for each in sorted(loras, key=lambda each: homes[each.identity].stat().st_mtime_ns):
+        if excess > 0 and each.identity.stem not in needed and not locks.in_use(homes[each.identity]):
+            surplus.append(each)
+            excess -= each.files[0].size
+    return surplus
 
 
 def _is_garbage(path: Path) -> bool:

@@ -10,9 +10,10 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-from clipskip.engines import files, gpu, publish
-from clipskip.engines.errors import RequestError
+from clipskip.engines import files, gpu, hints, publish, variants
+from clipskip.engines.errors import BackendUnavailable, RequestError
 from clipskip.engines.gpu import Device
 from clipskip.engines.locks import locked
 from clipskip.engines.manifest import DECODE, ENCODE, STEP, Artefact, Identity, Role, key_of
@@ -27,6 +28,7 @@ from clipskip.engines.tensorrt_child import (
     known_capabilities,
     load_builder,
 )
+from clipskip.engines.variants import PLAIN, Active, Mix
 
 PRECISION = "fp16"
 OWN_HEADS = (40, 64, 80, 160)  # Stable Diffusion 1.5's head sizes in the U-Net and the text encoder
@@ -59,11 +61,18 @@ class Toolchain:
 
 
 def build(
-    store: Store, *, target: str, options: BuildOptions, progress: Progress, device: Device = FIRST_GPU
+    store: Store,
+    *,
+    target: str,
+    options: BuildOptions,
+    progress: Progress,
+    device: Device = FIRST_GPU,
+    loras: Sequence[Active] = (),
 ) -> list[Built]:
     """Build and publish what is missing or stale of text-KK, step, decode and encode, one after the other.
 
-    `device`: the GPU that TensorRT times its kernels on; TensorRT-RTX needs none.
+    `device`: the GPU that TensorRT times its kernels on; TensorRT-RTX needs none. `loras`: build engines with these in
+    their weights, of what they change alone.
 
     Each engine is a publication of its own: what was built before a failure stays and is used again. Open a new Store
     to see the result. BackendUnavailable without the package (or, for "tensorrt", without a GPU) before any work;
@@ -75,10 +84,24 @@ def build(
     for graph in graphs:
         check_within(ranges, graph)
     graphs = [replace(graph, axes=axes_of(graph.inputs, ranges)) for graph in graphs]
+    jobs = [(graph, PLAIN) for graph in graphs]
+    if loras:
+        jobs = [(graph, mix) for graph in graphs if (mix := _mix(store, graph, loras)).key]
+        sizes = {graph.role: sum(record.size for record in graph.files) for graph, _ in jobs}
+        names = " + ".join(each.lora.name for each in loras)
+        what = ", ".join(f"{role} ({files.readable_size(size)})" for role, size in sizes.items())
+        progress(f"{names}: engines to build, and about how large each will be: {what or 'none'}")
     folder = files.own_folder() if tools.device else None  # where nobody else can hold the lock for ever
     lock = folder / f"gpu-{tools.device.uuid}.lock" if folder and tools.device else None
     with locked(lock, progress) if lock else nullcontext():  # two builds on one GPU disturb each other's timings
-        return [_build(store, graph, tools, options, progress) for graph in graphs]
+        return [_build(store, (graph, mix), tools, options, progress) for graph, mix in jobs]
+
+
+def _mix(store: Store, graph: Artefact, loras: Sequence[Active]) -> Mix:
+    """What LoRAs make of a graph; of the VAE nothing."""
+    if graph.role in (DECODE, ENCODE):
+        return PLAIN
+    return variants.mix(graph.role, variants.parameters(variants.table(store, graph)), loras)
 
 
 def roles(store: Store, layers: Sequence[int] | None) -> list[Role]:
@@ -108,8 +131,11 @@ def toolchain(target: str, options: BuildOptions, device: Device) -> Toolchain:
     return Toolchain(target, version, card, device.index, timings)
 
 
-def _build(store: Store, graph: Artefact, tools: Toolchain, options: BuildOptions, progress: Progress) -> Built:
+def _build(
+    store: Store, what: tuple[Artefact, Mix], tools: Toolchain, options: BuildOptions, progress: Progress
+) -> Built:
     """Build a graph's engine for the sizes in `graph.axes`, unless an intact one with the same ingredients is there."""
+    graph, mix = what
     role, capabilities = str(graph.role), tools.capabilities
     fits = tools.device.compute_capability if tools.device else ", ".join(capabilities)
     provenance = {
@@ -123,28 +149,50 @@ def _build(store: Store, graph: Artefact, tools: Toolchain, options: BuildOption
         "workspace": "default" if options.workspace is None else str(options.workspace),
         "builder": SCHEMA,
         **{f"axis {name}": f"{axis.minimum}..{axis.optimum}..{axis.maximum}" for name, axis in graph.axes.items()},
+        **({"loras": mix.key} if mix.key else {}),
         **provenance,
     }
-    wanted = {Identity(graph.role, tools.target, PRECISION, graph.variant): ingredients}
+    identity = Identity(graph.role, tools.target, PRECISION, mix.variant if mix.key else "")
+    wanted = {identity: ingredients}
     needs = sum(record.size for record in graph.files)  # an engine is about as large as the weights that it is from
-    with publish.build(store.root, f"{tools.target}-{role}", wanted, progress=progress, needs=needs) as draft:
+    needs *= 2 if mix.key else 1
+    with publish.build(store.root, f"{tools.target}-{identity.stem}", wanted, progress=progress, needs=needs) as draft:
         if draft is None:
-            return Built(role, fits, rebuilt=False)
+            return Built(identity.stem, fits, rebuilt=False)
         began = time.monotonic()
         job = Job(
-            target=tools.target, onnx=str(store.verify(graph)), engine=str(draft.folder / f"{role}.engine"),
+            target=tools.target, onnx=str(_with_loras(store, graph, mix, draft.folder)),
+            engine=str(draft.folder / f"{identity.stem}.engine"),
             profiles=profiles(graph.inputs, graph.axes), compute_capabilities=capabilities,
             workspace=options.workspace, timing_cache=tools.timing_cache, device=tools.index,
         )  # fmt: skip
         outcome = compile_in_child(role, job, progress)
-        built = Built(role, fits, True, time.monotonic() - began, outcome.peak_bytes, outcome.decomposed)
+        built = Built(identity.stem, fits, True, time.monotonic() - began, outcome.peak_bytes, outcome.decomposed)
         notes = tuple(f"decomposed attention: {line}" for line in outcome.decomposed)
+        notes += tuple(f"LoRA {lora.name} at {weight:g}" for lora, weight in mix.parts)
         engine = replace(graph, target=tools.target, provenance=provenance, notes=notes, files=())
-        draft.add(replace(engine, parity={}), [f"{role}.engine"])  # only a GPU can tell: the graph's own is not it
-    progress(f"{role}: built in {built.seconds:.1f} s, peak memory {built.peak_bytes / 1e9:.1f} GB")
+        engine = replace(engine, parity={}, variant=identity.variant)  # only a GPU can tell: the graph's own is not it
+        draft.add(engine, [f"{identity.stem}.engine"])
+    progress(f"{identity.stem}: built in {built.seconds:.1f} s, peak memory {built.peak_bytes / 1e9:.1f} GB")
     for line in own_attentions(role, outcome.decomposed):
         progress(f"warning: {line}")
     return built
+
+
+def _with_loras(store: Store, graph: Artefact, mix: Mix, folder: Path) -> Path:
+    """The graph; where LoRAs change it, a copy with their weights, which goes with the draft. BackendUnavailable."""
+    path = store.verify(graph)
+    if not mix.key:
+        return path
+    try:
+        import onnx_ir as ir
+    except ImportError as error:
+        raise BackendUnavailable("building with LoRAs needs onnx-ir", hint=hints.install("onnx-ir")) from error
+    model = ir.load(path)
+    for name, each in variants.changed(store, graph, mix).items():
+        model.graph.initializers[name].const_value = ir.tensor(each.array, name=name)
+    ir.save(model, folder / "merged.onnx", external_data="merged.bin")
+    return folder / "merged.onnx"
 
 
 def own_attentions(role: str, decomposed: Sequence[str]) -> list[str]:

@@ -49,7 +49,9 @@ def open(
     backend: Backend | str = "onnxruntime",
     device: int = 0,
     embeddings: Sequence[str | os.PathLike[str]] | str | os.PathLike[str] = (),
+    loras: Sequence[str | os.PathLike[str]] | str | os.PathLike[str] = (),
     text_engine_budget: int = 2 * 2**30,
+    lora_engines: int = 1,
     max_batch: int | None = None,
     share_lengths: bool = False,
     warm: Sequence[tuple[int, int, int]] = (),
@@ -59,7 +61,9 @@ def open(
     `backend` is "onnxruntime" (the CPU), "onnxruntime-cuda", "tensorrt", "tensorrt-rtx", or a backend object with
     settings of its own, such as `OnnxRuntime(providers=[...])` of `clipskip.backends.onnxruntime`; `device` is the
     number of the GPU for a backend given by name. `embeddings` are textual inversions (.safetensors), or folders of
-    them, for use by name in prompts. `text_engine_budget` bounds the bytes of the text engines that stay open.
+    them, for use by name in prompts; `loras` likewise, for `<lora:name:0.8>` and `Request.loras`. `text_engine_budget`
+    bounds the bytes of the text engines that stay open, `lora_engines` the step engines with LoRAs (each as large as
+    the network) beside the plain one: requests with other LoRAs wait until one of them is free.
     `max_batch` bounds the images that share one call of the network (default: what the engines and the device take); it
     changes no picture. `share_lengths` lets prompts of different length share calls: pictures are then within 1/255 of
     those made alone, and results say so. `warm`: sizes as (width, height, images) for which everything is opened,
@@ -81,12 +85,16 @@ def open(
 
     store = Store(Path(location("path", path)).absolute())
     at_least("device", device, 0)
-    several = embeddings if isinstance(embeddings, (list, tuple)) else [embeddings]
-    files = [abspath(location("embeddings", each)) for each in several]
-    settings = Settings(text_engine_budget, max_batch, share_lengths, warm)
+    named, adapters = (
+        [abspath(location(field, each)) for each in (given if isinstance(given, (list, tuple)) else [given])]
+        for field, given in (("embeddings", embeddings), ("loras", loras))
+    )
+    settings = Settings(text_engine_budget, max_batch, share_lengths, warm, lora_engines)
     chosen = backend_named(backend, device) if isinstance(backend, str) or not hasattr(backend, "loops") else backend
-    pipeline = Pipeline(store, chosen, inversions.load(files, store.manifest().model.width), settings)
-    pipeline.reopen = partial(open, store.root, backend=backend, device=device, embeddings=files, **vars(settings))
+    vectors = inversions.load(named, store.manifest().model.width)
+    pipeline = Pipeline(store, chosen, vectors, settings, adapters)
+    how = partial(open, store.root, backend=backend, device=device, embeddings=named, loras=adapters)
+    pipeline.reopen = partial(how, **vars(settings))
     return pipeline
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from clipskip.engines.manifest import AxisRange, Dim
 from clipskip.engines.shapes import SLOTS, TOKENS
+from clipskip.engines.variants import PLAIN, Mix
 
 from .backends import Array, Engine, Loop
 from .basis import PREVIEW
@@ -33,7 +34,8 @@ class Image:
 
     `table`: its sampler's rows; `rows`: its rows of the U-Net, whose contexts are repeated to `chunks` chunks;
     `latents` [4,h,w]: first those it starts from, in the end the finished ones; `inputs`: what else the step engine is
-    fed for it, by name. `call` calls are done. `stretched`: it shared a call with longer contexts than its own.
+    fed for it, by name. `call` calls are done. `stretched`: it shared a call with longer contexts than its own. `mix`:
+    the LoRAs in its step engine.
     """
 
     table: Sequence[Row]
@@ -44,6 +46,7 @@ class Image:
     inputs: Mapping[str, Any] = field(default_factory=dict)
     call: int = 0
     stretched: bool = False
+    mix: Mix = PLAIN
 
     @property
     def done(self) -> bool:
@@ -88,7 +91,7 @@ class Batch:
     """
 
     def __init__(self, engine: Engine, image: Image, *, exact_rows: bool) -> None:
-        self.size, self.chunks = image.latents.shape, image.chunks
+        self.size, self.chunks, self.mix = image.latents.shape, image.chunks, image.mix
         self._engine, self._exact_rows = engine, exact_rows
         self._slots: list[Image | None] = []
         self._rows: list[tuple[Image, NetworkRow] | None] = []

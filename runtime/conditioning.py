@@ -6,29 +6,29 @@ Encodes every distinct chunk once at its depth and applies emphasis. Knows nothi
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import Counter, OrderedDict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
-from threading import Lock
-from typing import Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from clipskip.engines.manifest import Artefact, AxisRange, Role
+from clipskip.engines.variants import Mix
 
 from .backends import Array, Engine
 from .engine_cache import EngineCache
 from .errors import RequestError
 from .prompt.parts import Text
+from .recent import Recent
 from .resolve import Resolved
 
 BUDGET = 64 * 2**20  # bytes of each cache
 MOST_ROWS = 64  # chunks encoded at once: 12 layers of SD 1.x take 3 MB for each
 Floats = npt.NDArray[np.float32]
-V = TypeVar("V")
+ChunkKey = tuple[int, Mix, tuple[int, ...]]  # layers, LoRAs and tokens
 Encoded = Mapping[str, Array]  # what a text engine gives for one chunk, by name: `context` [77,D], ...
 
 
@@ -64,20 +64,21 @@ class TextEncoder:
 
     def __init__(self, engines: EngineCache, concepts: Array, round_up: bool) -> None:
         self._engines, self._concepts, self._round_up = engines, concepts, round_up
-        self._chunks: _Recent[Encoded] = _Recent(BUDGET)  # by layers and tokens
-        self._rows: _Recent[NetworkRow] = _Recent(BUDGET)
+        self._chunks: Recent[Encoded] = Recent(BUDGET)  # by layers, LoRAs and tokens
+        self._rows: Recent[NetworkRow] = Recent(BUDGET)
 
     def rows(self, requests: Sequence[Resolved]) -> list[tuple[NetworkRow, ...]]:
         """The rows of every request, one for each of its texts; all that is new at a depth is encoded at once."""
-        keys = [[(text, each.request.emphasis) for text in each.texts] for each in requests]
+        keys = [[(text, each.request.emphasis, self._mixes(text, each)) for text in each.texts] for each in requests]
         rows = {key: row for key in {k for each in keys for k in each} if (row := self._rows.get(key)) is not None}
         fresh = list(dict.fromkeys(key for each in keys for key in each if key not in rows))
-        encoded = self._encode(text for text, _ in fresh)
-        for text, emphasis in fresh:
+        encoded = self._encode((text, dict(mixes)) for text, _, mixes in fresh)
+        for text, emphasis, mixes in fresh:
             counted = Counter(text.which)  # each counts as often as the schedule names it
             counts = [counted[i] for i in range(len(text.variants))]
             pieces = text.encoded()
-            given = [[encoded[layers, chunk.tokens] for layers, chunk in variant] for variant in pieces]
+            mix = dict(mixes)
+            given = [[encoded[layers, mix[layers], chunk.tokens] for layers, chunk in variant] for variant in pieces]
             contexts = np.stack([[chunk["context"] for chunk in variant] for variant in given])
             weights = np.array([[chunk.weights for chunk in variant] for variant in text.variants], dtype=np.float32)
             for i, layers in sorted({(i, layers) for variant in pieces for i, (layers, _) in enumerate(variant)}):
@@ -89,18 +90,29 @@ class TextEncoder:
                 {**first, "context": context} for (first, *_), context in zip(given, laid_out, strict=True)
             )
             row = NetworkRow(text.weight, text.ends, text.which, variants, text.reference)
-            rows[text, emphasis] = row
-            self._rows.put((text, emphasis), row, contexts.nbytes)
+            rows[text, emphasis, mixes] = row
+            self._rows.put((text, emphasis, mixes), row, contexts.nbytes)
         return [tuple(rows[key] for key in each) for each in keys]
 
-    def _encode(self, texts: Iterable[Text]) -> dict[tuple[int, tuple[int, ...]], Encoded]:
-        """Every chunk of the texts, encoded at its depth; what is not remembered in one call per depth."""
-        keys = {(layers, chunk.tokens) for text in texts for variant in text.encoded() for layers, chunk in variant}
+    def _mixes(self, text: Text, resolved: Resolved) -> tuple[tuple[int, Mix], ...]:
+        """What LoRAs make of the engine of each depth that a text is encoded at."""
+        depths = sorted({layers for variant in text.encoded() for layers, _ in variant})
+        return tuple((layers, self._engines.mix(Role("text", layers), resolved.loras)) for layers in depths)
+
+    def _encode(self, texts: Iterable[tuple[Text, Mapping[int, Mix]]]) -> dict[ChunkKey, Encoded]:
+        """Every chunk of the texts, encoded by its engine; what is not remembered in one call per engine."""
+        keys: set[ChunkKey] = {
+            (layers, mixes[layers], chunk.tokens)
+            for text, mixes in texts
+            for variant in text.encoded()
+            for layers, chunk in variant
+        }
         contexts = {key: known for key in keys if (known := self._chunks.get(key)) is not None}
-        for layers, group in groupby(sorted(keys - contexts.keys()), key=itemgetter(0)):
+        fresh = sorted(keys - contexts.keys(), key=lambda key: (key[0], key[1].key, key[2]))
+        for (layers, mix), group in groupby(fresh, key=itemgetter(0, 1)):
             new = list(group)
-            tokens = np.array([chunk for _, chunk in new], dtype=np.int64)
-            with self._engines.use(Role("text", layers)) as engine:
+            tokens = np.array([chunk for *_, chunk in new], dtype=np.int64)
+            with self._engines.use(Role("text", layers), mix) as engine:
                 encoded = self._run(engine, tokens)
             for place, key in enumerate(new):
                 alone = {name: array[place].copy() for name, array in encoded.items()}  # views would keep their batch
@@ -152,28 +164,3 @@ def emphasise(context: Floats, weights: Floats, mode: str = "Original", counts: 
 
 def _mean(context: Floats, counts: Sequence[int] | None) -> float:
     return float(np.average(context.mean(axis=(1, 2), dtype=np.float64), weights=counts))
-
-
-class _Recent(Generic[V]):
-    """Values by key; those used least recently go when there are more than `budget` bytes. Thread-safe."""
-
-    def __init__(self, budget: int) -> None:
-        self._budget, self._size = budget, 0
-        self._values: OrderedDict[Hashable, tuple[V, int]] = OrderedDict()
-        self._lock = Lock()
-
-    def get(self, key: Hashable) -> V | None:
-        with self._lock:
-            if key not in self._values:
-                return None
-            self._values.move_to_end(key)
-            return self._values[key][0]
-
-    def put(self, key: Hashable, value: V, size: int) -> None:
-        with self._lock:
-            if key in self._values:
-                return
-            self._values[key] = value, size
-            self._size += size
-            while self._size > self._budget and len(self._values) > 1:
-                self._size -= self._values.popitem(last=False)[1][1]

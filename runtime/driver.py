@@ -10,12 +10,12 @@ import os
 import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any
 
 from clipskip.engines.manifest import STEP
 from clipskip.engines.shapes import LATENT
+from clipskip.engines.variants import Mix
 
-from .backends import Array
+from .backends import Array, Engine
 from .batch import Batch, Image
 from .engine_cache import EngineCache
 from .errors import BackendUnavailable, Busy, DeviceOutOfMemory, RequestError
@@ -38,8 +38,7 @@ class Driver:
         self._leaving: list[Image] = []
         self._batches: list[Batch] = []  # the one whose turn it is first
         self._failures: dict[Image, BaseException] = {}
-        self._engine: Any = None  # the step engine, held while there are batches
-        self._held = ExitStack()
+        self._held: dict[Mix, tuple[Engine, ExitStack]] = {}  # the step engines of the batches
         self._changed = threading.Condition()
         self._busy = False  # somebody touches the batches
         self._visitors = 0  # threads that want to, and not for a call of the network
@@ -48,7 +47,8 @@ class Driver:
     def add(self, images: Sequence[Image]) -> None:
         """Let images join as soon as there is room; where lengths are shared the longest come first."""
         with self._changed:
-            self._waiting += sorted(images, key=lambda image: -image.chunks) if self._share_lengths else images
+            longest = sorted(images, key=lambda image: -image.chunks) if self._share_lengths else images
+            self._waiting += sorted(longest, key=lambda image: image.mix.key)  # each set of LoRAs is opened once
 
     def remove(self, images: Sequence[Image]) -> None:
         """Forget images, now or after the call that runs; never waits, for Python's garbage collector may call it."""
@@ -188,13 +188,14 @@ class Driver:
             waiting = list(self._waiting)
         full = set()
         for image in waiting:
-            lengths = [batch.chunks for batch in self._batches if batch.size == image.latents.shape]
+            alike = [batch for batch in self._batches if (batch.mix, batch.size) == (image.mix, image.latents.shape)]
+            lengths = [batch.chunks for batch in alike]
             length = image.chunks
             if self._share_lengths:
                 length = min((each for each in lengths if each % length == 0), default=length)
-            kind = image.latents.shape, length
-            batch = next((batch for batch in self._batches if (batch.size, batch.chunks) == kind), None)
-            if batch is None and len(self._batches) == self._loops:
+            kind = image.mix, image.latents.shape, length
+            batch = next((batch for batch in alike if batch.chunks == length), None)
+            if batch is None and (len(self._batches) == self._loops or not self._may_open(image.mix)):
                 return
             if batch is not None and (kind in full or not self._has_room(batch, image)):
                 full.add(kind)
@@ -202,16 +203,28 @@ class Driver:
             with self._changed:
                 self._waiting.remove(image)
             try:
-                if not self._batches:  # the first batch opens the step engine, the last one to close gives it back
-                    self._engine = self._held.enter_context(self._engines.use(STEP))
                 if batch is None:
-                    batch = Batch(self._engine, image, exact_rows=self._exact_rows)
+                    batch = Batch(self._hold(image.mix), image, exact_rows=self._exact_rows)
                     self._batches.append(batch)
                 batch.add(image)
             except BaseException as error:
+                self._release(image.mix)
                 self._fail([image], error, "the engine was being opened when that was interrupted")
                 if not isinstance(error, Exception):
                     raise
+
+    def _may_open(self, mix: Mix) -> bool:
+        """Whether the step engine with these LoRAs is in use already, or may be beside those that are."""
+        return (
+            not mix.key or mix in self._held or sum(bool(each.key) for each in self._held) < self._engines.lora_engines
+        )
+
+    def _hold(self, mix: Mix) -> Engine:
+        """The step engine; the first batch of its kind opens it, the last one to close gives it back."""
+        if mix not in self._held:
+            held = ExitStack()
+            self._held[mix] = held.enter_context(self._engines.use(STEP, mix)), held
+        return self._held[mix][0]
 
     def _has_room(self, batch: Batch, image: Image) -> bool:
         most = min(self._limits.batch, self._limits.pixels // (batch.size[1] * batch.size[2] * LATENT**2))
@@ -223,6 +236,9 @@ class Driver:
         try:
             batch.close()
         finally:
-            if not self._batches:
-                self._engine = None
-                self._held.close()
+            self._release(batch.mix)
+
+    def _release(self, mix: Mix) -> None:
+        """Give a step engine back that no batch runs on."""
+        if mix in self._held and not any(batch.mix == mix for batch in self._batches):
+            self._held.pop(mix)[1].close()

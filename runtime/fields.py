@@ -102,6 +102,14 @@ def _numbers(value: Any) -> tuple[float, ...] | None:
     return None if None in found or not found else tuple(float(each) for each in found if each is not None)
 
 
+def _names(value: Any) -> tuple[str, ...] | None:
+    """The texts in a list, or in one that was typed, between commas; None for all else."""
+    items = [each.strip() for each in value.split(",")] if isinstance(value, str) else value
+    if not isinstance(items, (list, tuple)) or not all(isinstance(each, str) and "," not in each for each in items):
+        return None
+    return tuple(str(each) for each in items if each)
+
+
 def _plain(value: Any) -> object:
     """numpy's scalars as Python's; they are known by their `ndim` of 0, because numpy itself loads too slowly here."""
     return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
@@ -120,8 +128,10 @@ CLIP_SKIPS = Kind(  # one, or several over the steps in the syntax of prompt edi
     "a clip skip", lambda value: value if isinstance(value, str) and "[" in value else number(value), parse
 )
 NUMBERS = Kind("a list of numbers", _numbers, lambda text: [parse(each.strip()) for each in text.split(",")])
+NAMES = Kind("a list of names, each with its weights (name:0.8)", _names, str)
 KINDS = {
     "str": TEXT, "int": WHOLE, "float": FRACTION, "bool": FLAG, "tuple[float, ...]": NUMBERS,
+    "tuple[str, ...]": NAMES,
     "int | float": CLIP_SKIP, "int | float | str": CLIP_SKIPS,
 }  # fmt: skip
 

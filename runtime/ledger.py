@@ -18,6 +18,7 @@ from clipskip.engines.manifest import ModelFacts
 from .errors import CheckpointError, ManifestError, RequestError
 from .fields import WHOLE, parse, shown, written
 from .infotext import DIGEST, Infotext, bare, key
+from .loras import a1111_hash
 from .prompt import composition, networks
 from .prompt.parts import without_comments
 from .request import EMPHASES, FIELDS, Request, canonical
@@ -25,6 +26,8 @@ from .resolve import refusals
 from .samplers import split_schedule
 
 if TYPE_CHECKING:
+    from clipskip.engines.lora import Lora
+
     from .inversions import Inversions
 
 SCHEMA = 1
@@ -55,6 +58,7 @@ _SIGNS = {
     "NovelAI": "(?m)^(Software|Title): NovelAI",
     "Draw Things": 'Draw Things|[{,] *"uc" *:',
 }
+_WITHOUT = {"loras": "weights of LoRAs"}
 FIRST_PASS = 512 * 512  # pixels, of A1111's choice before 2023
 
 
@@ -70,6 +74,7 @@ class Ledger:
     model: str = ""
     model_hash: str = ""  # of SHA-256, the first digits or all
     inversions: Mapping[str, str] | None = None  # name -> the same; None where the text does not say
+    loras: Mapping[str, str] | None = None  # likewise, or A1111's hash of it
     other_prompts: bool = False  # a prompt is no longer the picture's
 
     @property
@@ -87,7 +92,7 @@ class Ledger:
     def _with(self, request: Request, names: Collection[str]) -> Ledger:
         """Fields that were replaced are filled in no more; inversions of a prompt that is gone do not count."""
         filled = {name: value for name, value in self.filled.items() if name not in names}
-        changed, inversions = bool({"prompt", "negative_prompt"} & set(names)), self.inversions
+        changed, inversions = bool({"prompt", "negative_prompt", "loras"} & set(names)), self.inversions
         if changed and inversions is not None:
             prompts = bare(f"{request.prompt}\n{request.negative_prompt}")
             inversions = {name: digest for name, digest in inversions.items() if bare(name) in prompts}
@@ -102,12 +107,16 @@ class Ledger:
         return {name: self.honoured[name] for name, field in meant.items() if field not in refused}, refused
 
     def notes(
-        self, model: ModelFacts | None = None, inversions: Inversions | None = None, used: Collection[str] = ()
+        self,
+        model: ModelFacts | None = None,
+        inversions: Inversions | None = None,
+        used: Collection[str] = (),
+        loras: Mapping[str, Lora] | None = None,
     ) -> list[str]:
-        """What a user must know who repeats the picture with this model and these textual inversions.
+        """What a user must know who repeats the picture with this model, these textual inversions and LoRAs.
 
         One note per setting that is not honoured (those of one kind share one), per value filled in, and per model,
-        VAE and inversion that is not the picture's; `used` are the inversions that the prompts use now.
+        VAE, inversion and LoRA that is not the picture's; `used` are the inversions that the prompts use now.
         """
         digests = [model.model_sha256, *model.sources.values()] if model else []
         said = {key(name): value for name, value in self.ignored.items()}
@@ -118,13 +127,26 @@ class Ledger:
                 families.setdefault(family, []).append(f"{name}: {_short(value)}{_WHY.get(key(name), '')}")
         notes = [f"not honoured from the picture: {', '.join(family)}" for family in families.values()]
         for name, value in self.filled.items():
-            notes.append(f"the picture's settings have no {FIELDS[name].infotext or name}: {value} is used")
+            what = _WITHOUT.get(name, FIELDS[name].infotext or name)
+            notes.append(f"the picture's settings have no {what}: {value} is used")
         named = len(self.model_hash) <= 8  # A1111's old hashes, of a part of the file, say nothing here
         same = key(self.model) in ("", key(model.name)) if named and model else _is_one_of(self.model_hash, digests)
         if model and not same:
             made, here = f"{_short(self.model)} [{self.model_hash[:10]}]", f"{model.name} [{digests[0][:10]}]"
             notes.append(f"the picture was made with the model {made}; {here} is open")
-        return notes + (self._about_inversions(inversions, used) if inversions else [])
+        return notes + (self._about_inversions(inversions, used) if inversions else []) + self._about_loras(loras or {})
+
+    def _about_loras(self, loras: Mapping[str, Lora]) -> list[str]:
+        notes, there = [], {bare(name): one for name, one in loras.items()}
+        for name, digest in (self.loras or {}).items():
+            if (one := there.get(bare(name))) is not None:
+                digests = [one.sha256, a1111_hash(one)]
+                if len(digest) > 8 and not _is_one_of(digest, digests):
+                    files = f"[{digests[1][:DIGEST]}] is open than the picture's [{digest[:DIGEST]}]"
+                    notes.append(f"another LoRA {shown(name)} {files}")
+            elif not self.other_prompts:
+                notes.append(f"the picture was made with the LoRA {shown(name)}, which has no weight now")
+        return notes
 
     def _about_inversions(self, inversions: Inversions, used: Collection[str]) -> list[str]:
         if self.inversions is None:
@@ -175,10 +197,12 @@ def of_text(info: Infotext) -> Ledger:
             honoured[name] = value
         elif meant not in filled and _changes(key(name), value):
             ignored[name] = value
-    fields |= {"prompt": info.prompt + _tags(info.prompt, said), "negative_prompt": info.negative_prompt}
+    tags = _tags(info.prompt, said)
+    filled |= {"loras": "1"} if "<lora:" in tags else {}
+    fields |= {"prompt": info.prompt + tags, "negative_prompt": info.negative_prompt}
     model = said.get("model", ""), said.get("model hash", "")
-    inversions = _hashes(said, "ti", "embed") or None
-    return Ledger(Request.from_text(fields), info.program, honoured, ignored, filled, *model, inversions)
+    digests = _hashes(said, "ti", "embed") or None, _hashes(said, "lora", "lora") or None
+    return Ledger(Request.from_text(fields), info.program, honoured, ignored, filled, *model, *digests)
 
 
 def _fields(said: Mapping[str, str]) -> dict[str, str]:
@@ -262,12 +286,13 @@ def of_truth(text: str) -> Ledger:
     request = Request.from_json(truth["request"])
     known = asdict(request).items()
     honoured = {name: written(value) for name, value in known if value is not None and "prompt" not in name}
-    model, inversions = truth.get("model", {}), truth.get("inversions", {})
-    for value in (model, inversions):
+    model, inversions, loras = (truth.get(name, {}) for name in ("model", "inversions", "loras"))
+    for value in (model, inversions, loras):
         if not isinstance(value, dict) or not all(isinstance(each, str) for each in value.values()):
-            raise CheckpointError("the text `clipskip` is broken: its model or its inversions are no texts by name")
+            raise CheckpointError("the text `clipskip` is broken: its model, inversions or LoRAs are no texts by name")
     name, digest = model.get("name", ""), model.get("sha256", "")
-    return Ledger(request, "clipskip", honoured, {}, {}, name, digest, inversions if "inversions" in truth else None)
+    inversions = inversions if "inversions" in truth else None
+    return Ledger(request, "clipskip", honoured, {}, {}, name, digest, inversions, loras)
 
 
 def foreign(texts: Mapping[str, str]) -> str | None:

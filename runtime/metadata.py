@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import secrets
 import threading
 import warnings
@@ -58,11 +59,14 @@ class Origin:
     model: ModelFacts
     engines: Mapping[str, str]  # role -> key of the engine that was used
     inversions: Mapping[str, str] = field(default_factory=dict)  # those that its prompts used: name -> SHA-256
+    loras: Mapping[str, str] = field(default_factory=dict)  # likewise
+    lora_hashes: Mapping[str, str] = field(default_factory=dict)  # name -> A1111's hash of it
 
     def texts(self) -> dict[str, str]:
         """The texts of the picture. RequestError above 1 MiB."""
         model = {"name": self.model.name, "sha256": self.model.model_sha256}
         made_with = {"model": model, "engines": dict(self.engines), "inversions": dict(self.inversions)}
+        made_with |= {"loras": dict(self.loras)}
         truth = {"schema": ledger.SCHEMA, "request": json.loads(self.request.to_json()), **made_with}
         texts = {"parameters": parameters(self), "clipskip": json.dumps(truth)}
         for name, text in texts.items():
@@ -90,15 +94,19 @@ def parameters(origin: Origin) -> str:
     left_out |= {"clip_skip"} if kept["clip_skip"] == model.kept[0] else set()
     left_out |= {"negative_clip_skip"} if kept["negative_clip_skip"] == kept["clip_skip"] else set()
     rest = [plain[name] for name, field in FIELDS.items() if field.infotext and name not in left_out]
-    hashes = ", ".join(
-        f"{infotext.bare(name)}: {digest[: infotext.DIGEST]}" for name, digest in origin.inversions.items()
-    )
-    rest += [("RNG", request.rng.upper()), *([("TI hashes", hashes)] if hashes else []), ("Version", "clipskip")]
+    rest.append(("RNG", request.rng.upper()))
+    for name, digests in (("Lora hashes", origin.lora_hashes), ("TI hashes", origin.inversions)):
+        listed = (
+            f"{re.sub('[:,]', '', each).strip()}: {digest[: infotext.DIGEST]}" for each, digest in digests.items()
+        )
+        rest += [(name, ", ".join(listed))] if digests else []
+    rest.append(("Version", "clipskip"))
     quoted = [
         f"{name}: {json.dumps(text, ensure_ascii=False) if set(text) & _QUOTED else text}"
         for name, text in [*settings, ("Model", model.name), *rest]
     ]
-    lines = [request.prompt, *([f"{NEGATIVE} {request.negative_prompt}"] if request.negative_prompt else [])]
+    prompt = " ".join([request.prompt, *(f"<lora:{each}>" for each in request.loras or ())])
+    lines = [prompt, *([f"{NEGATIVE} {request.negative_prompt}"] if request.negative_prompt else [])]
     return "\n".join([*lines, ", ".join(quoted)]).strip()
 
 

@@ -20,6 +20,7 @@ import PIL.Image
 from clipskip.engines.manifest import DECODE, STEP, ModelFacts, Role
 from clipskip.engines.shapes import LATENT
 from clipskip.engines.store import Store, build_command
+from clipskip.engines.variants import PLAIN
 
 from . import metadata, vae
 from .backends import Backend
@@ -32,6 +33,7 @@ from .errors import EngineIncompatible, RequestError
 from .fields import FLAG, at_least, shown
 from .inversions import Inversions, with_usable_names
 from .ledger import Ledger
+from .loras import Loras, a1111_hash, called, notes
 from .noise import LARGEST_SEED, SOURCES, BrownianTree, image_seeds, initial
 from .request import OWN, Request, canonical
 from .resolve import Limits, Resolved, noise_model, resolve
@@ -53,9 +55,11 @@ class Settings:
     max_batch: int | None
     share_lengths: bool
     warm: Sequence[tuple[int, int, int]]
+    lora_engines: int = 1
 
     def __post_init__(self) -> None:
         at_least("text_engine_budget", self.text_engine_budget, 0)
+        at_least("lora_engines", self.lora_engines, 1)
         if self.max_batch is not None:
             at_least("max_batch", self.max_batch, 1)
         FLAG.check("share_lengths", self.share_lengths)
@@ -72,7 +76,8 @@ class Result:
     `images` are 8-bit RGB pictures, one per seed of `seeds`; `request` is the request with every default filled in;
     `warnings` is what the user should know; `timings` are seconds per stage of the run that made it; `engines` maps
     what took part, such as "text-12" or "step-cuda" (a form), to the key of its artefact; `inversions` maps each
-    textual inversion that the prompts used to its SHA-256; `ledger` is that of the picture which was repeated, if one.
+    textual inversion that the prompts used to its SHA-256, `loras` each LoRA by its file's name likewise (and
+    `lora_hashes` to the hash that A1111 writes); `ledger` is that of the picture which was repeated, if one.
     """
 
     images: tuple[PIL.Image.Image, ...]
@@ -83,6 +88,8 @@ class Result:
     engines: dict[str, str]
     model: ModelFacts = field(repr=False)
     inversions: dict[str, str] = field(default_factory=dict, repr=False)
+    loras: dict[str, str] = field(default_factory=dict, repr=False)
+    lora_hashes: dict[str, str] = field(default_factory=dict, repr=False)
     ledger: Ledger | None = field(default=None, repr=False)
 
     def save(
@@ -107,7 +114,9 @@ class Result:
 
     def origin(self, index: int) -> metadata.Origin:
         """What made image `index`, for its metadata."""
-        return metadata.Origin(self.alone(index), self.model, self.engines, self.inversions)
+        return metadata.Origin(
+            self.alone(index), self.model, self.engines, self.inversions, self.loras, self.lora_hashes
+        )
 
     def alone(self, index: int) -> Request:
         """The request that makes image `index` again by itself."""
@@ -141,12 +150,15 @@ class Pipeline:
 
     reopen: Callable[[], Pipeline]  # how `clipskip.open` made this
 
-    def __init__(self, store: Store, backend: Backend, inversions: Inversions, settings: Settings) -> None:
+    def __init__(
+        self, store: Store, backend: Backend, inversions: Inversions, settings: Settings, loras: Sequence[str] = ()
+    ) -> None:
         self.model = facts = store.manifest().model
         for line in store.exposed():
             warnings.warn(line, RuntimeWarning, stacklevel=3)
         self.backend = backend
-        self._engines = EngineCache(store, backend, settings.text_engine_budget)
+        self._engines = EngineCache(store, backend, settings.text_engine_budget, settings.lora_engines)
+        self._loras = Loras(loras)
         self._tokenizer = Tokenizer.open(store.verify_tokenizer())
         if self._tokenizer.vocabulary != facts.vocabulary:
             message = f"the tokenizer has {self._tokenizer.vocabulary} tokens, the text engines {facts.vocabulary}"
@@ -239,8 +251,12 @@ class Pipeline:
         """What a request means to this model. RequestError and EngineMissing as when it is made; no engine runs."""
         asked = request.request if isinstance(request, Ledger) else as_request(request)
         resolved = resolve(asked, self.model, self._limits, self._tokenizer, self._inversions)
-        for layers in resolved.depths:
-            self._engines.artefact(Role("text", layers))
+        if called(resolved.request):
+            active = self._loras.active(resolved.request, self._engines.changeable())
+            said = notes(active, resolved, self.model.kept)
+            resolved = replace(resolved, loras=active, notes=(*resolved.notes, *said, *self._loras.notes))
+        for role in (STEP, *(Role("text", layers) for layers in resolved.depths)):
+            self._engines.artefact(role, self._engines.mix(role, resolved.loras))
         return resolved
 
     def together(self, resolved: Resolved) -> int:
@@ -268,6 +284,7 @@ class Pipeline:
         made = plan(resolved.sampler, resolved.schedule, request.steps, self._noise_model, given, request.sigmas or ())
         shape = LATENT_CHANNELS, resolved.height // LATENT, resolved.width // LATENT
         inputs = {**NOT_MASKED, "rescale": request.cfg_rescale, **self._model_inputs(resolved)}
+        mix = self._engines.mix(STEP, resolved.loras)
         for seed, subseed in resolved.seeds:
             start, noise = initial(seed, shape, request.rng, subseed, request.subseed_strength)
             if request.eta_noise_seed_delta:
@@ -276,7 +293,7 @@ class Pipeline:
             if made.churn is not None:
                 latents += np.float32(made.churn) * noise.normal(shape)
             tree = BrownianTree(seed, request.rng, *made.span) if made.span else None
-            yield Image(made.rows, rows, latents, tree or noise, resolved.chunks, inputs)
+            yield Image(made.rows, rows, latents, tree or noise, resolved.chunks, inputs, mix=mix)
 
     def _model_inputs(self, resolved: Resolved) -> dict[str, Any]:
         """What the step engine of some models takes for each image, by name."""
@@ -304,9 +321,11 @@ class Pipeline:
     ) -> Result:
         learnt = self._inversions
         inversions = learnt.used(resolved.texts, self._tokenizer.vocabulary) if learnt.digests else {}
-        repeated = ledger.notes(self.model, self._inversions, inversions) if ledger else []
+        loras = {each.lora.name: each.lora for each in resolved.loras}
+        repeated = ledger.notes(self.model, self._inversions, inversions, loras) if ledger else []
         texts = {Role("text", layers) for layers in resolved.depths}
-        used = [self._engines.artefact(role) for role in sorted({STEP, DECODE, *texts})]
+        mixes = {role: self._engines.mix(role, resolved.loras) for role in {STEP, *texts}}
+        used = [self._engines.artefact(role, mixes.get(role, PLAIN)) for role in sorted({DECODE, *mixes})]
         stretched = [SHARED_LENGTHS] if any(image.stretched for image in images) else []
         return Result(
             images=tuple(pictures),
@@ -317,6 +336,8 @@ class Pipeline:
             engines={artefact.identity.stem: artefact.key for artefact in used},
             model=self.model,
             inversions=inversions,
+            loras={name: lora.sha256 for name, lora in loras.items()},
+            lora_hashes={name: a1111_hash(lora) for name, lora in loras.items()},
             ledger=ledger,
         )
 

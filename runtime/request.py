@@ -95,6 +95,9 @@ class Request:
     sigmas: tuple[float, ...] | None = setting(
         None, "the levels themselves, as 14.6,7,2.5,0.6: falling, a step each", infotext="Sigmas"
     )
+    loras: tuple[str, ...] | None = setting(
+        None, "LoRAs as in a tag: name:0.8,other:1:0.5 (text:unet)", "lora", option="--lora"
+    )
     width: int | None = setting(None, "in pixels (default: the model's)")
     height: int | None = setting(None, "in pixels (default: the model's)")
     batch: int = setting(

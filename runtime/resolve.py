@@ -10,7 +10,9 @@ from typing import Any
 
 from clipskip.engines.manifest import Artefact, AxisRange, ModelFacts
 from clipskip.engines.shapes import LATENT, TOKENS
+from clipskip.engines.variants import Active
 
+from . import loras
 from .errors import RequestError
 from .fields import SD1_LAYERS, shown
 from .inversions import Inversions
@@ -26,7 +28,6 @@ MAX_PIXELS = 2048 * 2048
 MOST_LEVELS, LEAST_LEVEL, LARGEST_LEVEL = 10_000, 0.0001, 10_000  # of noise, listed in a request
 DEEP_CLIP_SKIPS = ((2, "pictures tend to look like those of a low guidance"), (5, "results are erratic"))
 NO_EFFECT = "clip skip has no effect on this model: its text encoder always gives the same layer"
-NETWORK_KINDS = ("lora", "lyco", "locon", "hypernet")
 UNBOUNDED = AxisRange(1, 1, 2**31 - 1)
 
 CLOSEST_CHOICES = dict.fromkeys(("gpu", "cuda", "nvidia", "philox"), "nv")  # of rng
@@ -85,6 +86,7 @@ class Resolved:
     texts: tuple[Text, ...]
     chunks: int  # of every U-Net row's context: each text is repeated up to it
     notes: tuple[str, ...]
+    loras: tuple[Active, ...] = ()  # those that the pipeline found for the request
 
     @property
     def depths(self) -> set[int]:
@@ -148,10 +150,10 @@ def _checked(request: Request) -> Request:
     for name in ("prompt", "negative_prompt"):
         choices[name] = parts.without_comments(check_text(getattr(request, name), name))
     for kind, arguments in networks(choices["prompt"])[1]:
-        if kind.lower() in NETWORK_KINDS:  # they change the networks: without them it would be another picture
-            message = f"the prompt asks for <{kind}:{arguments}>, and networks cannot be changed by a request"
-            hint = "merge it into the checkpoint before the export, and take it out of the prompt"
-            raise RequestError(message, field="prompt", hint=hint)
+        if kind.lower() == "hypernet":  # without it, it would be another picture
+            message = f"the prompt asks for <{kind}:{arguments}>, and hypernetworks are not supported"
+            raise RequestError(message, field="prompt", hint="take it out of the prompt")
+    loras.called(replace(request, prompt=choices["prompt"]))
     for name, field in FIELDS.items():
         value = getattr(request, name)
         if field.low is not None and field.high is not None and value is not None:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy.typing as npt
 
 from clipskip.engines.manifest import Artefact
+from clipskip.engines.variants import Changed
 from clipskip.errors import RequestError
 from clipskip.fields import did_you_mean, shown
 
@@ -70,6 +71,14 @@ class Backend(Protocol):
 
     def describe(self) -> dict[str, str]:
         """Library versions and device, for results and reports."""
+
+
+@runtime_checkable
+class Replacing(Protocol):
+    """What a backend does beside, that can open an engine with other weights than those that are stored."""
+
+    def open_changed(self, artefact: Artefact, path: Path, changed: Mapping[str, Changed]) -> Engine:
+        """Open the artefact; the initializers of these names have other values."""
 
 
 def backend_named(name: object, device: int = 0) -> Backend:

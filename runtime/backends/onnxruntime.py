@@ -12,7 +12,8 @@ import numpy as np
 
 from clipskip.engines import files, gpu
 from clipskip.engines.manifest import Artefact
-from clipskip.errors import BackendUnavailable, RequestError
+from clipskip.engines.variants import Changed
+from clipskip.errors import BackendUnavailable, EngineIncompatible, RequestError
 
 from . import Array, Engine
 from .cuda import Cuda
@@ -82,9 +83,16 @@ class OnnxRuntime:
 
     def open(self, artefact: Artefact, path: Path) -> Engine:
         """Open the graph. EngineIncompatible; BackendUnavailable where the provider cannot be used after all."""
+        return self.open_changed(artefact, path, {})
+
+    def open_changed(self, artefact: Artefact, path: Path, changed: Mapping[str, Changed]) -> Engine:
+        """Open the graph with other weights for the initializers of these names. As `open`."""
+        if changed and self._sessions.provider.caches:
+            message = f"{self.name} compiles weights into engines that it keeps: it cannot change them for a LoRA"
+            raise EngineIncompatible(message, field=str(artefact.role), hint="use onnxruntime-cuda or tensorrt-rtx")
         if self._gpu:
             self._gpu.cuda.check()
-            make = partial(CudaContexts, self._sessions, self._weights, artefact, path)
+            make = partial(CudaContexts, self._sessions, self._weights, artefact, path, changed)
             contexts = with_room(make, self._gpu.relieve)
             return DeviceEngine(self._gpu, artefact, contexts.make, contexts.nbytes)
         session_options = self._sessions.options()
@@ -92,6 +100,11 @@ class OnnxRuntime:
             # All depths read the same weights: without prepacking they stay mapped from one file, and a further depth
             # costs megabytes instead of a copy (measured in LOG.md).
             session_options.add_session_config_entry("session.disable_prepacking", "1")
+        values = self._sessions.replace(session_options, changed)
+        if artefact.role.part != "text":  # these are packed when the session is opened, and ours are not read again
+            values = {}
+        for name, value in values.items():  # read where they are, by all depths
+            session_options.add_initializer(name, value)
         graph, weights = None, (path.parent.parent / artefact.files[-1].path).parent
         if weights != path.parent:  # a form that was built for graphs of another folder
             graph = path.read_bytes()
@@ -99,7 +112,8 @@ class OnnxRuntime:
         session = self._sessions.open(artefact, path, session_options, {}, graph)
         on_cpu = self._sessions.provider.kind == "cpu"  # where the weights are mapped
         nbytes = SESSION_BYTES + sum(file.size for file in artefact.files[: 1 if on_cpu else None])
-        return OnnxRuntimeEngine(artefact, session, self._sessions, nbytes)
+        nbytes += sum(each.array.nbytes for each in changed.values())
+        return OnnxRuntimeEngine(artefact, session, self._sessions, nbytes, values)
 
     def describe(self) -> dict[str, str]:
         """Library version and device."""
@@ -111,15 +125,17 @@ class OnnxRuntime:
 
 
 class OnnxRuntimeEngine:
-    """One session, an InferenceSession; `sessions` opened it."""
+    """One session, an InferenceSession; `sessions` opened it. `values` are OrtValues that it reads."""
 
-    def __init__(self, artefact: Artefact, session: Any, sessions: Sessions, nbytes: int) -> None:
+    def __init__(
+        self, artefact: Artefact, session: Any, sessions: Sessions, nbytes: int, values: Mapping[str, Any]
+    ) -> None:
         self.artefact, self.nbytes = artefact, nbytes
-        self._session, self._sessions = session, sessions
+        self._session, self._sessions, self._values = session, sessions, values
         self._names = [port.name for port in artefact.outputs]
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        session = self._session  # closing the engine in another thread takes it away
+        session, _held = self._session, self._values  # closing the engine in another thread takes them away
         with self._sessions.running():
             return dict(zip(self._names, session.run(self._names, dict(feeds)), strict=True))
 
@@ -127,7 +143,7 @@ class OnnxRuntimeEngine:
         return OnnxRuntimeLoop(self._session, self._sessions, feeds, feedback)
 
     def close(self) -> None:
-        self._session = None
+        self._session, self._values = None, {}
 
 
 class OnnxRuntimeLoop:

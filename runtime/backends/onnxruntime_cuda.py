@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from clipskip.engines.manifest import Artefact, Dim
+from clipskip.engines.variants import Changed
 from clipskip.engines.weights import loads, table_path
 from clipskip.errors import EngineIncompatible
 
@@ -59,15 +60,19 @@ class Weights:
 class CudaContexts:
     """The sessions of one graph; one that brings a table of its weights shares them. DeviceOutOfMemory."""
 
-    def __init__(self, sessions: Sessions, weights: Weights, artefact: Artefact, path: Path) -> None:
-        self._sessions, self._artefact, self._path = sessions, artefact, path
+    def __init__(
+        self, sessions: Sessions, weights: Weights, artefact: Artefact, path: Path, changed: Mapping[str, Changed]
+    ) -> None:
+        self._sessions, self._artefact, self._path, self._changed = sessions, artefact, path, changed
         self._shared: dict[str, Any] = {}  # OrtValues of weights on the device
         self._files: dict[str, Array] = {}
         own = artefact.files
         if artefact.variant and table_path(artefact, root := path.parent.parent):
             self._share(weights, root)
             own = artefact.files[:1]
-        self.nbytes = SESSION_BYTES + sum(file.size for file in own)
+        self.nbytes = (
+            SESSION_BYTES + sum(file.size for file in own) + sum(each.array.nbytes for each in changed.values())
+        )
 
     def _share(self, weights: Weights, root: Path) -> None:
         """All stored tensors of floats: what else a graph stores are sizes, which a session wants on the host.
@@ -80,7 +85,10 @@ class CudaContexts:
             self._files[Path(file.path).name] = np.memmap(root / file.path, np.uint8, "r")
         keys, stored = {}, {}
         for name, weight in table.items():
-            if weight.dtype.startswith("float"):
+            if (new := self._changed.get(name)) is not None:
+                keys[name] = key = new.key, 0, weight.nbytes
+                stored[key] = new.array.reshape(-1).view(np.uint8)
+            elif weight.dtype.startswith("float"):
                 keys[name] = key = sha256[weight.file], weight.offset, weight.nbytes
                 stored[key] = self._files[weight.file][weight.offset :][: weight.nbytes]
         self._weights = weights.hold(stored)
@@ -101,7 +109,9 @@ class CudaContexts:
 
     def _session(self, task: Task, told: Mapping[str, str]) -> Any:
         if not self._shared:
-            return self._sessions.open(self._artefact, self._path, self._options(task), told)
+            options = self._options(task)
+            self._sessions.replace(options, self._changed)
+            return self._sessions.open(self._artefact, self._path, options, told)
         graph = self._path.read_bytes()
         with TemporaryDirectory() as folder, suppress(EngineIncompatible):
             for name in self._files:
@@ -112,6 +122,7 @@ class CudaContexts:
         options = self._options(task)  # some optimisation changes a weight: it costs the host a copy of all
         files = [*self._files], [*self._files.values()], [block.size for block in self._files.values()]
         options.add_external_initializers_from_files_in_memory(*files)
+        self._sessions.replace(options, self._changed)
         return self._sessions.open(self._artefact, self._path, options, told, graph)
 
     def _options(self, task: Task) -> Any:

@@ -14,6 +14,7 @@ import numpy as np
 
 from clipskip.engines import files
 from clipskip.engines.manifest import ROLE, Artefact
+from clipskip.engines.variants import Changed
 from clipskip.errors import BackendUnavailable, ClipskipError, DeviceOutOfMemory, EngineIncompatible
 
 from . import Array
@@ -85,6 +86,16 @@ class Sessions:
         """A copy of the array as an OrtValue where the provider computes."""
         place = self.provider.kind, self.device, self.provider.vendor
         return self.ort.OrtValue.ortvalue_from_numpy(np.array(array, order="C"), *place)
+
+    def replace(self, session_options: Any, changed: Mapping[str, Changed]) -> dict[str, Any]:
+        """Other weights in place of stored ones, as OrtValues: also for what the library optimises as it opens a graph.
+
+        `add_initializer` alone would leave it those that are stored.
+        """
+        values = {name: self.ort.OrtValue.ortvalue_from_numpy(each.array) for name, each in changed.items()}
+        if values:
+            session_options.add_external_initializers([*values], [*values.values()])
+        return values
 
     @contextmanager
     def running(self) -> Iterator[None]:

@@ -71,6 +71,8 @@ def _add_making(verb: Parser, out: str, **row: Any) -> None:
     verb.add_argument("--overwrite", action="store_true", help="replace an existing file")
     verb.add_argument("--target", default="onnxruntime", help="the backend (default: onnxruntime, on the CPU)")
     verb.add_argument("--embeddings", type=path, action="append", default=[], help="a textual inversion, or a folder")
+    text = "a LoRA, or a folder: for <lora:name:0.8> in prompts, and --lora"
+    verb.add_argument("--loras", dest="lora_files", type=path, action="append", default=[], help=text)
     settings = verb.add_argument_group("the request")
     settings.add_argument("--size", metavar="WxH", help="width and height, such as 512x768")
     for field in FIELDS.values():
@@ -78,7 +80,7 @@ def _add_making(verb: Parser, out: str, **row: Any) -> None:
             shown = [*([SHORT[field.name]] if field.name in SHORT else []), field.option]
             settings.add_argument(*shown, dest=field.name, metavar="VALUE", help=field.help)
             names = {f"--{name.replace('_', mark)}" for name in (field.name, *field.aliases) for mark in "-_"}
-            if names := names - {field.option}:
+            if names := names - {field.option, "--loras"}:
                 settings.add_argument(*sorted(names), dest=field.name, help=argparse.SUPPRESS)
 
 
@@ -122,7 +124,7 @@ def generate(args: argparse.Namespace) -> Outcome:
     bar = output.Bar(count)
     preview = _preview(args, bar)
     try:
-        with clipskip.open(args.store, backend=args.target, embeddings=args.embeddings) as pipe:
+        with _opened(args) as pipe:
             for number, result in _results(pipe, plan(pipe, requests, refused, args.lines), bar, preview):
                 warnings += result.warnings
                 for picture in _saved(result, destination):
@@ -134,6 +136,11 @@ def generate(args: argparse.Namespace) -> Outcome:
             output.say(f"{len(pictures)} of {count} pictures are saved")
         args.kept |= {"pictures": pictures, **_noted(warnings)}
     return Outcome(args.kept, "")
+
+
+def _opened(args: argparse.Namespace) -> Pipeline:
+    files = {"embeddings": args.embeddings, "loras": args.lora_files}
+    return clipskip.open(args.store, backend=args.target, **files)
 
 
 def _noted(warnings: Iterable[str]) -> dict[str, list[str]]:
@@ -188,7 +195,7 @@ def grid(args: argparse.Namespace) -> Outcome:
         raise RequestError(f"both axes vary {x.field}", field="axis")
     cells = sheet.requests(base, x, y)
     destination = _destination(args, 1)
-    with clipskip.open(args.store, backend=args.target, embeddings=args.embeddings) as pipe:
+    with _opened(args) as pipe:
         results = output.run(pipe, cells)
     first = results[0]
     origin = replace(first.origin(0), request=first.request)

@@ -11,9 +11,18 @@ from clipskip import fields
 from clipskip.engines import hints
 from clipskip.errors import BackendUnavailable, EngineCorrupt, NumericalError, RequestError
 
-from . import Outcome, Verbs, output, path, store_verb
+from . import Outcome, Parser, Verbs, output, path, store_verb
 
-OPTIONS = ("skips", "sizes", "max_batch", "max_chunks", "compute_capability", "workspace", "device")  # of TensorRT's
+OPTIONS = (
+    "skips",
+    "lora",
+    "sizes",
+    "max_batch",
+    "max_chunks",
+    "compute_capability",
+    "workspace",
+    "device",
+)  # of TensorRT's
 
 
 def add_to(verbs: Verbs) -> None:
@@ -45,6 +54,9 @@ def add_to(verbs: Verbs) -> None:
     )
     verb.add_argument("--workspace", metavar="MIB", help="memory that the builder may use on the GPU")
     verb.add_argument("--device", metavar="N", help="tensorrt only: the number of the GPU to build on (default: 0)")
+    text = "engines with this LoRA in their weights, for requests that ask for exactly these; may be repeated"
+    verb.add_argument("--lora", action="append", default=[], metavar="FILE[:WEIGHT[:TEXT WEIGHT]]", help=text)
+    _add_budget(verb)
     text = "Show what an engine store holds; or what the settings in a picture, or in the .txt beside one, become here."
     store_verb(verbs, inspect, "show what a store or a picture holds", text)
     text = "Check every byte of a store against its manifest."
@@ -64,12 +76,18 @@ def add_to(verbs: Verbs) -> None:
     text = "Remove the folders of a store that its manifest no longer names and no process uses."
     verb = store_verb(verbs, gc, "remove what a store no longer needs", text)
     verb.add_argument("--dry-run", action="store_true", help="only say what would go")
+    _add_budget(verb)
     text = "Say what is installed here, what each target needs and lacks, and how to get it."
     verb = verbs.add_parser("doctor", help="what this machine has and lacks", description=text)
     verb.set_defaults(run=doctor)
     text = "Measure a store: opening, text per depth, one step, decoding, whole pictures, overhead per step."
     verb = store_verb(verbs, bench, "latency per stage and per depth", text)
     verb.add_argument("--target", default="onnxruntime", help="the backend (default: onnxruntime, on the CPU)")
+
+
+def _add_budget(verb: Parser) -> None:
+    text = "disk space for engines with LoRAs (default: 20); beyond it the oldest go that nobody uses"
+    verb.add_argument("--lora-budget", metavar="GIB", default="20", help=text)
 
 
 def export(args: argparse.Namespace) -> Outcome:
@@ -163,14 +181,16 @@ def gc(args: argparse.Namespace) -> Outcome:
     from clipskip.engines import publish
     from clipskip.engines.files import readable_size
 
-    removed = publish.gc(args.store, dry_run=args.dry_run)
+    budget = fields.at_least("lora_budget", fields.parse(args.lora_budget), 0) << 30
+    removed = publish.gc(args.store, dry_run=args.dry_run, lora_budget=budget)
     lines = [f"{name}  {readable_size(size)}" for name, size in removed.items()] or ["nothing to remove"]
     return Outcome({"removed": removed, "dry_run": args.dry_run}, "\n".join(lines))
 
 
 def build(args: argparse.Namespace) -> Outcome:
     """Build what is missing or stale; what was built before a failure stays."""
-    from clipskip.engines import report, shapes, tensorrt
+    from clipskip.engines import publish, report, shapes, tensorrt, variants
+    from clipskip.engines.files import readable_size
     from clipskip.engines.gpu import Device
     from clipskip.engines.store import Store
 
@@ -190,11 +210,19 @@ def build(args: argparse.Namespace) -> Outcome:
         **numbers,
     )
     device = Device("cuda", fields.whole("device", args.device or "0"))
+    budget = fields.at_least("lora_budget", fields.parse(args.lora_budget), 0) << 30
+    loras = variants.opened(store, tensorrt.PRECISION, args.lora)
     with output.stages() as say:
-        built = tensorrt.build(store, target=args.target, options=options, progress=say, device=device)
+        how = {"target": args.target, "options": options, "progress": say, "device": device}
+        built = tensorrt.build(store, **how, loras=loras)
+        del store  # which keeps engines from going
+        needed = {engine.role for engine in built}
+        removed = publish.gc(args.store, lora_budget=budget, needed=needed) if loras else {}
+        for name, size in removed.items():
+            say(f"removed {name}, {readable_size(size)}")
     rows = [(engine.role, f"built in {engine.seconds:.1f} s" if engine.rebuilt else "up to date") for engine in built]
     seal, engines = report.seal(args.store), [asdict(engine) for engine in built]
-    fit = f"for compute capability {built[0].compute_capability}"
+    fit = f"for compute capability {built[0].compute_capability}" if built else "nothing that is exported changes"
     text = f"{report.table(rows)}\n{fit}\nmanifest SHA-256: {seal}"
     return Outcome({"store": str(args.store), "engines": engines, "manifest_sha256": seal}, text)
 

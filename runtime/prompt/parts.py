@@ -28,7 +28,9 @@ MAX_BYTES = 64 * 1024
 LARGEST_REMEMBERED = 100_000  # characters times evaluations: a few megabytes of chunks at worst
 MOST_PARTS = 100  # between AND
 MOST_CONTEXTS = 1024  # chunks to encode for a request: 242 MB of contexts 768 wide
+KNOWN = ("lora", "lyco")  # kinds of tags that act
 TAGS = {"clip": "clip skip is a setting, clip_skip", "inversion": "a textual inversion is called by its bare name"}
+TAGS |= {"locon": "a LoRA of any kind is called <lora:name:weight>"}
 
 _UNUSABLE = re.compile(rf"[\x00\ud800-\udfff{''.join(MARKS)}]")
 _NETWORK = re.compile(r"<(\w+):([^>]+)>")
@@ -102,8 +104,8 @@ def notes(typed: Request, request: Request) -> list[str]:
     said = []
     if (typed.prompt, typed.negative_prompt) != (request.prompt, request.negative_prompt):
         said.append("comments were left out of the prompts, from # to the end of the line (a # that is meant: ＃)")
-    found = list(dict.fromkeys(networks(_CLIP_SKIP.sub("", request.prompt))[1]))
-    if found:
+    tags_left = dict.fromkeys(networks(_CLIP_SKIP.sub("", request.prompt))[1])
+    if found := [tag for tag in tags_left if tag[0].lower() not in KNOWN]:
         tags = ", ".join(repr(f"<{kind}:{arguments}>"[:60])[1:-1] for kind, arguments in found[:5])
         tags += ", ..." if found[5:] else ""
         hints = {f"; {TAGS[kind.lower()]}" for kind, _ in found if kind.lower() in TAGS}

@@ -115,6 +115,9 @@ class SimulatedSessionOptions(SessionOptions):
 class SimulatedValue:
     """An OrtValue on the GPU: its memory has an address, and the host only sees copies."""
 
+    def __new__(cls, array: np.ndarray, device: str = "cpu", *rest: int) -> Any:
+        return super().__new__(cls) if device != "cpu" else onnxruntime.OrtValue.ortvalue_from_numpy(array)
+
     def __init__(self, array: np.ndarray, device: str, number: int, vendor: int = -1) -> None:
         assert (device, vendor) in (("cuda", -1), ("gpu", 0x10DE))
         self.device = number
