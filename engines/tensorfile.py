@@ -1,6 +1,6 @@
 """The header of a safetensors file, read without trusting any of its numbers: which tensors there are, and where.
 
-Proves that the tensors fill the file exactly. Knows nothing of what they are for, and reads none of them.
+Proves that the tensors fill the file exactly. Knows nothing of what they are for.
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+import numpy as np
+import numpy.typing as npt
+
 from clipskip.engines import strict
 from clipskip.engines.errors import CheckpointError, ManifestError, UnsafeFileError, UnsupportedModelError
 
@@ -17,6 +20,7 @@ LONGEST_HEADER = 100_000_000  # bytes, safetensors' own limit
 
 _SIZES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1}
 _SIZES |= {"U16": 2, "I16": 2, "F16": 2, "BF16": 2, "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8}
+_FLOATS = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
 _PROTOCOLS = (b"\x02", b"\x03", b"\x04", b"\x05")  # of pickle, behind its first byte 0x80
 
 CONVERT = (
@@ -69,6 +73,18 @@ def read_header(file: BinaryIO, size: int, longest: int = LONGEST_HEADER) -> Hea
     tensors = {name: _entry(name, value) for name, value in tree.items()}
     _check_layout(tensors, size - 8 - length)
     return Header(tensors, 8 + length, metadata)
+
+
+def floats(data: bytes | memoryview, header: Header, name: str) -> npt.NDArray[np.float32]:
+    """A tensor of that file in float32. UnsupportedModelError if it holds integers or an 8-bit format."""
+    tensor = header.tensors[name]
+    body = data[header.data + tensor.begin : header.data + tensor.end]
+    if tensor.dtype == "BF16":
+        return (np.frombuffer(body, "<u2").astype(np.uint32) << 16).view(np.float32).reshape(tensor.shape)
+    if tensor.dtype not in _FLOATS:
+        raise UnsupportedModelError(f"holds {tensor.dtype} numbers; F16, BF16, F32 and F64 are supported")
+    with np.errstate(over="ignore"):  # a float64 that becomes infinite is refused with the other infinities
+        return np.frombuffer(body, _FLOATS[tensor.dtype]).astype(np.float32).reshape(tensor.shape)
 
 
 def _refuse_foreign(start: bytes) -> None:

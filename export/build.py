@@ -8,7 +8,7 @@ from functools import partial
 from importlib.metadata import version
 
 import onnx
-from torch import nn
+from torch import Tensor, nn
 
 from clipskip.engines import gates, gpu
 from clipskip.engines.forms import COMMON, FORMS, norms
@@ -16,6 +16,7 @@ from clipskip.engines.forms.rewrite import rewrite
 from clipskip.engines.gates import Case
 from clipskip.engines.manifest import DECODE, ENCODE, ROLE, STEP, Artefact, ModelFacts, Role
 from clipskip.engines.publish import Draft
+from clipskip.engines.weights import SUFFIX
 from clipskip.export import cases, graphs, models, onnxfile, tokenizer
 from clipskip.export.checkpoint import Checkpoint
 from clipskip.export.graphs import Graph
@@ -34,6 +35,7 @@ def build(draft: Draft, source: Checkpoint, facts: ModelFacts, say: Callable[[st
     precision = next(iter(draft.wanted)).precision
     half = precision == "fp16"
     networks = models.load(source)
+    names = networks.parameters
     if half:
         models.check_halves(networks)
     vocabulary = tokenizer.filled(source.vocabulary, facts.vocabulary)
@@ -42,7 +44,7 @@ def build(draft: Draft, source: Checkpoint, facts: ModelFacts, say: Callable[[st
     draft.tokenizer(list(source.tokenizer))
 
     settle: Callable[[nn.Module], object] = models.keep_norms_in_float if half else nn.Module.eval
-    write = partial(_write, draft, facts, say)
+    write = partial(_write, draft, facts, say, names)
     texts = sorted(role for role in roles if role.part == "text")
     if texts or STEP in roles:
         say("asking torch for the contexts")
@@ -66,11 +68,12 @@ def build(draft: Draft, source: Checkpoint, facts: ModelFacts, say: Callable[[st
 
 
 def _write(
-    draft: Draft, facts: ModelFacts, say: Callable[[str], None], graph: Graph, trials: Mapping[Role, list[Case]]
-) -> None:
+    draft: Draft, facts: ModelFacts, say: Callable[[str], None], names: Mapping[Tensor, str], graph: Graph,
+    trials: Mapping[Role, list[Case]],
+) -> None:  # fmt: skip
     """Trace the graph, write it for each role (of the text encoder a graph per depth, on one file) and measure it."""
     say(f"tracing {graph.role}")
-    model = onnxfile.trace(graph)
+    model = onnxfile.trace(graph, names)
     say(f"measuring {graph.role}")
     name = f"{graph.role}.bin"
     provenance = {library: version(library) for library in _USED} | {"onnxruntime": gpu.onnxruntime().__version__}
@@ -99,4 +102,4 @@ def _write(
                     gates.measure(role, path, expected), provenance, (kept,) * bool(norms.kept(piece)),
                     variant=identity.variant,
                 )  # fmt: skip
-                draft.add(artefact, [path.name, name])
+                draft.add(artefact, [path.name, f"{identity.stem}{SUFFIX}", name])

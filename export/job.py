@@ -23,7 +23,7 @@ from clipskip.export.checkpoint import Checkpoint, open_checkpoint
 GRAPH_WRITERS = (
     "build.py", "checkpoint.py", "graphs.py", "models.py", "names.py", "onnxfile.py", "tokenizer.py",
     *(f"families/{name}.py" for name in ("__init__", "family", "sd1", "sd2", "sdxl")),
-    *(f"../engines/forms/{name}.py" for name in ("__init__", "attention", "cpu", "norms", "rewrite")),
+    *(f"../engines/forms/{name}.py" for name in ("__init__", "attention", "cpu", "norms", "origins", "rewrite")),
 )  # fmt: skip
 TARGET = "onnx"
 CPU_FORMS = ("step", "decode", "encode")  # the parts whose form for the CPU is written beside an fp32 graph

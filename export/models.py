@@ -40,6 +40,12 @@ class Networks:
         texts = {f"text{number}" if number > 1 else "text": text for number, text in enumerate(self.texts, 1)}
         return {**texts, "unet": self.unet, "vae": self.vae}
 
+    @property
+    def parameters(self) -> dict[Tensor, str]:
+        """The names ("unet.conv_in.weight") of all parameters, which stay the same in whatever they are wrapped."""
+        named = self.named.items()
+        return {tensor: f"{part}.{name}" for part, network in named for name, tensor in network.named_parameters()}
+
 
 def load(checkpoint: Checkpoint) -> Networks:
     """The networks with the checkpoint's weights. CheckpointError, UnsupportedModelError, ExportError."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import logging
 import warnings
@@ -11,17 +12,21 @@ from inspect import signature
 from pathlib import Path
 from typing import BinaryIO, cast
 
+import numpy as np
 import onnx_ir as ir
 import torch
+from torch import Tensor, nn
 
-from clipskip.engines import files
+from clipskip.engines import files, weights
 from clipskip.engines.errors import ExportError
+from clipskip.engines.forms import origins
 from clipskip.engines.manifest import Dim
+from clipskip.engines.weights import Origin
 from clipskip.export.graphs import Graph
 
 OPSET = 23  # at 24 ONNX Runtime's causal Attention gave NaN on the CPU
 PAGE = 4096
-SMALLEST = 1024  # bytes; smaller weights stay in the graph
+SMALLEST = 1024  # bytes; smaller weights stay in the graph, but for those that a LoRA changes
 _EXAMPLE = {"B": 2, "N": 3, "R": 2, "E": 3, "T": 154, "h": 32, "w": 48}  # no size may collapse inside the networks
 
 
@@ -41,8 +46,8 @@ def quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def trace(graph: Graph) -> ir.Model:
-    """The graph in ONNX, with the names of its ports. ExportError."""
+def trace(graph: Graph, names: Mapping[Tensor, str]) -> ir.Model:
+    """The graph in ONNX, with the names of its ports and of the parameters that it holds. ExportError."""
     # Bounds for the trace alone, where code branches: no layer may see a size of 1, and from 64 images on diffusers
     # makes memory contiguous that is so already. Without them torch traces three times.
     bounds = {"B": (1, 63), "h": (9, 2**16), "w": (9, 2**16)}
@@ -67,12 +72,43 @@ def trace(graph: Graph) -> ir.Model:
     except torch.onnx.errors.OnnxExporterError as error:
         raise files.shortage(error) or ExportError(f"torch could not export {graph.role}: {error}") from error
     model = cast(torch.onnx.ONNXProgram, program).model  # None is for the old exporter
+    _mark(model, graph.module, names)
     _tidy(model)
     for value, port in zip([*model.graph.inputs, *model.graph.outputs], [*graph.inputs, *graph.outputs], strict=True):
         if value.name != port.name or value.dtype is None or value.dtype.numpy() != port.dtype:
             raise ExportError(f"the exporter gave {value.name} {value.dtype} where {port.name} {port.dtype} belongs")
         value.shape = ir.Shape([size if isinstance(size, int) else str(size) for size in port.shape])
     return model
+
+
+def _mark(model: ir.Model, module: nn.Module, names: Mapping[Tensor, str]) -> None:
+    """Tell each weight of a layer which parameter it holds; where two layers share one, give the second its own.
+
+    The exporter turns weights over and renames them, but a node keeps the path of the layer that it is from.
+    """
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    for node in model.graph:
+        value = node.inputs[1] if node.op_type in ("Conv", "Gemm", "MatMul") else None
+        scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
+        parameter = parameters.get(f"{scopes[-2]}.weight") if len(scopes) > 1 else None
+        if value is None or value.const_value is None or parameter is None or parameter not in names:
+            continue
+        stored, own = value.const_value.numpy(), parameter.detach().numpy()
+        orders = [tuple(range(own.ndim)), tuple(reversed(range(own.ndim)))]
+        order = next((order for order in orders if np.array_equal(stored, own.transpose(order))), None)
+        if order is None:
+            raise ExportError(f"the exporter changed {names[parameter]}")
+        origin = Origin(((names[parameter], order),))
+        if origins.of(value) not in (None, origin):
+            value = ir.Value(
+                name=f"{value.name}.{names[parameter]}",
+                const_value=value.const_value,
+                type=value.type,
+                shape=value.shape,
+            )
+            model.graph.register_initializer(value)
+            node.replace_input_with(1, value)
+        origins.mark(value, origin)
 
 
 def _tidy(model: ir.Model) -> None:
@@ -108,15 +144,16 @@ class Weights:
         self._digests: dict[int, tuple[str, ir.TensorProtocol]] = {}  # the tensor is kept so that its id stays its own
 
     def save(self, model: ir.Model, path: Path) -> None:
-        """Write the graph to `path`, beside the weight file, and what is new of its weights to that file."""
+        """Write the graph to `path` and its table, beside the weight file, and what is new of its weights to that."""
         inside = {name: value.const_value for name, value in model.graph.initializers.items()}
         for name, tensor in inside.items():
-            if tensor is not None and tensor.nbytes >= SMALLEST:
+            if tensor is not None and (tensor.nbytes >= SMALLEST or origins.of(model.graph.initializers[name])):
                 place, shape = self._place(tensor), ir.Shape(tensor.shape.numpy())
                 outside = ir.ExternalTensor(self._name, *place, tensor.dtype, shape=shape, name=name)
                 model.graph.initializers[name].const_value = outside
         self._file.flush()
         ir.save(model, path)
+        path.with_suffix(weights.SUFFIX).write_text(weights.dumps(origins.table(model)))
         for name, tensor in inside.items():  # other graphs are still to be cut from this one
             model.graph.initializers[name].const_value = tensor
 

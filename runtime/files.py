@@ -1,4 +1,4 @@
-"""Files that a user names: read whole, up to a limit; and the tensors of small safetensors files, with numpy alone."""
+"""Files that a user names: read whole, up to a limit, and what small safetensors files hold."""
 
 from __future__ import annotations
 
@@ -6,19 +6,14 @@ import os
 from io import BufferedReader, BytesIO
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
 from clipskip.engines import hints
 from clipskip.engines.files import NotAFileError, open_regular
 from clipskip.engines.strict import LARGEST as LONGEST_HEADER
 from clipskip.engines.tensorfile import Header, read_header
 
-from .errors import CheckpointError, UnsupportedModelError
+from .errors import CheckpointError
 
 LARGEST = 64 << 20  # bytes; a textual inversion of 75 vectors in float32 has 0.3 MB
-
-_FLOATS = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
 
 
 def read(path: str | os.PathLike[str], limit: int) -> bytes:
@@ -39,15 +34,3 @@ def header_of(data: bytes) -> Header:
         message = f"the file has more than {LARGEST >> 20} MiB: too much for a textual inversion"
         raise CheckpointError(message, hint=f"checkpoints are given to `{hints.clipskip()} export`")
     return read_header(BytesIO(data), len(data), LONGEST_HEADER)
-
-
-def floats(data: bytes, header: Header, name: str) -> npt.NDArray[np.float32]:
-    """A tensor of that file in float32. UnsupportedModelError if it holds integers or an 8-bit format."""
-    tensor = header.tensors[name]
-    body = data[header.data + tensor.begin : header.data + tensor.end]
-    if tensor.dtype == "BF16":
-        return (np.frombuffer(body, "<u2").astype(np.uint32) << 16).view(np.float32).reshape(tensor.shape)
-    if tensor.dtype not in _FLOATS:
-        raise UnsupportedModelError(f"holds {tensor.dtype} numbers; F16, BF16, F32 and F64 are supported")
-    with np.errstate(over="ignore"):  # a float64 that becomes infinite is refused with the other infinities
-        return np.frombuffer(body, _FLOATS[tensor.dtype]).astype(np.float32).reshape(tensor.shape)

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from clipskip.engines.tensorfile import floats
+
 from . import files
 from .errors import CheckpointError, ClipskipError, UnsafeFileError, UnsupportedModelError
 from .tokenizer import Tokenizer, clean
@@ -132,7 +134,7 @@ def vectors_of(data: bytes, width: int) -> Floats:
         raise UnsupportedModelError(f"its vectors are {size} wide{made}; this model's are {width}")
     if count > MOST_VECTORS:
         raise CheckpointError(f"it has {count} vectors; a prompt's chunk has room for {MOST_VECTORS}")
-    vectors = files.floats(data, header, names[0]).reshape(count, width)
+    vectors = floats(data, header, names[0]).reshape(count, width)
     if broken := int(np.count_nonzero(~np.isfinite(vectors))):
         raise CheckpointError(f"{broken} of its numbers are NaN or infinite: the file is broken")
     return vectors

@@ -6,7 +6,6 @@ Needs neither torch nor the device that a form is for.
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,8 +14,8 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from clipskip.engines import gates, gpu, publish, trials
-from clipskip.engines.forms import FORMS
+from clipskip.engines import gates, gpu, publish, trials, weights
+from clipskip.engines.forms import FORMS, origins
 from clipskip.engines.forms.expand import expand
 from clipskip.engines.forms.rewrite import rewrite, stored_apart
 from clipskip.engines.locks import Progress
@@ -76,22 +75,22 @@ def _build(store: Store, variant: str, graphs: Sequence[Artefact], progress: Pro
 def _write(draft: Draft, store: Store, graph: Artefact, identity: Identity) -> None:
     """Write one form, and for runtimes, which do not read graphs, the table of its weights; and prove it."""
     exported, path = store.verify(graph), draft.folder / f"{identity.stem}.onnx"
-    table, own = path.with_suffix(".json"), path.with_suffix(".bin")
-    form = ir.load(exported)
+    table, own = path.with_suffix(weights.SUFFIX), path.with_suffix(".bin")
+    form, read_along = ir.load(exported), graph.files[1:]
+    if (known := weights.table_path(graph, store.root)) is not None:
+        origins.mark_all(form, weights.loads(known.read_bytes()))
+        read_along = graph.files[2:]
     rewrite(form, FORMS[identity.variant][graph.role.part])
     files = [path, table, own] if stored_apart(form, own) else [path, table]
     ir.save(form, path)
-    table.write_text(json.dumps({
-        name: [tensor.location, tensor.offset, tensor.nbytes, str(tensor.dtype.numpy()), tensor.shape.numpy()]
-        for name, value in form.graph.initializers.items()
-        if isinstance(tensor := value.const_value, ir.ExternalTensor)
-    }))  # fmt: skip
+    table.write_text(weights.dumps(origins.table(form)))
     expand(form)
     feeds = trials.of(graph.role, store.manifest().model, graph.precision == "fp16", graph.inputs)
-    weights = [store.root / record.path for record in graph.files[1:]]
-    given = gates.run(ir.to_proto(form).SerializeToString(), feeds, [*weights, *files[2:]])
+    given = gates.run(
+        ir.to_proto(form).SerializeToString(), feeds, [*(store.root / record.path for record in read_along), *files[2:]]
+    )
     pairs = list(zip(given, gates.run(exported, feeds), strict=True))
     parity = gates.judge(graph.role, pairs, graph.parity, identity.stem)
     provenance = {"onnx-ir": version("onnx-ir"), "onnxruntime": gpu.onnxruntime().__version__}
-    made = replace(graph, variant=identity.variant, parity=parity, provenance=provenance, files=graph.files[1:])
+    made = replace(graph, variant=identity.variant, parity=parity, provenance=provenance, files=read_along)
     draft.add(made, [file.name for file in files])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.tape import Tape
 
+from clipskip.engines.forms import origins
 from clipskip.engines.forms.rewrite import MICROSOFT, Replaced, constant, derived, made_by, permutation
 
 LAST, FIRST = [0, 2, 3, 1], [0, 3, 1, 2]  # the permutations that put channels last and back behind the batch
@@ -38,8 +39,10 @@ def nhwc_conv(node: ir.Node, tape: Tape) -> Replaced:
     stored = kernel.const_value if kernel is not None else None
     if kernel is None or stored is None or len(stored.shape) != 4 or (picture := node.inputs[0]) is None:
         return None
-    kernel = derived(kernel, "ohwi", tape, lambda array: array.transpose(LAST), stored.dtype)
-    inputs = [last(picture, tape), kernel, *node.inputs[2:]]
+    last_kernel = derived(kernel, "ohwi", tape, lambda array: array.transpose(LAST), stored.dtype)
+    if (origin := origins.of(kernel)) is not None:
+        origins.mark(last_kernel, origin.transposed(LAST))
+    inputs = [last(picture, tape), last_kernel, *node.inputs[2:]]
     conv = tape.op("NhwcConv", inputs, node.attributes, domain=MICROSOFT, name=node.name)
     return {node.outputs[0]: first(conv, node.outputs[0], tape)}
 

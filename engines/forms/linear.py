@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.tape import Tape
 
+from clipskip.engines.forms import origins
 from clipskip.engines.forms.rewrite import MICROSOFT, Replaced, constant, like, made_by, readers
 
 SPLIT_GELU = {2560, 5120, 6144, 10240, 12288}  # widths that CUDA's BiasSplitGelu was compiled for
@@ -63,8 +64,8 @@ def side_by_side(node: ir.Node, tape: Tape) -> Replaced:
     group = [layer for layer in layers if readers(layer.outputs[0]) and _settings(layer) == settings][:MANY]
     if len(group) < FEW or group[0] is not node:
         return None
-    stored = [layer.inputs[1].const_value for layer in group if layer.inputs[1] is not None]
-    tensors = [tensor for tensor in stored if tensor is not None]
+    weights = [layer.inputs[1] for layer in group if layer.inputs[1] is not None]
+    tensors = [weight.const_value for weight in weights if weight.const_value is not None]
     axis = 0 if node.attributes.get_int("transB", 0) else 1
     shape = list(tensors[0].shape.numpy())
     shape[axis] *= len(group)
@@ -73,6 +74,7 @@ def side_by_side(node: ir.Node, tape: Tape) -> Replaced:
         tensors[0].dtype, ir.Shape(shape),
     )  # fmt: skip
     weight = tape.initializer(packed, f"{node.outputs[0].name}.{len(group)} layers")
+    origins.mark(weight, origins.side_by_side(weights, axis))
     rows = like(node, tape, [source, weight])
     parts = tape.op_multi_out("Split", [rows], {"axis": -1, "num_outputs": len(group)}, num_outputs=len(group))
     return {layer.outputs[0]: part for layer, part in zip(group, parts, strict=True)}

@@ -13,6 +13,8 @@ from onnx_ir.external_data import convert_tensors_to_external
 from onnx_ir.passes.common import RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 from onnx_ir.tape import Tape
 
+from clipskip.engines.forms import origins
+
 MICROSOFT = "com.microsoft"  # the domain of ONNX Runtime's own operators
 SMALL = 4096  # bytes of a weight that may as well be in the graph
 
@@ -87,10 +89,10 @@ def derived(
 
 
 def stored_apart(model: ir.Model, path: Path) -> bool:
-    """Write the new weights, all but small ones, to a file of their own beside the graph; whether there were any."""
+    """Write the new weights, all but small ones of no parameter, to a file beside the graph; whether there were any."""
     stored = [(value, value.const_value) for value in model.graph.initializers.values()]
     new = [(value, tensor) for value, tensor in stored if not isinstance(tensor, ir.ExternalTensor | None)]
-    large = [(value, tensor) for value, tensor in new if tensor.nbytes > SMALL]
+    large = [(value, tensor) for value, tensor in new if tensor.nbytes > SMALL or origins.of(value)]
     if large:
         written = convert_tensors_to_external([tensor for _, tensor in large], path.parent, path.name)
         for (value, _), tensor in zip(large, written, strict=True):

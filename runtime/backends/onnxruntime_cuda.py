@@ -7,7 +7,6 @@ capture its runs as we do TensorRT's. ONNX Runtime's own capture stays off: it g
 
 from __future__ import annotations
 
-import json
 import threading
 import weakref
 from collections.abc import Callable, Mapping
@@ -19,6 +18,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from clipskip.engines.manifest import Artefact, Dim
+from clipskip.engines.weights import loads, table_path
 from clipskip.errors import EngineIncompatible
 
 from . import Array
@@ -64,8 +64,8 @@ class CudaContexts:
         self._shared: dict[str, Any] = {}  # OrtValues of weights on the device
         self._files: dict[str, Array] = {}
         own = artefact.files
-        if [Path(file.path).suffix for file in artefact.files[1:2]] == [".json"]:
-            self._share(weights, path.parent.parent)
+        if artefact.variant and table_path(artefact, root := path.parent.parent):
+            self._share(weights, root)
             own = artefact.files[:1]
         self.nbytes = SESSION_BYTES + sum(file.size for file in own)
 
@@ -74,21 +74,21 @@ class CudaContexts:
 
         An initializer must be an OrtValue of memory that is not ONNX Runtime's: any session's binding makes one.
         """
-        table = json.loads((root / self._artefact.files[1].path).read_bytes())
+        table = loads((root / self._artefact.files[1].path).read_bytes())
         sha256 = {Path(file.path).name: file.sha256 for file in self._artefact.files}
         for file in self._artefact.files[2:]:
             self._files[Path(file.path).name] = np.memmap(root / file.path, np.uint8, "r")
         keys, stored = {}, {}
-        for name, (where, offset, nbytes, dtype, _) in table.items():
-            if dtype.startswith("float"):
-                keys[name] = key = sha256[where], offset, nbytes
-                stored[key] = self._files[where][offset:][:nbytes]
+        for name, weight in table.items():
+            if weight.dtype.startswith("float"):
+                keys[name] = key = sha256[weight.file], weight.offset, weight.nbytes
+                stored[key] = self._files[weight.file][weight.offset :][: weight.nbytes]
         self._weights = weights.hold(stored)
         binding = self._sessions.smallest().io_binding()
         for name, key in keys.items():
-            *_, dtype, shape = table[name]
             place = "cuda", self._sessions.device
-            binding.bind_output("y", *place, np.dtype(dtype).type, shape, self._weights[key].address)
+            what = np.dtype(table[name].dtype).type, table[name].shape
+            binding.bind_output("y", *place, *what, self._weights[key].address)
             self._shared[name] = binding.get_outputs()[0]
 
     def make(self, task: Task, stream: Handle) -> SessionContext:
