@@ -32,11 +32,11 @@ def with_a_broken_weight(store: Path, copy: Path) -> ir.Node:
     step = Store(copy).find(STEP, "onnx", "fp32")
     convolutions = [node for node in ir.load(copy / step.files[0].path).graph if node.op_type == "Conv"]
     node = convolutions[len(convolutions) // 2]
-    kernel, weights = node.inputs[1].const_value, copy / step.files[1].path
+    kernel, weights = node.inputs[1].const_value, copy / step.files[-1].path
     data = bytearray(weights.read_bytes())
     data[kernel.offset : kernel.offset + kernel.length] = bytes(kernel.length)
     weights.write_bytes(data)
-    sealed = replace(step.files[1], sha256=sha256(data).hexdigest())
+    sealed = replace(step.files[-1], sha256=sha256(data).hexdigest())
     artefacts = [
         replace(entry, files=tuple(sealed if record.path == sealed.path else record for record in entry.files))
         for entry in content.artefacts

@@ -185,7 +185,7 @@ def test_inspect_and_verify_tell_what_a_store_holds(run, sample_store):
 
 def test_a_flipped_bit_is_found_before_anything_is_opened(run, sample_store, tmp_path):
     store = copy_of(sample_store, tmp_path / "store")
-    victim = store / Store(store).find(STEP, "onnx", "fp32").files[1].path
+    victim = store / Store(store).find(STEP, "onnx", "fp32").files[-1].path
     data = bytearray(victim.read_bytes())
     data[len(data) // 2] ^= 1
     victim.write_bytes(data)
