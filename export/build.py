@@ -35,7 +35,7 @@ def build(draft: Draft, source: Checkpoint, facts: ModelFacts, say: Callable[[st
     precision = next(iter(draft.wanted)).precision
     half = precision == "fp16"
     networks = models.load(source)
-    names = networks.parameters
+    parameters = networks.parameters
     if half:
         models.check_halves(networks)
     vocabulary = tokenizer.filled(source.vocabulary, facts.vocabulary)
@@ -44,7 +44,7 @@ def build(draft: Draft, source: Checkpoint, facts: ModelFacts, say: Callable[[st
     draft.tokenizer(list(source.tokenizer))
 
     settle: Callable[[nn.Module], object] = models.keep_norms_in_float if half else nn.Module.eval
-    write = partial(_write, draft, facts, say, names)
+    write = partial(_write, draft, facts, say, parameters)
     texts = sorted(role for role in roles if role.part == "text")
     if texts or STEP in roles:
         say("asking torch for the contexts")
@@ -68,12 +68,12 @@ def build(draft: Draft, source: Checkpoint, facts: ModelFacts, say: Callable[[st
 
 
 def _write(
-    draft: Draft, facts: ModelFacts, say: Callable[[str], None], names: Mapping[Tensor, str], graph: Graph,
+    draft: Draft, facts: ModelFacts, say: Callable[[str], None], parameters: Mapping[Tensor, str], graph: Graph,
     trials: Mapping[Role, list[Case]],
 ) -> None:  # fmt: skip
     """Trace the graph, write it for each role (of the text encoder a graph per depth, on one file) and measure it."""
     say(f"tracing {graph.role}")
-    model = onnxfile.trace(graph, names)
+    model = onnxfile.trace(graph, parameters)
     say(f"measuring {graph.role}")
     name = f"{graph.role}.bin"
     provenance = {library: version(library) for library in _USED} | {"onnxruntime": gpu.onnxruntime().__version__}
