@@ -20,6 +20,7 @@ from typing import Any
 
 from clipskip.engines import files, hints, tensorfile
 from clipskip.engines.errors import CheckpointError, ExportError, UnsafeFileError, UnsupportedModelError
+from clipskip.engines.lora import EXPORTED, Choice, opened
 from clipskip.engines.store import MANIFEST
 from clipskip.engines.tensorfile import Entry, Header
 from clipskip.export import names, tokenizer
@@ -83,6 +84,7 @@ class Checkpoint:
     tokenizer: Mapping[str, bytes]  # vocab.json and merges.txt
     sources: Mapping[str, str]
     states: Mapping[Path, State]
+    loras: tuple[Choice, ...] = ()  # to be merged into the networks
 
     @property
     def vocabulary(self) -> Mapping[str, int]:
@@ -98,6 +100,14 @@ class Checkpoint:
     def holds(self, path: Path) -> bool:
         """Whether this is the folder that the checkpoint is in, or one inside of it."""
         return path == (self.root if self.root.is_dir() else self.root.parent) or self.root in path.parents
+
+    def with_loras(self, choices: Iterable[Choice]) -> Checkpoint:
+        """The checkpoint into which these are to be merged: another model. CheckpointError, UnsupportedModelError."""
+        choices = tuple(choices)
+        states = {choice.path: _state(choice.path) for choice in choices if choice.path.exists()}
+        digests = {f"{n}. LoRA {choice}": opened(choice.path, EXPORTED).sha256 for n, choice in enumerate(choices, 1)}
+        sources, states = {**self.sources, **digests}, {**self.states, **states}
+        return replace(self, sources=sources, states=states, loras=choices)
 
     def check_unchanged(self) -> None:
         """ExportError where a file is not the one that was hashed."""
