@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clipskip.engines import tensorfile
-from clipskip.engines.errors import CheckpointError, NumericalError, UnsupportedModelError
+from clipskip.engines.errors import CheckpointError, NumericalError, RequestError, UnsupportedModelError
 from clipskip.engines.files import NotAFileError, open_regular
 from clipskip.engines.tensorfile import Header
 from clipskip.engines.weights import Origin, Shape
@@ -29,6 +29,8 @@ OTHERS = {  # what a layer's tensors are called in adapters of other kinds
     "GLoRA": ("a1.", "a2.", "b1.", "b2."), "(IA)3": ("on_input",),
 }  # fmt: skip
 EXPORTED = ("LoHa", "LoKr", "DoRA")  # those that an export can merge
+MOST = 10.0  # a weight that anybody uses is far below
+_WEIGHTS = r"(?:[+-]?(?:\d+\.?\d*|\.\d+)(?::|\Z)){1,2}\Z"
 _PARTS = {"up": "up", "B": "up", "down": "down", "A": "down", "mid": "mid"}
 _TENSOR = re.compile(
     r"(?P<layer>.+?)[._](?:lora(?:_linear_layer)?[._](?P<part>up|down|mid|A|B)(?:\.(?!weight)\w+)?\.weight"
@@ -81,18 +83,46 @@ class Lora:
         layer = self.layers[parameter]
         up, down, *mid = (self.tensor(layer.tensors[part]) for part in ("up", "down", "mid") if part in layer.tensors)
         rank = len(down)
-        product = _product(up.reshape(-1, rank), down, *mid).reshape(layer.shape)
-        product *= np.float32(1 if layer.alpha is None else layer.alpha / rank)
-        return product
+        change = product(up.reshape(-1, rank), down, *mid).reshape(layer.shape)
+        change *= np.float32(1 if layer.alpha is None else layer.alpha / rank)
+        return change
 
 
 Weighted = Iterable["tuple[Lora, float]"]
 
 
-def _product(up: Floats, down: Floats, mid: Floats | None = None) -> Floats:
+@dataclass(frozen=True)
+class Choice:
+    """A LoRA file and its weights for the U-Net and for text encoders."""
+
+    path: Path
+    unet: float = 1.0
+    text: float = 1.0
+
+    @classmethod
+    def parse(cls, text: str) -> Choice:
+        """FILE, FILE:weight or FILE:weight:text weight; a colon before anything but a number is FILE's own.
+
+        RequestError for a weight beyond -10 to 10.
+        """
+        path, *numbers = re.split(rf":(?={_WEIGHTS})", text, maxsplit=1)
+        weights = [float(number) for number in ":".join(numbers).split(":") if number]
+        unet, own = (*weights, *weights)[:2] if weights else (1.0, 1.0)
+        if max(abs(unet), abs(own)) > MOST:
+            message = f"the weights of {path} must be from -{MOST:g} to {MOST:g}, not {unet:g} and {own:g}"
+            raise RequestError(message, field="loras")
+        return cls(Path(path), unet, own)
+
+    def __str__(self) -> str:
+        weights = f"{self.unet!r}" if self.text == self.unet else f"{self.unet!r}:{self.text!r}"
+        return f"{self.path.name}:{weights}"
+
+
+def product(up: Floats, down: Floats, mid: Floats | None = None) -> Floats:
+    """What a layer of low rank multiplies by; `mid` is the kernel of a convolution that was decomposed (CP)."""
     if mid is None:
         return up @ down.reshape(len(down), -1)
-    core = np.tensordot(up, mid, (1, 0))  # [out, rank, h, w]; the CP decomposition of a convolution (LyCORIS' LoCon)
+    core = np.tensordot(up, mid, (1, 0))  # [out, rank, h, w]
     return np.ascontiguousarray(np.tensordot(core, down.reshape(len(down), -1), (1, 0)).transpose(0, 3, 1, 2))
 
 
@@ -137,6 +167,21 @@ def read(path: str | os.PathLike[str], parameters: Mapping[str, Shape], also: Se
     `OTHERS` that the caller merges itself. CheckpointError where the file is broken or none of it belongs to the
     network, UnsafeFileError for a pickle, UnsupportedModelError for another model's or kind's.
     """
+    path, lora = Path(path), opened(path, also)
+    header = lora.header
+    _check_family(path, header, parameters)
+    tensors, unknown = _layers(header, _names(parameters))
+    if not tensors:
+        first = ", ".join(name[:80] for name in list(header.tensors)[:3])
+        message = f"none of the {len(header.tensors)} tensors of {path} belongs to a layer of this model: {first}, ..."
+        raise CheckpointError(message, path=path, hint="is it a LoRA, and for this kind of model?")
+    told = _told(path, header)
+    layers = {name: _layer(lora, name, parameters[name], parts, told) for name, parts in tensors.items()}
+    return replace(lora, layers=layers, unknown=tuple(unknown))
+
+
+def opened(path: str | os.PathLike[str], also: Sequence[str] = ()) -> Lora:
+    """The LoRA in a file, for no network yet. CheckpointError, UnsafeFileError, UnsupportedModelError."""
     path = Path(path)
     try:
         with open_regular(Path(os.path.realpath(path))) as file:
@@ -147,18 +192,7 @@ def read(path: str | os.PathLike[str], parameters: Mapping[str, Shape], also: Se
     except CheckpointError as error:
         raise error.about(path) from error
     _check_kind(path, header, also)
-    _check_family(path, header, parameters)
-    tensors, unknown = _layers(header, _names(parameters))
-    if not tensors:
-        first = ", ".join(name[:80] for name in list(header.tensors)[:3])
-        message = f"none of the {len(header.tensors)} tensors of {path} belongs to a layer of this model: {first}, ..."
-        raise CheckpointError(message, path=path, hint="is it a LoRA, and for this kind of model?")
-    lora, told = (
-        Lora(path.stem, hashlib.sha256(data).hexdigest(), {}, tuple(unknown), header, data),
-        _told(path, header),
-    )
-    layers = {name: _layer(lora, name, parameters[name], parts, told) for name, parts in tensors.items()}
-    return replace(lora, layers=layers)
+    return Lora(path.stem, hashlib.sha256(data).hexdigest(), {}, (), header, data)
 
 
 def _check_kind(path: Path, header: Header, also: Sequence[str]) -> None:

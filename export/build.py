@@ -17,7 +17,7 @@ from clipskip.engines.gates import Case
 from clipskip.engines.manifest import DECODE, ENCODE, ROLE, STEP, Artefact, ModelFacts, Role
 from clipskip.engines.publish import Draft
 from clipskip.engines.weights import SUFFIX
-from clipskip.export import cases, graphs, models, onnxfile, tokenizer
+from clipskip.export import cases, graphs, lora, models, onnxfile, tokenizer
 from clipskip.export.checkpoint import Checkpoint
 from clipskip.export.graphs import Graph
 
@@ -36,6 +36,8 @@ def build(draft: Draft, source: Checkpoint, facts: ModelFacts, say: Callable[[st
     half = precision == "fp16"
     networks = models.load(source)
     parameters = networks.parameters
+    lora.merge(networks, source.loras, say)
+    source.files.check_unchanged()
     if half:
         models.check_halves(networks)
     vocabulary = tokenizer.filled(source.vocabulary, facts.vocabulary)

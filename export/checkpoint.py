@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from shlex import quote
 
 from clipskip.engines import hints
 from clipskip.engines.errors import CheckpointError, UnsafeFileError
+from clipskip.engines.lora import EXPORTED, Choice, opened
 from clipskip.engines.store import MANIFEST
 from clipskip.export import names, onefile, tokenizer
 from clipskip.export.parts import Config, Files, Part, read, read_header, read_json
@@ -36,6 +37,7 @@ class Checkpoint:
     tokenizer: Mapping[str, bytes]  # vocab.json and merges.txt
     files: Files
     notes: tuple[str, ...] = ()  # for the user
+    loras: tuple[Choice, ...] = ()  # to be merged into the networks
 
     @property
     def sources(self) -> Mapping[str, str]:
@@ -56,6 +58,14 @@ class Checkpoint:
     def holds(self, path: Path) -> bool:
         """Whether this is the folder that the checkpoint is in, or one inside of it."""
         return path == (self.root if self.root.is_dir() else self.root.parent) or self.root in path.parents
+
+    def with_loras(self, choices: Iterable[Choice]) -> Checkpoint:
+        """The checkpoint into which these are to be merged: another model. CheckpointError, UnsupportedModelError."""
+        choices = tuple(choices)
+        for choice in choices:
+            opened(choice.path, EXPORTED)
+        named = {f"{number}. LoRA {choice}": choice.path for number, choice in enumerate(choices, 1)}
+        return replace(self, files=self.files.with_more(named), loras=choices)
 
 
 def open_checkpoint(path: Path, vae: Path | None = None) -> Checkpoint:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from clipskip.engines import child, files, publish, stale
 from clipskip.engines.errors import EngineMissing, ManifestError, RequestError
+from clipskip.engines.lora import Choice
 from clipskip.engines.manifest import DECODE, ENCODE, STEP, Identity, Manifest, ModelFacts, Role
 from clipskip.engines.shapes import kept_layers
 from clipskip.engines.store import read_manifest
@@ -21,8 +22,8 @@ from clipskip.export.checkpoint import Checkpoint, open_checkpoint
 
 # What decides which graphs a checkpoint gives: a store made by another version of it is stale.
 GRAPH_WRITERS = (
-    "build.py", "checkpoint.py", "graphs.py", "models.py", "names.py", "onefile.py", "onnxfile.py", "parts.py",
-    "tensors.py", "tokenizer.py",
+    "build.py", "checkpoint.py", "graphs.py", "lora.py", "models.py", "names.py", "onefile.py", "onnxfile.py",
+    "parts.py", "tensors.py", "tokenizer.py", "../engines/lora.py",
     *(f"families/{name}.py" for name in ("__init__", "family", "sd1", "sd2", "sdxl")),
     *(f"../engines/forms/{name}.py" for name in ("__init__", "attention", "cpu", "norms", "origins", "rewrite")),
 )  # fmt: skip
@@ -66,6 +67,7 @@ def export(
     recommended_clip_skip: int | None = None,
     prediction: str | None = None,
     vae: str | Path | None = None,
+    loras: Sequence[str | Path] = (),
     progress: Progress = lambda stage: None,
     fill: Fill = fill,
 ) -> Manifest:
@@ -74,6 +76,7 @@ def export(
     `skips`: the clip skips to make text graphs for, 1 (all layers) to layers + 1 (embeddings only); None for all.
     `recommended_clip_skip`: what requests get that say nothing; `prediction`: "epsilon" or "v_prediction", whatever the
     checkpoint says; what is not said stays as the store has it. `vae`: a file or folder with another VAE.
+    `loras`: files to merge, each as "FILE", "FILE:weight" or "FILE:weight:text weight"; they make another model.
     `progress` hears of each stage as it begins. What is there and unchanged, by content, is not made again.
     `fill`: how graphs are made, as by `fill_in_child`, which keeps torch and its hunger for memory out of this process.
     NumericalError where a new graph disagrees with torch, CheckpointError, UnsupportedModelError, ExportError,
@@ -85,6 +88,7 @@ def export(
         raise RequestError(f"prediction must be epsilon or v_prediction, not {prediction!r}", field="prediction")
     progress("reading the checkpoint")
     source, out = open_checkpoint(Path(checkpoint), Path(vae) if vae else None), Path(out)
+    source = source.with_loras(Choice.parse(str(each)) for each in loras)
     if source.holds(out.resolve()):
         raise RequestError(f"{out} is where the checkpoint is", field="out", hint="name a folder of its own")
     earlier = None

@@ -130,6 +130,11 @@ class Files:
                 hashes[name] = files.sha256_of(file)
         return hashes
 
+    def with_more(self, paths: Mapping[str, Path]) -> Files:
+        """These files and others, by name."""
+        states = {path: _state(path) for path in paths.values()}
+        return Files({**self.paths, **paths}, {**self.states, **states})
+
     def check_unchanged(self) -> None:
         """ExportError where a file is not the one that was looked at."""
         for path, state in self.states.items():

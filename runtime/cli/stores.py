@@ -36,6 +36,8 @@ def add_to(verbs: Verbs) -> None:
     text = "what the U-Net predicts (default: what the checkpoint says, else epsilon)"
     verb.add_argument("--prediction", choices=("epsilon", "v_prediction"), help=text)
     verb.add_argument("--vae", type=path, metavar="FILE", help="another VAE: a file, or a diffusers folder")
+    text = "a LoRA to merge, with its weight and that of its text half; may be repeated"
+    verb.add_argument("--lora", action="append", default=[], metavar="FILE[:W[:TEXT W]]", help=text)
     verb.set_defaults(run=export)
     text = "Build what a target runs from the graphs of a store. Only tensorrt needs a GPU for it."
     verb = store_verb(verbs, build, "graphs -> what a target runs", text)
@@ -99,6 +101,7 @@ def export(args: argparse.Namespace) -> Outcome:
         "recommended_clip_skip": recommended and fields.whole("recommended_clip_skip", recommended),
         "prediction": args.prediction,
         "vae": args.vae,
+        "loras": args.lora,
     }
     try:
         from clipskip.engines import report
