@@ -15,7 +15,7 @@ from clipskip.engines import files, gpu, publish
 from clipskip.engines.errors import RequestError
 from clipskip.engines.gpu import Device
 from clipskip.engines.locks import locked
-from clipskip.engines.manifest import DECODE, ENCODE, STEP, Artefact, Identity, Role, key_of
+from clipskip.engines.manifest import DECODE, DECODE_TINY, ENCODE, STEP, Artefact, Identity, Role, key_of
 from clipskip.engines.shapes import BuildOptions, axes_of, axis_ranges, check_within, compute_capability, profiles
 from clipskip.engines.store import Store
 from clipskip.engines.tensorrt_child import (
@@ -61,7 +61,7 @@ class Toolchain:
 def build(
     store: Store, *, target: str, options: BuildOptions, progress: Progress, device: Device = FIRST_GPU
 ) -> list[Built]:
-    """Build and publish what is missing or stale of text-KK, step, decode and encode, one after the other.
+    """Build and publish what is missing or stale of text-KK, step and the coders, one after the other.
 
     `device`: the GPU that TensorRT times its kernels on; TensorRT-RTX needs none.
 
@@ -84,9 +84,10 @@ def build(
 def roles(store: Store, layers: Sequence[int] | None) -> list[Role]:
     """The roles to build: the text engines for `layers` (None: those that were exported at fp16) and the networks."""
     graphs = [graph for graph in store.manifest().artefacts if (graph.target, graph.precision) == ("onnx", PRECISION)]
-    exported = {graph.role for graph in graphs if graph.role.part == "text"}
-    texts = exported if layers is None else {Role("text", kept) for kept in layers}
-    return [*sorted(texts), STEP, DECODE, ENCODE]
+    exported = {graph.role for graph in graphs}
+    texts = {role for role in exported if role.part == "text"}
+    texts = texts if layers is None else {Role("text", kept) for kept in layers}
+    return [*sorted(texts), STEP, DECODE, ENCODE, *(exported & {DECODE_TINY})]
 
 
 def toolchain(target: str, options: BuildOptions, device: Device) -> Toolchain:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
@@ -43,7 +43,7 @@ def step(unet: UNet2DConditionModel, context: Array, half: bool) -> list[Case]:
     return _cases(Step(unet), half, ["next_state"], trials.step(context, half))
 
 
-def decode(vae: AutoencoderKL) -> list[Case]:
+def decode(vae: AutoencoderKL | AutoencoderTiny) -> list[Case]:
     """Pictures are judged by the float32 ones alone."""
     return _cases(Decode(vae), False, ["image", "finite"], trials.decode())
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from clipskip.engines import files, hints, tensorfile
+from clipskip.engines import files, hints, identify, tensorfile
 from clipskip.engines.errors import CheckpointError, ExportError, UnsafeFileError, UnsupportedModelError
 from clipskip.engines.store import MANIFEST
 from clipskip.engines.tensorfile import Entry, Header
@@ -46,8 +46,6 @@ _BARE_VAE = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 _VAE = tuple(f"first_stage_model.{half}" for half in _BARE_VAE)
 _BESIDE = ("text_projection.weight", "logit_scale")  # of the CLIP that the encoder was cut out of
 _FLOATS = {"F64", "F32", "F16", "BF16"}
-_PREDICTIONS = {"v": "v_prediction", "eps": "epsilon"}  # of other programs
-_PARAMETERIZATION = re.compile(r"""(?m)(?:^|[{,])[ \t]*["']?parameterization["']?[ \t]*:[ \t]*["']?(\w{1,40})""")
 
 
 @dataclass(frozen=True)
@@ -101,9 +99,14 @@ class Checkpoint:
 
     def check_unchanged(self) -> None:
         """ExportError where a file is not the one that was hashed."""
-        for path, state in self.states.items():
-            if _state(path) != state:
-                raise ExportError(f"{path} changed while it was being read", path=path, hint="export again")
+        check_unchanged(self.states)
+
+
+def check_unchanged(states: Mapping[Path, State]) -> None:
+    """ExportError where a file is not the one that was there before."""
+    for path, state in states.items():
+        if _state(path) != state:
+            raise ExportError(f"{path} changed while it was being read", path=path, hint="export again")
 
 
 def open_checkpoint(path: Path, vae: Path | None = None) -> Checkpoint:
@@ -153,14 +156,14 @@ def _open_file(path: Path, vae: Path | None) -> Checkpoint:
     """SD 1.x in one file, told from what looks like it. A wrong shape is found later."""
     whole = _header(path)
     header = whole.tensors
-    kind = names.describe_keys(header)
+    kind = identify.describe_keys(header)
     first = header.get("model.diffusion_model.input_blocks.0.0.weight")
     what = None
     if not any(key.startswith(_UNET) for key in header) and any(key.startswith("model_ema.") for key in header):
         what = "holds only the moving averages of a training run (model_ema.*) as its U-Net; get the pruned model"
-    elif kind != names.WHOLE and not any(key.startswith(_UNET) for key in header):
+    elif kind != identify.WHOLE and not any(key.startswith(_UNET) for key in header):
         what = f"is {kind or 'of an unknown kind'}; a whole SD 1.x model is supported"
-    elif kind in names.OTHER_MODELS:
+    elif kind in identify.OTHER_MODELS:
         what = f"is {kind}; SD 1.x is supported"
     elif first is not None and first.shape[1:2] == (9,):
         what = "is an inpainting model (9 channels); SD 1.x is supported"
@@ -180,19 +183,13 @@ def _open_file(path: Path, vae: Path | None) -> Checkpoint:
     unet = part("unet", UNET, _UNET, partial(names.unet_from_file, layers=UNET["layers_per_block"]))
     modern = partial(names.vae_from_file, blocks=len(VAE["block_out_channels"]))
     coder = part("vae", VAE, _VAE, modern) if vae is None else _other_vae(vae, None)
-    said, where = ("v", path) if "v_pred" in header else _said_prediction(path, whole.metadata)
-    scheduler = {"prediction_type": _PREDICTIONS.get(said, said)} if said else {}
+    beside = path.with_suffix(".yaml")
+    yaml = _read(beside).decode("utf-8", errors="replace") if beside.is_file() else ""
+    said, source = identify.said_prediction(whole, yaml)
+    where = beside if source == identify.BESIDE else path
+    scheduler = {"prediction_type": said} if said else {}
     read = _read_states(path, [path, coder.settings, coder.weights])
     return Checkpoint(path, (text,), unet, coder, {}, scheduler, where, tokenizer.clip(), *read)
-
-
-def _said_prediction(path: Path, metadata: Mapping[str, str]) -> tuple[str, Path]:
-    """What the U-Net predicts and where that is said: in the .yaml beside its file or in the file; "" if in neither."""
-    beside = path.with_suffix(".yaml")
-    text = _read(beside).decode("utf-8", errors="replace") if beside.is_file() else ""
-    match = _PARAMETERIZATION.search(text)
-    said = match[1] if match else metadata.get("modelspec.prediction_type", "")
-    return said.strip().lower(), beside if match else path
 
 
 def _other_vae(path: Path, config: Path | None) -> Part:
@@ -207,7 +204,7 @@ def _other_vae(path: Path, config: Path | None) -> Part:
     inside = any(key.startswith(_VAE) for key in header)
     mine = {key: entry for key, entry in header.items() if key.startswith(_VAE if inside else _BARE_VAE)}
     if not any(key.endswith("decoder.conv_in.weight") for key in mine):
-        what = names.describe_keys(header) or "of an unknown kind"
+        what = identify.describe_keys(header) or "of an unknown kind"
         raise CheckpointError(f"{weights} holds no VAE: it is {what}", path=weights, field="vae")
     modern = partial(names.vae_from_file, blocks=len(VAE["block_out_channels"]))
     return Part("vae", _json(config) if config else VAE, config or weights, weights, mine, modern)

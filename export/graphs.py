@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
-from clipskip.engines.manifest import AxisRange, Dim, ModelFacts, Port
+from clipskip.engines.manifest import DECODE, AxisRange, Dim, ModelFacts, Port, Role
 from clipskip.engines.shapes import LATENT, SLOTS, TOKENS
 
 FLOATS = {"fp32": "float32", "fp16": "float16"}  # a port's type by the precision of the network
@@ -91,12 +91,12 @@ class Step(nn.Module):
 class Decode(nn.Module):
     """Latents -> 8-bit pictures, and for each whether the decoder gave finite numbers."""
 
-    def __init__(self, vae: AutoencoderKL) -> None:
+    def __init__(self, vae: AutoencoderKL | AutoencoderTiny) -> None:
         super().__init__()
         self.vae = vae
 
     def forward(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        scaled = (latents / self.vae.config.scaling_factor).to(self.vae.decoder.conv_in.weight.dtype)
+        scaled = (latents / self.vae.config.scaling_factor).to(next(self.vae.decoder.parameters()).dtype)
         decoded = self.vae.decode(scaled, return_dict=False)[0].float()
         finite = decoded.isfinite().flatten(1).all(1)  # before the clamp, which may turn a NaN into a number
         picture = ((decoded / 2 + 0.5).clamp(0, 1) * 255).round()
@@ -144,10 +144,9 @@ def step_graph(unet: UNet2DConditionModel, facts: ModelFacts, precision: str) ->
     return Graph("step", Step(unet), inputs, (Port("next_state", "float32", state),))
 
 
-def decode_graph(vae: AutoencoderKL) -> Graph:
-    return Graph(
-        "decode", Decode(vae), (Port("latents", "float32", _LATENTS),), (_PICTURE, Port("finite", "bool", (B,)))
-    )
+def decode_graph(vae: AutoencoderKL | AutoencoderTiny, role: Role = DECODE) -> Graph:
+    outputs = _PICTURE, Port("finite", "bool", (B,))
+    return Graph(str(role), Decode(vae), (Port("latents", "float32", _LATENTS),), outputs)
 
 
 def encode_graph(vae: AutoencoderKL) -> Graph:

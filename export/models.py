@@ -14,9 +14,9 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from clipskip.engines import files
 from clipskip.engines.errors import CheckpointError, ExportError
+from clipskip.engines.identify import describe_keys
 from clipskip.engines.shapes import Shape
 from clipskip.export.checkpoint import Checkpoint, Part
-from clipskip.export.names import describe_keys
 
 HALF_MAX = 65504.0
 

@@ -10,6 +10,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from clipskip.engines.manifest import DECODE, STEP, ModelFacts, Role
+from clipskip.engines.manifest import STEP, ModelFacts, Role
 from clipskip.engines.shapes import LATENT
 from clipskip.engines.store import Store, build_command
 
@@ -28,7 +29,7 @@ from .batch import Image
 from .conditioning import NetworkRow, TextEncoder, check_vectors
 from .driver import Driver
 from .engine_cache import EngineCache
-from .errors import EngineIncompatible, RequestError
+from .errors import EngineIncompatible, EngineMissing, RequestError
 from .fields import FLAG, at_least, shown
 from .inversions import Inversions, with_usable_names
 from .ledger import Ledger
@@ -120,7 +121,8 @@ class Result:
 class Progress:
     """`call` of `calls` model evaluations, counted per image, are done. The last Progress has one result per request.
 
-    `preview()` decodes what the images look like now, noise included; of the last one they are the pictures themselves.
+    `preview()` decodes what the images look like now, noise included, with the tiny decoder where the store has it; of
+    the last one they are the pictures themselves.
     """
 
     call: int
@@ -208,7 +210,10 @@ class Pipeline:
             self._driver.remove(images)
         clock.lap("denoise")
         what = "the finished latents"
-        pictures = [[vae.decode(self._engines, image.latents, what) for image in group] for group in groups]
+        pictures = [
+            [vae.decode(self._engines, image.latents, what, each.request.decoder) for image in group]
+            for each, group in zip(resolved, groups, strict=True)
+        ]
         clock.lap("decode")
         made = zip(resolved, ledgers, groups, pictures, strict=True)
         results = tuple(self._result(*each, clock) for each in made)
@@ -235,8 +240,8 @@ class Pipeline:
         """What a request means to this model. RequestError and EngineMissing as when it is made; no engine runs."""
         asked = request.request if isinstance(request, Ledger) else as_request(request)
         resolved = resolve(asked, self.model, self._limits, self._tokenizer, self._inversions)
-        for layers in resolved.depths:
-            self._engines.artefact(Role("text", layers))
+        for role in (*(Role("text", layers) for layers in resolved.depths), vae.DECODERS[resolved.request.decoder]):
+            self._engines.artefact(role)
         return resolved
 
     def together(self, resolved: Resolved) -> int:
@@ -274,9 +279,11 @@ class Pipeline:
             yield Image(made.rows, rows, latents, tree or noise, resolved.chunks, NOT_MASKED)
 
     def _previews(self, images: Sequence[Image], done: int) -> list[PIL.Image.Image]:
-        return [
-            vae.decode(self._engines, each, f"the latents after call {done}") for each in self._driver.latents(images)
-        ]
+        decoder, what = "vae", f"the latents after call {done}"
+        with suppress(EngineMissing):  # previews are looked at and thrown away
+            self._engines.artefact(vae.DECODERS["tiny"])
+            decoder = "tiny"
+        return [vae.decode(self._engines, each, what, decoder) for each in self._driver.latents(images)]
 
     def _result(
         self,
@@ -290,7 +297,7 @@ class Pipeline:
         inversions = learnt.used(resolved.texts, self._tokenizer.vocabulary) if learnt.digests else {}
         repeated = ledger.notes(self.model, self._inversions, inversions) if ledger else []
         texts = {Role("text", layers) for layers in resolved.depths}
-        used = [self._engines.artefact(role) for role in sorted({STEP, DECODE, *texts})]
+        used = [self._engines.artefact(role) for role in sorted({STEP, vae.DECODERS[resolved.request.decoder], *texts})]
         stretched = [SHARED_LENGTHS] if any(image.stretched for image in images) else []
         return Result(
             images=tuple(pictures),

@@ -28,7 +28,7 @@ DEEP_CLIP_SKIPS = ((2, "pictures tend to look like those of a low guidance"), (5
 NETWORK_KINDS = ("lora", "lyco", "locon", "hypernet")
 UNBOUNDED = AxisRange(1, 1, 2**31 - 1)
 
-CLOSEST_CHOICES = dict.fromkeys(("gpu", "cuda", "nvidia", "philox"), "nv")  # of rng
+CLOSEST_CHOICES = {**dict.fromkeys(("gpu", "cuda", "nvidia", "philox"), "nv"), "taesd": "tiny", "full": "vae"}
 
 
 @dataclass(frozen=True)

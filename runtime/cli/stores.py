@@ -27,6 +27,8 @@ def add_to(verbs: Verbs) -> None:
     text = "what the U-Net predicts (default: what the checkpoint says, else epsilon)"
     verb.add_argument("--prediction", choices=("epsilon", "v_prediction"), help=text)
     verb.add_argument("--vae", type=path, metavar="FILE", help="another VAE: a file, or a diffusers folder")
+    text = "TAESD as a second decoder, for decoder=tiny and previews: a file, or a diffusers folder"
+    verb.add_argument("--tiny-vae", type=path, metavar="FILE", help=text)
     verb.set_defaults(run=export)
     text = "Build what a target runs from the graphs of a store. Only tensorrt needs a GPU for it."
     verb = store_verb(verbs, build, "graphs -> what a target runs", text)
@@ -56,7 +58,8 @@ def add_to(verbs: Verbs) -> None:
         "needs its GPU. The exit status is 6 where there is such a tensor. docs/gpu.md says more."
     )
     verb = store_verb(verbs, diagnose, "the first tensor that an engine has wrong", text)
-    verb.add_argument("role", metavar="ROLE", help="step, decode, encode, or a text encoder's depth such as text-11")
+    text = "step, decode, decode-tiny, encode, or a text encoder's depth such as text-11"
+    verb.add_argument("role", metavar="ROLE", help=text)
     targets = ("onnxruntime", "onnxruntime-cuda", "tensorrt-rtx", "tensorrt")
     verb.add_argument("--target", choices=targets, default="onnxruntime", help="what runs it (default: onnxruntime)")
     verb.add_argument("--variant", default="", help="the form: cpu or cuda (default: the exported graph)")
@@ -81,6 +84,7 @@ def export(args: argparse.Namespace) -> Outcome:
         "recommended_clip_skip": recommended and fields.whole("recommended_clip_skip", recommended),
         "prediction": args.prediction,
         "vae": args.vae,
+        "tiny_vae": args.tiny_vae,
     }
     try:
         from clipskip.engines import report
@@ -146,7 +150,7 @@ def diagnose(args: argparse.Namespace) -> Outcome:
     try:
         role = Role.parse(args.role)
     except ValueError as error:
-        hint = "step, decode, encode, or text-00 to text-12"
+        hint = "step, decode, decode-tiny, encode, or text-00 to text-12"
         raise RequestError(f"{args.role!r:.40} is no role", field="role", hint=hint) from error
     settings = {"target": args.target, "variant": args.variant, "against": args.against and Store(args.against)}
     try:
