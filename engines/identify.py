@@ -133,8 +133,8 @@ def _facts(header: Header, size: int, yaml: str, alphas: tuple[float, ...], hash
     missing = [part for part in ("text encoder", "U-Net", "VAE") if whole and part not in counts]
     told = {key: header.metadata[key] for key in TOLD if key in header.metadata}
     return FileFacts(
-        kind, family, size, parameters, counts, precisions, prediction, source, tuple(missing), _remarks(header),
-        tuple(sorted(ranks)), alphas, told, skip, because, hashes,
+        kind, family, size, dict(parameters), dict(counts), dict(precisions), prediction, source, tuple(missing),
+        _remarks(header), tuple(sorted(ranks)), alphas, told, skip, because, hashes,
     )  # fmt: skip
 
 

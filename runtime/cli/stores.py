@@ -47,8 +47,12 @@ def add_to(verbs: Verbs) -> None:
     )
     verb.add_argument("--workspace", metavar="MIB", help="memory that the builder may use on the GPU")
     verb.add_argument("--device", metavar="N", help="tensorrt only: the number of the GPU to build on (default: 0)")
-    text = "Show what an engine store holds; or what the settings in a picture, or in the .txt beside one, become here."
-    store_verb(verbs, inspect, "show what a store or a picture holds", text)
+    text = (
+        "Show what an engine store holds; what a checkpoint, LoRA, VAE or textual inversion is, from its header; or\n"
+        "what the settings in a picture, or in the .txt beside one, become here."
+    )
+    verb = store_verb(verbs, inspect, "show what a store, a model file or a picture holds", text)
+    verb.add_argument("--hashes", action="store_true", help="of a model file, as model sites show them (reads it all)")
     text = "Check every byte of a store against its manifest."
     verb = store_verb(verbs, verify, "check every byte of a store", text)
     verb.add_argument("--manifest-sha256", metavar="HEX", help="and the manifest against this, which export printed")
@@ -106,28 +110,17 @@ def _skips(text: str | None) -> list[int] | None:
 
 
 def inspect(args: argparse.Namespace) -> Outcome:
-    """What a store holds, with sizes and the figures of the gates; or the ledger of a picture."""
+    """What a store holds, with sizes and the figures of the gates; what a file of weights is; a picture's ledger."""
     from clipskip.engines import report
 
-    if not os.path.isfile(args.store):
-        facts = report.inspect(args.store)
-        return Outcome(facts, report.inspection_text(facts))
-    from clipskip.metadata import read_ledger
+    from . import inspection
 
-    ledger = read_ledger(args.store)
-    rows = [("file", str(args.store)), ("program", ledger.program), ("model", ledger.model)]
-    rows += [("model hash", ledger.model_hash), ("prompt", ledger.request.prompt)]
-    rows.append(("negative prompt", ledger.request.negative_prompt))
-    honoured, refused = ledger.checked()
-    parts = {"honoured": honoured, "not honoured": ledger.ignored, "filled in": ledger.filled}
-    parts["inversion"] = ledger.inversions or {}
-    rows += [(part, f"{name}: {value}") for part, entries in parts.items() for name, value in entries.items()]
-    rows += [("refused", "; ".join(filter(None, (error.message, error.hint)))) for error in refused.values()]
-    refusals = {field: {"message": error.message, "hint": error.hint} for field, error in refused.items()}
-    text = report.table([(name, line) for name, value in rows for line in value.split("\n") if line])
-    return Outcome(
-        {"file": str(args.store), **asdict(ledger), "honoured": honoured, "refused": refusals}, output.printable(text)
-    )
+    if os.path.isfile(args.store):
+        return inspection.of_file(args.store, args.hashes)
+    facts = report.inspect(args.store)
+    if args.hashes:
+        raise RequestError("hashes are those of a file, and this is a store: verify checks it", field="hashes")
+    return Outcome(facts, report.inspection_text(facts))
 
 
 def verify(args: argparse.Namespace) -> Outcome:
