@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from clipskip.engines import files, gpu
 from clipskip.engines.errors import ExportError, NumericalError
-from clipskip.engines.manifest import DECODE, Role
+from clipskip.engines.manifest import DECODE, DECODE_TINY, Role
 
 Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
@@ -48,7 +48,7 @@ def judge(role: Role, pairs: Pairs, own: Parity, form: str = "") -> Parity:
     `own`: a parity with torch's own error at half precision, by which what is in fp16 is judged.
     """
     what = f"{form} differs from {role}" if form else f"{role} differs from torch"
-    if role == DECODE:
+    if role in (DECODE, DECODE_TINY):
         return _pictures(pairs, what)
     parity: dict[str, float] = {"relative_l2": _worst(relative_l2, pairs), "max_abs": _worst(max_abs, pairs)}
     limits = {"relative_l2": FP32_RELATIVE, "max_abs": FP32_ABSOLUTE}

@@ -30,7 +30,9 @@ TrainSteps = Annotated[int, range(1, 1_000_001)]
 Scale = Annotated[float, Between(0, 1e4)]
 Pixels = Annotated[int, range(8, (1 << 16) + 1, 8)]
 Kept = Annotated[int, range(100)]  # layers of a text encoder that a clip skip leaves
-LATER = {"variant": "", "clip_skips": (), "zero_snr": False}  # fields that old manifests lack: name -> what they are
+LATER = {  # fields that old manifests lack: name -> what they are
+    "variant": "", "clip_skips": (), "zero_snr": False, "suggested_clip_skip": None,
+}  # fmt: skip
 
 
 class NewerManifestError(ManifestError):
@@ -58,6 +60,7 @@ class ModelFacts:
     sources: Mapping[str, Sha256]  # file -> SHA-256
     clip_skips: tuple[Kept, ...] = ()  # how many layers clip skip 1, 2, ... keeps; (): one less with each, from all on
     zero_snr: bool = False  # the betas are rescaled so that the last level is nothing but noise
+    suggested_clip_skip: Count | None = None  # what the checkpoint's own metadata says; nobody's choice
 
     @property
     def kept(self) -> tuple[int, ...]:
@@ -78,15 +81,15 @@ class Role:
     @classmethod
     def parse(cls, text: str) -> Role:
         """The role that is written so; ValueError where there is none."""
-        if not re.fullmatch(r"text-\d\d|step|decode|encode", text, re.ASCII):
+        if (match := re.fullmatch(r"text-(\d\d)|step|decode|decode-tiny|encode", text, re.ASCII)) is None:
             raise ValueError(f"role {text!r}")
-        part, _, layers = text.partition("-")
-        return cls(part, int(layers) if layers else None)
+        return cls("text", int(match[1])) if match[1] else cls(text)
 
 
 LORA = "lora-"  # begins the name of a variant that has LoRAs in its weights
 ROLE = "clipskip.role"  # under this name a graph says, among its metadata, what it is
 STEP, DECODE, ENCODE = map(Role, ("step", "decode", "encode"))
+DECODE_TINY = Role("decode-tiny")  # TAESD: another decoder of the same latents, which not every store has
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from threading import Lock
 
 from clipskip.engines import files, hints, locks, manifest
 from clipskip.engines.errors import EngineCorrupt, EngineIncompatible, EngineMissing, ManifestError
-from clipskip.engines.manifest import Artefact, FileRecord, Identity, Manifest, Role
+from clipskip.engines.manifest import DECODE_TINY, Artefact, FileRecord, Identity, Manifest, Role
 from clipskip.engines.strict import LARGEST
 
 MANIFEST = "manifest.json"
@@ -84,6 +84,8 @@ class Store:
         texts = {artefact.role for artefact in content.artefacts if artefact.target == "onnx"} | {role or Role("step")}
         kept, there = content.model.kept, {text.layers for text in texts}
         skips = [skip for skip, layers in enumerate(kept, 1) if layers in there]
+        if role == DECODE_TINY and role not in {artefact.role for artefact in content.artefacts}:
+            return f"{self.command('onnx', precision)} --tiny-vae FILE"  # what is built, is built from a graph
         command = build_command(self.root, target, precision, variant)
         subset = (target, variant) == ("onnx", "") and 0 < len(skips) < len(kept)
         return f"{command} --skips {','.join(map(str, skips))}" if subset else command

@@ -16,7 +16,7 @@ from clipskip.engines import files, gpu, hints, publish, variants
 from clipskip.engines.errors import BackendUnavailable, RequestError
 from clipskip.engines.gpu import Device
 from clipskip.engines.locks import locked
-from clipskip.engines.manifest import DECODE, ENCODE, STEP, Artefact, Identity, Role, key_of
+from clipskip.engines.manifest import DECODE, DECODE_TINY, ENCODE, STEP, Artefact, Identity, Role, key_of
 from clipskip.engines.shapes import BuildOptions, axes_of, axis_ranges, check_within, compute_capability, profiles
 from clipskip.engines.store import Store
 from clipskip.engines.tensorrt_child import (
@@ -69,7 +69,7 @@ def build(
     device: Device = FIRST_GPU,
     loras: Sequence[Active] = (),
 ) -> list[Built]:
-    """Build and publish what is missing or stale of text-KK, step, decode and encode, one after the other.
+    """Build and publish what is missing or stale of text-KK, step and the coders, one after the other.
 
     `device`: the GPU that TensorRT times its kernels on; TensorRT-RTX needs none. `loras`: build engines with these in
     their weights, of what they change alone.
@@ -107,9 +107,10 @@ def _mix(store: Store, graph: Artefact, loras: Sequence[Active]) -> Mix:
 def roles(store: Store, layers: Sequence[int] | None) -> list[Role]:
     """The roles to build: the text engines for `layers` (None: those that were exported at fp16) and the networks."""
     graphs = [graph for graph in store.manifest().artefacts if (graph.target, graph.precision) == ("onnx", PRECISION)]
-    exported = {graph.role for graph in graphs if graph.role.part == "text"}
-    texts = exported if layers is None else {Role("text", kept) for kept in layers}
-    return [*sorted(texts), STEP, DECODE, ENCODE]
+    exported = {graph.role for graph in graphs}
+    texts = {role for role in exported if role.part == "text"}
+    texts = texts if layers is None else {Role("text", kept) for kept in layers}
+    return [*sorted(texts), STEP, DECODE, ENCODE, *(exported & {DECODE_TINY})]
 
 
 def toolchain(target: str, options: BuildOptions, device: Device) -> Toolchain:

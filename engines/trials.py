@@ -15,7 +15,7 @@ def of(role: Role, facts: ModelFacts, half: bool, ports: Sequence[Port]) -> list
     """The inputs for a graph with these ports; the step looks at made-up contexts."""
     if role.part == "step":
         return step(np.random.default_rng(4).standard_normal((2, TOKENS, facts.width)), half, ports)
-    return {"text": lambda: text(facts), "decode": decode, "encode": encode}[role.part]()
+    return {"text": lambda: text(facts), "decode": decode, "decode-tiny": decode, "encode": encode}[role.part]()
 
 
 def text(facts: ModelFacts) -> list[Arrays]:

@@ -46,7 +46,7 @@ def build(draft: Draft, source: Checkpoint, facts: ModelFacts, say: Callable[[st
     draft.tokenizer(list(source.tokenizer))
 
     settle: Callable[[nn.Module], object] = models.keep_norms_in_float if half else nn.Module.eval
-    write = partial(_write, draft, facts, say, parameters)
+    write = partial(trace_and_measure, draft, facts, say, parameters)
     texts = sorted(role for role in roles if role.part == "text")
     if texts or STEP in roles:
         say("asking torch for the contexts")
@@ -69,7 +69,7 @@ def build(draft: Draft, source: Checkpoint, facts: ModelFacts, say: Callable[[st
                 write(graph, {role: trials[role]})
 
 
-def _write(
+def trace_and_measure(
     draft: Draft, facts: ModelFacts, say: Callable[[str], None], parameters: Mapping[Tensor, str], graph: Graph,
     trials: Mapping[Role, list[Case]],
 ) -> None:  # fmt: skip

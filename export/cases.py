@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
@@ -70,7 +70,7 @@ def step(graph: Graph, context: Array, half: bool) -> list[Case]:
     return _cases(graph.module, half, ["next_state"], trials.step(context, half, graph.inputs))
 
 
-def decode(vae: AutoencoderKL) -> list[Case]:
+def decode(vae: AutoencoderKL | AutoencoderTiny) -> list[Case]:
     """Pictures are judged by the float32 ones alone."""
     return _cases(Decode(vae), False, ["image", "finite"], trials.decode())
 

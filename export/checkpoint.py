@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from shlex import quote
 
-from clipskip.engines import hints
+from clipskip.engines import hints, identify
 from clipskip.engines.errors import CheckpointError, UnsafeFileError
 from clipskip.engines.lora import EXPORTED, Choice, opened
 from clipskip.engines.store import MANIFEST
@@ -73,11 +73,11 @@ def open_checkpoint(path: Path, vae: Path | None = None) -> Checkpoint:
 
     `vae`: a file or folder with another VAE.
     """
-    root = _resolved(path)
+    root = resolved(path)
     return (_open_folder if root.is_dir() else _open_file)(root, vae)
 
 
-def _resolved(path: Path, what: str = "checkpoint") -> Path:
+def resolved(path: Path, what: str = "checkpoint") -> Path:
     try:
         root = path.resolve(strict=True)
     except (OSError, RuntimeError, ValueError) as error:
@@ -96,7 +96,7 @@ def _resolved(path: Path, what: str = "checkpoint") -> Path:
 
 def _open_folder(root: Path, vae: Path | None) -> Checkpoint:
     def part(name: str, stem: str = "diffusion_pytorch_model") -> Part:
-        weights, settings = _weights(root / name, stem), root / name / "config.json"
+        weights, settings = find_weights(root / name, stem), root / name / "config.json"
         return Part(name, read_json(settings), settings, weights, read_header(weights).tensors, names.from_folder)
 
     folders = [name for name in ("text_encoder", "text_encoder_2") if (root / name).is_dir()]
@@ -132,10 +132,10 @@ def _open_file(path: Path, vae: Path | None) -> Checkpoint:
 
 def _other_vae(path: Path, config: Path | None) -> Part:
     """The VAE in a folder of diffusers' layout, or in a file. To a file belongs `config`, or SD 1.x's own."""
-    root = _resolved(path, "VAE")
+    root = resolved(path, "VAE")
     if root.is_dir():
         folder = root / "vae" if (root / "vae").is_dir() else root
-        weights, config = _weights(folder, "diffusion_pytorch_model"), folder / "config.json"
+        weights, config = find_weights(folder, "diffusion_pytorch_model"), folder / "config.json"
     else:
         weights, config = root, config if config and config.exists() else None
     header = read_header(weights).tensors
@@ -143,7 +143,7 @@ def _other_vae(path: Path, config: Path | None) -> Part:
     prefixes = onefile.VAE_PREFIXES if inside else onefile.BARE_VAE
     mine = {key: entry for key, entry in header.items() if key.startswith(prefixes)}
     if not any(key.endswith("decoder.conv_in.weight") for key in mine):
-        what = names.describe_keys(header) or "of an unknown kind"
+        what = identify.describe_keys(header) or "of an unknown kind"
         raise CheckpointError(f"{weights} holds no VAE: it is {what}", path=weights, field="vae")
     modern = partial(names.vae_from_file, blocks=len(onefile.VAE["block_out_channels"]))
     coder = Part("vae", read_json(config) if config else onefile.VAE, config or weights, weights, mine, modern)
@@ -152,7 +152,7 @@ def _other_vae(path: Path, config: Path | None) -> Part:
     return coder
 
 
-def _weights(folder: Path, stem: str) -> Path:
+def find_weights(folder: Path, stem: str) -> Path:
     """The plain file if it is there, else the half-precision variant."""
     for path in (folder / f"{stem}.safetensors", folder / f"{stem}.fp16.safetensors"):
         if path.exists() or path.is_symlink():

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
-from clipskip.engines.manifest import AxisRange, Dim, ModelFacts, Port
+from clipskip.engines.manifest import DECODE, AxisRange, Dim, ModelFacts, Port, Role
 from clipskip.engines.shapes import LATENT, REMEMBERED, SLOTS, TOKENS
 from clipskip.export.families.family import INPAINTING, Family
 from clipskip.export.models import Networks
@@ -136,12 +136,12 @@ def rescaling(outs: Tensor, rescale: Tensor) -> Tensor:
 class Decode(nn.Module):
     """Latents -> 8-bit pictures, and for each whether the decoder gave finite numbers."""
 
-    def __init__(self, vae: AutoencoderKL) -> None:
+    def __init__(self, vae: AutoencoderKL | AutoencoderTiny) -> None:
         super().__init__()
         self.vae = vae
 
     def forward(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        scaled = (latents / self.vae.config.scaling_factor).to(self.vae.decoder.conv_in.weight.dtype)
+        scaled = (latents / self.vae.config.scaling_factor).to(next(self.vae.decoder.parameters()).dtype)
         decoded = self.vae.decode(scaled, return_dict=False)[0].float()
         finite = decoded.isfinite().flatten(1).all(1)  # before the clamp, which may turn a NaN into a number
         picture = ((decoded / 2 + 0.5).clamp(0, 1) * 255).round()
@@ -203,10 +203,9 @@ def step_graph(networks: Networks, facts: ModelFacts, precision: str) -> Graph:
     return Graph("step", Step(unet, family, added), inputs, (Port("next_state", "float32", state),))
 
 
-def decode_graph(vae: AutoencoderKL) -> Graph:
-    return Graph(
-        "decode", Decode(vae), (Port("latents", "float32", _LATENTS),), (_PICTURE, Port("finite", "bool", (B,)))
-    )
+def decode_graph(vae: AutoencoderKL | AutoencoderTiny, role: Role = DECODE) -> Graph:
+    outputs = _PICTURE, Port("finite", "bool", (B,))
+    return Graph(str(role), Decode(vae), (Port("latents", "float32", _LATENTS),), outputs)
 
 
 def encode_graph(vae: AutoencoderKL) -> Graph:

@@ -14,11 +14,12 @@ from pathlib import Path
 from clipskip.engines import child, files, publish, stale
 from clipskip.engines.errors import EngineMissing, ManifestError, RequestError
 from clipskip.engines.lora import Choice
-from clipskip.engines.manifest import DECODE, ENCODE, STEP, Identity, Manifest, ModelFacts, Role
+from clipskip.engines.manifest import DECODE, DECODE_TINY, ENCODE, STEP, Identity, Manifest, ModelFacts, Role
 from clipskip.engines.shapes import kept_layers
 from clipskip.engines.store import read_manifest
 from clipskip.export import families
 from clipskip.export.checkpoint import Checkpoint, open_checkpoint
+from clipskip.export.tinyfile import TinyDecoder, open_tiny
 
 # What decides which graphs a checkpoint gives: a store made by another version of it is stale.
 GRAPH_WRITERS = (
@@ -27,23 +28,28 @@ GRAPH_WRITERS = (
     *(f"families/{name}.py" for name in ("__init__", "family", "sd1", "sd2", "sdxl")),
     *(f"../engines/forms/{name}.py" for name in ("__init__", "attention", "cpu", "norms", "origins", "rewrite")),
 )  # fmt: skip
+TINY_WRITERS = (*GRAPH_WRITERS, "tiny.py", "tinyfile.py")
 TARGET = "onnx"
 CPU_FORMS = ("step", "decode", "encode")  # the parts whose form for the CPU is written beside an fp32 graph
 PRECISIONS = {"fp32": 4, "fp16": 2}  # bytes of a weight
 _LIBRARIES = ("torch", "transformers", "diffusers", "onnx", "onnx-ir", "onnxscript")
 Progress = Callable[[str], None]
-Fill = Callable[[publish.Draft, Checkpoint, ModelFacts, Progress], None]
+Source = Checkpoint | TinyDecoder
+Fill = Callable[[publish.Draft, Source, ModelFacts, Progress], None]
 
 
-def fill(draft: publish.Draft, source: Checkpoint, facts: ModelFacts, progress: Progress) -> None:
+def fill(draft: publish.Draft, source: Source, facts: ModelFacts, progress: Progress) -> None:
     """Make what the draft wants in this process, which then holds torch."""
     with files.shortage_named(room=PRECISIONS["fp32"] * source.weights):
-        from clipskip.export import build
+        from clipskip.export import build, tiny
 
-        build.build(draft, source, facts, progress)
+        if isinstance(source, TinyDecoder):
+            tiny.write(draft, source, facts, progress)
+        else:
+            build.build(draft, source, facts, progress)
 
 
-def fill_in_child(draft: publish.Draft, source: Checkpoint, facts: ModelFacts, progress: Progress) -> None:
+def fill_in_child(draft: publish.Draft, source: Source, facts: ModelFacts, progress: Progress) -> None:
     """Make what the draft wants in a process of its own: where memory runs out, no other is killed or aborted."""
     work, task = "clipskip.export.job:filled", (draft, source, facts)
     vars(draft).update(vars(child.run(
@@ -52,7 +58,7 @@ def fill_in_child(draft: publish.Draft, source: Checkpoint, facts: ModelFacts, p
     )))  # fmt: skip
 
 
-def filled(task: tuple[publish.Draft, Checkpoint, ModelFacts], report: Progress) -> publish.Draft:
+def filled(task: tuple[publish.Draft, Source, ModelFacts], report: Progress) -> publish.Draft:
     """The child's work."""
     fill(*task, report)
     return task[0]
@@ -68,6 +74,7 @@ def export(
     prediction: str | None = None,
     vae: str | Path | None = None,
     loras: Sequence[str | Path] = (),
+    tiny_vae: str | Path | None = None,
     progress: Progress = lambda stage: None,
     fill: Fill = fill,
 ) -> Manifest:
@@ -77,6 +84,7 @@ def export(
     `recommended_clip_skip`: what requests get that say nothing; `prediction`: "epsilon" or "v_prediction", whatever the
     checkpoint says; what is not said stays as the store has it. `vae`: a file or folder with another VAE.
     `loras`: files to merge, each as "FILE", "FILE:weight" or "FILE:weight:text weight"; they make another model.
+    `tiny_vae`: a file or folder with TAESD, a second decoder that requests may choose; a later export may bring it.
     `progress` hears of each stage as it begins. What is there and unchanged, by content, is not made again.
     `fill`: how graphs are made, as by `fill_in_child`, which keeps torch and its hunger for memory out of this process.
     NumericalError where a new graph disagrees with torch, CheckpointError, UnsupportedModelError, ExportError,
@@ -89,6 +97,7 @@ def export(
     progress("reading the checkpoint")
     source, out = open_checkpoint(Path(checkpoint), Path(vae) if vae else None), Path(out)
     source = source.with_loras(Choice.parse(str(each)) for each in loras)
+    tiny = open_tiny(Path(tiny_vae)) if tiny_vae else None
     if source.holds(out.resolve()):
         raise RequestError(f"{out} is where the checkpoint is", field="out", hint="name a folder of its own")
     earlier = None
@@ -102,7 +111,21 @@ def export(
     with publish.build(out, f"{TARGET}-{precision}", identities, progress=progress, model=facts, needs=needs) as draft:
         if draft is not None:
             fill(draft, source, facts, progress)
+    if tiny is not None:
+        recipe = {**_recipe(facts, precision, TINY_WRITERS), "tiny VAE": tiny.key}
+        wanted, needs = {Identity(DECODE_TINY, TARGET, precision): recipe}, PRECISIONS[precision] * tiny.weights
+        with publish.build(out, f"{TARGET}-{precision}-tiny", wanted, progress=progress, needs=needs) as draft:
+            if draft is not None:
+                fill(draft, tiny, facts, progress)
     return read_manifest(out)
+
+
+def _recipe(facts: ModelFacts, precision: str, writers: Sequence[str]) -> dict[str, str]:
+    """The ingredients of graphs that these of our files write."""
+    sources = b"".join((Path(__file__).parent / name).read_bytes() for name in writers)
+    exporter = hashlib.sha256(sources).hexdigest()[:16]
+    libraries = {library: version(library) for library in _LIBRARIES}
+    return {"model": facts.model_sha256, "precision": precision, "exporter": exporter, **libraries}
 
 
 def _identities(
@@ -113,10 +136,7 @@ def _identities(
     The text graphs share a weight file, so one that is missing brings back those that the store has; so do a graph and
     its form.
     """
-    sources = b"".join((Path(__file__).parent / name).read_bytes() for name in GRAPH_WRITERS)
-    exporter = hashlib.sha256(sources).hexdigest()[:16]
-    ingredients = {"model": facts.model_sha256, "precision": precision, "exporter": exporter}
-    ingredients |= {library: version(library) for library in _LIBRARIES}
+    ingredients = _recipe(facts, precision, GRAPH_WRITERS)
     if skips is not None and not skips:
         raise RequestError("skips must name at least one clip skip", field="skips")
     depths = sorted({*facts.kept}) if skips is None else kept_layers(skips, facts.kept)

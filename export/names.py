@@ -3,25 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 
-WHOLE = "a whole SD 1.x model in one file"
-_MARKS = {  # what a file is -> parts of its tensors' names, the surest first
-    "SDXL": ("conditioner.embedders.1",),
-    "an SDXL refiner": ("conditioner.embedders.0.model",),
-    "SD 2.x": ("cond_stage_model.model.",),
-    "SD 3": ("joint_blocks",),
-    "Flux": ("double_blocks",),
-    "a ControlNet": ("control_model", "controlnet_"),
-    "a LoRA": ("lora_", ".lora"),
-    "a LyCORIS": ("hada_w",),
-    "a textual inversion": ("string_to_param", "emb_params"),
-    WHOLE: ("cond_stage_model.transformer",),
-    "the moving averages of a training run": ("model_ema.",),
-    "a U-Net or VAE": ("down_blocks.0.resnets",),
-    "a text encoder": ("encoder.layers",),
-    "a VAE in one file": ("first_stage_model", "decoder.up"),
-}
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _OPEN_CLIP = {
     "positional_embedding": "embeddings.position_embedding.weight", "token_embedding.": "embeddings.token_embedding.",
@@ -113,9 +95,3 @@ def vae_from_file(name: str, blocks: int = 4) -> str:
     for old, new in _VAE:
         name = re.sub(old, new, name)
     return re.sub(r"(?<=\.up_blocks\.)\d+", lambda match: str(blocks - 1 - int(match[0])), name)
-
-
-def describe_keys(names: Iterable[str]) -> str | None:
-    """A guess at what a file with tensors of these names is."""
-    names = list(names)
-    return next((kind for kind, marks in _MARKS.items() if any(mark in name for mark in marks for name in names)), None)

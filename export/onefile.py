@@ -16,6 +16,7 @@ from functools import cache, partial
 from importlib import resources
 from pathlib import Path
 
+from clipskip.engines import identify
 from clipskip.engines.errors import CheckpointError, UnsupportedModelError
 from clipskip.engines.shapes import Shape
 from clipskip.engines.tensorfile import Entry, Header
@@ -158,7 +159,7 @@ def _channels(tensors: Mapping[str, Entry]) -> int | None:
 
 def _layout(path: Path, tensors: Mapping[str, Entry]) -> Layout:
     """The family's, told from what its parts are called; refused by name where it is no whole model that is known."""
-    kind, channels = names.describe_keys(tensors), _channels(tensors)
+    kind, channels = identify.describe_keys(tensors), _channels(tensors)
     layout = next((layout for layout in LAYOUTS if any(name.startswith(layout.encoder) for name in tensors)), None)
     has_unet = any(name.startswith((_UNET, _AVERAGES)) for name in tensors)
     what = next((what for mark, what in _OTHERS.items() if any(mark in name for name in tensors)), None)

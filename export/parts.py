@@ -15,9 +15,9 @@ from typing import Any
 
 from clipskip.engines import files, tensorfile
 from clipskip.engines.errors import CheckpointError, ExportError, UnsupportedModelError
+from clipskip.engines.identify import describe_keys
 from clipskip.engines.shapes import Shape
 from clipskip.engines.tensorfile import Entry, Header
-from clipskip.export.names import describe_keys
 
 State = tuple[int, int, int, int]
 Config = Mapping[str, Any]

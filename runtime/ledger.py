@@ -38,6 +38,7 @@ _PLAIN = {
     if field.infotext
     for name in (field.infotext, field.name, *field.aliases)
 } | {"width": "width", "height": "height", "cfg rescale φ": "cfg_rescale"}
+DECODERS = {"vae": "Full", "tiny": "TAESD"}  # in A1111's words
 _RNGS = {"nv": "nv", "gpu": "nv", "cuda": "nv"}  # all others: "cpu"
 _HERE = {"sampler": "sampler", "schedule type": "schedule", "scheduler": "schedule", "rng": "rng"}
 _HERE |= dict.fromkeys(("hypernet", "hypernet strength", "lora hashes"), "prompt")  # as tags
@@ -215,6 +216,9 @@ def _fields(said: Mapping[str, str]) -> dict[str, str]:
         del fields["seed"]
     if fields.get("emphasis", "none").lower() not in map(str.lower, EMPHASES):
         del fields["emphasis"]
+    decoders = {key(theirs): ours for ours, theirs in DECODERS.items()}
+    if (decoder := decoders.get(key(fields.pop("decoder", "")))) is not None:
+        fields["decoder"] = decoder
     skip = parse(fields.setdefault("clip_skip", "1"))
     if isinstance(skip, int) and skip <= 0:  # diffusers' 0, and ComfyUI's numbering
         fields["clip_skip"] = str(-skip or 1)

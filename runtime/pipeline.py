@@ -10,6 +10,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from clipskip.engines.manifest import DECODE, STEP, ModelFacts, Role
+from clipskip.engines.manifest import STEP, ModelFacts, Role
 from clipskip.engines.shapes import LATENT
 from clipskip.engines.store import Store, build_command
 from clipskip.engines.variants import PLAIN
@@ -29,7 +30,7 @@ from .batch import Image
 from .conditioning import NetworkRow, TextEncoder, check_vectors
 from .driver import Driver
 from .engine_cache import EngineCache
-from .errors import EngineIncompatible, RequestError
+from .errors import EngineIncompatible, EngineMissing, RequestError
 from .fields import FLAG, at_least, shown
 from .inversions import Inversions, with_usable_names
 from .ledger import Ledger
@@ -130,9 +131,9 @@ class Result:
 class Progress:
     """`call` of `calls` model evaluations, counted per image, are done. The last Progress has one result per request.
 
-    `preview()` decodes what the last call takes for the finished pictures, at no further call of the network: coarse at
-    first, near the end all but finished, and noise for one that had no call yet. Of the last one they are the pictures
-    themselves.
+    `preview()` decodes what the last call takes for the finished pictures, at no further call of the network, with the
+    tiny decoder where the store has it: coarse at first, near the end all but finished, and noise for one that had no
+    call yet. Of the last one they are the pictures themselves.
     """
 
     call: int
@@ -224,7 +225,10 @@ class Pipeline:
             self._driver.remove(images)
         clock.lap("denoise")
         what = "the finished latents"
-        pictures = [[vae.decode(self._engines, image.latents, what) for image in group] for group in groups]
+        pictures = [
+            [vae.decode(self._engines, image.latents, what, each.request.decoder) for image in group]
+            for each, group in zip(resolved, groups, strict=True)
+        ]
         clock.lap("decode")
         made = zip(resolved, ledgers, groups, pictures, strict=True)
         results = tuple(self._result(*each, clock) for each in made)
@@ -257,6 +261,7 @@ class Pipeline:
             resolved = replace(resolved, loras=active, notes=(*resolved.notes, *said, *self._loras.notes))
         for role in (STEP, *(Role("text", layers) for layers in resolved.depths)):
             self._engines.artefact(role, self._engines.mix(role, resolved.loras))
+        self._engines.artefact(vae.DECODERS[resolved.request.decoder])
         return resolved
 
     def together(self, resolved: Resolved) -> int:
@@ -307,9 +312,11 @@ class Pipeline:
         return inputs
 
     def _previews(self, images: Sequence[Image], done: int) -> list[PIL.Image.Image]:
-        return [
-            vae.decode(self._engines, each, f"the latents after call {done}") for each in self._driver.latents(images)
-        ]
+        decoder, what = "vae", f"the latents after call {done}"
+        with suppress(EngineMissing):  # previews are looked at and thrown away
+            self._engines.artefact(vae.DECODERS["tiny"])
+            decoder = "tiny"
+        return [vae.decode(self._engines, each, what, decoder) for each in self._driver.latents(images)]
 
     def _result(
         self,
@@ -325,7 +332,8 @@ class Pipeline:
         repeated = ledger.notes(self.model, self._inversions, inversions, loras) if ledger else []
         texts = {Role("text", layers) for layers in resolved.depths}
         mixes = {role: self._engines.mix(role, resolved.loras) for role in {STEP, *texts}}
-        used = [self._engines.artefact(role, mixes.get(role, PLAIN)) for role in sorted({DECODE, *mixes})]
+        decoder = vae.DECODERS[resolved.request.decoder]
+        used = [self._engines.artefact(role, mixes.get(role, PLAIN)) for role in sorted({decoder, *mixes})]
         stretched = [SHARED_LENGTHS] if any(image.stretched for image in images) else []
         return Result(
             images=tuple(pictures),

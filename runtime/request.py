@@ -108,6 +108,13 @@ class Request:
     comma_backtrack: int = setting(
         20, "tokens to look back for a comma when a chunk is full", low=0, high=74, infotext="Comma backtrack"
     )
+    decoder: str = setting(
+        "vae",
+        "vae, or tiny: TAESD's fast one, where the store has it",
+        "vae_decoder",
+        choices=("vae", "tiny"),
+        infotext="VAE Decoder",
+    )
     compat: str | None = setting(
         None, "a1111: read `text:2` as a weight without AND, too", choices=("a1111",), infotext="Compat"
     )

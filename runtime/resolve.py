@@ -30,7 +30,7 @@ DEEP_CLIP_SKIPS = ((2, "pictures tend to look like those of a low guidance"), (5
 NO_EFFECT = "clip skip has no effect on this model: its text encoder always gives the same layer"
 UNBOUNDED = AxisRange(1, 1, 2**31 - 1)
 
-CLOSEST_CHOICES = dict.fromkeys(("gpu", "cuda", "nvidia", "philox"), "nv")  # of rng
+CLOSEST_CHOICES = {**dict.fromkeys(("gpu", "cuda", "nvidia", "philox"), "nv"), "taesd": "tiny", "full": "vae"}
 
 
 @dataclass(frozen=True)

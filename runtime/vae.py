@@ -5,18 +5,20 @@ from __future__ import annotations
 import numpy as np
 import PIL.Image
 
-from clipskip.engines.manifest import DECODE, ENCODE
+from clipskip.engines.manifest import DECODE, DECODE_TINY, ENCODE
 
 from .backends import Array
 from .engine_cache import EngineCache
 from .errors import NumericalError
 
+DECODERS = {"vae": DECODE, "tiny": DECODE_TINY}  # by what a request calls them
 
-def decode(engines: EngineCache, latents: Array, what: str) -> PIL.Image.Image:
+
+def decode(engines: EngineCache, latents: Array, what: str, decoder: str = "vae") -> PIL.Image.Image:
     """The picture of [4,h,w] latents, which `what` names. NaN and infinity are an error, never a black picture."""
     if not np.isfinite(latents).all():
         raise NumericalError(f"{what} are not finite", hint="try a lower cfg, or engines at fp32")
-    with engines.use(DECODE) as engine:
+    with engines.use(DECODERS[decoder]) as engine:
         outputs = engine.run({"latents": latents[None]})
     if not outputs["finite"][0]:
         raise NumericalError(f"the decoder's output for {what} is not finite", hint="try engines at fp32")

@@ -13,7 +13,7 @@ SOLVER_FIELDS = ["eta", "s_churn", "s_tmin", "s_tmax", "s_noise", "rho", "sigma_
 FRACTION_FIELDS = ["cfg", "subseed_strength", *SOLVER_FIELDS]
 LIST_FIELDS = ["sigmas"]
 DEPTH_FIELDS = ["clip_skip", "clip_skip_diffusers", "negative_clip_skip"]
-TEXT_FIELDS = ["prompt", "negative_prompt", "sampler", "schedule", "rng", "emphasis", "compat"]
+TEXT_FIELDS = ["prompt", "negative_prompt", "sampler", "schedule", "rng", "emphasis", "compat", "decoder"]
 FLAG_FIELDS = ["pad_cond_uncond"]
 OPTIONAL_FIELDS = ["seed", "subseed", "width", "height", "compat", *SOLVER_FIELDS, "sigmas"]
 

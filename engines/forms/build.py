@@ -19,7 +19,7 @@ from clipskip.engines.forms import FORMS, origins
 from clipskip.engines.forms.expand import expand
 from clipskip.engines.forms.rewrite import rewrite, stored_apart
 from clipskip.engines.locks import Progress
-from clipskip.engines.manifest import Artefact, Identity, Role, key_of
+from clipskip.engines.manifest import DECODE_TINY, Artefact, Identity, Role, key_of
 from clipskip.engines.publish import Draft
 from clipskip.engines.store import FORM_TARGETS, Store
 
@@ -39,6 +39,7 @@ def build(
     texts = {role for role in exported if role.part == "text"} if layers is None else {Role("text", n) for n in layers}
     for part in FORMS[variant]:
         roles = sorted(texts) if part == "text" else [Role(part)]
+        roles = [role for role in roles if role != DECODE_TINY or role in exported]
         if graphs := [store.find(role, "onnx", precision) for role in roles]:
             seconds |= _build(store, variant, graphs, progress)
     return seconds

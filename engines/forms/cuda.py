@@ -30,5 +30,6 @@ PATTERNS: Mapping[str, tuple[Pattern, ...]] = {
         arithmetic.mixture,
     ),
     "decode": (*_ROWS, *_PICTURES),
+    "decode-tiny": _PICTURES,
     "encode": (*_ROWS, *_PICTURES),
 }  # fmt: skip

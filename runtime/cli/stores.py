@@ -38,6 +38,8 @@ def add_to(verbs: Verbs) -> None:
     verb.add_argument("--vae", type=path, metavar="FILE", help="another VAE: a file, or a diffusers folder")
     text = "a LoRA to merge, with its weight and that of its text half; may be repeated"
     verb.add_argument("--lora", action="append", default=[], metavar="FILE[:W[:TEXT W]]", help=text)
+    text = "TAESD as a second decoder, for decoder=tiny and previews: a file, or a diffusers folder"
+    verb.add_argument("--tiny-vae", type=path, metavar="FILE", help=text)
     verb.set_defaults(run=export)
     text = "Build what a target runs from the graphs of a store. Only tensorrt needs a GPU for it."
     verb = store_verb(verbs, build, "graphs -> what a target runs", text)
@@ -59,8 +61,12 @@ def add_to(verbs: Verbs) -> None:
     text = "engines with this LoRA in their weights, for requests that ask for exactly these; may be repeated"
     verb.add_argument("--lora", action="append", default=[], metavar="FILE[:WEIGHT[:TEXT WEIGHT]]", help=text)
     _add_budget(verb)
-    text = "Show what an engine store holds; or what the settings in a picture, or in the .txt beside one, become here."
-    store_verb(verbs, inspect, "show what a store or a picture holds", text)
+    text = (
+        "Show what an engine store holds; what a checkpoint, LoRA, VAE or textual inversion is, from its header; or\n"
+        "what the settings in a picture, or in the .txt beside one, become here."
+    )
+    verb = store_verb(verbs, inspect, "show what a store, a model file or a picture holds", text)
+    verb.add_argument("--hashes", action="store_true", help="of a model file, as model sites show them (reads it all)")
     text = "Check every byte of a store against its manifest."
     verb = store_verb(verbs, verify, "check every byte of a store", text)
     verb.add_argument("--manifest-sha256", metavar="HEX", help="and the manifest against this, which export printed")
@@ -70,7 +76,8 @@ def add_to(verbs: Verbs) -> None:
         "needs its GPU. The exit status is 6 where there is such a tensor. docs/gpu.md says more."
     )
     verb = store_verb(verbs, diagnose, "the first tensor that an engine has wrong", text)
-    verb.add_argument("role", metavar="ROLE", help="step, decode, encode, or a text encoder's depth such as text-11")
+    text = "step, decode, decode-tiny, encode, or a text encoder's depth such as text-11"
+    verb.add_argument("role", metavar="ROLE", help=text)
     targets = ("onnxruntime", "onnxruntime-cuda", "tensorrt-rtx", "tensorrt")
     verb.add_argument("--target", choices=targets, default="onnxruntime", help="what runs it (default: onnxruntime)")
     verb.add_argument("--variant", default="", help="the form: cpu or cuda (default: the exported graph)")
@@ -102,6 +109,7 @@ def export(args: argparse.Namespace) -> Outcome:
         "prediction": args.prediction,
         "vae": args.vae,
         "loras": args.lora,
+        "tiny_vae": args.tiny_vae,
     }
     try:
         from clipskip.engines import report
@@ -123,28 +131,17 @@ def _skips(text: str | None) -> list[int] | None:
 
 
 def inspect(args: argparse.Namespace) -> Outcome:
-    """What a store holds, with sizes and the figures of the gates; or the ledger of a picture."""
+    """What a store holds, with sizes and the figures of the gates; what a file of weights is; a picture's ledger."""
     from clipskip.engines import report
 
-    if not os.path.isfile(args.store):
-        facts = report.inspect(args.store)
-        return Outcome(facts, report.inspection_text(facts))
-    from clipskip.metadata import read_ledger
+    from . import inspection
 
-    ledger = read_ledger(args.store)
-    rows = [("file", str(args.store)), ("program", ledger.program), ("model", ledger.model)]
-    rows += [("model hash", ledger.model_hash), ("prompt", ledger.request.prompt)]
-    rows.append(("negative prompt", ledger.request.negative_prompt))
-    honoured, refused = ledger.checked()
-    parts = {"honoured": honoured, "not honoured": ledger.ignored, "filled in": ledger.filled}
-    parts["inversion"] = ledger.inversions or {}
-    rows += [(part, f"{name}: {value}") for part, entries in parts.items() for name, value in entries.items()]
-    rows += [("refused", "; ".join(filter(None, (error.message, error.hint)))) for error in refused.values()]
-    refusals = {field: {"message": error.message, "hint": error.hint} for field, error in refused.items()}
-    text = report.table([(name, line) for name, value in rows for line in value.split("\n") if line])
-    return Outcome(
-        {"file": str(args.store), **asdict(ledger), "honoured": honoured, "refused": refusals}, output.printable(text)
-    )
+    if os.path.isfile(args.store):
+        return inspection.of_file(args.store, args.hashes)
+    facts = report.inspect(args.store)
+    if args.hashes:
+        raise RequestError("hashes are those of a file, and this is a store: verify checks it", field="hashes")
+    return Outcome(facts, report.inspection_text(facts))
 
 
 def verify(args: argparse.Namespace) -> Outcome:
@@ -167,7 +164,7 @@ def diagnose(args: argparse.Namespace) -> Outcome:
     try:
         role = Role.parse(args.role)
     except ValueError as error:
-        hint = "step, decode, encode, or text-00 to text-12"
+        hint = "step, decode, decode-tiny, encode, or text-00 to text-12"
         raise RequestError(f"{args.role!r:.40} is no role", field="role", hint=hint) from error
     settings = {"target": args.target, "variant": args.variant, "against": args.against and Store(args.against)}
     try:

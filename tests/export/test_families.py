@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from clipskip.engines.identify import describe_keys
 from clipskip.errors import RequestError, UnsupportedModelError
 from clipskip.export.checkpoint import open_checkpoint
 from clipskip.export.families import facts
-from clipskip.export.names import describe_keys
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,220 @@
+"""What a file of weights is, from its header alone: kind, family, what it predicts, what its makers wrote into it.
+
+Reads no tensor but the single numbers that a LoRA keeps beside its matrices. Guesses nothing: what is not said is None.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+import struct
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from io import BufferedReader
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from clipskip.engines import files, tensorfile
+from clipskip.engines.errors import CheckpointError
+from clipskip.engines.tensorfile import Header
+
+
+class Mark(NamedTuple):
+    """A kind of file, the family of its model where that follows, and parts of its tensors' names."""
+
+    kind: str
+    family: str | None
+    parts: tuple[str, ...]
+
+
+WHOLE = "a whole SD 1.x model in one file"
+OTHER_MODELS = ("SDXL", "an SDXL refiner", "SD 2.x", "SD 3", "Flux", "a ControlNet")
+MARKS = {  # how messages call a file -> what it is told from, the surest first
+    "SDXL": Mark("checkpoint", "SDXL", ("conditioner.embedders.1",)),
+    "an SDXL refiner": Mark("checkpoint", "SDXL refiner", ("conditioner.embedders.0.model",)),
+    "SD 2.x": Mark("checkpoint", "SD 2.x", ("cond_stage_model.model.",)),
+    "SD 3": Mark("checkpoint", "SD 3", ("joint_blocks",)),
+    "Flux": Mark("checkpoint", "Flux", ("double_blocks",)),
+    "a ControlNet": Mark("ControlNet", None, ("control_model", "controlnet_")),
+    "a LyCORIS": Mark("LyCORIS", None, ("hada_w", "lokr_w")),
+    "a LoRA": Mark("LoRA", None, ("lora_", ".lora")),
+    "a textual inversion": Mark("textual inversion", None, ("string_to_param", "emb_params", "clip_g", "clip_l")),
+    WHOLE: Mark("checkpoint", "SD 1.x", ("cond_stage_model.transformer",)),
+    "the moving averages of a training run": Mark("checkpoint", None, ("model_ema.",)),
+    "a U-Net in one file": Mark("checkpoint", None, ("model.diffusion_model.",)),
+    "TAESD, a tiny VAE": Mark("tiny VAE", None, ("decoder.layers.", "3.conv.0.weight")),
+    "a U-Net or VAE": Mark("U-Net or VAE", None, ("down_blocks.0.resnets",)),
+    "a text encoder": Mark("text encoder", None, ("encoder.layers",)),
+    "a VAE in one file": Mark("VAE", None, ("first_stage_model", "decoder.up")),
+}
+PARTS = {  # of a model, where the names say of which a tensor is
+    "text encoder": ("cond_stage_model.", "conditioner.", "lora_te", "text_encoder"),
+    "U-Net": ("model.diffusion_model.", "lora_unet_", "unet."),
+    "VAE": ("first_stage_model.",),
+    "moving averages": ("model_ema.",),
+}
+WIDTHS = {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL"}  # of what a U-Net's cross-attention reads
+PARAMETERIZATION = re.compile(r"""(?m)(?:^|[{,])[ \t]*["']?parameterization["']?[ \t]*:[ \t]*["']?(\w{1,40})""")
+BESIDE = "the .yaml beside it"
+PREDICTIONS = {"v": "v_prediction", "eps": "epsilon"}  # other programs' names
+TOLD = (  # of what trainers write, what helps to use a file
+    "modelspec.title", "modelspec.architecture", "modelspec.resolution", "modelspec.prediction_type",
+    "modelspec.encoder_layer", "modelspec.trigger_phrase", "modelspec.usage_hint", "ss_base_model_version",
+    "ss_sd_model_name", "ss_network_module", "ss_network_dim", "ss_network_alpha", "ss_clip_skip",
+)  # fmt: skip
+_DOWN = re.compile(r"lora[_.]down|lora_A|hada_w1_b")  # a matrix of [rank, width that it reads]
+_READS = re.compile(r"attn2[_.].*to_k|self_attn[_.]q_proj|token_embedding")  # has the text's width on its second axis
+_LATENTS = re.compile(r"(?:.*\.)?decoder\.(?:conv_in|layers\.0|1)\.weight|1\.weight")  # a decoder's first layer
+_FORMATS = {"F16": "<e", "F32": "<f", "F64": "<d"}
+_ADVICE = re.compile(r"clip[ _-]?skip\W{0,3}(?:of |is |at )?(\d{1,2})(?!\d)", re.IGNORECASE)
+_MOST = 13  # clip skips of SD 1.x and SDXL
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """What is known of a file of weights. `parameters` and `tensors` are by part of the model, or under its kind."""
+
+    kind: str
+    family: str | None
+    size: int  # bytes
+    parameters: Mapping[str, int]
+    tensors: Mapping[str, int]
+    precisions: Mapping[str, int]  # safetensors' name of a type -> how many numbers have it
+    prediction: str | None
+    prediction_source: str | None
+    missing: tuple[str, ...]  # parts of a checkpoint that are not in it
+    remarks: tuple[str, ...]
+    ranks: tuple[int, ...]  # of a LoRA
+    alphas: tuple[float, ...]
+    training: Mapping[str, str]
+    suggested_clip_skip: int | None
+    suggested_because: str
+    hashes: Mapping[str, str] = field(default_factory=dict)
+
+
+def describe_keys(names: Iterable[str]) -> str | None:
+    """A guess at what a file with tensors of these names is."""
+    names = list(names)
+    marked = (what for what, mark in MARKS.items() if any(part in name for part in mark.parts for name in names))
+    return next(marked, None)
+
+
+def examine(path: Path, hashes: bool = False) -> FileFacts:
+    """The facts of a safetensors file. CheckpointError; UnsafeFileError or UnsupportedModelError for other formats."""
+    try:
+        with files.open_regular(path.resolve()) as raw, BufferedReader(raw) as file:
+            size = files.state_of(raw)[0]
+            header = tensorfile.read_header(file, size)
+            beside = path.with_suffix(".yaml")
+            yaml = beside.read_bytes()[:_BLOCK].decode("utf-8", "replace") if beside.is_file() else ""
+            return _facts(header, size, yaml, _alphas(file, header), _hashes(file, header.data) if hashes else {})
+    except files.NotAFileError as error:
+        raise CheckpointError(f"{path} {error}", path=path) from error
+    except CheckpointError as error:
+        raise error.about(path) from error
+
+
+def _facts(header: Header, size: int, yaml: str, alphas: tuple[float, ...], hashes: Mapping[str, str]) -> FileFacts:
+    tensors, (kind, family, _) = header.tensors, _mark(header)
+    family = family or _family(kind, header)
+    parameters, counts, precisions = Counter[str](), Counter[str](), Counter[str]()
+    for name, entry in tensors.items():
+        part = next((part for part, starts in PARTS.items() if name.startswith(starts)), kind)
+        parameters[part] += math.prod(entry.shape)
+        counts[part] += 1
+        precisions[entry.dtype] += math.prod(entry.shape)
+    whole = kind == "checkpoint"
+    prediction, source = said_prediction(header, yaml) if whole or kind == "U-Net" else (None, None)
+    skip, because = suggested_clip_skip(header.metadata, family)
+    ranks = {entry.shape[0] for name, entry in tensors.items() if _DOWN.search(name) and entry.shape}
+    missing = [part for part in ("text encoder", "U-Net", "VAE") if whole and part not in counts]
+    told = {key: header.metadata[key] for key in TOLD if key in header.metadata}
+    return FileFacts(
+        kind, family, size, dict(parameters), dict(counts), dict(precisions), prediction, source, tuple(missing),
+        _remarks(header), tuple(sorted(ranks)), alphas, told, skip, because, hashes,
+    )  # fmt: skip
+
+
+def _mark(header: Header) -> Mark:
+    names = header.tensors
+    if (what := describe_keys(names)) is None:
+        return Mark("textual inversion" if len(names) == 1 else "unknown", None, ())
+    if MARKS[what].kind == "U-Net or VAE":
+        return Mark("U-Net" if any("attn2" in name for name in names) else "VAE", None, ())
+    return MARKS[what]
+
+
+def _family(kind: str, header: Header) -> str | None:
+    """Told from widths: of what a U-Net reads of the text, of a text encoder, of an inversion's vectors, of latents."""
+    shapes = {name: entry.shape for name, entry in header.tensors.items() if len(entry.shape) > 0}
+    if any(name.startswith(("lora_te1_", "lora_te2_", "text_encoder_2.", "clip_g")) for name in shapes):
+        return "SDXL"
+    if kind in ("VAE", "tiny VAE"):
+        channels = {shape[1] for name, shape in shapes.items() if _LATENTS.fullmatch(name) and len(shape) == 4}
+        return {4: "SD 1.x, SD 2.x or SDXL", 16: "SD 3 or Flux"}.get(next(iter(channels), 0))
+    if kind == "textual inversion":
+        return WIDTHS.get(max((shape[-1] for shape in shapes.values()), default=0))
+    reads = [name for name, shape in shapes.items() if _READS.search(name) and shape[1:2] and shape[1] in WIDTHS]
+    return WIDTHS[shapes[min(reads, key=lambda name: "attn2" not in name)][1]] if reads else None
+
+
+def _remarks(header: Header) -> tuple[str, ...]:
+    first = header.tensors.get("model.diffusion_model.input_blocks.0.0.weight", header.tensors.get("conv_in.weight"))
+    channels = {9: "an inpainting model (9 channels)", 8: "edits pictures by instruction (8 channels)"}
+    found = [channels[first.shape[1]]] if first and first.shape[1:2] and first.shape[1] in channels else []
+    return (*found, *["zero terminal SNR (marker tensor ztsnr)"] * ("ztsnr" in header.tensors))
+
+
+def said_prediction(header: Header, yaml: str) -> tuple[str | None, str | None]:
+    """What a U-Net predicts, and where that is said; `yaml` is the text of the file beside it, "" if there is none."""
+    if "v_pred" in header.tensors:
+        return "v_prediction", "marker tensor v_pred"
+    match = PARAMETERIZATION.search(yaml)
+    said = match[1] if match else header.metadata.get("modelspec.prediction_type", "")
+    where = BESIDE if match else "modelspec.prediction_type"
+    said = said.strip().lower()
+    return (PREDICTIONS.get(said, said), where) if said else (None, None)
+
+
+def suggested_clip_skip(metadata: Mapping[str, str], family: str | None) -> tuple[int | None, str]:
+    """The clip skip that the makers of a file wrote into it, and where; None, and why."""
+    if family == "SD 2.x":
+        return None, "SD 2.x has one depth only"
+    said = {key: metadata[key].strip() for key in ("ss_clip_skip", "modelspec.encoder_layer") if key in metadata}
+    texts = {key: metadata.get(key, "") for key in ("modelspec.usage_hint", "modelspec.description")}
+    said |= {key: match[1] for key, text in texts.items() if (match := _ADVICE.search(text))}
+    for key, value in said.items():
+        if value.isascii() and value.isdecimal() and 1 <= int(value[:3]) <= _MOST:
+            return int(value), f"{key} says so"
+    if said.get("ss_clip_skip") == "None":
+        return 1, "it was trained without clip skip (ss_clip_skip: None)"
+    return None, "nothing in the file says one"
+
+
+def _alphas(file: BinaryIO, header: Header) -> tuple[float, ...]:
+    found = set()
+    for name, entry in header.tensors.items():
+        if name.endswith(".alpha") and math.prod(entry.shape) == 1 and entry.dtype in (*_FORMATS, "BF16"):
+            file.seek(header.data + entry.begin)
+            data, form = file.read(entry.end - entry.begin), _FORMATS.get(entry.dtype, "<f")
+            found.add(struct.unpack(form, bytes(2) + data if entry.dtype == "BF16" else data)[0])
+    return tuple(sorted(found))
+
+
+def _hashes(file: BinaryIO, data: int) -> dict[str, str]:
+    """The file's hashes as programs and model sites show them; its tensors begin at byte `data`."""
+    whole, body, old, place = hashlib.sha256(), hashlib.sha256(), hashlib.sha256(), 0
+    file.seek(0)
+    while block := file.read(_BLOCK):
+        whole.update(block)
+        body.update(block[max(0, data - place) :])
+        old.update(block[: 1 << 16] if place == _BLOCK else b"")
+        place += len(block)
+    digest, tensors = whole.hexdigest(), body.hexdigest()
+    return {
+        "SHA-256": digest, "AutoV2": digest[:10], "AutoV3": tensors[:12], "sshs_model_hash": tensors,
+        "AutoV1": old.hexdigest()[:8],
+    }  # fmt: skip
