@@ -20,7 +20,7 @@ from .fields import WHOLE, parse, shown, written
 from .infotext import DIGEST, Infotext, bare, key
 from .prompt import composition, networks
 from .prompt.parts import without_comments
-from .request import EMPHASES, FIELDS, Request, canonical
+from .request import EMPHASES, FIELDS, PICTURES, UPSCALERS, Request, canonical
 from .resolve import refusals
 from .samplers import split_schedule
 
@@ -37,6 +37,7 @@ _PLAIN = {
 } | {"width": "width", "height": "height"}
 _RNGS = {"nv": "nv", "gpu": "nv", "cuda": "nv"}  # all others: "cpu"
 _HERE = {"sampler": "sampler", "schedule type": "schedule", "scheduler": "schedule", "rng": "rng"}
+_HERE["mask mode"] = "mask_invert"
 _HERE |= dict.fromkeys(("hypernet", "hypernet strength", "lora hashes"), "prompt")  # as tags
 _COMPARED = {"model", "model hash", "ti hashes"}  # with what is open
 _HARMLESS = {"version", "app", "backend", "pipeline", "operations", "batch size", "batch pos", "hashes", "time taken"}
@@ -44,7 +45,7 @@ _HARMLESS |= {"civitai metadata", "created date"}
 _OFF = {"", "false", "none", "null"}
 _OFF_AT = dict.fromkeys(("ngms", "token merging ratio", "token merging ratio hr", "skip early cfg"), 0.0)
 _OFF_AT |= {"beta schedule alpha": 0.6, "beta schedule beta": 0.6, "unipc order": 3}
-_WHY = {"denoising strength": " (it counts where a picture was made from another, or enlarged)"}
+_WHY = {"hires upscaler": " (Lanczos takes its place)"}
 _FILLED = {"sampler": FIELDS["sampler"].default, "cfg": written(FIELDS["cfg"].default), "seed": "a random one"}
 _FILLED |= {"width": "the model's", "height": "the model's"}
 _SIGNS = {
@@ -71,6 +72,7 @@ class Ledger:
     model_hash: str = ""  # of SHA-256, the first digits or all
     inversions: Mapping[str, str] | None = None  # name -> the same; None where the text does not say
     other_prompts: bool = False  # a prompt is no longer the picture's
+    pictures: Mapping[str, str] = field(default_factory=dict)  # field -> digest of what it was made from
 
     @property
     def batch(self) -> int:
@@ -126,6 +128,11 @@ class Ledger:
             notes.append(f"the picture was made with the model {made}; {here} is open")
         return notes + (self._about_inversions(inversions, used) if inversions else [])
 
+    def about_pictures(self, given: Mapping[str, str]) -> list[str]:
+        """What a user must know who repeats the picture with these pictures: field -> digest."""
+        others = [name for name, digest in self.pictures.items() if given.get(name) != digest]
+        return [f"another picture is given as {name} than the one that this was made from" for name in others]
+
     def _about_inversions(self, inversions: Inversions, used: Collection[str]) -> list[str]:
         if self.inversions is None:
             return []
@@ -159,6 +166,8 @@ def of_text(info: Infotext) -> Ledger:
     """
     said = {key(name): value for name, value in info.settings.items() if value}
     fields = {**_fields(said), **_size(said)}
+    if unknown_upscaler := fields.get("hires_upscaler", UPSCALERS[0]).lower() not in map(str.lower, UPSCALERS):
+        fields["hires_upscaler"] = "Lanczos"
     with suppress(RequestError):
         a1111 = info.program.startswith(("AUTOMATIC1111", "Forge"))
         prompt = networks(without_comments(info.prompt))[0]
@@ -175,6 +184,8 @@ def of_text(info: Infotext) -> Ledger:
             honoured[name] = value
         elif meant not in filled and _changes(key(name), value):
             ignored[name] = value
+    if unknown_upscaler:
+        ignored |= {name: honoured.pop(name) for name in list(honoured) if key(name) == "hires upscaler"}
     fields |= {"prompt": info.prompt + _tags(info.prompt, said), "negative_prompt": info.negative_prompt}
     model = said.get("model", ""), said.get("model hash", "")
     inversions = _hashes(said, "ti", "embed") or None
@@ -187,6 +198,8 @@ def _fields(said: Mapping[str, str]) -> dict[str, str]:
     for name, value in said.items():
         if (meant := _PLAIN.get(name)) is not None:
             fields.setdefault(meant, value.removesuffix(".0") if FIELDS[meant].kind is WHOLE else value)
+    if (mode := fields.pop("mask_invert", None)) is not None:
+        fields["mask_invert"] = str("not" in mode.lower())
     if fields.get("seed") == "-1":
         del fields["seed"]
     if fields.get("emphasis", "none").lower() not in map(str.lower, EMPHASES):
@@ -267,7 +280,9 @@ def of_truth(text: str) -> Ledger:
         if not isinstance(value, dict) or not all(isinstance(each, str) for each in value.values()):
             raise CheckpointError("the text `clipskip` is broken: its model or its inversions are no texts by name")
     name, digest = model.get("name", ""), model.get("sha256", "")
-    return Ledger(request, "clipskip", honoured, {}, {}, name, digest, inversions if "inversions" in truth else None)
+    pictures = {name: value for name in PICTURES if (value := getattr(request, name)) is not None}
+    known_inversions = inversions if "inversions" in truth else None
+    return Ledger(request, "clipskip", honoured, {}, {}, name, digest, known_inversions, pictures=pictures)
 
 
 def foreign(texts: Mapping[str, str]) -> str | None:
