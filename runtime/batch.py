@@ -56,12 +56,12 @@ class Image:
     def names(self) -> set[str]:
         """All inputs of the step engine that this image has values for."""
         rows = {name for row in self.rows for variant in row.variants for name in variant}
-        return {"timestep", "c_in", "update", "noise", *self.inputs, *rows}
+        return {"timestep", "c_in", "update", "noise", *self.inputs, *self.table[0].inputs, *rows}
 
     def feeds(self) -> dict[str, Any]:
         """The image's values for the next call; noise only for calls that use it."""
         row = self.table[self.call]
-        feeds = {"timestep": row.timestep, "c_in": row.c_in, "update": row.update, **self.inputs}
+        feeds = {"timestep": row.timestep, "c_in": row.c_in, "update": row.update, **self.inputs, **row.inputs}
         return feeds if row.noise is None else {**feeds, "noise": self.noise.normal(self.latents.shape, *row.noise)}
 
     def first_state(self) -> Array:

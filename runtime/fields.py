@@ -115,6 +115,17 @@ def _plain(value: Any) -> object:
     return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
 
 
+def _picture(value: Any) -> str | None:
+    """A path or a data URL; of a picture in memory the data URL."""
+    if isinstance(value, os.PathLike):
+        return value if isinstance(value := os.fspath(value), str) else None
+    if not hasattr(value, "__array_interface__"):  # PIL's images have it as well
+        return str(value) if isinstance(value, str) else None
+    from .pictures import data_url
+
+    return data_url(value)
+
+
 TEXT = Kind("a string", lambda value: str(value) if isinstance(value, str) else None, str)
 WHOLE = Kind("a whole number", lambda value: found if isinstance(found := number(value), int) else None, parse)
 FRACTION = Kind("a finite number", lambda value: None if (found := number(value)) is None else float(found), parse)
@@ -129,8 +140,9 @@ CLIP_SKIPS = Kind(  # one, or several over the steps in the syntax of prompt edi
 )
 NUMBERS = Kind("a list of numbers", _numbers, lambda text: [parse(each.strip()) for each in text.split(",")])
 NAMES = Kind("a list of names, each with its weights (name:0.8)", _names, str)
+PICTURE = Kind("a picture: a path, a data URL, a PIL image, or an array of uint8", _picture, str)
 KINDS = {
-    "str": TEXT, "int": WHOLE, "float": FRACTION, "bool": FLAG, "tuple[float, ...]": NUMBERS,
+    "Picture": PICTURE, "str": TEXT, "int": WHOLE, "float": FRACTION, "bool": FLAG, "tuple[float, ...]": NUMBERS,
     "tuple[str, ...]": NAMES,
     "int | float": CLIP_SKIP, "int | float | str": CLIP_SKIPS,
 }  # fmt: skip

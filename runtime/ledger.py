@@ -21,7 +21,7 @@ from .infotext import DIGEST, Infotext, bare, key
 from .loras import a1111_hash
 from .prompt import composition, networks
 from .prompt.parts import without_comments
-from .request import EMPHASES, FIELDS, Request, canonical
+from .request import EMPHASES, FIELDS, PICTURES, UPSCALERS, Request, canonical
 from .resolve import refusals
 from .samplers import split_schedule
 
@@ -41,6 +41,7 @@ _PLAIN = {
 DECODERS = {"vae": "Full", "tiny": "TAESD"}  # in A1111's words
 _RNGS = {"nv": "nv", "gpu": "nv", "cuda": "nv"}  # all others: "cpu"
 _HERE = {"sampler": "sampler", "schedule type": "schedule", "scheduler": "schedule", "rng": "rng"}
+_HERE["mask mode"] = "mask_invert"
 _HERE |= dict.fromkeys(("hypernet", "hypernet strength", "lora hashes"), "prompt")  # as tags
 _COMPARED = {"model", "model hash", "ti hashes"}  # with what is open
 _HARMLESS = {"version", "app", "backend", "pipeline", "operations", "batch size", "batch pos", "hashes", "time taken"}
@@ -48,7 +49,7 @@ _HARMLESS |= {"civitai metadata", "created date"}
 _OFF = {"", "false", "none", "null"}
 _OFF_AT = dict.fromkeys(("ngms", "token merging ratio", "token merging ratio hr", "skip early cfg"), 0.0)
 _OFF_AT |= {"beta schedule alpha": 0.6, "beta schedule beta": 0.6, "unipc order": 3}
-_WHY = {"denoising strength": " (it counts where a picture was made from another, or enlarged)"}
+_WHY = {"hires upscaler": " (Lanczos takes its place)"}
 _FILLED = {"sampler": FIELDS["sampler"].default, "cfg": written(FIELDS["cfg"].default), "seed": "a random one"}
 _FILLED |= {"width": "the model's", "height": "the model's"}
 _SIGNS = {
@@ -77,6 +78,7 @@ class Ledger:
     inversions: Mapping[str, str] | None = None  # name -> the same; None where the text does not say
     loras: Mapping[str, str] | None = None  # likewise, or A1111's hash of it
     other_prompts: bool = False  # a prompt is no longer the picture's
+    pictures: Mapping[str, str] = field(default_factory=dict)  # field -> digest of what it was made from
 
     @property
     def batch(self) -> int:
@@ -149,6 +151,11 @@ class Ledger:
                 notes.append(f"the picture was made with the LoRA {shown(name)}, which has no weight now")
         return notes
 
+    def about_pictures(self, given: Mapping[str, str]) -> list[str]:
+        """What a user must know who repeats the picture with these pictures: field -> digest."""
+        others = [name for name, digest in self.pictures.items() if given.get(name) != digest]
+        return [f"another picture is given as {name} than the one that this was made from" for name in others]
+
     def _about_inversions(self, inversions: Inversions, used: Collection[str]) -> list[str]:
         if self.inversions is None:
             return []
@@ -182,6 +189,8 @@ def of_text(info: Infotext) -> Ledger:
     """
     said = {key(name): value for name, value in info.settings.items() if value}
     fields = {**_fields(said), **_size(said)}
+    if unknown_upscaler := fields.get("hires_upscaler", UPSCALERS[0]).lower() not in map(str.lower, UPSCALERS):
+        fields["hires_upscaler"] = "Lanczos"
     with suppress(RequestError):
         a1111 = info.program.startswith(("AUTOMATIC1111", "Forge"))
         prompt = networks(without_comments(info.prompt))[0]
@@ -200,6 +209,8 @@ def of_text(info: Infotext) -> Ledger:
             ignored[name] = value
     tags = _tags(info.prompt, said)
     filled |= {"loras": "1"} if "<lora:" in tags else {}
+    if unknown_upscaler:
+        ignored |= {name: honoured.pop(name) for name in list(honoured) if key(name) == "hires upscaler"}
     fields |= {"prompt": info.prompt + tags, "negative_prompt": info.negative_prompt}
     model = said.get("model", ""), said.get("model hash", "")
     digests = _hashes(said, "ti", "embed") or None, _hashes(said, "lora", "lora") or None
@@ -212,6 +223,8 @@ def _fields(said: Mapping[str, str]) -> dict[str, str]:
     for name, value in said.items():
         if (meant := _PLAIN.get(name)) is not None:
             fields.setdefault(meant, value.removesuffix(".0") if FIELDS[meant].kind is WHOLE else value)
+    if (mode := fields.pop("mask_invert", None)) is not None:
+        fields["mask_invert"] = str("not" in mode.lower())
     if fields.get("seed") == "-1":
         del fields["seed"]
     if fields.get("emphasis", "none").lower() not in map(str.lower, EMPHASES):
@@ -295,8 +308,9 @@ def of_truth(text: str) -> Ledger:
         if not isinstance(value, dict) or not all(isinstance(each, str) for each in value.values()):
             raise CheckpointError("the text `clipskip` is broken: its model, inversions or LoRAs are no texts by name")
     name, digest = model.get("name", ""), model.get("sha256", "")
-    inversions = inversions if "inversions" in truth else None
-    return Ledger(request, "clipskip", honoured, {}, {}, name, digest, inversions, loras)
+    pictures = {name: value for name in PICTURES if (value := getattr(request, name)) is not None}
+    known_inversions = inversions if "inversions" in truth else None
+    return Ledger(request, "clipskip", honoured, {}, {}, name, digest, known_inversions, loras, pictures=pictures)
 
 
 def foreign(texts: Mapping[str, str]) -> str | None:

@@ -94,6 +94,10 @@ def parameters(origin: Origin) -> str:
     kept = {name: model.kept[int(skip or 1) - 1] for name, skip in skips.items()}
     left_out |= {"clip_skip"} if kept["clip_skip"] == model.kept[0] else set()
     left_out |= {"negative_clip_skip"} if kept["negative_clip_skip"] == kept["clip_skip"] else set()
+    plain["mask_invert"] = "Mask mode", "Inpaint not masked"
+    left_out -= {"mask_blur"} if request.mask else set()  # A1111 writes these always
+    left_out -= {"mask_padding"} if request.inpaint_area == "Only masked" else set()
+    left_out -= {"hires_upscaler"} if request.hires_scale or request.hires_size else set()
     rest = [plain[name] for name, field in FIELDS.items() if field.infotext and name not in left_out]
     rest.append(("RNG", request.rng.upper()))
     for name, digests in (("Lora hashes", origin.lora_hashes), ("TI hashes", origin.inversions)):

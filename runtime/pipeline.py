@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
@@ -18,27 +18,28 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from clipskip.engines.manifest import STEP, ModelFacts, Role
+from clipskip.engines.manifest import ENCODE, STEP, ModelFacts, Role
 from clipskip.engines.shapes import LATENT
 from clipskip.engines.store import Store, build_command
-from clipskip.engines.variants import PLAIN
+from clipskip.engines.variants import PLAIN, Mix
 
-from . import metadata, vae
-from .backends import Backend
+from . import enlarge, img2img, metadata, pictures, vae
+from .backends import Array, Backend
 from .backends.providers import BY_TARGET
 from .batch import Image
 from .conditioning import NetworkRow, TextEncoder, check_vectors
 from .driver import Driver
 from .engine_cache import EngineCache
-from .errors import EngineIncompatible, EngineMissing, RequestError
+from .errors import EngineIncompatible, EngineMissing, NumericalError, RequestError
 from .fields import FLAG, at_least, shown
+from .img2img import Pass
 from .inversions import Inversions, with_usable_names
 from .ledger import Ledger
 from .loras import Loras, a1111_hash, called, notes
 from .noise import LARGEST_SEED, SOURCES, BrownianTree, image_seeds, initial
 from .request import OWN, Request, canonical
 from .resolve import Limits, Resolved, noise_model, resolve
-from .samplers import plan
+from .samplers import Plan, plan
 from .tokenizer import Tokenizer
 
 LATENT_CHANNELS = 4
@@ -78,7 +79,8 @@ class Result:
     `warnings` is what the user should know; `timings` are seconds per stage of the run that made it; `engines` maps
     what took part, such as "text-12" or "step-cuda" (a form), to the key of its artefact; `inversions` maps each
     textual inversion that the prompts used to its SHA-256, `loras` each LoRA by its file's name likewise (and
-    `lora_hashes` to the hash that A1111 writes); `ledger` is that of the picture which was repeated, if one.
+    `lora_hashes` to the hash that A1111 writes), `pictures` each field that had one to the picture's; `ledger` is that
+    of the picture which was repeated, if one.
     """
 
     images: tuple[PIL.Image.Image, ...]
@@ -91,6 +93,7 @@ class Result:
     inversions: dict[str, str] = field(default_factory=dict, repr=False)
     loras: dict[str, str] = field(default_factory=dict, repr=False)
     lora_hashes: dict[str, str] = field(default_factory=dict, repr=False)
+    pictures: dict[str, str] = field(default_factory=dict, repr=False)
     ledger: Ledger | None = field(default=None, repr=False)
 
     def save(
@@ -115,9 +118,8 @@ class Result:
 
     def origin(self, index: int) -> metadata.Origin:
         """What made image `index`, for its metadata."""
-        return metadata.Origin(
-            self.alone(index), self.model, self.engines, self.inversions, self.loras, self.lora_hashes
-        )
+        asked = self.alone(index).over(self.pictures)
+        return metadata.Origin(asked, self.model, self.engines, self.inversions, self.loras, self.lora_hashes)
 
     def alone(self, index: int) -> Request:
         """The request that makes image `index` again by itself."""
@@ -140,6 +142,59 @@ class Progress:
     calls: int
     preview: Callable[[], list[PIL.Image.Image]] = field(repr=False)
     results: tuple[Result, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """What the images of one pass share."""
+
+    resolved: Resolved
+    run: Pass
+    plan: Plan
+    rows: Sequence[NetworkRow]
+    inputs: Mapping[str, Any]
+    mix: Mix
+
+    def image(self, seeds: tuple[int, int | None], origin: Array | None = None) -> Image:
+        """The image of a seed and subseed, from noise and from the latents that `origin` is."""
+        request, made, seed = self.resolved.request, self.plan, seeds[0]
+        shape = LATENT_CHANNELS, self.run.height // LATENT, self.run.width // LATENT
+        start, noise = initial(seed, shape, request.rng, seeds[1], request.subseed_strength)
+        if request.eta_noise_seed_delta:
+            noise = SOURCES[request.rng]((seed + request.eta_noise_seed_delta) & LARGEST_SEED)
+        latents = start * np.float32(made.scale)
+        if origin is not None and made.picture:
+            source = self.resolved.source
+            if source is not None and source.mask is not None:
+                origin = img2img.content(origin, source.mask, start, request.fill)
+            latents += np.float32(made.picture) * origin
+        if made.churn is not None:
+            latents += np.float32(made.churn) * noise.normal(shape)
+        tree = BrownianTree(seed, request.rng, *made.span) if made.span else None
+        return Image(made.rows, self.rows, latents, tree or noise, self.resolved.chunks, self.inputs, mix=self.mix)
+
+
+@dataclass(eq=False)
+class _Making:
+    """One picture in the making: its image in the batch, and what makes the next one of its latents.
+
+    It takes `calls` calls in all; `past` are those of images before this one.
+    """
+
+    image: Image
+    then: list[partial[Image]]
+    calls: int
+    past: int = 0
+    stretched: bool = False
+
+    def follow(self, driver: Driver) -> None:
+        """Let the next image take the place of one that is done."""
+        self.stretched |= self.image.stretched
+        if self.image.done and self.then:
+            self.past += self.image.call
+            self.image = self.then.pop(0)(self.image.latents)
+            if not self.image.done:
+                driver.add([self.image])
 
 
 class Pipeline:
@@ -211,37 +266,44 @@ class Pipeline:
         ledgers = [request if isinstance(request, Ledger) else None for request in requests]
         resolved = [self.check(request) for request in requests]
         self._warn_of_memory(resolved)
-        groups = [list(self._images(*each)) for each in zip(resolved, self._text.rows(resolved), strict=True)]
-        images = [image for group in groups for image in group]
+        groups = [list(self._making(*each)) for each in zip(resolved, self._text.rows(resolved), strict=True)]
+        making = [each for group in groups for each in group]
         clock.lap("text")
-        total, done = sum(len(image.table) for image in images), 0
+        total, done = sum(each.calls for each in making), 0
         try:
-            self._driver.add(images)
+            self._driver.add([each.image for each in making if not each.image.done])
             while done < total:
-                self._driver.advance(images, done)
-                done = sum(image.call for image in images)
+                self._driver.advance([each.image for each in making], done - sum(each.past for each in making))
+                for each in making:
+                    each.follow(self._driver)
+                images, done = [each.image for each in making], sum(each.past + each.image.call for each in making)
                 yield Progress(done, total, partial(self._previews, images, done))
         finally:
-            self._driver.remove(images)
+            self._driver.remove([each.image for each in making])
         clock.lap("denoise")
         what = "the finished latents"
-        pictures = [
-            [vae.decode(self._engines, image.latents, what, each.request.decoder) for image in group]
+        finished = [
+            [vae.decode(self._engines, one.image.latents, what, each.request.decoder) for one in group]
             for each, group in zip(resolved, groups, strict=True)
         ]
+        finished = [
+            [each.source.onto(picture) if each.source else picture for picture in group]
+            for each, group in zip(resolved, finished, strict=True)
+        ]
         clock.lap("decode")
-        made = zip(resolved, ledgers, groups, pictures, strict=True)
+        made = zip(resolved, ledgers, groups, finished, strict=True)
         results = tuple(self._result(*each, clock) for each in made)
-        yield Progress(done, total, lambda: [image for group in pictures for image in group], results)
+        yield Progress(done, total, lambda: [image for group in finished for image in group], results)
 
     def _warn_of_memory(self, resolved: Sequence[Resolved]) -> None:
         """Say before the work what this machine will hardly do: on the CPU attention holds all of its scores."""
         on_cpu = self.backend.name in BY_TARGET and BY_TARGET[self.backend.name].kind == "cpu"
         for each in resolved if on_cpu and hasattr(os, "sysconf") else ():  # not so on Windows
-            size = SCORES * (each.width * each.height // LATENT**2) ** 2 * len(each.texts)
+            largest = max(each.passes, key=lambda run: run.pixels)
+            size = SCORES * (largest.pixels // LATENT**2) ** 2 * len(each.texts)
             there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
             if size > there:
-                needs = f"{each.width}x{each.height} on the CPU needs about {size / 1e9:.0f} GB for attention (8 heads)"
+                needs = f"{largest.size} on the CPU needs about {size / 1e9:.0f} GB for attention (8 heads)"
                 warnings.warn(f"{needs}; this machine has {there / 1e9:.0f} GB", RuntimeWarning, stacklevel=3)
 
     def _warm(self, width: int, height: int, images: int) -> None:
@@ -266,8 +328,8 @@ class Pipeline:
 
     def together(self, resolved: Resolved) -> int:
         """How many pictures like those of this request, at least one, share a call of the network."""
-        limits, pixels = self._limits, resolved.width * resolved.height
-        return max(1, min(limits.batch, limits.pixels // pixels, limits.rows // len(resolved.texts)))
+        limits = self._limits
+        return max(1, min(limits.batch, limits.pixels // resolved.pixels, limits.rows // len(resolved.texts)))
 
     def close(self) -> None:
         """Close the engines. May be called twice; a closed pipeline refuses further requests."""
@@ -282,34 +344,63 @@ class Pipeline:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _images(self, resolved: Resolved, rows: Sequence[NetworkRow]) -> Iterator[Image]:
-        """The images of one request: they share everything but their noise."""
-        request = resolved.request
-        given = {name: value for name in OWN if (value := getattr(request, name)) is not None}
-        made = plan(resolved.sampler, resolved.schedule, request.steps, self._noise_model, given, request.sigmas or ())
-        shape = LATENT_CHANNELS, resolved.height // LATENT, resolved.width // LATENT
-        inputs = {**NOT_MASKED, "rescale": request.cfg_rescale, **self._model_inputs(resolved)}
-        mix = self._engines.mix(STEP, resolved.loras)
-        for seed, subseed in resolved.seeds:
-            start, noise = initial(seed, shape, request.rng, subseed, request.subseed_strength)
-            if request.eta_noise_seed_delta:
-                noise = SOURCES[request.rng]((seed + request.eta_noise_seed_delta) & LARGEST_SEED)
-            latents = start * np.float32(made.scale)
-            if made.churn is not None:
-                latents += np.float32(made.churn) * noise.normal(shape)
-            tree = BrownianTree(seed, request.rng, *made.span) if made.span else None
-            yield Image(made.rows, rows, latents, tree or noise, resolved.chunks, inputs, mix=mix)
+    def _making(self, resolved: Resolved, rows: Sequence[NetworkRow]) -> Iterator[_Making]:
+        """The pictures of one request: they share everything but their noise."""
+        known = self._known(resolved) if resolved.source else None
+        last = tuple(replace(row, ends=row.ends[-1:], which=row.which[-1:]) for row in rows)
+        first, *later = (
+            self._stage(resolved, run, texts, known) for run, texts in zip(resolved.passes, (rows, last), strict=False)
+        )
+        calls = len(first.plan.rows) + sum(len(stage.plan.rows) for stage in later)
+        for seeds in resolved.seeds:
+            follow = [partial(self._enlarged, stage, seeds) for stage in later]
+            yield _Making(first.image(seeds, known), follow, calls)
 
-    def _model_inputs(self, resolved: Resolved) -> dict[str, Any]:
+    def _stage(self, resolved: Resolved, run: Pass, rows: Sequence[NetworkRow], known: Array | None) -> _Stage:
+        request, sampler, source = resolved.request, resolved.sampler, resolved.source
+        given = {name: value for name in OWN if (value := getattr(request, name)) is not None}
+        levels = request.sigmas or ()
+        if run.strength == 1:
+            made = plan(sampler, resolved.schedule, run.steps, self._noise_model, given, levels)
+        else:
+            made = img2img.plan_of(run, sampler, resolved.schedule, self._noise_model, given, levels)
+        inputs = {**NOT_MASKED, "rescale": request.cfg_rescale, **self._model_inputs(run, source)}
+        if source is not None and source.mask is not None:
+            made = img2img.masked(made, sampler, self._noise_model)
+            inputs |= {"mask": source.mask[None], "known": known}
+        return _Stage(resolved, run, made, rows, inputs, self._engines.mix(STEP, resolved.loras))
+
+    def _known(self, resolved: Resolved) -> Array:
+        """The latents [4,h,w] of the picture that another is made from."""
+        assert resolved.source is not None
+        known = vae.encode(self._engines, resolved.source.pixels)[0]
+        if not np.isfinite(known).all():
+            raise NumericalError("the latents of image are not finite", hint="try engines at fp32")
+        size = resolved.height // LATENT, resolved.width // LATENT
+        return known if known.shape[1:] == size else enlarge.resized(known, size, "Latent")
+
+    def _enlarged(self, stage: _Stage, seeds: tuple[int, int | None], latents: Array) -> Image:
+        """The image of the second pass, made from the finished latents of the first."""
+        upscaler, run = stage.resolved.request.hires_upscaler, stage.run
+        if upscaler in enlarge.LATENT:
+            return stage.image(seeds, enlarge.covering(latents, (run.height // LATENT, run.width // LATENT), upscaler))
+        picture = vae.decode(self._engines, latents, "the latents of the first pass")
+        pixels = pictures.enlarged(picture, (run.width, run.height), upscaler)
+        return stage.image(seeds, vae.encode(self._engines, pixels)[0])
+
+    def _model_inputs(self, run: Pass, source: pictures.Source | None) -> dict[str, Any]:
         """What the step engine of some models takes for each image, by name."""
-        height, width = resolved.height, resolved.width
+        height, width = run.height, run.width
         listed = {port.name for port in self._engines.artefact(STEP).inputs}
         inputs: dict[str, Any] = {}
         if "size_ids" in listed:  # as if the picture had had this size and been cut nowhere
             inputs["size_ids"] = np.array([height, width, 0, 0, height, width], np.float32)
-        if "inpaint_mask" in listed:  # as A1111: everything is to be made, of a picture that is mid-grey
-            inputs |= {"inpaint_mask": 1.0, "inpaint_latents": self._mid_grey(height, width)}
-        return inputs
+        if "inpaint_mask" not in listed:
+            return inputs
+        if source is None or source.hidden is None:  # as A1111: everything is to be made, of a picture that is mid-grey
+            return inputs | {"inpaint_mask": 1.0, "inpaint_latents": self._mid_grey(height, width)}
+        mask, painted = source.painted()
+        return inputs | {"inpaint_mask": mask, "inpaint_latents": vae.encode(self._engines, painted)[0]}
 
     def _previews(self, images: Sequence[Image], done: int) -> list[PIL.Image.Image]:
         decoder, what = "vae", f"the latents after call {done}"
@@ -322,21 +413,24 @@ class Pipeline:
         self,
         resolved: Resolved,
         ledger: Ledger | None,
-        images: Sequence[Image],
-        pictures: Sequence[PIL.Image.Image],
+        making: Sequence[_Making],
+        finished: Sequence[PIL.Image.Image],
         clock: _Clock,
     ) -> Result:
         learnt = self._inversions
         inversions = learnt.used(resolved.texts, self._tokenizer.vocabulary) if learnt.digests else {}
+        digests = resolved.source.digests if resolved.source else {}
         loras = {each.lora.name: each.lora for each in resolved.loras}
         repeated = ledger.notes(self.model, self._inversions, inversions, loras) if ledger else []
+        repeated += ledger.about_pictures(digests) if ledger else []
         texts = {Role("text", layers) for layers in resolved.depths}
         mixes = {role: self._engines.mix(role, resolved.loras) for role in {STEP, *texts}}
-        decoder = vae.DECODERS[resolved.request.decoder]
-        used = [self._engines.artefact(role, mixes.get(role, PLAIN)) for role in sorted({decoder, *mixes})]
-        stretched = [SHARED_LENGTHS] if any(image.stretched for image in images) else []
+        in_pixels = len(resolved.passes) > 1 and resolved.request.hires_upscaler not in enlarge.LATENT
+        others = {vae.DECODERS[resolved.request.decoder], *[ENCODE] * bool(resolved.source or in_pixels)}
+        used = [self._engines.artefact(role, mixes.get(role, PLAIN)) for role in sorted({*others, *mixes})]
+        stretched = [SHARED_LENGTHS] if any(each.stretched for each in making) else []
         return Result(
-            images=tuple(pictures),
+            images=tuple(finished),
             seeds=tuple(seed for seed, _ in resolved.seeds),
             request=resolved.request,
             warnings=(*repeated, *resolved.notes, *self._inversions.notes, *self._engines.notes, *stretched),
@@ -346,6 +440,7 @@ class Pipeline:
             inversions=inversions,
             loras={name: lora.sha256 for name, lora in loras.items()},
             lora_hashes={name: a1111_hash(lora) for name, lora in loras.items()},
+            pictures=digests,
             ledger=ledger,
         )
 

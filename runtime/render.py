@@ -11,7 +11,7 @@ import shlex
 
 from .errors import RequestError
 from .fields import TEXT, at_least, parse, shown, written
-from .request import ALIASES, FIELDS, Request, check_types, given_twice, unknown
+from .request import ALIASES, FIELDS, Request, check_types, given_twice, unknown, without_paths
 
 _START = re.compile(r"\s*(?:/render(?!\S)\s*)?", re.IGNORECASE)
 _COMMAND = re.compile(r'/([A-Za-z_-]+):("(?:[^"\\]|\\.)*"(?!\S)|\S*)\s*', re.DOTALL)
@@ -41,10 +41,10 @@ def parse_render(text: str) -> Request:
     (512x768), and `parser:new`, the grammar there is. Case, `-` and `_` in names do not matter; `/render` itself may be
     left out. A value with spaces is quoted as in JSON: `/negative:"blurry, \\"low\\" quality"`. What follows is the
     prompt, in which a `/` is text; one that starts with it is written `/prompt:"/..."`. RequestError for an unknown
-    command, one given twice, a value that seems to go on after a space, and values of a wrong type; ranges are checked
-    when the request meets a model.
+    command, one given twice, a value that seems to go on after a space, values of a wrong type, and the path of a
+    picture; ranges are checked when the request meets a model.
     """
-    return Request.from_text(fields(TEXT.check("line", text)))
+    return Request.from_text(without_paths(fields(TEXT.check("line", text))))
 
 
 def fields(text: str) -> dict[str, str]:

@@ -6,13 +6,28 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clipskip.engines import strict
 
 from .errors import ManifestError, RequestError
-from .fields import Field, did_you_mean, shown
+from .fields import PICTURE, Field, did_you_mean, shown
 
+if TYPE_CHECKING:
+    import os
+
+    import numpy as np
+    import numpy.typing as npt
+    import PIL.Image
+
+    Picture = str | os.PathLike[str] | PIL.Image.Image | npt.NDArray[np.uint8]
+
+RECALLED = "sha256:"  # before the digest of a picture of which metadata have no more
+NO_PATHS = "data:", RECALLED
+UPSCALERS = (
+    "Latent", "Latent (antialiased)", "Latent (bicubic)", "Latent (bicubic antialiased)", "Latent (nearest)",
+    "Latent (nearest-exact)", "Lanczos", "Nearest",
+)  # fmt: skip
 EMPHASES = ("Original", "No norm", "Ignore", "None")
 
 
@@ -100,6 +115,67 @@ class Request:
     )
     width: int | None = setting(None, "in pixels (default: the model's)")
     height: int | None = setting(None, "in pixels (default: the model's)")
+    image: Picture | None = setting(None, "a file: the picture that it is made from", "init_img", "init_image")  # noqa: RUF009
+    strength: float | None = setting(
+        None,
+        "how much of it is made anew, 0..1 (default 0.75; of hires 0.7)",
+        "denoising_strength",
+        low=0,
+        high=1,
+        infotext="Denoising strength",
+    )
+    exact_steps: bool = setting(
+        False,
+        "true: make all of the steps at any strength, not that part of them",
+        "img2img_fix_steps",
+        infotext="Exact steps",
+    )
+    resize_mode: str = setting(
+        "Just resize",
+        "Just resize, Crop and resize, Resize and fill, or Just resize (latent upscale)",
+        choices=("Just resize", "Crop and resize", "Resize and fill", "Just resize (latent upscale)"),
+        infotext="Resize mode",
+    )
+    mask: Picture | None = setting(None, "a picture as large as image, white where it is painted anew", "mask_image")  # noqa: RUF009
+    mask_blur: int = setting(4, "softens its edge, in pixels, default 4", low=0, high=64, infotext="Mask blur")
+    mask_invert: bool = setting(False, "true: paint where it is black", "inpainting_mask_invert", infotext="Mask mode")
+    fill: str = setting(
+        "original",
+        "what painting starts from: original, fill (colours around), latent noise, latent nothing",
+        "inpainting_fill",
+        "masked_content",
+        choices=("original", "fill", "latent noise", "latent nothing"),
+        infotext="Masked content",
+    )
+    inpaint_area: str = setting(
+        "Whole picture",
+        "Whole picture; Only masked: at the size of the request, and laid back",
+        choices=("Whole picture", "Only masked"),
+        infotext="Inpaint area",
+    )
+    mask_padding: int = setting(
+        32,
+        "pixels around it that are seen with Only masked",
+        "inpaint_full_res_padding",
+        low=0,
+        high=256,
+        infotext="Masked area padding",
+    )
+    hires_scale: float | None = setting(
+        None,
+        "enlarge what is made so many times, and go on",
+        "hr_scale",
+        low=1,
+        high=8,
+        infotext="Hires upscale",
+    )
+    hires_size: str | None = setting(None, "or to this size, such as 1024x1536", infotext="Hires resize")
+    hires_steps: int = setting(
+        0, "steps after that; 0: as before", "hr_second_pass_steps", low=0, high=10_000, infotext="Hires steps"
+    )
+    hires_upscaler: str = setting(
+        "Latent", "how it is enlarged", "hr_upscaler", choices=UPSCALERS, infotext="Hires upscaler"
+    )
     batch: int = setting(
         1, "number of pictures, each with the next seed", "batch_size", "batch_count", "n_iter", low=1, high=100
     )
@@ -137,7 +213,10 @@ class Request:
             raise RequestError(f"the request is not a JSON object: {error.message[:200]}", field=error.field) from error
         if not isinstance(given, Mapping):
             raise RequestError(f"the request must be a JSON object, not {shown(given)}")
-        fields = canonical(given)
+        return cls._of(without_paths(canonical(given)))
+
+    @classmethod
+    def _of(cls, fields: Mapping[str, Any]) -> Request:
         if "prompt" not in fields:
             raise RequestError("the field 'prompt' is missing", field="prompt")
         return check_types(cls(**fields))
@@ -149,7 +228,7 @@ class Request:
         What is not given is as in `base` (see `over`), or has its default.
         """
         typed = {name: FIELDS[name].kind.read(value) for name, value in canonical(given).items()}
-        return cls.from_json(typed) if base is None else check_types(base.over(typed))
+        return cls._of(typed) if base is None else check_types(base.over(typed))
 
     def over(self, fields: Mapping[str, Any]) -> Request:
         """This request with other values for some fields, under any of their names.
@@ -163,18 +242,36 @@ class Request:
         return replace(base, **fields)
 
     def to_json(self) -> str:
-        """The request as a JSON object in ASCII, every field included; `from_json` reads it back."""
-        return json.dumps(asdict(check_types(self)))
+        """The request as a JSON object in ASCII, every field included; `from_json` reads it back.
+
+        Pictures are in it as data URLs. CheckpointError or StorageError for a file of one that cannot be read.
+        """
+        fields = asdict(check_types(self))
+        if paths := [name for name in PICTURES if fields[name] and not fields[name].startswith(NO_PATHS)]:
+            from .pictures import data_url
+
+            fields |= {name: data_url(fields[name]) for name in paths}
+        return json.dumps(fields)
 
 
 OWN = ("eta", "s_churn", "s_tmin", "s_tmax", "s_noise", "rho", "sigma_min", "sigma_max")  # to samplers, schedules
 FIELDS = {field.name: Field.of(field) for field in dataclasses.fields(Request)}
+PICTURES = [field.name for field in FIELDS.values() if field.kind is PICTURE]
 ALIASES = {alias: field.name for field in FIELDS.values() for alias in field.aliases}
 
 
 def check_types(request: Request) -> Request:
     """The request with plain Python numbers, and with the default for every None; RequestError for a wrong type."""
     return replace(request, **{name: field.check(getattr(request, name)) for name, field in FIELDS.items()})
+
+
+def without_paths(fields: dict[str, Any]) -> dict[str, Any]:
+    """Fields that came from elsewhere; RequestError for a path in them, for it would be read here."""
+    for name in PICTURES:
+        if isinstance(value := fields.get(name), str) and not value.startswith(NO_PATHS):
+            message = f"{name} must be a data URL here (data:image/png;base64,...), not {shown(value)}"
+            raise RequestError(message, field=name, hint="files are taken from Python and from the command line")
+    return fields
 
 
 def canonical(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import secrets
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
@@ -12,14 +13,15 @@ from clipskip.engines.manifest import Artefact, AxisRange, ModelFacts
 from clipskip.engines.shapes import LATENT, TOKENS
 from clipskip.engines.variants import Active
 
-from . import loras
+from . import loras, pictures
 from .errors import RequestError
 from .fields import SD1_LAYERS, shown
+from .img2img import Pass, steps_at
 from .inversions import Inversions
 from .noise import LARGEST_SEED, image_seeds
 from .prompt import check_text, networks, parts
 from .prompt.parts import Depths, Guidance, Text
-from .request import FIELDS, OWN, Request, check_types
+from .request import FIELDS, OWN, PICTURES, RECALLED, Request, check_types
 from .samplers import Sampler, choice, sampler_named, schedule_named, split_schedule
 from .schedules import SCHEDULES, NoiseModel, settings
 from .tokenizer import Tokenizer
@@ -30,7 +32,14 @@ DEEP_CLIP_SKIPS = ((2, "pictures tend to look like those of a low guidance"), (5
 NO_EFFECT = "clip skip has no effect on this model: its text encoder always gives the same layer"
 UNBOUNDED = AxisRange(1, 1, 2**31 - 1)
 
+MOST_STEPS = 10_000  # of a schedule
+OF_IMAGE, OF_MASK = ("exact_steps", "resize_mode"), ("mask_blur", "mask_invert", "fill", "inpaint_area", "mask_padding")
+OF_HIRES = ("hires_steps", "hires_upscaler")
+
 CLOSEST_CHOICES = {**dict.fromkeys(("gpu", "cuda", "nvidia", "philox"), "nv"), "taesd": "tiny", "full": "vae"}
+CLOSEST_CHOICES |= {"whole": "Whole picture", "masked": "Only masked", "none": "Lanczos"}
+CLOSEST_CHOICES |= {"crop": "Crop and resize", "latent": "Just resize (latent upscale)"}
+_SIDES = re.compile(r"([0-9]{1,5})x([0-9]{1,5})", re.ASCII | re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -81,12 +90,30 @@ class Resolved:
     seeds: tuple[tuple[int, int | None], ...]  # seed and subseed of each image
     sampler: Sampler
     schedule: str
-    width: int
-    height: int
+    passes: tuple[Pass, ...]  # the second one enlarges what the first one made
+    source: pictures.Source | None
     texts: tuple[Text, ...]
     chunks: int  # of every U-Net row's context: each text is repeated up to it
     notes: tuple[str, ...]
     loras: tuple[Active, ...] = ()  # those that the pipeline found for the request
+
+    @property
+    def width(self) -> int:
+        return self.passes[0].width
+
+    @property
+    def height(self) -> int:
+        return self.passes[0].height
+
+    @property
+    def pixels(self) -> int:
+        """The most that are worked at."""
+        return max(run.pixels for run in self.passes)
+
+    @property
+    def calls(self) -> int:
+        """About how many evaluations of the network a picture takes."""
+        return sum(run.made for run in self.passes) * self.sampler.calls_per_step
 
     @property
     def depths(self) -> set[int]:
@@ -103,9 +130,14 @@ def resolve(
     request, sampler, unused = _sampler_and_schedule(request, noise_model(model))
     evaluations = request.steps * sampler.calls_per_step
     request, skips, notes = _clip_skips(request, model, evaluations)
-    notes += [*parts.notes(typed, request), *unused]
+    request, idle = _pictures(request)
+    image, mask = (None if value is None else pictures.opened(name, value) for name, value in _given(request).items())
+    request, fitted = _fitted(request, image, model)
+    notes += [*parts.notes(typed, request), *unused, *idle, *fitted]
     width, height = _size(request, model, limits)
     request = replace(request, width=width, height=height)
+    passes = _passes(request, (width, height), sampler, model, limits)
+    source = None if image is None else pictures.prepared(image, mask, request, (width, height))
     varied = request.subseed_strength or request.subseed is not None
     seed, subseed = _drawn(request.seed), _drawn(request.subseed) if varied else None
     request = replace(request, seed=seed, subseed=subseed)
@@ -119,7 +151,7 @@ def resolve(
         texts = parts.padded(texts, tokenizer)
     texts, padding = parts.joined(texts, limits.chunks, tokenizer)
     chunks, notes = math.lcm(*(text.length for text in texts)), notes + padding
-    return Resolved(request, seeds, sampler, request.schedule, width, height, texts, chunks, tuple(notes))
+    return Resolved(request, seeds, sampler, request.schedule, passes, source, texts, chunks, tuple(notes))
 
 
 def noise_model(model: ModelFacts) -> NoiseModel:
@@ -135,6 +167,7 @@ def refusals(request: Request) -> dict[str, RequestError]:
             checked = _checked(check_types(request))
             _sampler_and_schedule(checked, NoiseModel())
             _clip_skips(checked, ANY_MODEL, checked.steps)
+            checked, _ = _pictures(checked)
             _size(checked, ANY_MODEL, ANY_LIMITS)
             return found
         except RequestError as error:
@@ -305,6 +338,97 @@ def _size(request: Request, model: ModelFacts, limits: Limits) -> tuple[int, int
             message = f"{name} {value} is outside {low}..{high}, which the engines were built for"
             raise RequestError(message, field=name, hint=limits.rebuild("--sizes ..."))
     return width, height
+
+
+def _given(request: Request) -> dict[str, str | None]:
+    """The pictures of a request by field. RequestError for one of which metadata have the digest alone."""
+    given = {name: getattr(request, name) for name in PICTURES}
+    for name, value in given.items():
+        if value is not None and value.startswith(RECALLED):
+            message = f"{name} is a picture with the SHA-256 {value.removeprefix(RECALLED)[:12]}..., which is not in"
+            raise RequestError(f"{message} the metadata", field=name, hint=f"give the picture itself as {name}")
+    return given
+
+
+def _pictures(request: Request) -> tuple[Request, list[str]]:
+    """The request with its strength, and without what has no effect for want of a picture, a mask or a second pass."""
+    given, hires = _given(request), request.hires_scale is not None or request.hires_size is not None
+    if request.mask is not None and request.image is None:
+        raise RequestError("mask says where image is painted anew, and there is no image", field="mask")
+    if request.hires_scale is not None and request.hires_size is not None:
+        raise RequestError("hires_scale and hires_size are one setting: give one of them", field="hires_size")
+    if request.image is not None and hires:
+        field = "hires_size" if request.hires_scale is None else "hires_scale"
+        message = f"{field} enlarges what is made from a prompt alone, and there is an image"
+        raise RequestError(message, field=field, hint="give image with a larger width and height")
+    if request.mask is not None and request.resize_mode not in pictures.RESIZE:
+        message = f"resize_mode {request.resize_mode!r} resizes latents, and mask needs the picture's own pixels"
+        raise RequestError(message, field="resize_mode")
+    missing = {
+        "image, hires_scale or hires_size": () if given["image"] or hires else ("strength",),
+        "image": () if given["image"] else OF_IMAGE,
+        "mask": () if given["mask"] else OF_MASK,
+        "inpaint_area 'Only masked'": () if request.inpaint_area == "Only masked" else ("mask_padding",),
+        "hires_scale or hires_size": () if hires else OF_HIRES,
+    }
+    idle: dict[str, str] = {}
+    for what, names in missing.items():
+        for name in names:
+            if getattr(request, name) != FIELDS[name].default:
+                idle.setdefault(name, f"{name} {getattr(request, name)} is not used without {what}")
+    dropped: dict[str, Any] = {name: FIELDS[name].default for name in idle}
+    if request.strength is None and (given["image"] or hires):
+        dropped["strength"] = 0.7 if hires else 0.75
+    return replace(request, **dropped), list(idle.values())
+
+
+def _fitted(request: Request, image: Any, model: ModelFacts) -> tuple[Request, list[str]]:
+    """The request with the size of its picture where it says none: in proportion to a side that it does say."""
+    if image is None or request.inpaint_area == "Only masked" or (request.width and request.height):
+        return request, []
+    scale = (request.width or 0) / image.width or (request.height or 0) / image.height or 1
+    sides = [max(1, round(side * scale / model.size_step)) * model.size_step for side in image.size]
+    width, height = request.width or sides[0], request.height or sides[1]
+    made = f"image has {image.width}x{image.height} pixels: it is made anew at {width}x{height}"
+    return replace(request, width=width, height=height), [made] if (width, height) != image.size else []
+
+
+def _passes(
+    request: Request, size: tuple[int, int], sampler: Sampler, model: ModelFacts, limits: Limits
+) -> tuple[Pass, ...]:
+    """The passes of a request, the first at this size. RequestError for a second one that is out of limits."""
+    exact, steps = request.sigmas is None, request.steps
+    strength = 1.0 if request.strength is None or request.image is None else request.strength
+    passes = [Pass(*size, *steps_at(strength, steps, exact and request.exact_steps), strength)]
+    if (bigger := _enlarged(request, size, model.size_step)) is not None:
+        assert request.strength is not None
+        try:
+            _size(replace(request, width=bigger[0], height=bigger[1]), model, limits)
+        except RequestError as error:
+            field = "hires_size" if request.hires_scale is None else "hires_scale"
+            raise RequestError(f"{field} enlarges: {error.message}", field=field, hint=error.hint) from error
+        steps = request.hires_steps or steps if exact else steps
+        passes.append(Pass(*bigger, *steps_at(request.strength, steps, exact), request.strength))
+    least, most = (2, model.train_steps) if sampler.unit else (1, MOST_STEPS)
+    for run in passes:
+        if not least <= run.steps <= most:
+            message = f"{steps} steps at strength {run.strength:g} are the end of a schedule of {run.steps}"
+            raise RequestError(f"{message}: {sampler.name} takes {least}..{most}", field="strength")
+    return tuple(passes)
+
+
+def _enlarged(request: Request, size: tuple[int, int], step: int) -> tuple[int, int] | None:
+    """The size of the second pass; a side of 0 is in proportion to the other one."""
+    if request.hires_scale is not None:
+        return int(size[0] * request.hires_scale / step) * step, int(size[1] * request.hires_scale / step) * step
+    if request.hires_size is None:
+        return None
+    if (sides := _SIDES.fullmatch(request.hires_size)) is None or not any(map(int, sides.groups())):
+        message = f"hires_size must be width x height, such as 1024x1536, not {shown(request.hires_size)}"
+        raise RequestError(message, field="hires_size")
+    w, h = map(float, sides.groups())
+    w, h = w or h * size[0] / size[1], h or w * size[1] / size[0]
+    return int(w / step) * step, int(h / step) * step
 
 
 def _drawn(seed: int | None) -> int:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +32,7 @@ class Row:
     `update` is [SLOTS, REMEMBERED + 3] float64; its columns are the slots that are read, the network's guided output,
     its reference output (for the negative prompt alone, where the sampler is `unguided`), and the noise.
     `noise`: None where it needs none, () for the next draw, or the two levels between which a Brownian motion gives it.
+    `inputs`: what else the step engine is fed at this call, by name.
     """
 
     sigma: float
@@ -38,6 +40,7 @@ class Row:
     c_in: float
     update: npt.NDArray[np.float64]
     noise: tuple[float, ...] | None = None
+    inputs: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def noisy(self) -> bool:
@@ -47,7 +50,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Plan:
-    """The table of a request, and where it starts: `scale` times the first noise.
+    """The table of a request, and where it starts: `scale` times the first noise, `picture` times another's latents.
 
     `churn`: what the next draw is multiplied with and added to that, None where there is none. `span`: the least and
     the most noise between which rows name intervals, None where they name none.
@@ -57,6 +60,7 @@ class Plan:
     churn: float | None
     rows: list[Row]
     span: tuple[float, float] | None
+    picture: float = 0.0
 
 
 def denoiser(model: NoiseModel) -> Denoised:
@@ -169,13 +173,23 @@ def plan(
 ) -> Plan:
     """The table of a request; `given`: its fields that are some samplers' or schedules' alone; `levels`: its own."""
     model = sampler.noise_model(**asdict(model))
+    return planned(sampler, visited(sampler, schedule, steps, model, given, levels), model, given)
+
+
+def visited(
+    sampler: Sampler, schedule: str, steps: int, model: NoiseModel, given: Mapping[str, float], levels: Sequence[float]
+) -> Sigmas:
+    """The falling noise levels that a request visits; `model` is the sampler's."""
     if levels:
-        visited = np.append(np.trim_zeros(levels, "b"), 0.0)
-    elif sampler.levels is not None:
-        visited = sampler.levels(steps, model)
-    else:
-        visited = sigmas(schedule, steps + sampler.discard, model, **given)
-        visited = np.delete(visited, -2) if sampler.discard else visited
+        return np.append(np.trim_zeros(levels, "b"), 0.0)
+    if sampler.levels is not None:
+        return sampler.levels(steps, model)
+    falling = sigmas(schedule, steps + sampler.discard, model, **given)
+    return np.delete(falling, -2) if sampler.discard else falling
+
+
+def planned(sampler: Sampler, visited: Sigmas, model: NoiseModel, given: Mapping[str, float]) -> Plan:
+    """The table for these noise levels."""
     start, *rows = _rows(sampler, visited, model, given)
     scale = math.sqrt(visited[0] ** 2 + 1) if sampler.unit else float(visited[0])
     span = (float(visited[visited > 0].min()), float(visited[0])) if any(row.noise for row in rows) else None

@@ -47,7 +47,7 @@ def add_to(verbs: Verbs) -> None:
     verb = store_verb(verbs, generate, "make pictures", "Make pictures from an engine store.")
     _add_making(verb, "a .png, .jpg or .webp file, - (stdout), or a folder (default: this one)", default=Path())
     verb.add_argument(
-        "--from", dest="image", type=path, metavar="IMAGE", help="repeat a picture, or the .txt beside one"
+        "--from", dest="repeat", type=path, metavar="IMAGE", help="repeat a picture, or the .txt beside one"
     )
     text = "one prompt, /render line, or line such as --prompt 'a cat' --steps 20 per line; # starts a comment"
     verb.add_argument("--lines", type=path, metavar="FILE", help=text)
@@ -59,7 +59,7 @@ def add_to(verbs: Verbs) -> None:
     _add_making(verb, "the sheet: a .png file, or - for stdout", required=True)
     verb.add_argument("--x", required=True, metavar="FIELD=VALUES", help='such as "clip_skip=1-13"')
     verb.add_argument("--y", metavar="FIELD=VALUES", help='such as "cfg=1,4,7,12"')
-    verb.set_defaults(image=None, lines=None)
+    verb.set_defaults(repeat=None, lines=None)
 
 
 def _add_making(verb: Parser, out: str, **row: Any) -> None:
@@ -115,7 +115,7 @@ def _names() -> str:
 def generate(args: argparse.Namespace) -> Outcome:
     """Make the pictures of every prompt, and write each with its request in the metadata as soon as it is finished."""
     from_lines = args.lines is not None or "-" in (args.prompt, args.prompt_option)
-    alone = _repeated if args.image is not None else _request
+    alone = _repeated if args.repeat is not None else _request
     requests, refused = read_list(args) if from_lines else ({0: alone(args)}, {})
     count = sum(request.batch for request in requests.values())
     destination = _destination(args, count)
@@ -198,7 +198,7 @@ def grid(args: argparse.Namespace) -> Outcome:
     with _opened(args) as pipe:
         results = output.run(pipe, cells)
     first = results[0]
-    origin = replace(first.origin(0), request=first.request)
+    origin = replace(first.origin(0), request=first.request.over(first.pictures))
     path = destination.save(0, partial(metadata.save, sheet.draw(results, x, y), origin=origin))
     noted = _noted(warning for result in results for warning in result.warnings)
     data = {"file": str(path), "cells": [asdict(result.request) for result in results], "timings": first.timings}
@@ -217,7 +217,7 @@ def _given(args: argparse.Namespace) -> dict[str, str]:
     """The fields that were given as options."""
     from clipskip.render import size
 
-    if sum(source is not None for source in (args.prompt, args.prompt_option, args.image, args.lines)) != 1:
+    if sum(source is not None for source in (args.prompt, args.prompt_option, args.repeat, args.lines)) != 1:
         sources = "a PROMPT (or - for stdin), --from IMAGE, --lines FILE" if args.verb == "generate" else "a PROMPT"
         raise RequestError(f"give one of: {sources}", field="prompt")
     given = {field: vars(args)[field] for field in FIELDS if field != "prompt" and vars(args)[field] is not None}
@@ -240,7 +240,7 @@ def _repeated(args: argparse.Namespace) -> Ledger:
     from clipskip import metadata
 
     given = _given(args)
-    return metadata.read_ledger(args.image).given(given)
+    return metadata.read_ledger(args.repeat).given(given)
 
 
 def read_list(args: argparse.Namespace) -> tuple[dict[int, Request | Ledger], dict[int, ClipskipError]]:
@@ -276,7 +276,7 @@ def plan(
             refused[number] = error
             continue
         most = min(pipe.together(resolved), TOGETHER)
-        calls = resolved.request.steps * resolved.sampler.calls_per_step
+        calls = resolved.calls
         for start in range(0, request.batch, most):
             (seed, subseed), batch = resolved.seeds[start], min(most, request.batch - start)
             kind = most // batch, calls * batch, resolved.width, resolved.height, resolved.chunks

@@ -23,7 +23,7 @@ NO_NUMBERS = [True, "7", "7.5", b"7", float("nan"), float("inf"), [], {}, np.boo
 
 
 def test_every_field_is_in_one_of_the_lists_of_these_tests() -> None:
-    lists = (WHOLE_FIELDS, FRACTION_FIELDS, DEPTH_FIELDS, TEXT_FIELDS, FLAG_FIELDS, LIST_FIELDS)
+    lists = (WHOLE_FIELDS, FRACTION_FIELDS, DEPTH_FIELDS, TEXT_FIELDS, FLAG_FIELDS, LIST_FIELDS, PICTURE_FIELDS)
     assert sorted(chain(*lists)) == sorted(field.name for field in fields(Request))
 
 
