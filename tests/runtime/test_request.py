@@ -12,7 +12,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pace import pace
-from strategies import DEPTH_FIELDS, FLAG_FIELDS, FRACTION_FIELDS, LIST_FIELDS, TEXT_FIELDS, WHOLE_FIELDS, requests
+from strategies import (
+    DEPTH_FIELDS,
+    FLAG_FIELDS,
+    FRACTION_FIELDS,
+    LIST_FIELDS,
+    PICTURE_FIELDS,
+    TEXT_FIELDS,
+    WHOLE_FIELDS,
+    requests,
+)
 
 from clipskip.errors import RequestError
 from clipskip.fields import parse, ranges
