@@ -119,7 +119,8 @@ class Batch:
         """Let an image of the batch's size take part from the next step on. EngineIncompatible."""
         if odd := image.names ^ self._per_image ^ self._per_row:
             names = ", ".join(sorted(odd))
-            raise EngineIncompatible(f"the step engine's inputs are not those of the request: {names}", field="step")
+            message = f"the step engine's inputs are not those of the request: {names}"
+            raise EngineIncompatible(message, field="step", hint="another version of clipskip made it: export again")
         image.stretched = image.chunks != self.chunks
         self._joining.append(image)
 

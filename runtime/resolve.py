@@ -30,6 +30,7 @@ MAX_PIXELS = 2048 * 2048
 MOST_LEVELS, LEAST_LEVEL, LARGEST_LEVEL = 10_000, 0.0001, 10_000  # of noise, listed in a request
 DEEP_CLIP_SKIPS = ((2, "pictures tend to look like those of a low guidance"), (5, "results are erratic"))
 NO_EFFECT = "clip skip has no effect on this model: its text encoder always gives the same layer"
+BURNT = 2  # the guidance above which CFG++, whose own range is 0 to 1, leaves no picture
 UNBOUNDED = AxisRange(1, 1, 2**31 - 1)
 
 MOST_STEPS = 10_000  # of a schedule
@@ -271,10 +272,14 @@ def _taken(request: Request, sampler: Sampler) -> tuple[str, ...]:
 def _guidance(request: Request, sampler: Sampler) -> tuple[Request, Guidance, list[str]]:
     """The request without a rescaling that has no effect; how its texts are weighted; and what the result says."""
     guidance = Guidance(request.cfg * sampler.cfg_unit, "negative" if sampler.unguided else "")
+    notes = [f"cfg_rescale is not used by {sampler.name}"] * bool(request.cfg_rescale)
+    if sampler.unguided:
+        if guidance.cfg > BURNT:
+            made_for = f"0 to {1 / sampler.cfg_unit:g}"
+            notes.append(f"cfg {request.cfg:g} is high for {sampler.name}, which is made for {made_for}")
+        return replace(request, cfg_rescale=0.0), guidance, notes
     if not request.cfg_rescale:
         return request, guidance, []
-    if sampler.unguided:
-        return replace(request, cfg_rescale=0.0), guidance, [f"cfg_rescale is not used by {sampler.name}"]
     rescaled = Guidance(request.cfg, "prompt")
     _, weights, reference = zip(*parts.mix(request, rescaled), strict=True)
     if any(reference) and request.cfg and weights != reference:

@@ -102,14 +102,14 @@ class Reference:
             for length in {context.shape[0] for _, _, context in rows}:
                 alike = [row for row in rows if row[2].shape[0] == length]
                 images = [i for i, _, _ in alike]
-                predicted = self._network(scaled[images], times[images], np.stack([c for _, _, c in alike]))
+                predicted = self.network(scaled[images], times[images], np.stack([c for _, _, c in alike]))
                 for (i, weight, _), one in zip(alike, predicted, strict=True):
                     output[i] += weight * one
             return self.diffusion.denoised(x, sigma, output)
 
         return denoise
 
-    def _network(self, x: Array, timesteps: Array, contexts: Array) -> Array:
+    def network(self, x: Array, timesteps: Array, contexts: Array) -> Array:
         inputs = (torch.from_numpy(one).float() for one in (x, timesteps, contexts))
         with torch.no_grad():
             return self.unet(*inputs).sample.double().numpy()

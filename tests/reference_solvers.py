@@ -230,6 +230,22 @@ def restart(denoise: Denoiser, x: Array, sigmas: Array, noise: Noise) -> Array:
     return heun(denoise, x, np.array(levels[low:]), noise)
 
 
+def cfgpp(denoise: Denoiser, unguided: Denoiser, z: Array, sigmas: Array, eta: float, noise: Noise) -> Array:
+    """Chung et al. 2024, algorithm 2, with Song et al. 2021's fresh noise (equation 16), in the variables of `ddim`.
+
+    The picture is the guided answer's, and the noise that is left in it the unguided one's.
+    """
+    abar = 1 / (1 + sigmas**2)
+    for a, a_next, s in zip(abar[:-1], abar[1:], sigmas[:-1], strict=True):
+        x0, x0_unguided = denoise(z / np.sqrt(a), s), unguided(z / np.sqrt(a), s)
+        e_unguided = (z - np.sqrt(a) * x0_unguided) / np.sqrt(1 - a)
+        spread = eta * np.sqrt((1 - a_next) / (1 - a) * (1 - a / a_next))
+        z = np.sqrt(a_next) * x0 + np.sqrt(1 - a_next - spread**2) * e_unguided
+        if spread > 0:
+            z = z + spread * noise()
+    return z
+
+
 SOLVERS: dict[str, Solver] = {
     "Euler": euler,
     "Euler a": euler_ancestral,

@@ -97,7 +97,7 @@ def test_every_clip_skip_gives_the_same_picture_and_one_note(opened: Pipeline) -
     assert len(pixels) == 1
     assert {Role("text", 3)} == {Role.parse(name) for name in results[12].engines if name.startswith("text")}
     for result in results.values():
-        assert [note for note in result.warnings if "clip" in note] == [note for note in result.warnings]
+        assert [note for note in result.warnings if "clip" in note] == list(result.warnings)
         assert len(result.warnings) == 1
         assert result.warnings[0].startswith(NO_EFFECT)
         assert "Clip skip" not in metadata.parameters(result.origin(0))

@@ -5,14 +5,14 @@ What k-diffusion and diffusers gave is in data/samplers.npz; the rest is derived
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
-from reference_solvers import SCHEDULES, SOLVERS, STEPS, Array, Diffusion, ddim_levels, start, toy_network
+from reference_solvers import SCHEDULES, SOLVERS, STEPS, Array, Diffusion, cfgpp, ddim_levels, start, toy_network
 
 from clipskip import samplers, schedules
 from clipskip.engines.shapes import REMEMBERED, SLOTS
@@ -23,6 +23,7 @@ GOLDEN: dict[str, Array] = dict(np.load(Path(__file__).parent / "data" / "sample
 CHURN = {"s_churn": 20.0, "s_tmin": 0.1, "s_tmax": 10.0, "s_noise": 1.003}
 ETA = {"eta": 0.6, "s_noise": 0.9}
 BETAS = 0.00085, 0.012, 1000
+CFGPP = {"DDIM CFG++": 0.0, "Euler CFG++": 0.0, "Euler a CFG++": 1.0}  # and their eta
 
 
 def draws(noises: Array) -> Iterator[Array]:
@@ -174,6 +175,44 @@ def test_ddim_with_eta_equals_its_papers_equation_16(eta: float) -> None:
     np.testing.assert_allclose(run_table(plan.rows, z * plan.scale, draws(noises)), expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("steps", STEPS)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("name", CFGPP)
+def test_cfgpp_equals_its_papers_algorithm_under_every_schedule(name: str, prediction: str, steps: int) -> None:
+    diffusion, model = models(prediction)
+    own = name == "DDIM CFG++"
+    if own and steps == 1:
+        return  # its only level is its last: refused
+    for schedule in ["uniform"] if own else [*SCHEDULES]:
+        sigmas = ddim_levels(diffusion, steps) if own else SCHEDULES[schedule](diffusion, steps)
+        z, noises = start(steps)
+        plan = samplers.plan(SAMPLERS[name], schedule, steps, model)
+        expected = run_cfgpp(diffusion, z, sigmas, CFGPP[name], own, draws(noises))
+        np.testing.assert_allclose(run_plan(plan, steps), expected, rtol=0, atol=1e-10)
+
+
+def test_ddim_cfgpp_takes_eta() -> None:
+    diffusion, model = models("epsilon")
+    z, noises = start(10)
+    plan = samplers.plan(SAMPLERS["DDIM CFG++"], "uniform", 10, model, {"eta": 0.6})
+    expected = run_cfgpp(diffusion, z, ddim_levels(diffusion, 10), 0.6, True, draws(noises))
+    np.testing.assert_allclose(run_plan(plan, 10), expected, rtol=0, atol=1e-10)
+
+
+def run_cfgpp(diffusion: Diffusion, z: Array, sigmas: Array, eta: float, own: bool, noises: Iterator[Array]) -> Array:
+    """`own`: from unit variance, as DDIM; else from noise alone, of the first level."""
+
+    def denoiser(network: Callable[[Array, float], Array]) -> Callable[[Array, Array], Array]:
+        def denoise(x: Array, sigma: Array) -> Array:
+            output = network(x / np.sqrt(sigma**2 + 1), float(diffusion.timestep(sigma)))
+            return diffusion.denoised(x, sigma, output)
+
+        return denoise
+
+    first = z if own else z * sigmas[0] / np.sqrt(1 + sigmas[0] ** 2)
+    return cfgpp(denoiser(toy_network), denoiser(unguided_network), first, sigmas, eta, lambda: next(noises))
+
+
 @pytest.mark.parametrize("name", SOLVERS)
 def test_every_row_asks_the_network_at_the_fractional_timestep_of_its_sigma(name: str) -> None:
     diffusion, model = models("epsilon")
@@ -187,7 +226,7 @@ def test_every_row_asks_the_network_at_the_fractional_timestep_of_its_sigma(name
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_sampler_of_the_runtime_has_a_reference(name: str) -> None:
-    assert name in SOLVERS or any(key.startswith(f"{name}/") for key in GOLDEN)
+    assert name in (*SOLVERS, *CFGPP) or any(key.startswith(f"{name}/") for key in GOLDEN)
 
 
 @pytest.mark.parametrize("name", SOLVERS)
