@@ -298,12 +298,13 @@ class Pipeline:
         repeated = ledger.notes(self.model, self._inversions, inversions) if ledger else []
         texts = {Role("text", layers) for layers in resolved.depths}
         used = [self._engines.artefact(role) for role in sorted({STEP, vae.DECODERS[resolved.request.decoder], *texts})]
+        depths = learnt.about_depths(resolved.texts, self.model)
         stretched = [SHARED_LENGTHS] if any(image.stretched for image in images) else []
         return Result(
             images=tuple(pictures),
             seeds=tuple(seed for seed, _ in resolved.seeds),
             request=resolved.request,
-            warnings=(*repeated, *resolved.notes, *self._inversions.notes, *self._engines.notes, *stretched),
+            warnings=(*repeated, *resolved.notes, *depths, *learnt.notes, *self._engines.notes, *stretched),
             timings=clock.seconds,
             engines={artefact.identity.stem: artefact.key for artefact in used},
             model=self.model,
