@@ -69,7 +69,8 @@ def inspection_text(facts: dict[str, Any]) -> str:
     model = facts["model"]
     head = (
         f"{facts['store']}: {model['name']} ({model['family']}, {model['prediction']} prediction, "
-        f"{model['layers']} text layers, clip skip {model['recommended_clip_skip']} by default)"
+        f"{model['layers']} text layers, clip skip {model['recommended_clip_skip']} by default"
+        f"{f', {suggested} suggested by its file' if (suggested := model.get('suggested_clip_skip')) else ''})"
     )
     rows = [("role", "target", "precision", "key", "size", "shapes", "parity"), *map(_row, facts["artefacts"])]
     engines = facts["artefacts"]

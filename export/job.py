@@ -8,10 +8,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-from clipskip.engines import child, files, publish, stale
+from clipskip.engines import child, files, identify, publish, stale
 from clipskip.engines.errors import EngineMissing, ManifestError, RequestError
 from clipskip.engines.lora import Choice
 from clipskip.engines.manifest import DECODE, DECODE_TINY, ENCODE, STEP, Identity, Manifest, ModelFacts, Role
@@ -106,6 +107,8 @@ def export(
     facts = families.facts(source, recommended_clip_skip, prediction, earlier)
     for note in source.notes:
         progress(note)
+    suggested = identify.examine(source.unet.weights).suggested_clip_skip
+    facts = replace(facts, suggested_clip_skip=suggested if suggested in range(1, len(facts.kept) + 1) else None)
     identities = _identities(facts, precision, skips, out)
     needs = PRECISIONS[precision] * source.weights
     with publish.build(out, f"{TARGET}-{precision}", identities, progress=progress, model=facts, needs=needs) as draft:

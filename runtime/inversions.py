@@ -7,12 +7,15 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from clipskip.engines.tensorfile import floats
+from clipskip.engines.identify import suggested_clip_skip
+from clipskip.engines.manifest import ModelFacts
+from clipskip.engines.tensorfile import Header, floats
 
 from . import files
 from .errors import CheckpointError, ClipskipError, UnsafeFileError, UnsupportedModelError
@@ -29,6 +32,12 @@ PICKLES = {".pt", ".pth", ".bin", ".ckpt"}
 MOST_VECTORS = 75  # they stay together in one chunk of the prompt
 LAYOUTS = ("emb_params", "clip_l")  # A1111 and kohya, ComfyUI; any name will do when the file holds one tensor
 WIDTHS = {768: "SD 1.x", 1024: "SD 2.x", 1280: "SDXL"}
+CONVERT = (  # of A1111's files and diffusers', in one line for a shell
+    "import torch; from safetensors.torch import save_file; "
+    "held = torch.load({old!r}, map_location='cpu', weights_only=True); "
+    "(vectors,) = held.get('string_to_param', held).values(); "
+    "save_file({{'emb_params': vectors.detach().contiguous()}}, {new!r})"
+)
 
 
 @dataclass(frozen=True)
@@ -40,12 +49,24 @@ class Inversions:
     notes: tuple[str, ...] = ()  # which files were left out and why
     digests: Mapping[str, str] = field(default_factory=dict)  # name -> SHA-256 of the file
     in_folders: frozenset[str] = frozenset()  # the names of files that nobody named
+    clip_skips: Mapping[str, int] = field(default_factory=dict)  # name -> what its file says that it is for
 
     def used(self, texts: Iterable[Text], vocabulary: int) -> dict[str, str]:
         """Name and SHA-256 of those that the texts' tokens call; the first vector of all has the id `vocabulary`."""
         variants = {id(variant): variant for text in texts for variant in text.variants}
         ids = {token for variant in variants.values() for chunk in variant for token in chunk.tokens}
         return {name: digest for name, digest in self.digests.items() if vocabulary + self.spans[name][0] in ids}
+
+    def about_depths(self, texts: Iterable[Text], model: ModelFacts) -> list[str]:
+        """A note for each that the texts call at another depth than its file says that it was trained at."""
+        chunks = {place for text in texts for variant in text.encoded() for place in variant}
+        notes = []
+        for name, trained in self.clip_skips.items():
+            first = model.vocabulary + self.spans[name][0]
+            layers = {layers for layers, chunk in chunks if first in chunk.tokens} - set(model.kept[trained - 1 :][:1])
+            if used := ", ".join(str(model.kept.index(each) + 1) for each in sorted(layers, reverse=True)):
+                notes.append(f"the embedding {name!r} is used at clip skip {used}; its file says {trained}")
+        return notes
 
 
 def with_usable_names(inversions: Inversions, tokenizer: Tokenizer) -> Inversions:
@@ -63,7 +84,8 @@ def with_usable_names(inversions: Inversions, tokenizer: Tokenizer) -> Inversion
             notes.append(f"{message}: it is not used")
             del spans[name]
     digests = {name: digest for name, digest in inversions.digests.items() if name in spans}
-    return replace(inversions, spans=spans, digests=digests, notes=tuple(notes))
+    clip_skips = {name: skip for name, skip in inversions.clip_skips.items() if name in spans}
+    return replace(inversions, spans=spans, digests=digests, notes=tuple(notes), clip_skips=clip_skips)
 
 
 def load(locations: Location | Sequence[Location], width: int) -> Inversions:
@@ -81,7 +103,7 @@ def load(locations: Location | Sequence[Location], width: int) -> Inversions:
             if path.suffix.lower() in {SUFFIX, *PICKLES} and path.name[0] != ".":
                 paths.setdefault(os.path.abspath(path), (path, True))
     homes: dict[str, Path] = {}
-    blocks, digests, notes, in_folders = [], {}, [], set()
+    blocks, digests, notes, in_folders, clip_skips = [], {}, [], set(), dict[str, int]()
     for path, found in paths.values():
         name = path.stem.lower()
         try:
@@ -91,10 +113,15 @@ def load(locations: Location | Sequence[Location], width: int) -> Inversions:
             if _printable(path) != str(path):
                 raise CheckpointError("its name is no UTF-8, and prompts are")
             if found and path.suffix.lower() in PICKLES:
-                raise UnsafeFileError("it is a pickle, which can run code when it is read")
+                what = "it is a pickle, which can run code when it is read"
+                raise UnsafeFileError(f"{what}: name it alone for the line that converts it")
             data = files.read(path, files.LARGEST + 1)
-            blocks.append(vectors_of(data, width))
+            header = files.header_of(data)
+            blocks.append(vectors_of(data, header, width))
         except ClipskipError as error:
+            if not found and isinstance(error, UnsafeFileError):
+                line = CONVERT.format(old=str(path), new=str(path.with_suffix(SUFFIX)))
+                error.hint = f"where you trust it, convert it once: python -c {quote(line)}"
             if not found and error.path is None:
                 raise error.about(path) from error
             if not found:
@@ -102,23 +129,24 @@ def load(locations: Location | Sequence[Location], width: int) -> Inversions:
             notes.append(f"{_printable(path)} is not used: {error.message.removeprefix(f'{path}: ')}")
             continue
         homes[name], digests[name] = path, hashlib.sha256(data).hexdigest()
+        if (trained := suggested_clip_skip(header.metadata, None)[0]) is not None:
+            clip_skips[name] = trained
         in_folders |= {name} if found else set()
     ends = np.cumsum([0, *map(len, blocks)]).tolist()
     vectors = np.concatenate(blocks) if blocks else np.zeros((1, width), np.float32)
     spans = {name: range(*ends[i : i + 2]) for i, name in enumerate(homes)}
-    return Inversions(vectors, spans, tuple(notes), digests, frozenset(in_folders))
+    return Inversions(vectors, spans, tuple(notes), digests, frozenset(in_folders), clip_skips)
 
 
 def _printable(path: Path) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def vectors_of(data: bytes, width: int) -> Floats:
+def vectors_of(data: bytes, header: Header, width: int) -> Floats:
     """The rows [n,D] of a file's one tensor, or of the one whose name is known."""
-    header = files.header_of(data)
-    tensors = header.tensors
+    tensors, own = header.tensors, f"this model's are {width}{WIDTHS.get(width, '') and f', {WIDTHS[width]}'}"
     if "clip_g" in tensors:
-        raise UnsupportedModelError("this textual inversion is for SDXL (clip_g); SD 1.x is supported")
+        raise UnsupportedModelError(f"it has vectors for SDXL's two text encoders (clip_l, clip_g); {own}")
     names = [name for name in LAYOUTS if name in tensors] or list(tensors)
     if len(names) != 1:
         what = "this looks like a LoRA" if any("lora" in name.lower() for name in names) else "no textual inversion"
@@ -131,7 +159,7 @@ def vectors_of(data: bytes, width: int) -> Floats:
         raise CheckpointError(f"its vectors have the shape {list(shape)}; [D] or [n,D] is a textual inversion's")
     if size != width:
         made = f", as for {WIDTHS[size]}" if size in WIDTHS else ""
-        raise UnsupportedModelError(f"its vectors are {size} wide{made}; this model's are {width}")
+        raise UnsupportedModelError(f"its vectors are {size} wide{made}; {own}")
     if count > MOST_VECTORS:
         raise CheckpointError(f"it has {count} vectors; a prompt's chunk has room for {MOST_VECTORS}")
     vectors = floats(data, header, names[0]).reshape(count, width)

@@ -428,12 +428,13 @@ class Pipeline:
         in_pixels = len(resolved.passes) > 1 and resolved.request.hires_upscaler not in enlarge.LATENT
         others = {vae.DECODERS[resolved.request.decoder], *[ENCODE] * bool(resolved.source or in_pixels)}
         used = [self._engines.artefact(role, mixes.get(role, PLAIN)) for role in sorted({*others, *mixes})]
+        depths = learnt.about_depths(resolved.texts, self.model)
         stretched = [SHARED_LENGTHS] if any(each.stretched for each in making) else []
         return Result(
             images=tuple(finished),
             seeds=tuple(seed for seed, _ in resolved.seeds),
             request=resolved.request,
-            warnings=(*repeated, *resolved.notes, *self._inversions.notes, *self._engines.notes, *stretched),
+            warnings=(*repeated, *resolved.notes, *depths, *learnt.notes, *self._engines.notes, *stretched),
             timings=clock.seconds,
             engines={artefact.identity.stem: artefact.key for artefact in used},
             model=self.model,

@@ -238,6 +238,13 @@ def _clip_skips(
             notes.append(f"no clip_skip was given: {skip} is used, which the model recommends")
         elif used["clip_skip"] != {recommended}:
             notes.append(f"clip_skip {skip}: the model recommends {recommended}; depths suit models trained with them")
+    elif any(model.kept[each - 1] != model.kept[0] for each in used["clip_skip"] | {each for _, each in negative}):
+        if (suggested := model.suggested_clip_skip) is None:
+            notes.append(f"clip_skip above 1: only for models trained with it, and nothing says so of {model.name}")
+        elif used["clip_skip"] != {suggested}:
+            notes.append(f"clip_skip {skip}: the model's file suggests {suggested}; only for models trained with it")
+    elif (suggested := model.suggested_clip_skip or 1) > 1:
+        notes.append(f"clip_skip {skip} is used; the model's file suggests {suggested}")
     used |= {"negative_clip_skip": {each for _, each in negative}} if skip != negative_skip else {}
     for name, value in [(name, value) for name, values in used.items() for value in sorted(values)]:
         notes += [f"{name} {value}: above {limit} {what}" for limit, what in DEEP_CLIP_SKIPS if value > limit]

@@ -36,9 +36,10 @@ NO_NUMBERS = [
 
 
 def skipped(
-    clip_skip: Any = None, diffusers: Any = None, negative: Any = None, *, layers: int = 12, recommended: int = 1
-) -> Resolved:
-    model = replace(MODEL, layers=layers, recommended_clip_skip=recommended)
+    clip_skip: Any = None, diffusers: Any = None, negative: Any = None, *, layers: int = 12, recommended: int = 1,
+    **facts: Any,
+) -> Resolved:  # fmt: skip
+    model = replace(MODEL, layers=layers, recommended_clip_skip=recommended, **facts)
     skips = {"clip_skip": clip_skip, "clip_skip_diffusers": diffusers, "negative_clip_skip": negative}
     return resolved("a cat", model=model, seed=1, **skips)
 
@@ -110,10 +111,26 @@ def test_the_models_recommendation_is_used_when_nothing_is_given_and_named_in_th
 
 @pytest.mark.parametrize(("clip_skip", "count"), [(1, 0), (2, 0), (3, 1), (5, 1), (6, 2), (13, 2)])
 def test_deep_skips_carry_notes_and_never_an_error(clip_skip: int, count: int) -> None:
-    notes = skipped(clip_skip).notes
-    assert len(notes) == count
+    notes = [note for note in skipped(clip_skip).notes if "only for models" not in note]
     assert [("low guidance" in note, "erratic" in note) for note in notes] == [(True, False), (False, True)][:count]
-    assert len(skipped(1, negative=clip_skip).notes) == count
+    assert len(skipped(1, negative=clip_skip).notes) == count + (clip_skip > 1)
+
+
+def test_above_1_a_note_says_that_nothing_is_known_of_the_model_unless_its_maker_or_its_file_says_so() -> None:
+    unknown = "clip_skip above 1: only for models trained with it, and nothing says so of sample"
+    for made in (skipped(2), skipped("[2:1:0.4]"), skipped(diffusers=1), skipped(1, negative=2)):
+        assert made.notes[0] == unknown
+    assert skipped().notes == skipped(1).notes == skipped(2, suggested_clip_skip=2).notes == ()
+    assert skipped(suggested_clip_skip=1).notes == ()
+    for made in (skipped(1, suggested_clip_skip=2), skipped(suggested_clip_skip=2)):
+        assert made.notes == ("clip_skip 1 is used; the model's file suggests 2",)
+    (note,) = skipped(3, suggested_clip_skip=2).notes[:1]
+    assert note == "clip_skip 3: the model's file suggests 2; only for models trained with it"
+    assert skipped(2, recommended=2, suggested_clip_skip=1).notes == (), "a recommendation is somebody's word"
+
+
+def test_a_model_of_one_depth_has_no_note_of_what_it_was_trained_with() -> None:
+    assert skipped(2, clip_skips=(11,) * 13).notes == ()
 
 
 @given(st.floats(min_value=1, max_value=13, allow_nan=False, exclude_max=True))

@@ -128,8 +128,8 @@ def test_the_text_engine_of_each_depth_runs_once_and_the_result_names_them(sampl
 
 
 def test_every_depth_is_a_note_and_a_refusal_as_a_plain_one_is() -> None:
-    assert len(resolved("a cat", clip_skip="[9:1:0.4]", seed=1).notes) == 2
-    assert len(resolved("a cat<clipskip:9>", seed=1).notes) == 2
+    assert len(resolved("a cat", clip_skip="[9:1:0.4]", seed=1).notes) == 3
+    assert len(resolved("a cat<clipskip:9>", seed=1).notes) == 3
     for prompt, skip, message in [
         ("a cat", "[9:14:0.4]", r"clip_skip must be 1\.\.13, not 14 in '\[9:14:0\.4\]'"),
         ("a cat", "[99:1:0]", r"clip_skip must be 1\.\.13, not 99 in"),
@@ -150,8 +150,8 @@ def test_every_depth_is_a_note_and_a_refusal_as_a_plain_one_is() -> None:
 
 def test_fractions_and_tags_of_the_negative_are_noted() -> None:
     notes = resolved("a cat", clip_skip="[2.5:1:0.4]", negative_prompt="blurry <clipskip:5>", seed=1).notes
-    assert ["counts as 2" in note for note in notes] == [True, False]
-    assert "read as words" in notes[1]
+    assert ["counts as 2" in note for note in notes] == [True, False, False]
+    assert "read as words" in notes[2]
 
 
 def test_depths_that_nothing_uses_need_no_engine() -> None:

@@ -5,15 +5,21 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from facts import MODEL
 from safetensors.torch import save_file
 
+from clipskip.engines.manifest import ModelFacts
 from clipskip.errors import CheckpointError, UnsafeFileError, UnsupportedModelError
 from clipskip.inversions import Inversions, load, with_usable_names
+from clipskip.request import Request
+from clipskip.resolve import ANY_LIMITS, resolve
 from clipskip.tokenizer import Tokenizer
 
 WIDTH = 8
@@ -119,7 +125,7 @@ def test_a_safetensors_file_called_bin_is_read_by_its_content(tmp_path: Path) ->
     [
         ({"emb_params": vectors(2, 1024)}, UnsupportedModelError, "1024 wide, as for SD 2.x; this model's are 8"),
         ({"emb_params": vectors(2, 9)}, UnsupportedModelError, "9 wide; this model's are 8"),
-        ({"clip_l": vectors(1, WIDTH), "clip_g": vectors(1, 1280)}, UnsupportedModelError, "for SDXL"),
+        ({"clip_l": vectors(1, WIDTH), "clip_g": vectors(1, 1280)}, UnsupportedModelError, "SDXL's two text encoders"),
         ({"emb_params": torch.full((2, WIDTH), torch.nan)}, CheckpointError, "16 of its numbers are NaN or infinite"),
         ({"emb_params": torch.full((WIDTH,), 1e300, dtype=torch.float64)}, CheckpointError, "NaN or infinite"),
         ({"emb_params": vectors(0, WIDTH)}, CheckpointError, "shape [0, 8]"),
@@ -212,3 +218,53 @@ def test_a_name_that_prompts_use_for_something_else_is_left_out_of_a_folder(
 def test_every_inversion_has_the_sha_256_of_its_file(tmp_path: Path) -> None:
     path = write(tmp_path / "Ring.safetensors", emb_params=vectors(WIDTH))
     assert load(tmp_path, WIDTH).digests == {"ring": hashlib.sha256(path.read_bytes()).hexdigest()}
+
+
+@pytest.mark.parametrize("layout", ["AUTOMATIC1111", "diffusers"])
+def test_a_pickle_is_refused_with_the_line_that_converts_it(tmp_path: Path, layout: str) -> None:
+    path, learnt = tmp_path / "my 'own' style.pt", vectors(3, WIDTH).requires_grad_()
+    whole = {"string_to_token": {"*": 265}, "string_to_param": {"*": learnt}, "name": "x", "step": 7}
+    torch.save(whole if layout == "AUTOMATIC1111" else {"<style>": learnt}, path)
+    with pytest.raises(UnsafeFileError, match="this is a pickle") as caught:
+        load(path, WIDTH)
+    start, line = str(caught.value.hint).split(": ", 1)
+    python, option, code = shlex.split(line)
+    assert (start, python, option) == ("where you trust it, convert it once", "python", "-c")
+    exec(code, {})
+    np.testing.assert_array_equal(load(path.with_suffix(".safetensors"), WIDTH).vectors, learnt.detach().numpy())
+
+
+def test_one_of_1024_numbers_is_for_a_store_of_sd_2_and_errors_name_both_widths(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.safetensors", emb_params=vectors(2, 1024))
+    assert load(path, 1024).vectors.shape == (2, 1024)
+    with pytest.raises(UnsupportedModelError, match=r"1024 wide, as for SD 2\.x; this model's are 768, SD 1\.x"):
+        load(path, 768)
+
+
+def test_those_for_sdxl_in_a_folder_are_noted_and_skipped(tmp_path: Path) -> None:
+    write(tmp_path / "xl.safetensors", clip_l=vectors(1, 768), clip_g=vectors(1, 1280))
+    inversions = load(tmp_path, 768)
+    assert (dict(inversions.spans), len(inversions.notes)) == ({}, 1)
+    assert inversions.notes[0].endswith(
+        "it has vectors for SDXL's two text encoders (clip_l, clip_g); this model's are 768, SD 1.x"
+    )
+
+
+def test_one_trained_at_another_clip_skip_gets_a_note_where_it_is_used_at_that(
+    sample_checkpoint: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "big ring.safetensors"
+    save_file({"emb_params": vectors(2, 64)}, path, metadata={"ss_clip_skip": "2"})
+    tokenizer = Tokenizer.open(sample_checkpoint / "tokenizer")
+    inversions = with_usable_names(load(path, 64), tokenizer)
+    model = replace(MODEL, vocabulary=tokenizer.vocabulary)
+
+    def notes(prompt: str, clip_skip: int | str, model: ModelFacts = model) -> list[str]:
+        request = Request(prompt=prompt, clip_skip=clip_skip, negative_clip_skip=1, seed=1)
+        made = resolve(request, model, ANY_LIMITS, tokenizer, inversions)
+        return inversions.about_depths(made.texts, model)
+
+    assert notes("a big ring", 2) == notes("a star", 1) == []
+    assert notes("a big ring", 1) == ["the embedding 'big ring' is used at clip skip 1; its file says 2"]
+    assert notes("a big ring", "[9:2:0.5]") == ["the embedding 'big ring' is used at clip skip 9; its file says 2"]
+    assert notes("a big ring", 1, replace(model, clip_skips=(11,) * 13)) == [], "all depths are one"
