@@ -31,7 +31,7 @@ Scale = Annotated[float, Between(0, 1e4)]
 Pixels = Annotated[int, range(8, (1 << 16) + 1, 8)]
 Kept = Annotated[int, range(100)]  # layers of a text encoder that a clip skip leaves
 LATER = {  # fields that old manifests lack: name -> what they are
-    "variant": "", "clip_skips": (), "zero_snr": False, "suggested_clip_skip": None,
+    "variant": "", "clip_skips": (), "zero_snr": False, "suggested_clip_skip": None, "context_parts": (),
 }  # fmt: skip
 
 
@@ -61,6 +61,7 @@ class ModelFacts:
     clip_skips: tuple[Kept, ...] = ()  # how many layers clip skip 1, 2, ... keeps; (): one less with each, from all on
     zero_snr: bool = False  # the betas are rescaled so that the last level is nothing but noise
     suggested_clip_skip: Count | None = None  # what the checkpoint's own metadata says; nobody's choice
+    context_parts: tuple[Count, ...] = ()  # how much of D each of several text encoders gives; (): one gives all
 
     @property
     def kept(self) -> tuple[int, ...]:
