@@ -21,7 +21,8 @@ from clipskip.export.checkpoint import Checkpoint, open_checkpoint
 
 # What decides which graphs a checkpoint gives: a store made by another version of it is stale.
 GRAPH_WRITERS = (
-    "build.py", "checkpoint.py", "graphs.py", "models.py", "names.py", "onnxfile.py", "tokenizer.py",
+    "build.py", "checkpoint.py", "graphs.py", "models.py", "names.py", "onefile.py", "onnxfile.py", "parts.py",
+    "tensors.py", "tokenizer.py",
     *(f"families/{name}.py" for name in ("__init__", "family", "sd1", "sd2", "sdxl")),
     *(f"../engines/forms/{name}.py" for name in ("__init__", "attention", "cpu", "norms", "rewrite")),
 )  # fmt: skip
@@ -90,6 +91,8 @@ def export(
     with suppress(EngineMissing, ManifestError):
         earlier = read_manifest(out).model
     facts = families.facts(source, recommended_clip_skip, prediction, earlier)
+    for note in source.notes:
+        progress(note)
     identities = _identities(facts, precision, skips, out)
     needs = PRECISIONS[precision] * source.weights
     with publish.build(out, f"{TARGET}-{precision}", identities, progress=progress, model=facts, needs=needs) as draft:

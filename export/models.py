@@ -1,25 +1,21 @@
-"""A checkpoint's networks, filled from safetensors with every tensor accounted for. Knows nothing of ONNX."""
+"""A checkpoint's networks, and their norms in half precision. Knows nothing of files and of ONNX."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from clipskip.engines import files
-from clipskip.engines.errors import CheckpointError, ExportError
-from clipskip.engines.shapes import Shape
+from clipskip.engines.errors import ExportError
 from clipskip.export import families, tokenizer
-from clipskip.export.checkpoint import Checkpoint, Part
+from clipskip.export.checkpoint import Checkpoint
 from clipskip.export.families.family import Family
-from clipskip.export.names import describe_keys
+from clipskip.export.tensors import fill
 
 HALF_MAX = 65504.0
 
@@ -48,17 +44,17 @@ def load(checkpoint: Checkpoint) -> Networks:
         family,
         checkpoint.vocabulary[tokenizer.END],
         tuple(
-            _fill(_projected if use.pooled else _text, part)
+            fill(_projected if use.pooled else _text, part)
             for use, part in zip(family.encoders, checkpoint.texts, strict=True)
         ),
-        _fill(UNet2DConditionModel.from_config, checkpoint.unet),
-        _fill(AutoencoderKL.from_config, checkpoint.vae),
+        fill(UNet2DConditionModel.from_config, checkpoint.unet),
+        fill(AutoencoderKL.from_config, checkpoint.vae),
     )
     for text in networks.texts:
         text.embeddings.position_ids = torch.arange(77)[None]  # the one buffer that no file holds
     if family.float_attention or checkpoint.unet.config.get("upcast_attention"):
         networks.unet.set_attn_processor(float_attention)
-    checkpoint.check_unchanged()
+    checkpoint.files.check_unchanged()
     return networks
 
 
@@ -71,47 +67,6 @@ def _projected(config: dict[str, Any]) -> CLIPTextModel:
     text = _text(config)
     text.text_projection = nn.Linear(text.config.hidden_size, text.config.projection_dim, bias=False)
     return text
-
-
-def _fill(make: Callable[[dict[str, Any]], Any], part: Part) -> Any:
-    """The network that `make` gives, with the part's weights; names, shapes and dtypes must fit."""
-    try:
-        with torch.device("meta"):  # no memory and no random numbers for weights that are replaced at once
-            module = make(dict(part.config))
-    except Exception as error:  # whatever the libraries make of a configuration that they do not understand
-        message = f"no {part.name} can be made from {part.settings} ({type(error).__name__}: {error})"
-        raise files.shortage(error) or CheckpointError(message, path=part.settings) from error
-    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    source = {part.modern(name): name for name in part.tensors if not name.endswith("position_ids")}
-    missing, unexpected = sorted(expected.keys() - source.keys()), sorted(source.keys() - expected.keys())
-    if missing or unexpected:
-        what = f"{_counted('missing', missing)}, {_counted('unexpected', unexpected)}"
-        what += f"; this looks like {guess}" if (guess := describe_keys(part.tensors)) else ""
-        raise CheckpointError(f"{part.weights} does not hold the {part.name}: {what}", path=part.weights)
-    for name, shape in expected.items():
-        if (stored := part.tensors[source[name]].shape) not in (shape, (*shape, 1, 1)):
-            message = f"{source[name]} has the shape {list(stored)}, the configuration asks for {list(shape)}"
-            raise CheckpointError(f"{part.weights}: {message}", path=part.weights)
-    module.load_state_dict(dict(_read(part, source, expected)), assign=True)
-    return module.eval().requires_grad_(False)
-
-
-def _counted(what: str, names: list[str]) -> str:
-    return f"{len(names)} {what}" + (f" ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})" if names else "")
-
-
-def _read(part: Part, source: Mapping[str, str], expected: Mapping[str, Shape]) -> Iterator[tuple[str, Tensor]]:
-    try:
-        with safe_open(part.weights, framework="pt", backend="pread") as file:  # a map would crash if the file shrank
-            for name, shape in expected.items():
-                tensor = file.get_tensor(source[name]).float().reshape(shape)
-                if not torch.isfinite(tensor).all():
-                    broken = f"{tensor.isnan().sum():d} NaN and {tensor.isinf().sum():d} infinite values"
-                    hint = "the file is damaged or the model was saved broken"
-                    raise CheckpointError(f"{part.weights}: {source[name]} has {broken}", path=part.weights, hint=hint)
-                yield name, tensor
-    except SafetensorError as error:
-        raise CheckpointError(f"{part.weights} cannot be read ({error})", path=part.weights) from error
 
 
 def check_halves(networks: Networks) -> None:

@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterable
 
 WHOLE = "a whole SD 1.x model in one file"
-OTHER_MODELS = ("SDXL", "an SDXL refiner", "SD 2.x", "SD 3", "Flux", "a ControlNet")
 _MARKS = {  # what a file is -> parts of its tensors' names, the surest first
     "SDXL": ("conditioner.embedders.1",),
     "an SDXL refiner": ("conditioner.embedders.0.model",),
@@ -24,6 +23,15 @@ _MARKS = {  # what a file is -> parts of its tensors' names, the surest first
     "a VAE in one file": ("first_stage_model", "decoder.up"),
 }
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_OPEN_CLIP = {
+    "positional_embedding": "embeddings.position_embedding.weight", "token_embedding.": "embeddings.token_embedding.",
+    "ln_final.": "final_layer_norm.", "resblocks.": "encoder.layers.", ".ln_1.": ".layer_norm1.",
+    ".ln_2.": ".layer_norm2.", ".mlp.c_fc.": ".mlp.fc1.", ".mlp.c_proj.": ".mlp.fc2.", ".attn.": ".self_attn.",
+}  # fmt: skip
+_WORDS = re.compile(  # of a name without dots; of a block's digits the last is the place in it
+    r"(?:input|output)_blocks|middle_block|time_embed|(?:in|out|emb)_layers|skip_connection|transformer_blocks|attn[12]"
+    r"|to_(?:[qkv]|out)|ff|net|norm[123]?|proj(?:_in|_out)?|op|conv|out|weight|bias|\d+(?=\d)|\d"
+)
 _RESNET = {
     "in_layers.0": "norm1", "in_layers.2": "conv1", "emb_layers.1": "time_emb_proj", "out_layers.0": "norm2",
     "out_layers.3": "conv2", "skip_connection": "conv_shortcut",
@@ -57,6 +65,21 @@ def from_folder(name: str) -> str:
 def text_from_file(name: str) -> str:
     """The text encoder in the original one-file layout."""
     return name.removeprefix("cond_stage_model.transformer.").removeprefix("text_model.")
+
+
+def open_clip_from_file(name: str) -> str:
+    """OpenCLIP's text encoder, as SD 2.x has it; query, key and value in one tensor keep its name (in_proj_weight)."""
+    name = name.removeprefix("cond_stage_model.model.").removeprefix("transformer.")
+    for old, new in _OPEN_CLIP.items():
+        name = name.replace(old, new)
+    return name
+
+
+def unet_from_average(name: str, layers: int = 2) -> str:
+    """The moving average of a U-Net's tensor, whose name has lost its dots."""
+    flat = name.removeprefix("model_ema.diffusion_model")
+    words = _WORDS.findall(flat)
+    return unet_from_file(".".join(words) if "".join(words) == flat else name, layers)
 
 
 def unet_from_file(name: str, layers: int = 2) -> str:

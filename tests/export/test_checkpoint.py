@@ -142,10 +142,10 @@ def test_a_cut_vocabulary_or_merge_list_is_noticed_a20(checkpoint: Path) -> None
 
 def test_a_file_that_changes_after_it_was_hashed_is_noticed_a24(checkpoint: Path, edit: Callable[..., None]) -> None:
     found = open_checkpoint(checkpoint)
-    found.check_unchanged()
+    found.files.check_unchanged()
     edit(checkpoint / "unet" / "config.json", sample_size=16)
     with pytest.raises(ExportError, match="changed while it was being read"):
-        found.check_unchanged()
+        found.files.check_unchanged()
 
 
 @pytest.mark.parametrize(
