@@ -136,7 +136,10 @@ def _other_vae(path: Path, config: Path | None) -> Part:
         what = names.describe_keys(header) or "of an unknown kind"
         raise CheckpointError(f"{weights} holds no VAE: it is {what}", path=weights, field="vae")
     modern = partial(names.vae_from_file, blocks=len(onefile.VAE["block_out_channels"]))
-    return Part("vae", read_json(config) if config else onefile.VAE, config or weights, weights, mine, modern)
+    coder = Part("vae", read_json(config) if config else onefile.VAE, config or weights, weights, mine, modern)
+    if config is None:
+        coder.check(onefile.shapes(onefile.SD1.family)["vae"])
+    return coder
 
 
 def _weights(folder: Path, stem: str) -> Path:

@@ -6,14 +6,18 @@ places, or nowhere.
 
 from __future__ import annotations
 
+import gzip
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
+from importlib import resources
 from pathlib import Path
 
 from clipskip.engines.errors import CheckpointError, UnsupportedModelError
+from clipskip.engines.shapes import Shape
 from clipskip.engines.tensorfile import Entry, Header
 from clipskip.export import names, parts
 from clipskip.export.parts import Config, Part
@@ -23,6 +27,7 @@ from clipskip.export.parts import Config, Part
 class Layout:
     """How the models of a family stand in one file: their configurations, and what their text encoder is called."""
 
+    family: str
     text: Config
     unet: Config
     vae: Config
@@ -37,6 +42,7 @@ VAE: Config = {
     "up_block_types": ["UpDecoderBlock2D"] * 4, "layers_per_block": 2, "latent_channels": 4, "scaling_factor": 0.18215,
 }  # fmt: skip
 SD1 = Layout(
+    family="sd1",
     text={
         "vocab_size": 49408, "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
         "num_attention_heads": 12, "max_position_embeddings": 77, "hidden_act": "quick_gelu",
@@ -48,6 +54,7 @@ SD1 = Layout(
     vae=VAE, encoder="cond_stage_model.transformer.", modern=names.text_from_file,
 )  # fmt: skip
 SD2 = Layout(
+    family="sd2",
     text={
         "vocab_size": 49408, "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23,
         "num_attention_heads": 16, "max_position_embeddings": 77, "hidden_act": "gelu",
@@ -100,21 +107,26 @@ def read(path: Path) -> OneFile:
     layout = _layout(path, tensors)
     averaged = not any(name.startswith(_UNET) for name in tensors)
     unused = re.compile(f"{_UNUSED}|{layout.beyond}", re.VERBOSE)
+    config = {**layout.unet, "in_channels": _channels(tensors) or 4}
+    expected = shapes(layout.family)
+    width, _, *kernel = expected["unet"]["conv_in.weight"]
+    expected = {**expected, "unet": {**expected["unet"], "conv_in.weight": (width, config["in_channels"], *kernel)}}
 
     def part(name: str, config: Config, prefixes: tuple[str, ...], modern: Callable[[str], str]) -> Part:
         mine = {key: entry for key, entry in tensors.items() if key.startswith(prefixes)}
-        if name != "unet":
+        if name != "unet":  # of which averages may be all there is
             mine = {key: entry for key, entry in mine.items() if not unused.fullmatch(key)}
-        return Part(name, config, path, path, mine, modern)
+        found = Part(name, config, path, path, mine, modern)
+        if mine or name != "vae":
+            found.check(expected[name])
+        return found
 
     numbered = names.unet_from_average if averaged else names.unet_from_file
-    modern = partial(numbered, layers=layout.unet["layers_per_block"])
-    config = {**layout.unet, "in_channels": _channels(tensors) or 4}
+    modern = partial(numbered, layers=config["layers_per_block"])
     unet = part("unet", config, (_AVERAGES if averaged else _UNET,), modern)
     text = part("text_encoder", layout.text, (layout.encoder,), layout.modern)
-    coder = part(
-        "vae", layout.vae, VAE_PREFIXES, partial(names.vae_from_file, blocks=len(layout.vae["block_out_channels"]))
-    )
+    modern = partial(names.vae_from_file, blocks=len(layout.vae["block_out_channels"]))
+    coder = part("vae", layout.vae, VAE_PREFIXES, modern)
     scheduler, schedule, notes = _scheduler(path, header, layout)
     if averaged:
         notes.append("the U-Net is that of the moving averages (model_ema.*): the file has no other")
@@ -126,6 +138,14 @@ def read(path: Path) -> OneFile:
     if unknown:
         notes.append(f"warning: {parts.counted('unknown and not used', unknown)}")
     return OneFile(text, unet, coder if coder.tensors else None, scheduler, schedule, tuple(notes))
+
+
+@cache
+def shapes(family: str) -> Mapping[str, Mapping[str, Shape]]:
+    """The shape of every weight by part and today's name, so that no network has to be made to miss one."""
+    packed = resources.files("clipskip.export").joinpath("shapes.json.gz").read_bytes()
+    parts = json.loads(gzip.decompress(packed))[family]
+    return {part: {name: tuple(shape) for name, shape in weights.items()} for part, weights in parts.items()}
 
 
 def _channels(tensors: Mapping[str, Entry]) -> int | None:

@@ -15,7 +15,9 @@ from typing import Any
 
 from clipskip.engines import files, tensorfile
 from clipskip.engines.errors import CheckpointError, ExportError, UnsupportedModelError
+from clipskip.engines.shapes import Shape
 from clipskip.engines.tensorfile import Entry, Header
+from clipskip.export.names import describe_keys
 
 State = tuple[int, int, int, int]
 Config = Mapping[str, Any]
@@ -64,6 +66,19 @@ class Part:
                     raise CheckpointError(message, path=self.weights)
                 places[name] = place
         return places
+
+    def check(self, expected: Mapping[str, Shape]) -> None:
+        """CheckpointError where a weight is missing, is one too many, or has another shape than these."""
+        missing, unexpected = sorted(expected.keys() - self.places.keys()), sorted(self.places.keys() - expected.keys())
+        if missing or unexpected:
+            what = f"{counted('missing', missing)}, {counted('unexpected', unexpected)}"
+            what += f"; this looks like {guess}" if (guess := describe_keys(self.tensors)) else ""
+            raise CheckpointError(f"{self.weights} does not hold the {self.name}: {what}", path=self.weights)
+        for name, shape in expected.items():
+            place = self.places[name]
+            if _flat(place.shape) != _flat(shape):
+                message = f"{place.tensor} has the shape {list(place.shape)}, the configuration asks for {list(shape)}"
+                raise CheckpointError(f"{self.weights}: {message}", path=self.weights)
 
     def _places(self, stored: str) -> Iterator[tuple[str, Place]]:
         """What the stored tensor holds: nothing, a weight, or those of query, key and value."""
@@ -120,6 +135,11 @@ class Files:
         for path, state in self.states.items():
             if _state(path) != state:
                 raise ExportError(f"{path} changed while it was being read", path=path, hint="export again")
+
+
+def _flat(shape: Shape) -> Shape:
+    """The shape of a matrix for what is one: a linear layer may be stored as a convolution that sees one pixel."""
+    return shape[:2] if set(shape[2:]) <= {1} else shape
 
 
 def counted(what: str, names: list[str]) -> str:

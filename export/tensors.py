@@ -12,8 +12,7 @@ from torch import Tensor
 from clipskip.engines import files
 from clipskip.engines.errors import CheckpointError
 from clipskip.engines.shapes import Shape
-from clipskip.export.names import describe_keys
-from clipskip.export.parts import Part, Place, counted
+from clipskip.export.parts import Part, Place
 
 
 def fill(make: Callable[[dict[str, Any]], Any], part: Part) -> Any:
@@ -25,23 +24,9 @@ def fill(make: Callable[[dict[str, Any]], Any], part: Part) -> Any:
         message = f"no {part.name} can be made from {part.settings} ({type(error).__name__}: {error})"
         raise files.shortage(error) or CheckpointError(message, path=part.settings) from error
     expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    missing, unexpected = sorted(expected.keys() - part.places.keys()), sorted(part.places.keys() - expected.keys())
-    if missing or unexpected:
-        what = f"{counted('missing', missing)}, {counted('unexpected', unexpected)}"
-        what += f"; this looks like {guess}" if (guess := describe_keys(part.tensors)) else ""
-        raise CheckpointError(f"{part.weights} does not hold the {part.name}: {what}", path=part.weights)
-    for name, shape in expected.items():
-        place = part.places[name]
-        if _flat(place.shape) != _flat(shape):
-            message = f"{place.tensor} has the shape {list(place.shape)}, the configuration asks for {list(shape)}"
-            raise CheckpointError(f"{part.weights}: {message}", path=part.weights)
+    part.check(expected)
     module.load_state_dict(dict(_read(part, expected)), assign=True)
     return module.eval().requires_grad_(False)
-
-
-def _flat(shape: Shape) -> Shape:
-    """The shape of a matrix for what is one: a linear layer may be stored as a convolution that sees one pixel."""
-    return shape[:2] if set(shape[2:]) <= {1} else shape
 
 
 def _read(part: Part, expected: Mapping[str, Shape]) -> Iterator[tuple[str, Tensor]]:

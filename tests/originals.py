@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from one_file_shapes import shapes
 from safetensors.torch import load_file, save_file
 
 from clipskip.export import onefile, tokenizer
 
+PARTS = ("text_encoder", "unet", "vae")
 SPELLINGS = {  # today's name -> the original one, where blocks are not numbered
     "time_embedding.linear_1.": "time_embed.0.", "time_embedding.linear_2.": "time_embed.2.",
     "conv_in.": "input_blocks.0.0.", "conv_norm_out.": "out.0.", "conv_out.": "out.2.",
@@ -61,19 +63,54 @@ def original_vae(name: str, blocks: int) -> str:
     return re.sub(r"(?<=decoder\.up\.)\d+", lambda match: str(blocks - 1 - int(match[0])), name)
 
 
-def write_one_file(tiny: Path, path: Path, patch: pytest.MonkeyPatch) -> Path:
-    """The tiny model as one file of SD 1.x, whose configurations are shrunk to its size."""
-    folders = ("text_encoder", "unet", "vae")
-    configs = [json.loads((tiny / folder / "config.json").read_text()) for folder in folders]
-    shrunk = replace(onefile.SD1, text=configs[0], unet=configs[1], vae=configs[2])
-    patch.setattr(onefile, "LAYOUTS", (shrunk, *onefile.LAYOUTS[1:]))
-    patch.setattr(onefile, "VAE", configs[2])
-    tiny_tokenizer = {name: (tiny / "tokenizer" / name).read_bytes() for name in ("vocab.json", "merges.txt")}
-    patch.setattr(tokenizer, "clip", lambda: tiny_tokenizer)
-    text, unet, vae = (load_file(next((tiny / folder).glob("*.safetensors"))) for folder in folders)
-    weights = {f"cond_stage_model.transformer.{name}": value for name, value in text.items()}
-    weights |= {f"model.diffusion_model.{original_unet(name, 0, {1})}": value for name, value in unet.items()}
-    weights |= {f"first_stage_model.{original_vae(name, 4)}": value for name, value in vae.items()}
+OPEN_CLIP = {
+    "embeddings.position_embedding.weight": "positional_embedding", "embeddings.token_embedding": "token_embedding",
+    "final_layer_norm": "ln_final", "encoder.layers.": "transformer.resblocks.", ".layer_norm1.": ".ln_1.",
+    ".layer_norm2.": ".ln_2.", ".mlp.fc1.": ".mlp.c_fc.", ".mlp.fc2.": ".mlp.c_proj.", ".self_attn.": ".attn.",
+}  # fmt: skip
+
+
+def open_clip(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The text encoder as OpenCLIP writes it: query, key and value in one tensor."""
+    today = {name.removeprefix("text_model."): value for name, value in weights.items()}
+    packed = {}
+    for name in [name for name in today if ".q_proj." in name]:
+        thirds = [today.pop(name.replace(".q_proj.", f".{letter}_proj.")) for letter in "qkv"]
+        packed[replaced(name.replace(".q_proj.", ".in_proj_"), OPEN_CLIP)] = torch.cat(thirds)
+    return packed | {replaced(name, OPEN_CLIP): value for name, value in today.items()}
+
+
+def original(folder: Path, family: str = "sd1") -> dict[str, torch.Tensor]:
+    """A model's weights under the names of one file."""
+    text, unet, vae = (load_file(next((folder / part).glob("*.safetensors"))) for part in PARTS)
+    config = json.loads((folder / "unet" / "config.json").read_text())
+    attended = {block for block, kind in enumerate(config["up_block_types"]) if "CrossAttn" in kind}
+    prefix, named = {"sd1": ("transformer.", text), "sd2": ("model.", open_clip(text))}[family]
+    weights = {f"cond_stage_model.{prefix}{name}": value for name, value in named.items()}
+    layers = config["layers_per_block"]
+    weights |= {f"model.diffusion_model.{original_unet(name, layers, attended)}": value for name, value in unet.items()}
+    return weights | {f"first_stage_model.{original_vae(name, 4)}": value for name, value in vae.items()}
+
+
+def shrink(folder: Path, patch: pytest.MonkeyPatch, family: str = "sd1") -> None:
+    """Let one-file models of the family be of this model's size, and its tokenizer be CLIP's."""
+    text, unet, vae = (json.loads((folder / part / "config.json").read_text()) for part in PARTS)
+    beyond = rf"cond_stage_model\.model\.transformer\.resblocks\.{text['num_hidden_layers']}\..*"
+    shrunk = [
+        replace(layout, text=text, unet=unet, vae=vae, beyond=beyond) if layout.family == family else layout
+        for layout in onefile.LAYOUTS
+    ]
+    made = {layout.family: shapes(layout) for layout in shrunk if layout.family == family}
+    patch.setattr(onefile, "LAYOUTS", tuple(shrunk))
+    patch.setattr(onefile, "VAE", vae)
+    patch.setattr(onefile, "shapes", lambda family: made[family])
+    files = {name: (folder / "tokenizer" / name).read_bytes() for name in ("vocab.json", "merges.txt")}
+    patch.setattr(tokenizer, "clip", lambda: files)
+
+
+def write_one_file(folder: Path, path: Path, patch: pytest.MonkeyPatch, family: str = "sd1") -> Path:
+    """The model as one file, with what such files hold beside it."""
+    shrink(folder, patch, family)
     beside = {"cond_stage_model.logit_scale": torch.ones(1), "first_stage_model.loss.logvar": torch.ones(1)}
-    save_file(weights | beside | {"betas": torch.ones(1000)}, path)
+    save_file(original(folder, family) | beside | {"betas": torch.ones(1000)}, path)
     return path
