@@ -57,8 +57,13 @@ def _texts(source: Checkpoint, unet: Any, family: Family) -> list[Any]:
 
 def _scheduler(source: Checkpoint, prediction: str | None, earlier: ModelFacts | None) -> Any:
     said = {"prediction_type": earlier.prediction} if earlier else {}
-    said = {**said, **source.scheduler, **({"prediction_type": prediction} if prediction else {})}
+    own = {field: value for field, value in source.scheduler.items() if (field, value) != ("prediction_type", "")}
+    said = {**said, **own, **({"prediction_type": prediction} if prediction else {})}
     predicted = said.get("prediction_type")
+    if predicted is None and own != source.scheduler:
+        message = f"nothing says whether this model predicts noise, as 512-base does, or v, as 768-v does: {source.root}"
+        hint = "say it: --prediction epsilon or --prediction v_prediction; or put the model's .yaml beside the file"
+        raise UnsupportedModelError(message, path=source.schedule, field="prediction", hint=hint)
     if isinstance(predicted, str) and predicted not in ("epsilon", "v_prediction"):
         message = f"the network predicts no noise, but {predicted!r:.60}; {SUPPORTED} ({source.schedule})"
         hint = "if that is wrong, say what it predicts: --prediction epsilon or --prediction v_prediction"
@@ -98,7 +103,7 @@ def facts(
         name=name, family=family.name, layers=layers, width=unet.cross_attention_dim, vocabulary=texts[0].vocab_size,
         prediction=scheduler.prediction_type, beta_start=scheduler.beta_start, beta_end=scheduler.beta_end,
         train_steps=scheduler.num_train_timesteps, scaling_factor=vae.scaling_factor,
-        default_size=unet.sample_size * LATENT,
+        default_size=(unet.sample_size or family.size(scheduler.prediction_type)) * LATENT,
         size_step=LATENT,  # the step graph upsamples to the size of what it joins
         recommended_clip_skip=recommended_clip_skip,
         model_sha256=hashlib.sha256(json.dumps(dict(source.sources), sort_keys=True).encode()).hexdigest(),

@@ -28,7 +28,7 @@ TEXT_FIELDS: Schema = {  # transformers writes only what differs from its own va
     "projection_dim": (Width, 512),
 }  # fmt: skip
 UNET_FIELDS: Schema = {
-    "sample_size": (Annotated[int, range(1, 8193)], 64), "in_channels": (Width, 4), "out_channels": (Width, 4),
+    "sample_size": (Annotated[int, range(1, 8193)] | None, None), "in_channels": (Width, 4), "out_channels": (Width, 4),
     "block_out_channels": (Widths, (320, 640, 1280, 1280)), "cross_attention_dim": (Width, 1280),
     "layers_per_block": (Depth | tuple[Depth, ...], 2), "transformer_layers_per_block": (Depth | tuple[Depth, ...], 1),
     "attention_head_dim": (Width | Widths, 8), "num_attention_heads": (Width | Widths | None, None),
@@ -100,6 +100,7 @@ class Family:
     claims: Callable[[Any], object]  # whether a U-Net of this configuration is one
     clip_skips: Callable[[int], tuple[int, ...]]  # layers of the first encoder -> those kept at clip skip 1, 2, ...
     encoders: tuple[Encoder, ...] = (Encoder(),)
+    size: Callable[[str], int] = lambda prediction: 64  # of the latents it was trained on, where its U-Net says none
     float_attention: bool = False  # the U-Net's attention overflows in fp16
     inputs: Callable[[Any, str], tuple[Port, ...]] = lambda unet, dtype: ()  # the step's own, in the order of the trace
     conditions: Callable[[Mapping[str, Any], Any], Mapping[str, Any]] = lambda inputs, rows: {}

@@ -15,5 +15,6 @@ SD2 = Family(
     claims=lambda unet: unet.use_linear_projection or unet.cross_attention_dim == 1024,
     clip_skips=lambda layers: (min(layers, PENULTIMATE),) * CLIP_SKIPS,
     encoders=(Encoder(padding=0),),
+    size=lambda prediction: 96 if prediction == "v_prediction" else 64,
     float_attention=True,
 )
