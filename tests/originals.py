@@ -95,6 +95,8 @@ def original(folder: Path, family: str = "sd1") -> dict[str, torch.Tensor]:
 def shrink(folder: Path, patch: pytest.MonkeyPatch, family: str = "sd1") -> None:
     """Let one-file models of the family be of this model's size, and its tokenizer be CLIP's."""
     text, unet, vae = (json.loads((folder / part / "config.json").read_text()) for part in PARTS)
+    unset = unet.pop("_use_default_values", ())  # diffusers takes its own values for these, whatever stands there
+    unet = {field: value for field, value in unet.items() if field not in unset}
     beyond = rf"cond_stage_model\.model\.transformer\.resblocks\.{text['num_hidden_layers']}\..*"
     shrunk = [
         replace(layout, text=text, unet=unet, vae=vae, beyond=beyond) if layout.family == family else layout

@@ -61,7 +61,9 @@ def _scheduler(source: Checkpoint, prediction: str | None, earlier: ModelFacts |
     said = {**said, **own, **({"prediction_type": prediction} if prediction else {})}
     predicted = said.get("prediction_type")
     if predicted is None and own != source.scheduler:
-        message = f"nothing says whether this model predicts noise, as 512-base does, or v, as 768-v does: {source.root}"
+        message = (
+            f"nothing says whether this model predicts noise, as 512-base does, or v, as 768-v does: {source.root}"
+        )
         hint = "say it: --prediction epsilon or --prediction v_prediction; or put the model's .yaml beside the file"
         raise UnsupportedModelError(message, path=source.schedule, field="prediction", hint=hint)
     if isinstance(predicted, str) and predicted not in ("epsilon", "v_prediction"):
