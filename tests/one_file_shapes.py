@@ -19,14 +19,19 @@ from clipskip.export.onefile import LAYOUTS, Layout
 PATH = Path(__file__).parents[1] / "export" / "shapes.json.gz"
 
 
+def made(layout: Layout) -> dict[str, torch.nn.Module]:
+    """The networks, with random weights."""
+    return {
+        "text_encoder": CLIPTextModel(CLIPTextConfig.from_dict(dict(layout.text))),
+        "unet": UNet2DConditionModel.from_config(dict(layout.unet)),
+        "vae": AutoencoderKL.from_config(dict(layout.vae)),
+    }
+
+
 def networks(layout: Layout) -> dict[str, torch.nn.Module]:
     """Without memory for their weights."""
     with torch.device("meta"):
-        return {
-            "text_encoder": CLIPTextModel(CLIPTextConfig.from_dict(dict(layout.text))),
-            "unet": UNet2DConditionModel.from_config(dict(layout.unet)),
-            "vae": AutoencoderKL.from_config(dict(layout.vae)),
-        }
+        return made(layout)
 
 
 def shapes(layout: Layout) -> dict[str, dict[str, tuple[int, ...]]]:

@@ -1,19 +1,24 @@
-"""The names that original one-file models use, written down the other way round than the export reads them."""
+"""The names that original one-file models use, written down the other way round than the export reads them.
+
+`python tests/originals.py sd1|sd2 FILE` writes a model of full size with random weights in fp16, to measure with.
+"""
 
 from __future__ import annotations
 
 import json
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from one_file_shapes import shapes
+from one_file_shapes import made, shapes
 from safetensors.torch import load_file, save_file
 
 from clipskip.export import onefile, tokenizer
 
+Tensors = dict[str, torch.Tensor]
 PARTS = ("text_encoder", "unet", "vae")
 SPELLINGS = {  # today's name -> the original one, where blocks are not numbered
     "time_embedding.linear_1.": "time_embed.0.", "time_embedding.linear_2.": "time_embed.2.",
@@ -70,9 +75,14 @@ OPEN_CLIP = {
 }  # fmt: skip
 
 
-def open_clip(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def plain(weights: Tensors) -> Tensors:
+    """Under today's names."""
+    return {name.removeprefix("text_model."): value for name, value in weights.items()}
+
+
+def open_clip(weights: Tensors) -> Tensors:
     """The text encoder as OpenCLIP writes it: query, key and value in one tensor."""
-    today = {name.removeprefix("text_model."): value for name, value in weights.items()}
+    today = plain(weights)
     packed = {}
     for name in [name for name in today if ".q_proj." in name]:
         thirds = [today.pop(name.replace(".q_proj.", f".{letter}_proj.")) for letter in "qkv"]
@@ -80,16 +90,20 @@ def open_clip(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return packed | {replaced(name, OPEN_CLIP): value for name, value in today.items()}
 
 
-def original(folder: Path, family: str = "sd1") -> dict[str, torch.Tensor]:
+def renamed(family: str, text: Tensors, unet: Tensors, vae: Tensors, layers: int, attended: set[int]) -> Tensors:
+    """A model's weights under the names of one file; `layers` of a block, `attended`: the up blocks with attentions."""
+    prefix, named = {"sd1": ("transformer.text_model.", plain(text)), "sd2": ("model.", open_clip(text))}[family]
+    weights = {f"cond_stage_model.{prefix}{name}": value for name, value in named.items()}
+    weights |= {f"model.diffusion_model.{original_unet(name, layers, attended)}": value for name, value in unet.items()}
+    return weights | {f"first_stage_model.{original_vae(name, 4)}": value for name, value in vae.items()}
+
+
+def original(folder: Path, family: str = "sd1") -> Tensors:
     """A model's weights under the names of one file."""
     text, unet, vae = (load_file(next((folder / part).glob("*.safetensors"))) for part in PARTS)
     config = json.loads((folder / "unet" / "config.json").read_text())
     attended = {block for block, kind in enumerate(config["up_block_types"]) if "CrossAttn" in kind}
-    prefix, named = {"sd1": ("transformer.", text), "sd2": ("model.", open_clip(text))}[family]
-    weights = {f"cond_stage_model.{prefix}{name}": value for name, value in named.items()}
-    layers = config["layers_per_block"]
-    weights |= {f"model.diffusion_model.{original_unet(name, layers, attended)}": value for name, value in unet.items()}
-    return weights | {f"first_stage_model.{original_vae(name, 4)}": value for name, value in vae.items()}
+    return renamed(family, text, unet, vae, config["layers_per_block"], attended)
 
 
 def shrink(folder: Path, patch: pytest.MonkeyPatch, family: str = "sd1") -> None:
@@ -102,10 +116,10 @@ def shrink(folder: Path, patch: pytest.MonkeyPatch, family: str = "sd1") -> None
         replace(layout, text=text, unet=unet, vae=vae, beyond=beyond) if layout.family == family else layout
         for layout in onefile.LAYOUTS
     ]
-    made = {layout.family: shapes(layout) for layout in shrunk if layout.family == family}
+    sizes = {layout.family: shapes(layout) for layout in shrunk if layout.family == family}
     patch.setattr(onefile, "LAYOUTS", tuple(shrunk))
     patch.setattr(onefile, "VAE", vae)
-    patch.setattr(onefile, "shapes", lambda family: made[family])
+    patch.setattr(onefile, "shapes", lambda family: sizes[family])
     files = {name: (folder / "tokenizer" / name).read_bytes() for name in ("vocab.json", "merges.txt")}
     patch.setattr(tokenizer, "clip", lambda: files)
 
@@ -116,3 +130,16 @@ def write_one_file(folder: Path, path: Path, patch: pytest.MonkeyPatch, family: 
     beside = {"cond_stage_model.logit_scale": torch.ones(1), "first_stage_model.loss.logvar": torch.ones(1)}
     save_file(original(folder, family) | beside | {"betas": torch.ones(1000)}, path)
     return path
+
+
+def write_full_size(family: str, path: Path) -> None:
+    """A model of SD 1.5's or 2.1's size; no picture comes out of it."""
+    torch.manual_seed(0)
+    layout = next(layout for layout in onefile.LAYOUTS if layout.family == family)
+    text, unet, vae = (network.half().state_dict() for network in made(layout).values())
+    said = {"modelspec.prediction_type": "v" if family == "sd2" else "epsilon"}
+    save_file(renamed(family, text, unet, vae, 2, {1, 2, 3}), path, metadata=said)
+
+
+if __name__ == "__main__":
+    write_full_size(sys.argv[1], Path(sys.argv[2]))
