@@ -46,21 +46,23 @@ class Networks:
 def load(checkpoint: Checkpoint) -> Networks:
     """The networks with the checkpoint's weights. CheckpointError, UnsupportedModelError, ExportError."""
     family = families.of(checkpoint)
-    networks = Networks(
-        family,
-        checkpoint.vocabulary[tokenizer.END],
-        tuple(
-            fill(_projected if use.pooled else _text, part)
-            for use, part in zip(family.encoders, checkpoint.texts, strict=True)
-        ),
-        fill(UNet2DConditionModel.from_config, checkpoint.unet),
-        fill(AutoencoderKL.from_config, checkpoint.vae),
-    )
+    try:
+        networks = Networks(
+            family,
+            checkpoint.vocabulary[tokenizer.END],
+            tuple(
+                fill(_projected if use.pooled else _text, part)
+                for use, part in zip(family.encoders, checkpoint.texts, strict=True)
+            ),
+            fill(UNet2DConditionModel.from_config, checkpoint.unet),
+            fill(AutoencoderKL.from_config, checkpoint.vae),
+        )
+    finally:  # a file that is another one by now is what went wrong, whatever it looked like
+        checkpoint.files.check_unchanged()
     for text in networks.texts:
         text.embeddings.position_ids = torch.arange(77)[None]  # the one buffer that no file holds
     if family.float_attention or checkpoint.unet.config.get("upcast_attention"):
         networks.unet.set_attn_processor(float_attention)
-    checkpoint.files.check_unchanged()
     return networks
 
 

@@ -73,15 +73,18 @@ _UNET, _AVERAGES = "model.diffusion_model.", "model_ema.diffusion_model"
 BARE_VAE = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 VAE_PREFIXES = tuple(f"first_stage_model.{half}" for half in BARE_VAE)
 _UNUSED = r"""model_ema\..*
-    | (optimizer|lr_scheduler|callbacks|loops|embedding_manager)\w*(\..*)?             # of the training
+    | (optimizer|lr_scheduler|callbacks|loops|embedding_manager)\w*(\..*)?  # of the training
     | betas | \w*alphas_cumprod\w* | posterior_\w+ | lvlb_weights | logvar | scale_factor | global_step | epoch
-    | v_pred | ztsnr                                                                # what it predicts: said elsewhere
+    | (.*\.)?scaled_fp8 | v_pred | ztsnr  # how the file is to be read: said elsewhere
     | first_stage_model\.(loss|model_ema|logvar)\b.*
     | cond_stage_model\.(.*\.)?(logit_scale|text_projection|visual|visual_projection|vision_model)\b.*
     """
-_OTHER_MODELS = ("SDXL", "an SDXL refiner", "SD 3", "Flux", "a ControlNet")
+_OTHER_MODELS = ("SDXL", "an SDXL refiner", "SD 3", "Flux")
 _CHANNELS = {5: "a depth-to-image model", 7: "an upscaler", 8: "an instruct-pix2pix model"}
-_OTHERS = {"label_emb.": "is conditioned on a class or a picture (label_emb)", "motion_modules.": "makes films"}
+_OTHERS = {
+    "control_model.": "is a ControlNet", "motion_modules.": "makes films",
+    "label_emb.": "is conditioned on a class or a picture (label_emb)",
+}  # fmt: skip
 _PREDICTIONS = {"v": "v_prediction", "eps": "epsilon"}  # of other programs
 _PARAMETERIZATION = re.compile(r"""(?m)(?:^|[{,])[ \t]*["']?parameterization["']?[ \t]*:[ \t]*["']?(\w{1,40})""")
 _ZERO_SNR = re.compile(

@@ -138,7 +138,7 @@ class Files:
     def check_unchanged(self) -> None:
         """ExportError where a file is not the one that was looked at."""
         for path, state in self.states.items():
-            if _state(path) != state:
+            if not path.exists() or _state(path) != state:
                 raise ExportError(f"{path} changed while it was being read", path=path, hint="export again")
 
 

@@ -41,7 +41,7 @@ def _read(part: Part, expected: Mapping[str, Shape]) -> Iterator[tuple[str, Tens
                     message = f"{part.weights}: {part.places[name].tensor} has {broken}"
                     raise CheckpointError(message, path=part.weights, hint=hint)
                 yield name, tensor
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{part.weights} cannot be read ({error})", path=part.weights) from error
 
 

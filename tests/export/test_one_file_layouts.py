@@ -22,11 +22,11 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
 from clipskip.engines import files
-from clipskip.errors import CheckpointError, UnsupportedModelError
+from clipskip.errors import CheckpointError, ExportError, UnsupportedModelError
 from clipskip.export import names, onefile
 from clipskip.export.checkpoint import open_checkpoint
 from clipskip.export.families import facts
-from clipskip.export.models import Networks, load
+from clipskip.export.models import Networks, check_halves, load
 
 Tensors = dict[str, torch.Tensor]
 UNET = "model.diffusion_model."
@@ -339,3 +339,30 @@ def test_sources_that_contradict_each_other_are_all_named(one_file: Path) -> Non
     assert source.scheduler["prediction_type"] == "v_prediction"
     (note,) = [note for note in source.notes if "--prediction" in note]
     assert "v_pred says v_prediction, my model.yaml says epsilon, modelspec.prediction_type says epsilon" in note
+
+
+@pytest.mark.parametrize("what", ["gone", "cut", "of another shape"])
+def test_a_file_that_changes_under_the_export_is_named_for_that_a24(one_file: Path, what: str) -> None:
+    source = open_checkpoint(one_file)
+    if what == "gone":
+        one_file.unlink()
+    elif what == "cut":
+        one_file.write_bytes(one_file.read_bytes()[:-100])
+    else:
+        change(one_file, lambda tensors: tensors | {f"{UNET}time_embed.0.weight": torch.ones(3, 3)})
+    with pytest.raises(ExportError, match=r"my model\.safetensors changed while it was being read"):
+        load(source)
+
+
+@pytest.mark.parametrize("value", [torch.nan, 500.0])
+def test_what_fp8_cannot_hold_is_named_as_it_stands_in_the_file_a12_a13(one_file: Path, value: float) -> None:
+    name = f"{UNET}time_embed.0.weight"
+    broken = torch.full((64, 16), value).to(torch.float8_e4m3fn)
+    change(one_file, lambda tensors: tensors | {name: broken, f"{name}_scale": torch.tensor(200.0)})
+    if value == 500.0:
+        networks = load(open_checkpoint(one_file))
+        with pytest.raises(ExportError, match=r"unet\.time_embedding\.linear_1\.weight \(\d+\)"):
+            check_halves(networks)
+    else:
+        with pytest.raises(CheckpointError, match=r"time_embed\.0\.weight has 1024 NaN"):
+            load(open_checkpoint(one_file))
