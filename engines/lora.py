@@ -105,6 +105,8 @@ class Choice:
 
         RequestError for a weight beyond -10 to 10.
         """
+        if os.path.exists(text):
+            return cls(Path(text))
         path, *numbers = re.split(rf":(?={_WEIGHTS})", text, maxsplit=1)
         weights = [float(number) for number in ":".join(numbers).split(":") if number]
         unet, own = (*weights, *weights)[:2] if weights else (1.0, 1.0)

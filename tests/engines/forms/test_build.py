@@ -14,8 +14,9 @@ import onnx_ir as ir
 import pytest
 from copies import copy_of
 from onnx_ir.tape import Tape
+from safetensors.numpy import load_file
 
-from clipskip.engines import gates, publish, report, trials
+from clipskip.engines import gates, publish, report, trials, weights
 from clipskip.engines.forms import FORMS, build
 from clipskip.engines.forms.rewrite import like
 from clipskip.engines.manifest import DECODE, STEP, Identity, Role
@@ -76,6 +77,31 @@ def test_the_table_tells_where_every_weight_outside_of_the_graph_is(forms: Path)
     for where, offset, nbytes, dtype, shape, _ in table.values():
         stored = np.fromfile(folders[where], dtype, count=nbytes // np.dtype(dtype).itemsize, offset=offset)
         assert np.isfinite(stored.reshape(shape)).all()
+
+
+def test_the_table_tells_which_parameters_a_weight_holds_and_how(forms: Path, sample_checkpoint: Path) -> None:
+    files = {"text": "text_encoder/model", "unet": "unet/diffusion_pytorch_model"}
+    own = {
+        f"{part}.{name.removeprefix('text_model.')}": array
+        for part, stem in files.items()
+        for name, array in load_file(sample_checkpoint / f"{stem}.safetensors").items()
+    }
+    packed, last = set(), set()
+    for role in (STEP, Role("text", 2)):
+        form = Store(forms).find(role, "onnx", "fp16", "cuda")
+        folders = {Path(record.path).name: forms / record.path for record in form.files}
+        for stored in weights.loads((forms / form.files[1].path).read_bytes()).values():
+            if stored.origin is None:
+                continue
+            array = np.fromfile(folders[stored.file], stored.dtype, int(np.prod(stored.shape)), offset=stored.offset)
+            pieces = np.split(array.reshape(stored.shape), len(stored.origin.pieces), stored.origin.axis)
+            for (name, axes), piece in zip(stored.origin.pieces, pieces, strict=True):
+                assert np.array_equal(piece, own[name].astype(np.float16).transpose(axes))
+                assert stored.parameters()[name] == own[name].shape
+                packed |= {name} if len(pieces) > 1 else set()
+                last |= {name} if axes == (0, 2, 3, 1) else set()
+    assert {name.split(".")[-2] for name in packed} == {"time_emb_proj", "to_k", "to_v"}
+    assert {"unet.conv_in.weight", "unet.conv_out.weight"} <= last
 
 
 def test_what_is_there_is_not_made_again_and_what_a_new_writer_makes_is(
