@@ -6,7 +6,6 @@ Knows the tables beside graphs, and nothing of graphs, of layouts of LoRA files 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Collection, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -17,15 +16,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from clipskip.engines.errors import EngineIncompatible, RequestError
-from clipskip.engines.lora import Lora, merged_stored, read
+from clipskip.engines.errors import EngineIncompatible
+from clipskip.engines.lora import Choice, Lora, merged_stored, read
 from clipskip.engines.manifest import LORA, STEP, Artefact, Role, key_of
 from clipskip.engines.store import Store, export_command
 from clipskip.engines.weights import Shape, Stored, Table, loads, table_path
 
-_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)"
 Array = npt.NDArray[Any]
-LARGEST = 10.0  # weight of a LoRA
 DIGITS = 12  # of a mix's key in that name
 
 
@@ -92,26 +89,11 @@ def changeable(store: Store, precision: str) -> dict[str, Shape]:
     return {name: shape for graph in graphs for name, shape in parameters(table(store, graph)).items()}
 
 
-def option(typed: str) -> tuple[Path, float, float]:
-    """FILE[:weight[:text weight]]: a path, which may have colons itself, and the weights in U-Net and text encoders.
-
-    Without weights both are 1, with one both are that. RequestError beyond 10.
-    """
-    found = re.fullmatch(rf"(.+?)(?::({_NUMBER}))?(?::({_NUMBER}))?", typed, re.DOTALL)
-    if found is None or os.path.exists(typed):
-        return Path(typed), 1.0, 1.0
-    unet = float(found[2] or 1)
-    text = unet if found[3] is None else float(found[3])
-    if max(abs(unet), abs(text)) > LARGEST:
-        raise RequestError(f"a LoRA's weight must be from -{LARGEST:g} to {LARGEST:g}: {typed}", field="lora")
-    return Path(found[1]), unet, text
-
-
 def opened(store: Store, precision: str, options: Sequence[str]) -> tuple[Active, ...]:
     """The LoRAs of options such as FILE:0.8, read for a store's model. RequestError, CheckpointError."""
     there = changeable(store, precision) if options else {}
-    named = [option(typed) for typed in options]
-    return tuple(Active(read(path, there), path, text, unet) for path, unet, text in named)
+    chosen = [Choice.parse(typed) for typed in options]
+    return tuple(Active(read(each.path, there), each.path, each.text, each.unet) for each in chosen)
 
 
 def mix(role: Role, there: Collection[str], loras: Sequence[Active]) -> Mix:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipskip.engines import hints, lora
-from clipskip.engines.lora import Lora
-from clipskip.engines.variants import LARGEST, Active
+from clipskip.engines.lora import MOST, Lora
+from clipskip.engines.variants import Active
 
 from .errors import CheckpointError, RequestError, UnsafeFileError
 from .fields import did_you_mean, shown
@@ -72,9 +72,9 @@ def _called(arguments: str, field: str) -> Called:
 
 def _weight(typed: str, arguments: str, field: str) -> float:
     with suppress(ValueError):
-        if abs(weight := float(typed)) <= LARGEST:
+        if abs(weight := float(typed)) <= MOST:
             return weight
-    message = f"a LoRA's weight must be a number from -{LARGEST:g} to {LARGEST:g}, not {shown(typed)}"
+    message = f"a LoRA's weight must be a number from -{MOST:g} to {MOST:g}, not {shown(typed)}"
     raise RequestError(f"{message} in {shown(arguments)}", field=field, hint="0.5 to 1 is usual")
 
 

@@ -42,7 +42,7 @@ def write(
 
 
 def merge(path: Path, modules: Mapping[str, Any], weights: Mapping[str, float]) -> None:
-    """Add a file's deltas to torch's modules, {"text": ..., "unet": ...}, in float64: shares no code with the product."""
+    """Add a file's deltas to torch's modules, {"text": ..., "unet": ...}, in float64, with no code of ours."""
     import torch
 
     arrays = load_file(path)
