@@ -13,12 +13,13 @@ WHOLE_FIELDS += ["mask_blur", "mask_padding", "hires_steps"]
 SOLVER_FIELDS = ["eta", "s_churn", "s_tmin", "s_tmax", "s_noise", "rho", "sigma_min", "sigma_max"]
 FRACTION_FIELDS = ["cfg", "subseed_strength", "strength", "hires_scale", *SOLVER_FIELDS]
 LIST_FIELDS = ["sigmas"]
+NAME_FIELDS = ["loras"]
 DEPTH_FIELDS = ["clip_skip", "clip_skip_diffusers", "negative_clip_skip"]
 TEXT_FIELDS = ["prompt", "negative_prompt", "sampler", "schedule", "rng", "emphasis", "compat", "decoder"]
 TEXT_FIELDS += ["resize_mode", "fill", "inpaint_area", "hires_size", "hires_upscaler"]
 FLAG_FIELDS = ["pad_cond_uncond", "exact_steps", "mask_invert"]
 PICTURE_FIELDS = ["image", "mask"]
-OPTIONAL_FIELDS = ["seed", "subseed", "width", "height", "compat", *SOLVER_FIELDS, "sigmas"]
+OPTIONAL_FIELDS = ["seed", "subseed", "width", "height", "compat", *SOLVER_FIELDS, "sigmas", "loras"]
 OPTIONAL_FIELDS += ["strength", "hires_scale", "hires_size", *PICTURE_FIELDS]
 
 
@@ -32,5 +33,7 @@ def requests() -> st.SearchStrategy[Request]:
     kinds |= dict.fromkeys(FLAG_FIELDS, st.booleans())
     kinds |= dict.fromkeys(LIST_FIELDS, st.lists(number, min_size=1, max_size=5).map(tuple))
     kinds |= dict.fromkeys(PICTURE_FIELDS, st.text().map("data:".__add__) | st.text().map("sha256:".__add__))
+    named = st.text(min_size=1).map(lambda text: text.replace(",", ";"))
+    kinds |= dict.fromkeys(NAME_FIELDS, st.lists(named, min_size=1, max_size=3).map(tuple))
     kinds |= {name: st.none() | kinds[name] for name in OPTIONAL_FIELDS}
     return st.builds(Request, **kinds)

@@ -17,6 +17,7 @@ from strategies import (
     FLAG_FIELDS,
     FRACTION_FIELDS,
     LIST_FIELDS,
+    NAME_FIELDS,
     PICTURE_FIELDS,
     TEXT_FIELDS,
     WHOLE_FIELDS,
@@ -32,7 +33,8 @@ NO_NUMBERS = [True, "7", "7.5", b"7", float("nan"), float("inf"), [], {}, np.boo
 
 
 def test_every_field_is_in_one_of_the_lists_of_these_tests() -> None:
-    lists = (WHOLE_FIELDS, FRACTION_FIELDS, DEPTH_FIELDS, TEXT_FIELDS, FLAG_FIELDS, LIST_FIELDS, PICTURE_FIELDS)
+    lists = [WHOLE_FIELDS, FRACTION_FIELDS, DEPTH_FIELDS, TEXT_FIELDS, FLAG_FIELDS, LIST_FIELDS]
+    lists += [PICTURE_FIELDS, NAME_FIELDS]
     assert sorted(chain(*lists)) == sorted(field.name for field in fields(Request))
 
 
@@ -73,7 +75,7 @@ def test_an_unknown_field_is_refused_with_the_closest_name_d42(name: str, meant:
 
 @pytest.mark.parametrize(("alias", "name"), ALIASES.items())
 def test_json_takes_every_name_of_a_field_but_one_of_them_at_a_time(alias: str, name: str) -> None:
-    value = "x" if isinstance(FIELDS[name].default, str) else 3
+    value = "x" if isinstance(FIELDS[name].default, str) or name in NAME_FIELDS else 3
     assert Request.from_json({"prompt": "", alias: value}) == Request.from_json({"prompt": "", name: value})
     with pytest.raises(RequestError, match=f"{name} is given twice"):
         Request.from_json({"prompt": "", alias: None, name: None})

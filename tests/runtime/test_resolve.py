@@ -25,7 +25,7 @@ def test_a_bare_prompt_gets_every_default():
     assert 0 <= found.seeds[0][0] < 2**32
     filled = dataclasses.asdict(found.request)
     left = {name for name, value in filled.items() if value is None}
-    assert left == {"clip_skip_diffusers", "subseed", "compat", "sigmas", *OWN}
+    assert left == {"clip_skip_diffusers", "subseed", "compat", "sigmas", "loras", *OWN}
 
 
 def test_resolving_a_resolved_request_changes_nothing():
@@ -73,8 +73,8 @@ REFUSED = [
     ("4096x4096 is above the limit of 4194304 pixels", {"width": 4096, "height": 4096}),
     ("compat must be one of a1111; not 'comfy'", {"compat": "comfy"}),
     (
-        "the prompt asks for <lora:style:0.8>, and networks cannot be changed by a request",
-        {"prompt": "a <lora:style:0.8> cat"},
+        "the prompt asks for <hypernet:style:0.8>, and hypernetworks are not supported",
+        {"prompt": "a <hypernet:style:0.8> cat"},
     ),
     ("prompt has NUL at character 1", {"prompt": "a\x00"}),
     ("negative_prompt has a lone surrogate (U+D800) at character 0", {"negative_prompt": "\ud800"}),
@@ -116,7 +116,7 @@ def test_a_wrong_value_is_refused_by_name_with_what_would_be_right(message, give
 
 
 def test_without_a_model_every_field_is_refused_that_will_be_and_nothing_else():
-    request = Request(prompt="<lora:a:1>", negative_prompt="\0", clip_skip=99, sampler="DPM", schedule="a", seed=-5)
+    request = Request(prompt="<lora:a:x>", negative_prompt="\0", clip_skip=99, sampler="DPM", schedule="a", seed=-5)
     assert [*refusals(request)] == ["negative_prompt", "prompt", "seed", "sampler", "schedule", "clip_skip"]
     assert [*refusals(Request(prompt="", sampler="Euler turbo"))] == ["schedule"]
     assert refusals(Request(prompt="a AND b :99", clip_skip=13, width=8, height=2048)) == {}
