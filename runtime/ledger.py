@@ -193,7 +193,7 @@ def of_text(info: Infotext) -> Ledger:
         fields["hires_upscaler"] = "Lanczos"
     with suppress(RequestError):
         a1111 = info.program.startswith(("AUTOMATIC1111", "Forge"))
-        prompt = networks(without_comments(info.prompt))[0]
+        prompt = networks(without_comments(info.prompt))[0].rstrip()
         if a1111 and composition(prompt) != composition(prompt, "a1111"):
             fields["compat"] = "a1111"
     filled = {name: value for name, value in _FILLED.items() if name not in fields}

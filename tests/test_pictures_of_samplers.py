@@ -60,10 +60,10 @@ def requests() -> list[clipskip.Request]:
     """Every sampler with every schedule that it takes, with every number of steps, and with every of its settings."""
     made = []
     for i, sampler in enumerate(SAMPLERS):
-        schedules = [*SCHEDULES] if sampler.levels is None else ["automatic"] * len(STEPS)
+        schedules = [*SCHEDULES] if sampler.levels is None else ["automatic"] * 4
         for j, schedule in enumerate(schedules):
             steps = 20 if j == i % len(schedules) else [1, 2, 3, 5][(i + j) % 4]
-            steps = max(steps, 2 if sampler.levels is not None else 1)
+            steps = STEPS[1 + j] if sampler.levels is not None else steps
             given = {
                 name: options[(j + k) % len(options)]
                 for k, (name, options) in enumerate(CHOICES.items())
