@@ -12,7 +12,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pace import pace
-from strategies import DEPTH_FIELDS, FLAG_FIELDS, FRACTION_FIELDS, LIST_FIELDS, TEXT_FIELDS, WHOLE_FIELDS, requests
+from strategies import (
+    DEPTH_FIELDS,
+    FLAG_FIELDS,
+    FRACTION_FIELDS,
+    LIST_FIELDS,
+    PICTURE_FIELDS,
+    TEXT_FIELDS,
+    WHOLE_FIELDS,
+    requests,
+)
 
 from clipskip.errors import RequestError
 from clipskip.fields import parse, ranges
@@ -64,7 +73,8 @@ def test_an_unknown_field_is_refused_with_the_closest_name_d42(name: str, meant:
 
 @pytest.mark.parametrize(("alias", "name"), ALIASES.items())
 def test_json_takes_every_name_of_a_field_but_one_of_them_at_a_time(alias: str, name: str) -> None:
-    value = "x" if isinstance(FIELDS[name].default, str) else 3
+    value = {**dict.fromkeys(FLAG_FIELDS, True), **dict.fromkeys(PICTURE_FIELDS, "data:")}.get(name, 3)
+    value = "x" if isinstance(FIELDS[name].default, str) else value
     assert Request.from_json({"prompt": "", alias: value}) == Request.from_json({"prompt": "", name: value})
     with pytest.raises(RequestError, match=f"{name} is given twice"):
         Request.from_json({"prompt": "", alias: None, name: None})
