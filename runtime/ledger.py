@@ -22,7 +22,7 @@ from .loras import a1111_hash
 from .prompt import composition, networks
 from .prompt.parts import without_comments
 from .request import EMPHASES, FIELDS, PICTURES, UPSCALERS, Request, canonical
-from .resolve import refusals
+from .resolve import OF_IMAGE, OF_MASK, refusals
 from .samplers import split_schedule
 
 if TYPE_CHECKING:
@@ -41,7 +41,6 @@ _PLAIN = {
 DECODERS = {"vae": "Full", "tiny": "TAESD"}  # in A1111's words
 _RNGS = {"nv": "nv", "gpu": "nv", "cuda": "nv"}  # all others: "cpu"
 _HERE = {"sampler": "sampler", "schedule type": "schedule", "scheduler": "schedule", "rng": "rng"}
-_HERE["mask mode"] = "mask_invert"
 _HERE |= dict.fromkeys(("hypernet", "hypernet strength", "lora hashes"), "prompt")  # as tags
 _COMPARED = {"model", "model hash", "ti hashes"}  # with what is open
 _HARMLESS = {"version", "app", "backend", "pipeline", "operations", "batch size", "batch pos", "hashes", "time taken"}
@@ -49,7 +48,9 @@ _HARMLESS |= {"civitai metadata", "created date"}
 _OFF = {"", "false", "none", "null"}
 _OFF_AT = dict.fromkeys(("ngms", "token merging ratio", "token merging ratio hr", "skip early cfg"), 0.0)
 _OFF_AT |= {"beta schedule alpha": 0.6, "beta schedule beta": 0.6, "unipc order": 3}
-_WHY = {"hires upscaler": " (Lanczos takes its place)"}
+_WITH_IMAGE = ("strength", *OF_IMAGE, *OF_MASK)  # fields
+_WHY = {key(FIELDS[name].infotext): " (it counts where image is given)" for name in _WITH_IMAGE}
+_WHY |= {"hires upscaler": " (Lanczos takes its place)"}
 _FILLED = {"sampler": FIELDS["sampler"].default, "cfg": written(FIELDS["cfg"].default), "seed": "a random one"}
 _FILLED |= {"width": "the model's", "height": "the model's"}
 _SIGNS = {
@@ -79,6 +80,7 @@ class Ledger:
     loras: Mapping[str, str] | None = None  # likewise, or A1111's hash of it
     other_prompts: bool = False  # a prompt is no longer the picture's
     pictures: Mapping[str, str] = field(default_factory=dict)  # field -> digest of what it was made from
+    waiting: Mapping[str, str] = field(default_factory=dict)  # fields that count as soon as there is an image
 
     @property
     def batch(self) -> int:
@@ -94,6 +96,12 @@ class Ledger:
 
     def _with(self, request: Request, names: Collection[str]) -> Ledger:
         """Fields that were replaced are filled in no more; inversions of a prompt that is gone do not count."""
+        if request.image is not None and self.waiting:
+            late = {name: value for name, value in self.waiting.items() if name not in names}
+            said = {name: value for name, value in self.ignored.items() if _PLAIN.get(key(name)) in self.waiting}
+            ignored = {name: value for name, value in self.ignored.items() if name not in said}
+            heard = replace(self, ignored=ignored, honoured={**self.honoured, **said}, waiting={})
+            return heard._with(Request.from_text(late, request), names)
         filled = {name: value for name, value in self.filled.items() if name not in names}
         changed, inversions = bool({"prompt", "negative_prompt", "loras"} & set(names)), self.inversions
         if changed and inversions is not None:
@@ -196,6 +204,8 @@ def of_text(info: Infotext) -> Ledger:
         prompt = networks(without_comments(info.prompt))[0].rstrip()
         if a1111 and composition(prompt) != composition(prompt, "a1111"):
             fields["compat"] = "a1111"
+    hires = {"hires_scale", "hires_size"} & fields.keys()
+    waiting = {name: fields.pop(name) for name in _WITH_IMAGE[bool(hires) :] if name in fields}
     filled = {name: value for name, value in _FILLED.items() if name not in fields}
     if "rng" not in said and not info.program.startswith(("AUTOMATIC1111", "Forge", "SD.Next")):
         filled["rng"] = fields["rng"] = "cpu"
@@ -214,7 +224,8 @@ def of_text(info: Infotext) -> Ledger:
     fields |= {"prompt": info.prompt + tags, "negative_prompt": info.negative_prompt}
     model = said.get("model", ""), said.get("model hash", "")
     digests = _hashes(said, "ti", "embed") or None, _hashes(said, "lora", "lora") or None
-    return Ledger(Request.from_text(fields), info.program, honoured, ignored, filled, *model, *digests)
+    request = Request.from_text(fields)
+    return Ledger(request, info.program, honoured, ignored, filled, *model, *digests, waiting=waiting)
 
 
 def _fields(said: Mapping[str, str]) -> dict[str, str]:

@@ -140,6 +140,9 @@ def test_a_picture_of_a1111_1_10_is_read() -> None:
         rng="cpu",
         emphasis="No norm",
         eta_noise_seed_delta=31337,
+        strength=0.55,
+        hires_scale=2.0,
+        hires_steps=10,
     )
 
 

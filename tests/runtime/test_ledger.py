@@ -38,7 +38,7 @@ def embeddings(**digests: str) -> Inversions:
     [
         "Refiner: other [abcdef0123]",
         "Refiner switch at: 0.8",
-        "Hires upscale: 1.5",
+        "Hires CFG Scale: 3",
         "Hires prompt: x",
         "Denoising strength: 0.35",
         "Mask blur: 4",
@@ -92,9 +92,10 @@ def test_settings_of_samplers_and_schedules_are_read_by_a1111s_names(setting: st
 
 
 def test_settings_of_one_kind_share_a_note_which_names_each() -> None:
-    found = read(f"{S}, Hires upscale: 2, Skip: 0.5, Hires steps: 10, Hires upscaler: {'Latent' * 20}")
+    found = read(f"{S}, Hires prompt: x, Skip: 0.5, Hires sampler: y, Hires upscaler: {'Latent' * 20}")
+    name = f"{('Latent' * 20)[:57]}... (Lanczos takes its place)"
     assert found.notes() == [
-        f"not honoured from the picture: Hires upscale: 2, Hires steps: 10, Hires upscaler: {('Latent' * 20)[:57]}...",
+        f"not honoured from the picture: Hires prompt: x, Hires sampler: y, Hires upscaler: {name}",
         "not honoured from the picture: Skip: 0.5",
     ]
 

@@ -75,7 +75,8 @@ def test_an_unknown_field_is_refused_with_the_closest_name_d42(name: str, meant:
 
 @pytest.mark.parametrize(("alias", "name"), ALIASES.items())
 def test_json_takes_every_name_of_a_field_but_one_of_them_at_a_time(alias: str, name: str) -> None:
-    value = "x" if isinstance(FIELDS[name].default, str) or name in NAME_FIELDS else 3
+    value = {**dict.fromkeys(FLAG_FIELDS, True), **dict.fromkeys(PICTURE_FIELDS, "data:")}.get(name, 3)
+    value = "x" if isinstance(FIELDS[name].default, str) or name in NAME_FIELDS else value
     assert Request.from_json({"prompt": "", alias: value}) == Request.from_json({"prompt": "", name: value})
     with pytest.raises(RequestError, match=f"{name} is given twice"):
         Request.from_json({"prompt": "", alias: None, name: None})

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import resolving
 from facts import MODEL, step_artefact
+from strategies import PICTURE_FIELDS
 
 from clipskip import infotext, ledger, noise
 from clipskip.errors import RequestError
@@ -25,7 +26,8 @@ def test_a_bare_prompt_gets_every_default():
     assert 0 <= found.seeds[0][0] < 2**32
     filled = dataclasses.asdict(found.request)
     left = {name for name, value in filled.items() if value is None}
-    assert left == {"clip_skip_diffusers", "subseed", "compat", "sigmas", "loras", *OWN}
+    pictures = {*PICTURE_FIELDS, "strength", "hires_scale", "hires_size"}
+    assert left == {"clip_skip_diffusers", "subseed", "compat", "sigmas", "loras", *OWN, *pictures}
 
 
 def test_resolving_a_resolved_request_changes_nothing():
