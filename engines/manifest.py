@@ -30,7 +30,12 @@ TrainSteps = Annotated[int, range(1, 1_000_001)]
 Scale = Annotated[float, Between(0, 1e4)]
 Pixels = Annotated[int, range(8, (1 << 16) + 1, 8)]
 Kept = Annotated[int, range(100)]  # layers of a text encoder that a clip skip leaves
-LATER = {"variant": "", "clip_skips": (), "zero_snr": False}  # fields that old manifests lack: name -> what they are
+LATER = {
+    "variant": "",
+    "clip_skips": (),
+    "zero_snr": False,
+    "evidence": "",
+}  # fields that old manifests lack: name -> what they are
 
 
 class NewerManifestError(ManifestError):
@@ -57,6 +62,7 @@ class ModelFacts:
     model_sha256: Sha256  # over all source weights
     sources: Mapping[str, Sha256]  # file -> SHA-256
     clip_skips: tuple[Kept, ...] = ()  # how many layers clip skip 1, 2, ... keeps; (): one less with each, from all on
+    evidence: Annotated[str, r".{0,400}"] = ""  # why it is recommended, where that was measured
     zero_snr: bool = False  # the betas are rescaled so that the last level is nothing but noise
 
     @property

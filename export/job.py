@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -89,6 +90,8 @@ def export(
     with suppress(EngineMissing, ManifestError):
         earlier = read_manifest(out).model
     facts = family.facts(source, recommended_clip_skip, prediction, earlier)
+    if earlier and recommended_clip_skip is None and earlier.recommended_clip_skip == facts.recommended_clip_skip:
+        facts = replace(facts, evidence=earlier.evidence if earlier.name == facts.name else "")
     identities = _identities(facts, precision, skips, out)
     needs = PRECISIONS[precision] * source.weights
     with publish.build(out, f"{TARGET}-{precision}", identities, progress=progress, model=facts, needs=needs) as draft:

@@ -22,7 +22,7 @@ from clipskip.engines.shapes import LATENT
 from clipskip.engines.store import Store, build_command
 
 from . import metadata, vae
-from .backends import Backend
+from .backends import Array, Backend
 from .backends.providers import BY_TARGET
 from .batch import Image
 from .conditioning import NetworkRow, TextEncoder, check_vectors
@@ -35,7 +35,7 @@ from .ledger import Ledger
 from .noise import LARGEST_SEED, SOURCES, BrownianTree, image_seeds, initial
 from .request import OWN, Request, canonical
 from .resolve import Limits, Resolved, noise_model, resolve
-from .samplers import plan
+from .samplers import Row, plan
 from .tokenizer import Tokenizer
 
 LATENT_CHANNELS = 4
@@ -142,7 +142,7 @@ class Pipeline:
         self.model = facts = store.manifest().model
         for line in store.exposed():
             warnings.warn(line, RuntimeWarning, stacklevel=3)
-        self.backend = backend
+        self.backend, self._store = backend, store
         self._engines = EngineCache(store, backend, settings.text_engine_budget)
         self._tokenizer = Tokenizer.open(store.verify_tokenizer())
         if self._tokenizer.vocabulary != facts.vocabulary:
@@ -152,7 +152,7 @@ class Pipeline:
             if each.role.part == "text" and each.target == backend.target:
                 check_vectors(inversions.vectors, each)
         self._inversions = with_usable_names(inversions, self._tokenizer)
-        self._noise_model = noise_model(facts)
+        self.noise_model = noise_model(facts)
         step = self._engines.artefact(STEP)
         command = None if step.target == "onnx" else build_command(store.root, step.target, step.precision)
         self._limits = Limits.of(step, backend.batch_pixels, settings.max_batch, command)
@@ -244,6 +244,32 @@ class Pipeline:
         limits, pixels = self._limits, resolved.width * resolved.height
         return max(1, min(limits.batch, limits.pixels // pixels, limits.rows // len(resolved.texts)))
 
+    @property
+    def clip_skips(self) -> list[int]:
+        """Those that the store has engines for."""
+        there = {each.role.layers for each in self._store.manifest().artefacts if each.target == self.backend.target}
+        return [skip for skip, layers in enumerate(self.model.kept, 1) if layers in there]
+
+    def encode(self, picture: Array) -> tuple[Array, Array]:
+        """Mean and standard deviation, [4,h,w] each, of the latents of a picture, uint8 [8h,8w,3]."""
+        return vae.encode(self._engines, picture)
+
+    def evaluate(self, requests: Sequence[Request], latents: Array, table: Sequence[Row]) -> list[Array]:
+        """What the rows of a sampler's table make of latents [4,h,w] for the prompts of each request."""
+        resolved = [self.check(request) for request in requests]
+        rows, noise = self._text.rows(resolved), SOURCES["cpu"](0)
+        pairs = zip(rows, resolved, strict=True)
+        images = [Image(table, own, latents, noise, each.chunks, NOT_MASKED) for own, each in pairs]
+        done = 0
+        try:
+            self._driver.add(images)
+            while done < len(images) * len(table):
+                self._driver.advance(images, done)
+                done = sum(image.call for image in images)
+        finally:
+            self._driver.remove(images)
+        return [image.latents for image in images]
+
     def close(self) -> None:
         """Close the engines. May be called twice; a closed pipeline refuses further requests."""
         self._engines.close()
@@ -261,7 +287,7 @@ class Pipeline:
         """The images of one request: they share everything but their noise."""
         request = resolved.request
         given = {name: value for name in OWN if (value := getattr(request, name)) is not None}
-        made = plan(resolved.sampler, resolved.schedule, request.steps, self._noise_model, given, request.sigmas or ())
+        made = plan(resolved.sampler, resolved.schedule, request.steps, self.noise_model, given, request.sigmas or ())
         shape = LATENT_CHANNELS, resolved.height // LATENT, resolved.width // LATENT
         for seed, subseed in resolved.seeds:
             start, noise = initial(seed, shape, request.rng, subseed, request.subseed_strength)
