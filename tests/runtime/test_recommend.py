@@ -83,7 +83,7 @@ def test_losses_are_those_that_torch_computes(sample_checkpoint: Path, sample_st
         AutoencoderKL.from_pretrained(parts["vae"], low_cpu_mem_usage=False),
         UNet2DConditionModel.from_pretrained(parts["unet"], low_cpu_mem_usage=False),
     )
-    text = CLIPTextModel.from_pretrained(parts["text_encoder"])
+    text = CLIPTextModel.from_pretrained(parts["text_encoder"], dtype=torch.float32)
     tokenizer = CLIPTokenizer.from_pretrained(parts["tokenizer"])
     ids = tokenizer(caption, padding="max_length", max_length=77, return_tensors="pt").input_ids
     abar = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
