@@ -32,6 +32,7 @@ Pixels = Annotated[int, range(8, (1 << 16) + 1, 8)]
 Kept = Annotated[int, range(100)]  # layers of a text encoder that a clip skip leaves
 LATER = {  # fields that old manifests lack: name -> what they are
     "variant": "", "clip_skips": (), "zero_snr": False, "suggested_clip_skip": None, "context_parts": (),
+    "evidence": "",
 }  # fmt: skip
 
 
@@ -59,6 +60,7 @@ class ModelFacts:
     model_sha256: Sha256  # over all source weights
     sources: Mapping[str, Sha256]  # file -> SHA-256
     clip_skips: tuple[Kept, ...] = ()  # how many layers clip skip 1, 2, ... keeps; (): one less with each, from all on
+    evidence: Annotated[str, r".{0,400}"] = ""  # why it is recommended, where that was measured
     zero_snr: bool = False  # the betas are rescaled so that the last level is nothing but noise
     suggested_clip_skip: Count | None = None  # what the checkpoint's own metadata says; nobody's choice
     context_parts: tuple[Count, ...] = ()  # how much of D each of several text encoders gives; (): one gives all

@@ -139,6 +139,14 @@ def build(
                 _commit(root, draft.merge(current, published, sealed), (folder, root / published))
 
 
+def recommend(root: str | Path, clip_skip: int, evidence: str) -> None:
+    """Write into the manifest what requests get that name no clip skip, and how that is known."""
+    with _store_lock(Path(root)):
+        current = read_manifest(Path(root))
+        model = replace(current.model, recommended_clip_skip=clip_skip, evidence=evidence)
+        _commit(Path(root), replace(current, model=model))
+
+
 def folder_name(label: str, wanted: Wanted) -> str:
     """The name under which a build is published: the label, what it is made of, and a check that nobody else writes."""
     if not _LABEL.fullmatch(label):

@@ -39,7 +39,7 @@ from .loras import Loras, a1111_hash, called, notes
 from .noise import LARGEST_SEED, SOURCES, BrownianTree, image_seeds, initial
 from .request import OWN, Request, canonical
 from .resolve import Limits, Resolved, noise_model, resolve
-from .samplers import Plan, plan
+from .samplers import Plan, Row, plan
 from .tokenizer import Tokenizer
 
 LATENT_CHANNELS = 4
@@ -212,7 +212,7 @@ class Pipeline:
         self.model = facts = store.manifest().model
         for line in store.exposed():
             warnings.warn(line, RuntimeWarning, stacklevel=3)
-        self.backend = backend
+        self.backend, self._store = backend, store
         self._engines = EngineCache(store, backend, settings.text_engine_budget, settings.lora_engines)
         self._loras = Loras(loras)
         self._tokenizer = Tokenizer.open(store.verify_tokenizer())
@@ -223,7 +223,7 @@ class Pipeline:
             if each.role.part == "text" and each.target == backend.target:
                 check_vectors(inversions.vectors, each)
         self._inversions = with_usable_names(inversions, self._tokenizer)
-        self._noise_model = noise_model(facts)
+        self.noise_model = noise_model(facts)
         self._mid_grey = lru_cache(REMEMBERED_SIZES)(partial(vae.encode_mid_grey, self._engines))
         step = self._engines.artefact(STEP)
         command = None if step.target == "onnx" else build_command(store.root, step.target, step.precision)
@@ -331,6 +331,34 @@ class Pipeline:
         limits = self._limits
         return max(1, min(limits.batch, limits.pixels // resolved.pixels, limits.rows // len(resolved.texts)))
 
+    @property
+    def clip_skips(self) -> list[int]:
+        """Those that the store has engines for."""
+        there = {each.role.layers for each in self._store.manifest().artefacts if each.target == self.backend.target}
+        return [skip for skip, layers in enumerate(self.model.kept, 1) if layers in there]
+
+    def encode(self, picture: Array) -> tuple[Array, Array]:
+        """Mean and standard deviation, [4,h,w] each, of the latents of a picture, uint8 [8h,8w,3]."""
+        return vae.encode(self._engines, picture)
+
+    def evaluate(self, requests: Sequence[Request], latents: Array, table: Sequence[Row]) -> list[Array]:
+        """What the rows of a sampler's table make of latents [4,h,w] for the prompts of each request."""
+        resolved = [self.check(request) for request in requests]
+        rows, noise = self._text.rows(resolved), SOURCES["cpu"](0)
+        images = []
+        for own, each in zip(rows, resolved, strict=True):
+            inputs = {**NOT_MASKED, "rescale": 0.0, **self._model_inputs(each.passes[0], None)}
+            images.append(Image(table, own, latents, noise, each.chunks, inputs, mix=PLAIN))
+        done = 0
+        try:
+            self._driver.add(images)
+            while done < len(images) * len(table):
+                self._driver.advance(images, done)
+                done = sum(image.call for image in images)
+        finally:
+            self._driver.remove(images)
+        return [image.latents for image in images]
+
     def close(self) -> None:
         """Close the engines. May be called twice; a closed pipeline refuses further requests."""
         self._engines.close()
@@ -361,12 +389,12 @@ class Pipeline:
         given = {name: value for name in OWN if (value := getattr(request, name)) is not None}
         levels = request.sigmas or ()
         if run.strength == 1:
-            made = plan(sampler, resolved.schedule, run.steps, self._noise_model, given, levels)
+            made = plan(sampler, resolved.schedule, run.steps, self.noise_model, given, levels)
         else:
-            made = img2img.plan_of(run, sampler, resolved.schedule, self._noise_model, given, levels)
+            made = img2img.plan_of(run, sampler, resolved.schedule, self.noise_model, given, levels)
         inputs = {**NOT_MASKED, "rescale": request.cfg_rescale, **self._model_inputs(run, source)}
         if source is not None and source.mask is not None:
-            made = img2img.masked(made, sampler, self._noise_model)
+            made = img2img.masked(made, sampler, self.noise_model)
             inputs |= {"mask": source.mask[None], "known": known}
         return _Stage(resolved, run, made, rows, inputs, self._engines.mix(STEP, resolved.loras))
 

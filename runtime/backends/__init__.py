@@ -19,7 +19,8 @@ from clipskip.fields import did_you_mean, shown
 from .providers import BY_TARGET
 
 Array = npt.NDArray[Any]
-NAMES = (*BY_TARGET, "tensorrt", "tensorrt-rtx")  # of the backends, as the command line says them
+OPENVINO = {"openvino": (), "openvino-bf16": ("step",)}  # which parts compute in bfloat16
+NAMES = (*BY_TARGET, *OPENVINO, "tensorrt", "tensorrt-rtx")  # of the backends, as the command line says them
 
 
 class Loop(Protocol):
@@ -93,6 +94,12 @@ def backend_named(name: object, device: int = 0) -> Backend:
         from .onnxruntime import OnnxRuntime
 
         return OnnxRuntime([BY_TARGET[name].name], device=device)
+    if name in OPENVINO:
+        from .openvino import OpenVino
+
+        if device:
+            raise RequestError(f"{name} computes on the CPU, which has no number {device}", field="device")
+        return OpenVino(OPENVINO[name])
     if name in NAMES:
         from .tensorrt import tensorrt_backend
 

@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from clipskip.backends import OPENVINO, backend_named
 from clipskip.backends.onnxruntime import OnnxRuntime
 from clipskip.backends.providers import BY_TARGET
 from clipskip.engines import gpu
@@ -17,7 +18,7 @@ from clipskip.engines.tensorrt_child import default_capabilities, known_capabili
 from clipskip.errors import ClipskipError
 
 PACKAGES = (
-    "clipskip", "numpy", "pillow", "onnxruntime", "onnxruntime-gpu", "onnxruntime-ep-nv-tensorrt-rtx",
+    "clipskip", "numpy", "pillow", "openvino", "onnxruntime", "onnxruntime-gpu", "onnxruntime-ep-nv-tensorrt-rtx",
     "tensorrt-rtx", "tensorrt", "cuda-bindings", "torch", "transformers", "diffusers", "onnx", "safetensors",
 )  # fmt: skip
 WIDTH = max(map(len, PACKAGES))
@@ -110,6 +111,7 @@ CHECKS: tuple[tuple[str, str, Callable[[], object]], ...] = (  # ClipskipError s
         (target, "run", partial(lambda name: OnnxRuntime(providers=[name]).check(), provider.name))
         for target, provider in BY_TARGET.items()
     ),
+    *((target, "run", partial(backend_named, target)) for target in OPENVINO),
     ("tensorrt-rtx", "build", partial(load_builder, "tensorrt-rtx")),
     ("tensorrt-rtx", "run", partial(_check_gpu, "tensorrt-rtx", load_package)),
     ("tensorrt", "build", partial(_check_gpu, "tensorrt", load_builder)),

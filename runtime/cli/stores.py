@@ -1,4 +1,4 @@
-"""The verbs around the engine store: `export`, `build`, `inspect`, `verify`, `diagnose`, `gc`, `doctor` and `bench`."""
+"""The verbs around the engine store: `export`, `build`, `inspect`, `verify`, `diagnose`, `recommend`, `gc` and more."""
 
 from __future__ import annotations
 
@@ -82,6 +82,16 @@ def add_to(verbs: Verbs) -> None:
     verb.add_argument("--target", choices=targets, default="onnxruntime", help="what runs it (default: onnxruntime)")
     verb.add_argument("--variant", default="", help="the form: cpu or cuda (default: the exported graph)")
     verb.add_argument("--against", type=path, metavar="STORE", help="whose exported graph is right (default: its own)")
+    text = (
+        "Measure which clip skip a model wants: how well it tells noise from captioned pictures, by depth.\n"
+        "The answer comes when every other depth is surely worse; where depths are alike, it says so."
+    )
+    verb = store_verb(verbs, recommend, "which clip skip a model wants", text)
+    verb.add_argument("--pictures", type=path, required=True, metavar="DIR", help="name.png (.jpg, .webp) and name.txt")
+    verb.add_argument("--skips", help='clip skips to compare, such as "1-4" (default: all in the store)')
+    verb.add_argument("--most", metavar="N", help="pictures to look at (default: all, while the answer is not clear)")
+    verb.add_argument("--write", action="store_true", help="make it what requests get that name none")
+    verb.add_argument("--target", default="onnxruntime", help="the backend (default: onnxruntime, on the CPU)")
     text = "Remove the folders of a store that its manifest no longer names and no process uses."
     verb = store_verb(verbs, gc, "remove what a store no longer needs", text)
     verb.add_argument("--dry-run", action="store_true", help="only say what would go")
@@ -174,6 +184,13 @@ def diagnose(args: argparse.Namespace) -> Outcome:
         hint = f"{hints.install('.[diagnose]')}, in the folder of clipskip's source"
         raise BackendUnavailable(f"a diagnosis needs {error.name}", hint=hint) from error
     return Outcome(asdict(found), diagnosis.text(found), NumericalError.exit_status if found.tensor else 0)
+
+
+def recommend(args: argparse.Namespace) -> Outcome:
+    """Which clip skip a model wants, measured."""
+    from . import recommend as measured
+
+    return measured.run(args)
 
 
 def gc(args: argparse.Namespace) -> Outcome:

@@ -1,0 +1,132 @@
+"""Which clip skip a model wants: how well its network tells noise from captioned pictures, by depth.
+
+At every depth the same pictures and the same noise, so the losses of two depths are compared picture by picture. It is
+the loss that the model was trained on (Ho et al. 2020, eq. 14). Knows nothing of files.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import PIL.Image
+import PIL.ImageOps
+
+from clipskip.engines.shapes import SLOTS
+
+from .basis import Denoised, Stage
+from .errors import RequestError
+from .request import Request
+from .samplers import Sampler, denoiser, table
+from .schedules import Sigmas
+
+if TYPE_CHECKING:
+    from .pipeline import Pipeline
+
+Losses = npt.NDArray[np.float64]  # [pictures, clip skips]
+SURE = 3.0  # standard errors: of twelve comparisons that should show nothing, one in thirty does
+LEAST = 24  # pictures before an answer
+ROUND = 8  # pictures between two looks at the losses
+LEVELS = 3  # noise levels of each picture, one in each third of the model's timesteps
+EDGE = 0.02  # of the timesteps at either end, where depths do not differ
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the losses say. `losses` is [pictures, clip skips], the mean over the noise levels of each picture."""
+
+    skips: tuple[int, ...]
+    losses: Losses = field(repr=False)
+
+    @property
+    def best(self) -> int:
+        """The clip skip of the least loss."""
+        return self.skips[int(self.losses.mean(0).argmin())]
+
+    def worse(self, skip: int) -> tuple[float, float]:
+        """By how much this clip skip's loss is above the best one's, paired, and the standard error of that."""
+        apart = self.losses[:, self.skips.index(skip)] - self.losses[:, self.skips.index(self.best)]
+        return float(apart.mean()), float(apart.std(ddof=1) / math.sqrt(len(apart)))
+
+    @property
+    def alike(self) -> tuple[int, ...]:
+        """The clip skips that cannot be told from the best one, and that."""
+        above = {skip: self.worse(skip) for skip in self.skips}
+        return tuple(skip for skip, (mean, error) in above.items() if mean <= SURE * error)
+
+    @property
+    def decided(self) -> bool:
+        """Whether every other clip skip is surely worse than the best one."""
+        return self.alike == (self.best,) and len(self.losses) >= LEAST
+
+    @property
+    def recommended(self) -> int | None:
+        """The clip skip that this model wants: of those that are alike the least, where it is not 1 among others."""
+        least = min(self.alike)
+        return least if self.decided or (least > 1 and len(self.losses) >= LEAST) else None
+
+    @property
+    def evidence(self) -> str:
+        """The verdict in one line."""
+        pictures = f"on {len(self.losses)} captioned pictures"
+        listed = ", ".join(map(str, self.alike))
+        if self.recommended is None:
+            return f"cannot tell: {pictures} clip skips {listed} are alike"
+        others = {skip: self.worse(skip) for skip in self.skips if skip not in self.alike}
+        surely, nearest = min((above / error, skip) for skip, (above, error) in others.items())
+        least = f"{surely:.1f} standard errors below that of {nearest}"
+        alike = "" if self.decided else f"; {listed} are alike"
+        return f"clip skip {self.recommended}: {pictures} the least loss is {least}{alike}"
+
+
+def recommend(
+    pipe: Pipeline,
+    captioned: Iterable[tuple[PIL.Image.Image, str]],
+    skips: Sequence[int] | None = None,
+    progress: Callable[[Verdict], None] = lambda verdict: None,
+) -> Verdict:
+    """Compare clip skips (by default all that the store has) on pictures with captions, until the answer is clear.
+
+    Pictures are cut to a square of the model's own size. RequestError for what is no caption, and for no pictures.
+    """
+    skips, rows = tuple(pipe.clip_skips if skips is None else skips), list[Losses]()
+    for number, (picture, caption) in enumerate(captioned):
+        rows.append(_losses(pipe, picture, caption, skips, number))
+        if len(rows) % ROUND == 0:
+            progress(verdict := Verdict(skips, np.stack(rows)))
+            if verdict.decided:
+                break
+    if len(rows) < 2:
+        raise RequestError(
+            f"{len(rows)} captioned pictures are too few: at least {LEAST} give an answer", field="pictures"
+        )
+    return Verdict(skips, np.stack(rows))
+
+
+def _losses(pipe: Pipeline, picture: PIL.Image.Image, caption: str, skips: Sequence[int], number: int) -> Losses:
+    """The loss of one picture at each clip skip; its noise and its noise levels follow from its number alone."""
+    model, side, draw = pipe.noise_model, pipe.model.default_size, np.random.default_rng(number)
+    square = PIL.ImageOps.fit(picture.convert("RGB"), (side, side), PIL.Image.Resampling.LANCZOS)
+    clean, _ = pipe.encode(np.asarray(square))
+    asked = [Request(prompt=caption, emphasis="None", clip_skip=skip, cfg=1, width=side, height=side) for skip in skips]
+    third, losses = model.steps * (1 - 2 * EDGE) / LEVELS, np.zeros(len(skips))
+    for level in range(LEVELS):
+        sigma = float(model.sigma(np.array(model.steps * EDGE + third * (level + draw.uniform()))))
+        noisy = clean + np.float32(sigma) * draw.standard_normal(clean.shape).astype(np.float32)
+        rows = table(ESTIMATE, np.array([sigma]), model)
+        weight = denoiser(model)(sigma)[SLOTS] ** -2  # from the error of the picture to that of the network's output
+        given = pipe.evaluate(asked, noisy, rows)
+        losses += [weight * np.square(latents - clean).mean(dtype=np.float64) / LEVELS for latents in given]
+    return losses
+
+
+def _estimate(sigmas: Sigmas, D: Denoised) -> Iterator[Stage]:
+    """One call, and the picture as the network sees it in the noise."""
+    yield float(sigmas[0]), [D(float(sigmas[0]))]
+
+
+ESTIMATE = Sampler("estimate", (), _estimate, 1)
