@@ -79,7 +79,7 @@ def export(
     progress: Progress = lambda stage: None,
     fill: Fill = fill,
 ) -> Manifest:
-    """Export the Stable Diffusion 1.x checkpoint in the folder `checkpoint` into the engine store `out`.
+    """Export the Stable Diffusion checkpoint `checkpoint` into the engine store `out`.
 
     `skips`: the clip skips to make text graphs for, 1 (all layers) to layers + 1 (embeddings only); None for all.
     `recommended_clip_skip`: what requests get that say nothing; `prediction`: "epsilon" or "v_prediction", whatever the

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -51,7 +52,7 @@ def load(checkpoint: Checkpoint) -> Networks:
             family,
             checkpoint.vocabulary[tokenizer.END],
             tuple(
-                fill(_projected if use.pooled else _text, part)
+                fill(partial(_text, pooled=use.pooled), part)
                 for use, part in zip(family.encoders, checkpoint.texts, strict=True)
             ),
             fill(UNet2DConditionModel.from_config, checkpoint.unet),
@@ -66,14 +67,11 @@ def load(checkpoint: Checkpoint) -> Networks:
     return networks
 
 
-def _text(config: dict[str, Any]) -> CLIPTextModel:
-    return CLIPTextModel(CLIPTextConfig.from_dict(config, attn_implementation="sdpa"))
-
-
-def _projected(config: dict[str, Any]) -> CLIPTextModel:
-    """A text encoder with the matrix of its pooled vector, under the names that it has in files."""
-    text = _text(config)
-    text.text_projection = nn.Linear(text.config.hidden_size, text.config.projection_dim, bias=False)
+def _text(config: dict[str, Any], pooled: bool) -> CLIPTextModel:
+    """A text encoder, with the matrix of its pooled vector under the names that files have."""
+    text = CLIPTextModel(CLIPTextConfig.from_dict(config, attn_implementation="sdpa"))
+    if pooled:
+        text.text_projection = nn.Linear(text.config.hidden_size, text.config.projection_dim, bias=False)
     return text
 
 

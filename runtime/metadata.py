@@ -91,8 +91,8 @@ def parameters(origin: Origin) -> str:
     settings += [("Size", f"{request.width}x{request.height}"), ("Model hash", digest)]
     left_out = {"steps", "cfg", "seed"} | {name for name in FIELDS if getattr(request, name) == FIELDS[name].default}
     left_out |= set() if request.subseed_strength else {"subseed"}
-    kept = {name: model.kept[int(skip or 1) - 1] for name, skip in skips.items()}
-    left_out |= {"clip_skip"} if kept["clip_skip"] == model.kept[0] else set()
+    kept = {name: model.kept[int(skip or 1) - 1 : int(skip or 1)] or skip for name, skip in skips.items()}
+    left_out |= {"clip_skip"} if kept["clip_skip"] == model.kept[:1] else set()
     left_out |= {"negative_clip_skip"} if kept["negative_clip_skip"] == kept["clip_skip"] else set()
     plain["mask_invert"] = "Mask mode", "Inpaint not masked"
     left_out -= {"mask_blur"} if request.mask else set()  # A1111 writes these always

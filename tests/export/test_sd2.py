@@ -103,7 +103,7 @@ def test_every_clip_skip_gives_the_same_picture_and_one_note(opened: Pipeline) -
         assert result.warnings[0].startswith(NO_EFFECT)
         assert "Clip skip" not in metadata.parameters(result.origin(0))
     assert not opened(SHORT, steps=1, seed=1).warnings
-    inside = opened("a <clipskip:5> cat", negative_clip_skip="1, 1:3", steps=2, seed=1)
+    inside = opened("a <clipskip:5> cat", negative_clip_skip="[1:3:0.5]", steps=2, seed=1)
     assert [note for note in inside.warnings if note.startswith(NO_EFFECT)] == [*inside.warnings]
 
 
