@@ -47,10 +47,7 @@ def add_to(verbs: Verbs) -> None:
     )
     verb.add_argument("--workspace", metavar="MIB", help="memory that the builder may use on the GPU")
     verb.add_argument("--device", metavar="N", help="tensorrt only: the number of the GPU to build on (default: 0)")
-    text = (
-        "Show what an engine store holds; what a checkpoint, LoRA, VAE or textual inversion is, from its header; or\n"
-        "what the settings in a picture, or in the .txt beside one, become here."
-    )
+    text = "Show what a store holds, what a model file is, or what a picture's settings (or a .txt's) become here."
     verb = store_verb(verbs, inspect, "show what a store, a model file or a picture holds", text)
     verb.add_argument("--hashes", action="store_true", help="of a model file, as model sites show them (reads it all)")
     text = "Check every byte of a store against its manifest."
