@@ -6,6 +6,7 @@ TARGET    ?= onnxruntime
 PRECISION ?= $(if $(filter onnxruntime,$(TARGET)),fp32,fp16)
 SKIPS     ?= all
 VAE       ?=
+TINY_VAE  ?=
 PREDICTION ?=
 RECOMMENDED_CLIP_SKIP ?=
 SIZES     ?=
@@ -44,6 +45,7 @@ help: ## this list
 	@echo "  PRECISION=$(PRECISION)            fp32 or fp16 (TensorRT needs fp16)"
 	@echo "  SKIPS=$(SKIPS)                 the clip skips to export and build, such as 1,2 (13 of them: all)"
 	@echo "  VAE=                      another VAE for MODEL: a file, or a diffusers folder"
+	@echo "  TINY_VAE=                 TAESD as a second decoder: a file, or a diffusers folder"
 	@echo "  PREDICTION=               epsilon or v_prediction, where MODEL does not say it"
 	@echo "  RECOMMENDED_CLIP_SKIP=    what requests get that say nothing"
 	@echo "and for TARGET=tensorrt-rtx and TARGET=tensorrt:"
@@ -150,6 +152,7 @@ format: setup ## put the source into ruff's shape
 
 export: setup ## MODEL -> graphs in OUT
 	$(CLIPSKIP) export $(call quote,$(MODEL)) --out $(call quote,$(OUT)) --precision $(PRECISION) --skips $(SKIPS) $(if $(VAE),--vae $(call quote,$(VAE))) \
+	  $(if $(TINY_VAE),--tiny-vae $(call quote,$(TINY_VAE))) \
 	  $(addprefix --prediction=,$(PREDICTION)) $(addprefix --recommended-clip-skip=,$(RECOMMENDED_CLIP_SKIP))
 
 engines: target export ## MODEL -> engines for TARGET in OUT

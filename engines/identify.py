@@ -56,6 +56,7 @@ PARTS = {  # of a model, where the names say of which a tensor is
     "moving averages": ("model_ema.",),
 }
 WIDTHS = {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL"}  # of what a U-Net's cross-attention reads
+CHANNELS = {9: "an inpainting model (9 channels)", 8: "edits pictures by instruction (8 channels)"}  # of a U-Net
 PARAMETERIZATION = re.compile(r"""(?m)(?:^|[{,])[ \t]*["']?parameterization["']?[ \t]*:[ \t]*["']?(\w{1,40})""")
 BESIDE = "the .yaml beside it"
 PREDICTIONS = {"v": "v_prediction", "eps": "epsilon"}  # other programs' names
@@ -118,8 +119,7 @@ def examine(path: Path, hashes: bool = False) -> FileFacts:
 
 
 def _facts(header: Header, size: int, yaml: str, alphas: tuple[float, ...], hashes: Mapping[str, str]) -> FileFacts:
-    tensors, (kind, family, _) = header.tensors, _mark(header)
-    family = family or _family(kind, header)
+    tensors, (kind, family) = header.tensors, _kind_and_family(header)
     parameters, counts, precisions = Counter[str](), Counter[str](), Counter[str]()
     for name, entry in tensors.items():
         part = next((part for part, starts in PARTS.items() if name.startswith(starts)), kind)
@@ -131,41 +131,34 @@ def _facts(header: Header, size: int, yaml: str, alphas: tuple[float, ...], hash
     skip, because = suggested_clip_skip(header.metadata, family)
     ranks = {entry.shape[0] for name, entry in tensors.items() if _DOWN.search(name) and entry.shape}
     missing = [part for part in ("text encoder", "U-Net", "VAE") if whole and part not in counts]
+    first = tensors.get("model.diffusion_model.input_blocks.0.0.weight", tensors.get("conv_in.weight"))
+    remarks = [CHANNELS[size] for size in (first.shape[1:2] if first else ()) if size in CHANNELS]
+    remarks += ["zero terminal SNR (marker tensor ztsnr)"] if "ztsnr" in tensors else []
     told = {key: header.metadata[key] for key in TOLD if key in header.metadata}
     return FileFacts(
         kind, family, size, dict(parameters), dict(counts), dict(precisions), prediction, source, tuple(missing),
-        _remarks(header), tuple(sorted(ranks)), alphas, told, skip, because, hashes,
+        tuple(remarks), tuple(sorted(ranks)), alphas, told, skip, because, hashes,
     )  # fmt: skip
 
 
-def _mark(header: Header) -> Mark:
-    names = header.tensors
-    if (what := describe_keys(names)) is None:
-        return Mark("textual inversion" if len(names) == 1 else "unknown", None, ())
-    if MARKS[what].kind == "U-Net or VAE":
-        return Mark("U-Net" if any("attn2" in name for name in names) else "VAE", None, ())
-    return MARKS[what]
-
-
-def _family(kind: str, header: Header) -> str | None:
-    """Told from widths: of what a U-Net reads of the text, of a text encoder, of an inversion's vectors, of latents."""
+def _kind_and_family(header: Header) -> tuple[str, str | None]:
+    """From names; a family also from widths: of what a U-Net reads of the text, of inversions' vectors, of latents."""
     shapes = {name: entry.shape for name, entry in header.tensors.items() if len(entry.shape) > 0}
+    kind, family, _ = MARKS[what] if (what := describe_keys(header.tensors)) else Mark("unknown", None, ())
+    if kind == "unknown" and len(header.tensors) == 1:
+        kind = "textual inversion"
+    elif kind == "U-Net or VAE":
+        kind = "U-Net" if any("attn2" in name for name in shapes) else "VAE"
     if any(name.startswith(("lora_te1_", "lora_te2_", "text_encoder_2.", "clip_g")) for name in shapes):
-        return "SDXL"
+        return kind, "SDXL"
     if kind in ("VAE", "tiny VAE"):
         channels = {shape[1] for name, shape in shapes.items() if _LATENTS.fullmatch(name) and len(shape) == 4}
-        return {4: "SD 1.x, SD 2.x or SDXL", 16: "SD 3 or Flux"}.get(next(iter(channels), 0))
+        return kind, {4: "SD 1.x, SD 2.x or SDXL", 16: "SD 3 or Flux"}.get(next(iter(channels), 0))
     if kind == "textual inversion":
-        return WIDTHS.get(max((shape[-1] for shape in shapes.values()), default=0))
+        return kind, WIDTHS.get(max((shape[-1] for shape in shapes.values()), default=0))
     reads = [name for name, shape in shapes.items() if _READS.search(name) and shape[1:2] and shape[1] in WIDTHS]
-    return WIDTHS[shapes[min(reads, key=lambda name: "attn2" not in name)][1]] if reads else None
-
-
-def _remarks(header: Header) -> tuple[str, ...]:
-    first = header.tensors.get("model.diffusion_model.input_blocks.0.0.weight", header.tensors.get("conv_in.weight"))
-    channels = {9: "an inpainting model (9 channels)", 8: "edits pictures by instruction (8 channels)"}
-    found = [channels[first.shape[1]]] if first and first.shape[1:2] and first.shape[1] in channels else []
-    return (*found, *["zero terminal SNR (marker tensor ztsnr)"] * ("ztsnr" in header.tensors))
+    width = shapes[min(reads, key=lambda name: "attn2" not in name)][1] if reads else 0
+    return kind, family or WIDTHS.get(width)
 
 
 def said_prediction(header: Header, yaml: str) -> tuple[str | None, str | None]:

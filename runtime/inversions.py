@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -34,9 +35,9 @@ LAYOUTS = ("emb_params", "clip_l")  # A1111 and kohya, ComfyUI; any name will do
 WIDTHS = {768: "SD 1.x", 1024: "SD 2.x", 1280: "SDXL"}
 CONVERT = (  # of A1111's files and diffusers', in one line for a shell
     "import torch; from safetensors.torch import save_file; "
-    "held = torch.load({old!r}, map_location='cpu', weights_only=True); "
-    "(vectors,) = held.get('string_to_param', held).values(); "
-    "save_file({{'emb_params': vectors.detach().contiguous()}}, {new!r})"
+    'held = torch.load({old}, map_location="cpu", weights_only=True); '
+    '(vectors,) = held.get("string_to_param", held).values(); '
+    'save_file({{"emb_params": vectors.detach().contiguous()}}, {new})'
 )
 
 
@@ -120,7 +121,7 @@ def load(locations: Location | Sequence[Location], width: int) -> Inversions:
             blocks.append(vectors_of(data, header, width))
         except ClipskipError as error:
             if not found and isinstance(error, UnsafeFileError):
-                line = CONVERT.format(old=str(path), new=str(path.with_suffix(SUFFIX)))
+                line = CONVERT.format(old=json.dumps(str(path)), new=json.dumps(str(path.with_suffix(SUFFIX))))
                 error.hint = f"where you trust it, convert it once: python -c {quote(line)}"
             if not found and error.path is None:
                 raise error.about(path) from error

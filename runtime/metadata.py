@@ -84,7 +84,7 @@ def parameters(origin: Origin) -> str:
     values = {name: skips.get(name, getattr(request, name)) for name in FIELDS}
     plain = {name: (field.infotext, written(values[name])) for name, field in FIELDS.items()}
     schedule = " ".join(_CAPITALS.get(word, word.capitalize()) for word in request.schedule.split("_"))
-    plain["decoder"] = plain["decoder"][0], ledger.DECODERS[request.decoder]
+    plain["decoder"] = plain["decoder"][0], ledger.DECODERS.get(request.decoder, request.decoder)
     if request.sampler in ("DDIM", "DDIM CFG++"):
         plain["eta"] = f"{plain['eta'][0]} DDIM", plain["eta"][1]
     settings = [plain["steps"], ("Sampler", request.sampler), ("Schedule type", schedule), plain["cfg"], plain["seed"]]

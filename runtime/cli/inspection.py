@@ -55,7 +55,8 @@ def _rows(facts: FileFacts) -> Iterator[tuple[str, str]]:
     for name, value in facts.training.items():
         yield name, " ".join(value.split())[:200]
     skip = facts.suggested_clip_skip
-    yield "clip skip", f"{f'{skip} suggested' if skip else 'none suggested'}: {facts.suggested_because}"
+    if facts.kind in ("checkpoint", "LoRA", "LyCORIS", "textual inversion"):
+        yield "clip skip", f"{f'{skip} suggested' if skip else 'none suggested'}: {facts.suggested_because}"
     for name, digest in facts.hashes.items():
         yield name, f"{digest}  ({SHOWN[name]})"
 

@@ -61,10 +61,7 @@ def add_to(verbs: Verbs) -> None:
     text = "engines with this LoRA in their weights, for requests that ask for exactly these; may be repeated"
     verb.add_argument("--lora", action="append", default=[], metavar="FILE[:WEIGHT[:TEXT WEIGHT]]", help=text)
     _add_budget(verb)
-    text = (
-        "Show what an engine store holds; what a checkpoint, LoRA, VAE or textual inversion is, from its header; or\n"
-        "what the settings in a picture, or in the .txt beside one, become here."
-    )
+    text = "Show what a store holds, what a model file is, or what a picture's settings (or a .txt's) become here."
     verb = store_verb(verbs, inspect, "show what a store, a model file or a picture holds", text)
     verb.add_argument("--hashes", action="store_true", help="of a model file, as model sites show them (reads it all)")
     text = "Check every byte of a store against its manifest."
