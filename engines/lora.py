@@ -36,6 +36,7 @@ _TENSOR = re.compile(
     r"(?P<layer>.+?)[._](?:lora(?:_linear_layer)?[._](?P<part>up|down|mid|A|B)(?:\.(?!weight)\w+)?\.weight"
     r"|(?P<other>alpha|dora_scale|lora_magnitude_vector|hada_\w+|lokr_\w+|oft_\w+|on_input|[ab][12]\.weight)(?:\.\w+)?)"
 )
+_READS_CONTEXT = re.compile(r"attn2.*to_k[._].*(down|A)\b.*weight$")
 _NETWORKS = (  # how a layer's name begins, dots made underscores -> the network that it is in
     ("lora_unet_", "unet"), ("lora_te2_", "text2"), ("lora_te1_", "text"), ("lora_te_", "text"), ("unet_", "unet"),
     ("text_encoder_2_", "text2"), ("text_encoder_", "text"),
@@ -193,16 +194,12 @@ def opened(path: str | os.PathLike[str], also: Sequence[str] = ()) -> Lora:
         raise CheckpointError(f"{path} {error}", path=path) from error
     except CheckpointError as error:
         raise error.about(path) from error
-    _check_kind(path, header, also)
-    return Lora(path.stem, hashlib.sha256(data).hexdigest(), {}, (), header, data)
-
-
-def _check_kind(path: Path, header: Header, also: Sequence[str]) -> None:
     parts = {match["other"] or "" for name in header.tensors if (match := _TENSOR.fullmatch(name))}
     for kind, marks in OTHERS.items():
         if kind not in also and any(part.startswith(marks) for part in parts):
             hint = "merge it at export: --lora" if kind in EXPORTED else "LoRA and LoCon are supported"
             raise UnsupportedModelError(f"{path} is a {kind}, which is no plain LoRA", path=path, hint=hint)
+    return Lora(path.stem, hashlib.sha256(data).hexdigest(), {}, (), header, data)
 
 
 def _names(parameters: Iterable[str]) -> dict[str, str]:
@@ -283,7 +280,8 @@ def _told_alpha(parameter: str, rank: int, told: Mapping[str, Any]) -> float | N
 def _check_family(path: Path, header: Header, parameters: Mapping[str, Shape]) -> None:
     """UnsupportedModelError where it was made for a model that reads another context, or has more text encoders."""
     own = next((shape[1] for name, shape in parameters.items() if name.endswith("attn2.to_k.weight")), None)
-    width = next((entry.shape[1] for name, entry in header.tensors.items() if _reads_context(name, entry.shape)), None)
+    downs = (entry.shape for name, entry in header.tensors.items() if _READS_CONTEXT.search(name))
+    width = next((shape[1] for shape in downs if len(shape) > 1), None)
     two = any(name.startswith(("lora_te2_", "text_encoder_2.")) for name in header.tensors)
     second = any(name.startswith("text2.") for name in parameters)
     if None not in (own, width) and own != width:
@@ -293,9 +291,3 @@ def _check_family(path: Path, header: Header, parameters: Mapping[str, Shape]) -
     if two and not second:
         message = f"{path} is a LoRA for SDXL: it changes two text encoders, this model has one"
         raise UnsupportedModelError(message, path=path)
-
-
-def _reads_context(name: str, shape: Shape) -> bool:
-    match = _TENSOR.fullmatch(name)
-    down = match is not None and _PARTS.get(match["part"]) == "down"
-    return down and len(shape) > 1 and re.search(r"attn2.*to_k", name) is not None
