@@ -19,7 +19,7 @@ Shape = Sequence[int]
 Interval = tuple[int, int, float, float, Floats]  # place and depth in a Brownian tree, both ends, the increment
 
 DECIMALS = 6  # of noise levels in a Brownian tree
-KEPT = 48  # of its draws: two ways down to that
+KEPT = 75  # of its draws: three ways down to that, for the first of an interval is drawn before the last one's is read
 BLOCK = 16  # normals that PyTorch's CPU generator makes at once
 LARGEST_SEED = 2**64 - 1
 _32, _LOW = np.uint64(32), np.uint64(0xFFFFFFFF)
@@ -43,6 +43,10 @@ class CpuNoise:
     def __init__(self, seed: int) -> None:
         self._twister = np.random.RandomState(seed & 0xFFFFFFFF)
 
+    def seed(self, seed: int) -> None:
+        """Start anew, as a new generator would, which takes as long to make as a draw: numpy asks for entropy first."""
+        self._twister.seed(seed & 0xFFFFFFFF)
+
     def normal(self, shape: Shape) -> Floats:
         count = math.prod(shape)
         if count < BLOCK:
@@ -64,7 +68,10 @@ def _blocks(uniforms: Floats) -> Floats:
     u = uniforms.reshape(-1, 2, BLOCK // 2)
     radius = np.sqrt(-2 * np.log(1 - u[:, 0]))
     angle = np.float32(2 * np.pi) * u[:, 1]
-    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).reshape(-1)
+    normals = np.empty_like(u)
+    np.multiply(radius, np.cos(angle), out=normals[:, 0])
+    np.multiply(radius, np.sin(angle), out=normals[:, 1])
+    return normals.reshape(-1)
 
 
 class NvNoise:
@@ -75,6 +82,10 @@ class NvNoise:
     """
 
     def __init__(self, seed: int) -> None:
+        self.seed(seed)
+
+    def seed(self, seed: int) -> None:
+        """Start anew."""
         self._key = (seed & 0xFFFFFFFF, seed >> 32)
         self._draw = 0
 
@@ -90,17 +101,24 @@ class NvNoise:
 
 
 def _philox(draw: int, count: int, key: tuple[int, int]) -> tuple[Words, Words]:
-    """The first two of each counter's four words after ten rounds, for the positions 0..count-1."""
+    """The first two of each counter's four words after ten rounds, for the positions 0..count-1.
+
+    All in place: new arrays of this size are new pages of memory, which take longer than the arithmetic.
+    """
     a, c = np.full(count, draw, np.uint64), np.arange(count, dtype=np.uint64)
-    b = d = np.zeros(count, np.uint64)
+    b, d, left, right = np.zeros((4, count), np.uint64)
     for i in range(10):
-        left, right = a * np.uint64(0xD2511F53), c * np.uint64(0xCD9E8D57)
-        a, b = (right >> _32) ^ b ^ np.uint64((key[0] + i * 0x9E3779B9) & 0xFFFFFFFF), right & _LOW
-        c, d = (left >> _32) ^ d ^ np.uint64((key[1] + i * 0xBB67AE85) & 0xFFFFFFFF), left & _LOW
+        np.multiply(a, np.uint64(0xD2511F53), out=left)
+        np.multiply(c, np.uint64(0xCD9E8D57), out=right)
+        for high, low, product, bump in ((a, b, right, key[0] + i * 0x9E3779B9), (c, d, left, key[1] + i * 0xBB67AE85)):
+            np.right_shift(product, _32, out=high)
+            high ^= low
+            high ^= np.uint64(bump & 0xFFFFFFFF)
+            np.bitwise_and(product, _LOW, out=low)
     return a, b
 
 
-SOURCES: dict[str, Callable[[int], Noise]] = {"cpu": CpuNoise, "nv": NvNoise}
+SOURCES: dict[str, type[CpuNoise | NvNoise]] = {"cpu": CpuNoise, "nv": NvNoise}
 
 
 class BrownianTree:
@@ -112,7 +130,7 @@ class BrownianTree:
     """
 
     def __init__(self, seed: int, rng: str, low: float, high: float) -> None:
-        self._seed, self._source = seed, SOURCES[rng]
+        self._seed, self._source = seed, SOURCES[rng](seed)
         self._low, self._high = _decimals(low), _decimals(high)
         self._kept: OrderedDict[tuple[int, ...], Floats] = (
             OrderedDict()
@@ -146,7 +164,8 @@ class BrownianTree:
         """The normals of a node, (place, depth) in the tree, or of the whole interval."""
         if node not in self._kept:
             words = np.random.SeedSequence(self._seed, spawn_key=node, pool_size=24).generate_state(1)
-            self._kept[node] = self._source(int(words[0])).normal(shape)
+            self._source.seed(int(words[0]))
+            self._kept[node] = self._source.normal(shape)
         self._kept.move_to_end(node)
         if len(self._kept) > KEPT:
             self._kept.popitem(last=False)
