@@ -46,12 +46,14 @@ def test_a_request_in_json_has_the_picture_itself(tmp_path: Path) -> None:
     assert check_types(again) == again
 
 
-@pytest.mark.parametrize("made", [lambda: Request.from_json({"prompt": "", "image": "/etc/x.png"}),
-                                  lambda: parse_render("/render /mask:x.png a cat")], ids=["json", "render"])  # fmt: skip
-def test_a_request_from_elsewhere_opens_no_file_here(made: Any) -> None:
-    with pytest.raises(RequestError, match="must be a data URL here") as caught:
-        made()
-    assert caught.value.field in ("image", "mask")
+def test_a_request_from_elsewhere_opens_no_file_here() -> None:
+    for name, made in {
+        "image": lambda: Request.from_json({"prompt": "", "image": "/etc/x.png"}),
+        "mask": lambda: parse_render("/render /mask:x.png a cat"),
+    }.items():
+        with pytest.raises(RequestError, match="must be a data URL here") as caught:
+            made()
+        assert caught.value.field == name
 
 
 def test_what_metadata_know_of_a_picture_is_not_opened(tmp_path: Path) -> None:
@@ -123,18 +125,11 @@ def halves() -> PIL.Image.Image:
     return image.convert("RGB")
 
 
-@pytest.mark.parametrize(
-    ("mode", "row"),
-    [
-        ("Just resize", [0] * 4 + [255] * 4),
-        ("Crop and resize", [0] * 4 + [255] * 4),
-        ("Resize and fill", [0] * 4 + [255] * 4),
-    ],
-)
-def test_pictures_are_brought_to_size(mode: str, row: list[int]) -> None:
+@pytest.mark.parametrize("mode", pictures.RESIZE)
+def test_pictures_are_brought_to_size(mode: str) -> None:
     pixels = resolved(image=halves(), width=64, height=64, resize_mode=mode).source.pixels
     assert pixels.shape == (64, 64, 3)
-    assert [int(value) for value in pixels[2, 4::8, 0]] == row
+    assert [int(value) > 127 for value in pixels[2, 4::8, 0]] == [False] * 4 + [True] * 4
 
 
 def test_fill_keeps_the_whole_picture_and_crop_its_middle() -> None:
