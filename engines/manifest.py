@@ -30,7 +30,12 @@ TrainSteps = Annotated[int, range(1, 1_000_001)]
 Scale = Annotated[float, Between(0, 1e4)]
 Pixels = Annotated[int, range(8, (1 << 16) + 1, 8)]
 Kept = Annotated[int, range(100)]  # layers of a text encoder that a clip skip leaves
-LATER = {"variant": "", "clip_skips": (), "zero_snr": False}  # fields that old manifests lack: name -> what they are
+LATER = {
+    "variant": "",
+    "clip_skips": (),
+    "zero_snr": False,
+    "context_parts": (),
+}  # fields that old manifests lack: name -> what they are
 
 
 class NewerManifestError(ManifestError):
@@ -58,6 +63,7 @@ class ModelFacts:
     sources: Mapping[str, Sha256]  # file -> SHA-256
     clip_skips: tuple[Kept, ...] = ()  # how many layers clip skip 1, 2, ... keeps; (): one less with each, from all on
     zero_snr: bool = False  # the betas are rescaled so that the last level is nothing but noise
+    context_parts: tuple[Count, ...] = ()  # how much of D each of several text encoders gives; (): one gives all
 
     @property
     def kept(self) -> tuple[int, ...]:

@@ -57,7 +57,7 @@ def load(checkpoint: Checkpoint) -> Networks:
     for text in networks.texts:
         text.embeddings.position_ids = torch.arange(77)[None]  # the one buffer that no file holds
     if family.float_attention or checkpoint.unet.config.get("upcast_attention"):
-        networks.unet.set_attn_processor(FloatAttention())
+        networks.unet.set_attn_processor(float_attention)
     checkpoint.check_unchanged()
     return networks
 
@@ -126,16 +126,16 @@ def check_halves(networks: Networks) -> None:
         raise ExportError(message, hint="export with --precision fp32")
 
 
-class FloatAttention:
+def float_attention(
+    attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, attention_mask: None = None
+) -> Tensor:
     """diffusers' attention of a U-Net with its scores in float32: those of SD 2.x are beyond fp16's largest number."""
-
-    def __call__(self, attn: Attention, hidden: Tensor, context: Tensor | None = None) -> Tensor:
-        context = hidden if context is None else context
-        rows = [layer(states) for layer, states in ((attn.to_q, hidden), (attn.to_k, context), (attn.to_v, context))]
-        heads = [row.float().unflatten(-1, (attn.heads, -1)).transpose(1, 2) for row in rows]
-        seen = nn.functional.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2).to(hidden.dtype)
-        mixed: Tensor = attn.to_out[0](seen)
-        return mixed
+    context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+    rows = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
+    heads = [row.float().unflatten(-1, (attn.heads, -1)).transpose(1, 2) for row in rows]
+    seen = nn.functional.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+    mixed: Tensor = attn.to_out[0](seen.to(hidden_states.dtype))
+    return mixed
 
 
 class FloatNorm(nn.Module):

@@ -55,12 +55,14 @@ class NetworkRow:
 class TextEncoder:
     """Encodes with the text engines of `engines`; remembers chunks encoded at a depth, and whole rows.
 
-    `concepts` [E,D] are the vectors of textual inversions. `round_up`: give engines few different numbers of rows, for
+    `concepts` [E,D] are the vectors of textual inversions. `parts`: how much of D each of several text encoders gives,
+    whose means are their own; () where there is one. `round_up`: give engines few different numbers of rows, for
     each is compiled.
     """
 
-    def __init__(self, engines: EngineCache, concepts: Array, round_up: bool) -> None:
+    def __init__(self, engines: EngineCache, concepts: Array, round_up: bool, parts: Sequence[int] = ()) -> None:
         self._engines, self._concepts, self._round_up = engines, concepts, round_up
+        self._ends = [sum(parts[: count + 1]) for count in range(len(parts) - 1)]
         self._chunks: _Recent[Encoded] = _Recent(BUDGET)  # by layers and tokens
         self._rows: _Recent[NetworkRow] = _Recent(BUDGET)
 
@@ -80,7 +82,11 @@ class TextEncoder:
             for i, layers in sorted({(i, layers) for variant in pieces for i, (layers, _) in enumerate(variant)}):
                 own = [place for place, variant in enumerate(pieces) if variant[i][0] == layers]
                 counted_here = [counts[place] for place in own]
-                contexts[own, i] = emphasise(contexts[own, i], weights[own, i], emphasis, counted_here)
+                parts = [
+                    emphasise(part, weights[own, i], emphasis, counted_here)
+                    for part in np.split(contexts[own, i], self._ends, axis=-1)
+                ]
+                contexts[own, i] = np.concatenate(parts, axis=-1)
             laid_out = [context.reshape(-1, context.shape[-1]) for context in contexts]
             variants = tuple(
                 {**first, "context": context} for (first, *_), context in zip(given, laid_out, strict=True)

@@ -214,7 +214,7 @@ class Pipeline:
         command = None if step.target == "onnx" else build_command(store.root, step.target, step.precision)
         self._limits = Limits.of(step, backend.batch_pixels, settings.max_batch, command)
         compiles = backend.compiles_per_shape
-        self._text = TextEncoder(self._engines, inversions.vectors, round_up=compiles)
+        self._text = TextEncoder(self._engines, inversions.vectors, compiles, facts.context_parts)
         how = {"exact_rows": not compiles, "share_lengths": settings.share_lengths}
         self._driver = Driver(self._engines, self._limits, loops=backend.loops, **how)
         try:

@@ -227,7 +227,7 @@ def _clip_skips(
     ]
     request = replace(request, clip_skip=skip, clip_skip_diffusers=None, negative_clip_skip=negative_skip)
     if len({*model.kept}) == 1:
-        asked = given or any(parts.tagged(text, most) for text in (request.prompt, request.negative_prompt))
+        asked = given or parts.tagged(request.prompt, most)
         return request, (own, negative), [*notes, *[NO_EFFECT] * bool(asked)]
     used = {"clip_skip": {each for _, each in own} | {*parts.tagged(request.prompt, most).values()}}
     if (recommended := model.recommended_clip_skip) > 1:  # 1 is nobody's recommendation

@@ -42,6 +42,7 @@ class TextReference:
 
     tokenizer: CLIPTokenizer
     encoder: CLIPTextModel
+    padding: int | None = None  # what follows the first end token of a chunk; None: end tokens
 
     def chunks(self, text: Text) -> list[list[tuple[int, float]]]:
         """(token, weight) of each chunk, 77 positions with BOS, EOS and padding."""
@@ -62,8 +63,9 @@ class TextReference:
         return [self._framed(chunk) for chunk in done]
 
     def _framed(self, chunk: list[tuple[int, float]]) -> list[tuple[int, float]]:
-        end = (self.tokenizer.eos_token_id, 1.0)
-        return [(self.tokenizer.bos_token_id, 1.0), *chunk, *[end] * (CHUNK + 1 - len(chunk))]
+        end = self.tokenizer.eos_token_id
+        padding = end if self.padding is None else self.padding
+        return [(self.tokenizer.bos_token_id, 1.0), *chunk, (end, 1.0), *[(padding, 1.0)] * (CHUNK - len(chunk))]
 
     def hidden(self, chunks: Sequence[Sequence[tuple[int, float]]], layers: int) -> np.ndarray:
         """LN(hidden_states[layers]) of each chunk: [chunks, 77, D] float64."""

@@ -105,4 +105,5 @@ def facts(
         sources=source.sources,
         clip_skips=() if clip_skips == tuple(range(layers, -1, -1)) else clip_skips,
         zero_snr=scheduler.rescale_betas_zero_snr,
+        context_parts=tuple(text.hidden_size for text in texts) if len(texts) > 1 else (),
     )  # fmt: skip

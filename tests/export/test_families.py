@@ -1,4 +1,4 @@
-"""What is no SD 1.x is refused by its name; what old checkpoints leave out is filled in."""
+"""What is of no family is refused by its name; what old checkpoints leave out is filled in."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from clipskip.export.names import describe_keys
     [
         ("model_index.json", {"_class_name": "StableDiffusionXLPipeline"}, "StableDiffusionXLPipeline"),
         ("model_index.json", {"_class_name": "FluxPipeline"}, "FluxPipeline"),
-        ("unet/config.json", {"addition_embed_type": "text_time"}, "this is SDXL"),
-        ("unet/config.json", {"cross_attention_dim": 1024}, "this is SD 2.x"),
-        ("unet/config.json", {"in_channels": 9}, "inpainting model"),
-        ("unet/config.json", {"in_channels": 8}, "other than 4 channels"),
+        ("unet/config.json", {"addition_embed_type": "text_time"}, "does not say how wide its pooled vector is"),
+        ("unet/config.json", {"addition_embed_type": "text_image"}, "takes inputs that no supported model has"),
+        ("unet/config.json", {"cross_attention_dim": 1024}, "a context of width 1024, the text encoder gives 32"),
+        ("unet/config.json", {"in_channels": 8}, "other than 4 channels, or 9"),
+        ("unet/config.json", {"out_channels": 8}, "other than 4 channels"),
         ("unet/config.json", {"num_class_embeds": 1000}, "conditioned on a class"),
         ("unet/config.json", {"cross_attention_dim": 768}, "a context of width 768, the text encoder gives 32"),
         ("text_encoder/config.json", {"model_type": "t5"}, "no CLIP text encoder"),
@@ -35,7 +36,6 @@ from clipskip.export.names import describe_keys
         ("scheduler/scheduler_config.json", {"beta_schedule": "linear"}, "not scaled-linear"),
         ("scheduler/scheduler_config.json", {"prediction_type": "sample"}, "predicts no noise, but 'sample'"),
         ("scheduler/scheduler_config.json", {"beta_end": 0.0001}, "beta_end is less than beta_start"),
-        ("scheduler/scheduler_config.json", {"rescale_betas_zero_snr": True}, "signal-to-noise ratio of zero"),
     ],
 )
 def test_other_models_are_refused_by_name_a15(
@@ -48,11 +48,13 @@ def test_other_models_are_refused_by_name_a15(
 
 
 def test_the_facts_of_the_model_reach_the_manifest(checkpoint: Path, edit: Callable[..., None]) -> None:
-    edit(checkpoint / "scheduler" / "scheduler_config.json", prediction_type="v_prediction", beta_end=0.02)
+    said = {"prediction_type": "v_prediction", "beta_end": 0.02, "rescale_betas_zero_snr": True}
+    edit(checkpoint / "scheduler" / "scheduler_config.json", **said)
     edit(checkpoint / "vae" / "config.json", scaling_factor=0.4)
     found = facts(open_checkpoint(checkpoint), recommended_clip_skip=2)
     assert (found.layers, found.width, found.vocabulary, found.size_step, found.default_size) == (3, 32, 56, 8, 64)
     assert (found.prediction, found.beta_end, found.scaling_factor) == ("v_prediction", 0.02, 0.4)
+    assert (found.zero_snr, found.clip_skips, found.kept) == (True, (), (3, 2, 1, 0))
     assert (found.name, found.family, found.recommended_clip_skip) == ("tiny", "sd1", 2)
 
 
