@@ -52,6 +52,7 @@ def open(
     text_engine_budget: int = 2 * 2**30,
     max_batch: int | None = None,
     share_lengths: bool = False,
+    tile_pixels: int | None = 1024 * 1024,
     warm: Sequence[tuple[int, int, int]] = (),
 ) -> Pipeline:
     """Open the engine store in the folder `path`.
@@ -62,8 +63,10 @@ def open(
     them, for use by name in prompts. `text_engine_budget` bounds the bytes of the text engines that stay open.
     `max_batch` bounds the images that share one call of the network (default: what the engines and the device take); it
     changes no picture. `share_lengths` lets prompts of different length share calls: pictures are then within 1/255 of
-    those made alone, and results say so. `warm`: sizes as (width, height, images) for which everything is opened,
-    compiled and captured now, so that the first request finds it done.
+    those made alone, and results say so. `tile_pixels` (at least 256 * 256): a picture of more is decoded or encoded in
+    tiles that overlap, which bounds the memory and differs a little from the whole; results say so. None: never.
+    `warm`: sizes as (width, height, images) for which everything is opened, compiled and captured now, so that the
+    first request finds it done.
 
     Raises RequestError for a wrong argument, EngineMissing, ManifestError, EngineCorrupt or EngineIncompatible for the
     store, and BackendUnavailable. Engines are verified and opened when a request first needs them.
@@ -83,7 +86,7 @@ def open(
     at_least("device", device, 0)
     several = embeddings if isinstance(embeddings, (list, tuple)) else [embeddings]
     files = [abspath(location("embeddings", each)) for each in several]
-    settings = Settings(text_engine_budget, max_batch, share_lengths, warm)
+    settings = Settings(text_engine_budget, max_batch, share_lengths, tile_pixels, warm)
     chosen = backend_named(backend, device) if isinstance(backend, str) or not hasattr(backend, "loops") else backend
     pipeline = Pipeline(store, chosen, inversions.load(files, store.manifest().model.width), settings)
     pipeline.reopen = partial(open, store.root, backend=backend, device=device, embeddings=files, **vars(settings))

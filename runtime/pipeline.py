@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from clipskip.engines.manifest import DECODE, STEP, ModelFacts, Role
 from clipskip.engines.shapes import LATENT
 from clipskip.engines.store import Store, build_command
 
-from . import metadata, vae
+from . import metadata
 from .backends import Backend
 from .backends.providers import BY_TARGET
 from .batch import Image
@@ -37,10 +38,13 @@ from .request import OWN, Request, canonical
 from .resolve import Limits, Resolved, noise_model, resolve
 from .samplers import plan
 from .tokenizer import Tokenizer
+from .vae import SMALLEST_TILE, Vae
 
 LATENT_CHANNELS = 4
 NOT_MASKED = {"mask": 1.0, "known": 0.0, "pull": 0.0}  # inpainting's inputs where the whole picture is made
 SCORES = 8 * 4  # bytes for two places of a picture, in float32: Stable Diffusion 1 has 8 heads
+DECODED = 7_500  # bytes for a pixel that is decoded: Stable Diffusion 1's decoder in float32
+TILES = "decoded in tiles that overlap (tile_pixels): differs a little from a picture decoded as a whole"
 SHARED_LENGTHS = "shared calls of the network with longer prompts (share_lengths): within 1/255 of the picture alone"
 
 
@@ -51,6 +55,7 @@ class Settings:
     text_engine_budget: int
     max_batch: int | None
     share_lengths: bool
+    tile_pixels: int | None
     warm: Sequence[tuple[int, int, int]]
 
     def __post_init__(self) -> None:
@@ -58,6 +63,8 @@ class Settings:
         if self.max_batch is not None:
             at_least("max_batch", self.max_batch, 1)
         FLAG.check("share_lengths", self.share_lengths)
+        if self.tile_pixels is not None:
+            at_least("tile_pixels", self.tile_pixels, SMALLEST_TILE)
         sizes = self.warm if isinstance(self.warm, (list, tuple)) else [()]
         if not all(isinstance(size, (list, tuple)) and len(size) == 3 for size in sizes):
             message = f"warm is a list of (width, height, images), not {shown(self.warm)}"
@@ -159,6 +166,7 @@ class Pipeline:
         command = None if step.target == "onnx" else build_command(store.root, step.target, step.precision)
         self._limits = Limits.of(step, backend.batch_pixels, settings.max_batch, command)
         compiles = backend.compiles_per_shape
+        self._vae = Vae(self._engines, self._limits, settings.tile_pixels)
         self._text = TextEncoder(self._engines, inversions.vectors, round_up=compiles)
         how = {"exact_rows": not compiles, "share_lengths": settings.share_lengths}
         self._driver = Driver(self._engines, self._limits, loops=backend.loops, **how)
@@ -209,21 +217,30 @@ class Pipeline:
         finally:
             self._driver.remove(images)
         clock.lap("denoise")
-        what = "the finished latents"
-        pictures = [[vae.decode(self._engines, image.latents, what) for image in group] for group in groups]
+        decoded = iter(self._vae.decode([image.latents for image in images], "the finished latents"))
+        pictures = [list(islice(decoded, len(group))) for group in groups]
         clock.lap("decode")
         made = zip(resolved, ledgers, groups, pictures, strict=True)
         results = tuple(self._result(*each, clock) for each in made)
         yield Progress(done, total, lambda: [image for group in pictures for image in group], results)
 
     def _warn_of_memory(self, resolved: Sequence[Resolved]) -> None:
-        """Say before the work what this machine will hardly do: on the CPU attention holds all of its scores."""
+        """Say before the work what this machine will hardly do.
+
+        On the CPU attention holds all of its scores, but in a form for it; the decoder takes most at other sizes.
+        """
         on_cpu = self.backend.name in BY_TARGET and BY_TARGET[self.backend.name].kind == "cpu"
         for each in resolved if on_cpu and hasattr(os, "sysconf") else ():  # not so on Windows
-            size = SCORES * (each.width * each.height // LATENT**2) ** 2 * len(each.texts)
+            pixels = each.width * each.height
+            scores = 0 if self._engines.artefact(STEP).variant else SCORES * (pixels // LATENT**2) ** 2
+            needed = {
+                scores * len(each.texts): "attention (8 heads)",
+                DECODED * min(pixels, self._vae.tile_pixels or pixels): "the decoder",
+            }
+            size = max(needed)
             there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
             if size > there:
-                needs = f"{each.width}x{each.height} on the CPU needs about {size / 1e9:.0f} GB for attention (8 heads)"
+                needs = f"{each.width}x{each.height} on the CPU needs about {size / 1e9:.0f} GB for {needed[size]}"
                 warnings.warn(f"{needs}; this machine has {there / 1e9:.0f} GB", RuntimeWarning, stacklevel=3)
 
     def _warm(self, width: int, height: int, images: int) -> None:
@@ -276,9 +293,7 @@ class Pipeline:
             yield Image(made.rows, rows, latents, tree or noise, resolved.chunks, NOT_MASKED)
 
     def _previews(self, images: Sequence[Image], done: int) -> list[PIL.Image.Image]:
-        return [
-            vae.decode(self._engines, each, f"the latents after call {done}") for each in self._driver.latents(images)
-        ]
+        return self._vae.decode(self._driver.latents(images), f"the latents after call {done}")
 
     def _result(
         self,
@@ -294,11 +309,12 @@ class Pipeline:
         texts = {Role("text", layers) for layers in resolved.depths}
         used = [self._engines.artefact(role) for role in sorted({STEP, DECODE, *texts})]
         stretched = [SHARED_LENGTHS] if any(image.stretched for image in images) else []
+        tiled = [TILES] if self._vae.tiled(*images[0].latents.shape[1:]) else []
         return Result(
             images=tuple(pictures),
             seeds=tuple(seed for seed, _ in resolved.seeds),
             request=resolved.request,
-            warnings=(*repeated, *resolved.notes, *self._inversions.notes, *self._engines.notes, *stretched),
+            warnings=(*repeated, *resolved.notes, *self._inversions.notes, *self._engines.notes, *stretched, *tiled),
             timings=clock.seconds,
             engines={artefact.identity.stem: artefact.key for artefact in used},
             model=self.model,

@@ -1,30 +1,133 @@
-"""Between latents and pictures: the decode and encode engines, and what may go wrong there. Knows no request."""
+"""Between latents and pictures: the decode and encode engines, and what may go wrong there. Knows no request.
+
+A picture that is too large for one call is cut into tiles, which overlap and fade into each other.
+"""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby, product
+from typing import TypeAlias
 
 import numpy as np
 import PIL.Image
 
 from clipskip.engines.manifest import DECODE, ENCODE
+from clipskip.engines.shapes import LATENT
 
-from .backends import Array
+from .backends import Array, Engine
 from .engine_cache import EngineCache
 from .errors import NumericalError
+from .resolve import UNBOUNDED, Limits
+
+OVERLAP = 16  # latents that neighbouring tiles share
+SMALLEST_TILE = 256 * 256  # pixels
+
+Tile: TypeAlias = "tuple[slice, slice]"  # rows and columns
 
 
-def decode(engines: EngineCache, latents: Array, what: str) -> PIL.Image.Image:
-    """The picture of [4,h,w] latents, which `what` names. NaN and infinity are an error, never a black picture."""
-    if not np.isfinite(latents).all():
-        raise NumericalError(f"{what} are not finite", hint="try a lower cfg, or engines at fp32")
-    with engines.use(DECODE) as engine:
-        outputs = engine.run({"latents": latents[None]})
-    if not outputs["finite"][0]:
+@dataclass(frozen=True)
+class Vae:
+    """The decoder and the encoder of a model.
+
+    Pictures of one size share a call as far as `limits` allow. One of more than `tile_pixels` is made in tiles of at
+    most so many pixels, which differ a little from the whole; None: never.
+    """
+
+    engines: EngineCache
+    limits: Limits
+    tile_pixels: int | None
+
+    def decode(self, latents: Sequence[Array], what: str) -> list[PIL.Image.Image]:
+        """The pictures of [4,h,w] latents, which `what` names. NaN and infinity are an error, never a black picture."""
+        if not all(np.isfinite(each).all() for each in latents):
+            raise NumericalError(f"{what} are not finite", hint="try a lower cfg, or engines at fp32")
+        with self.engines.use(DECODE) as engine:
+            sizes = [list(of_one_size) for _, of_one_size in groupby(latents, np.shape)]
+            pictures = [picture for size in sizes for picture in self._decoded(engine, size, what)]
+        return [PIL.Image.fromarray(picture) for picture in pictures]
+
+    def encode(self, image: Array) -> tuple[Array, Array]:
+        """Mean and standard deviation, [4,h,w] each, of the latents of a picture, uint8 [8h,8w,3]."""
+        h, w = image.shape[0] // LATENT, image.shape[1] // LATENT
+        with self.engines.use(ENCODE) as engine:
+            if not self.tiled(h, w):
+                outputs = engine.run({"image": image[None]})
+                return outputs["mean"][0], outputs["std"][0]
+            blend = Blend(h, w, 8, OVERLAP)
+            for tile in self._tiles(engine, h, w):
+                outputs = engine.run({"image": image[scaled(tile)][None]})
+                blend.add(tile, np.concatenate([outputs["mean"][0], outputs["std"][0]]).transpose(1, 2, 0))
+        mean, std = np.split(blend.whole.transpose(2, 0, 1), 2)
+        return mean, std
+
+    def tiled(self, h: int, w: int) -> bool:
+        """Whether a picture of so many latents is made in tiles."""
+        return self.tile_pixels is not None and h * w * LATENT**2 > self.tile_pixels
+
+    def _decoded(self, engine: Engine, latents: list[Array], what: str) -> Iterator[Array]:
+        """Pictures of one size, uint8 [8h,8w,3]; by powers of two in a call, so that a GPU meets few shapes."""
+        _, h, w = latents[0].shape
+        most = min(self.limits.batch, max(1, self.limits.pixels // (h * w * LATENT**2)))
+        most = min(most, engine.artefact.axes.get("B", UNBOUNDED).maximum)
+        while latents and not self.tiled(h, w):
+            count = 1 << min(most, len(latents)).bit_length() - 1
+            yield from _run(engine, np.stack(latents[:count]), what)
+            latents = latents[count:]
+        for each in latents:
+            blend = Blend(LATENT * h, LATENT * w, 3, LATENT * OVERLAP)
+            for rows, columns in self._tiles(engine, h, w):
+                blend.add(scaled((rows, columns)), _run(engine, each[None, :, rows, columns], what)[0])
+            yield blend.whole.round().astype(np.uint8)
+
+    def _tiles(self, engine: Engine, h: int, w: int) -> Iterator[Tile]:
+        """Tiles of one size that cover h times w latents: about squares, or longer where a side is short."""
+        assert self.tile_pixels is not None
+        area, axes = self.tile_pixels // LATENT**2, engine.artefact.axes
+        rows = cuts(h, max(math.isqrt(area), area // w), axes.get("h", UNBOUNDED).minimum)
+        columns = cuts(w, area // (rows[0].stop - rows[0].start), axes.get("w", UNBOUNDED).minimum)
+        return product(rows, columns)
+
+
+class Blend:
+    """A whole [height,width,channels] from tiles, each of which fades out over `fade` at its edges."""
+
+    def __init__(self, height: int, width: int, channels: int, fade: int) -> None:
+        self._sum = np.zeros((height, width, channels), np.float32)
+        self._weights = np.zeros((height, width, 1), np.float32)
+        self._fade = fade
+
+    def add(self, tile: Tile, content: Array) -> None:
+        ramps = (np.minimum(np.arange(n) + 0.5, np.arange(n)[::-1] + 0.5) for n in content.shape[:2])
+        down, across = (np.minimum(ramp / self._fade, 1).astype(np.float32) for ramp in ramps)
+        weight = down[:, None, None] * across[None, :, None]
+        self._sum[tile] += weight * content
+        self._weights[tile] += weight
+
+    @property
+    def whole(self) -> Array:
+        return np.asarray(self._sum / self._weights)
+
+
+def cuts(length: int, most: int, least: int) -> list[slice]:
+    """The fewest equal parts of at most `most` (but at least `least`) with OVERLAP in common that cover a length."""
+    most = max(most, least, 2 * OVERLAP)
+    count = 1 + max(0, math.ceil((length - most) / (most - OVERLAP)))
+    part = max(least, math.ceil((length + (count - 1) * OVERLAP) / count))
+    begins = (i * (length - part) // max(1, count - 1) for i in range(count))
+    return [slice(begin, begin + part) for begin in begins]
+
+
+def scaled(tile: Tile) -> Tile:
+    """A tile of latents in pixels."""
+    rows, columns = (slice(LATENT * side.start, LATENT * side.stop) for side in tile)
+    return rows, columns
+
+
+def _run(engine: Engine, latents: Array, what: str) -> Array:
+    outputs = engine.run({"latents": latents})
+    if not outputs["finite"].all():
         raise NumericalError(f"the decoder's output for {what} is not finite", hint="try engines at fp32")
-    return PIL.Image.fromarray(outputs["image"][0])
-
-
-def encode(engines: EngineCache, image: Array) -> tuple[Array, Array]:
-    """Mean and standard deviation, [4,h,w] each, of the latents of a picture, uint8 [8h,8w,3]."""
-    with engines.use(ENCODE) as engine:
-        outputs = engine.run({"image": image[None]})
-    return outputs["mean"][0], outputs["std"][0]
+    return outputs["image"]
