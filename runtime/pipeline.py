@@ -225,10 +225,7 @@ class Pipeline:
         yield Progress(done, total, lambda: [image for group in pictures for image in group], results)
 
     def _warn_of_memory(self, resolved: Sequence[Resolved]) -> None:
-        """Say before the work what this machine will hardly do.
-
-        On the CPU attention holds all of its scores, but in a form for it; the decoder takes most at other sizes.
-        """
+        """Say before the work what this machine will hardly do: attention holds all of its scores, but in a form."""
         on_cpu = self.backend.name in BY_TARGET and BY_TARGET[self.backend.name].kind == "cpu"
         for each in resolved if on_cpu and hasattr(os, "sysconf") else ():  # not so on Windows
             pixels = each.width * each.height

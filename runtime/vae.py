@@ -6,7 +6,7 @@ A picture that is too large for one call is cut into tiles, which overlap and fa
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, product
 from typing import TypeAlias
@@ -56,11 +56,10 @@ class Vae:
             if not self.tiled(h, w):
                 outputs = engine.run({"image": image[None]})
                 return outputs["mean"][0], outputs["std"][0]
-            blend = Blend(h, w, 8, OVERLAP)
-            for tile in self._tiles(engine, h, w):
-                outputs = engine.run({"image": image[scaled(tile)][None]})
-                blend.add(tile, np.concatenate([outputs["mean"][0], outputs["std"][0]]).transpose(1, 2, 0))
-        mean, std = np.split(blend.whole.transpose(2, 0, 1), 2)
+            tiles = ((tile, engine.run({"image": image[scaled(tile)][None]})) for tile in self._tiles(engine, h, w))
+            pieces = ((tile, np.concatenate([made["mean"][0], made["std"][0]])) for tile, made in tiles)
+            whole = blended((h, w, 8), OVERLAP, ((tile, piece.transpose(1, 2, 0)) for tile, piece in pieces))
+        mean, std = np.split(whole.transpose(2, 0, 1), 2)
         return mean, std
 
     def tiled(self, h: int, w: int) -> bool:
@@ -77,10 +76,9 @@ class Vae:
             yield from _run(engine, np.stack(latents[:count]), what)
             latents = latents[count:]
         for each in latents:
-            blend = Blend(LATENT * h, LATENT * w, 3, LATENT * OVERLAP)
-            for rows, columns in self._tiles(engine, h, w):
-                blend.add(scaled((rows, columns)), _run(engine, each[None, :, rows, columns], what)[0])
-            yield blend.whole.round().astype(np.uint8)
+            tiles = self._tiles(engine, h, w)
+            pieces = ((scaled(tile), _run(engine, each[:, tile[0], tile[1]][None], what)[0]) for tile in tiles)
+            yield blended((LATENT * h, LATENT * w, 3), LATENT * OVERLAP, pieces).round().astype(np.uint8)
 
     def _tiles(self, engine: Engine, h: int, w: int) -> Iterator[Tile]:
         """Tiles of one size that cover h times w latents: about squares, or longer where a side is short."""
@@ -91,24 +89,16 @@ class Vae:
         return product(rows, columns)
 
 
-class Blend:
+def blended(size: tuple[int, int, int], fade: int, pieces: Iterable[tuple[Tile, Array]]) -> Array:
     """A whole [height,width,channels] from tiles, each of which fades out over `fade` at its edges."""
-
-    def __init__(self, height: int, width: int, channels: int, fade: int) -> None:
-        self._sum = np.zeros((height, width, channels), np.float32)
-        self._weights = np.zeros((height, width, 1), np.float32)
-        self._fade = fade
-
-    def add(self, tile: Tile, content: Array) -> None:
-        ramps = (np.minimum(np.arange(n) + 0.5, np.arange(n)[::-1] + 0.5) for n in content.shape[:2])
-        down, across = (np.minimum(ramp / self._fade, 1).astype(np.float32) for ramp in ramps)
+    whole, weights = np.zeros(size, np.float32), np.zeros((*size[:2], 1), np.float32)
+    for tile, piece in pieces:
+        edges = (np.minimum(np.arange(n), np.arange(n)[::-1]) + 0.5 for n in piece.shape[:2])
+        down, across = (np.minimum(edge / fade, 1).astype(np.float32) for edge in edges)
         weight = down[:, None, None] * across[None, :, None]
-        self._sum[tile] += weight * content
-        self._weights[tile] += weight
-
-    @property
-    def whole(self) -> Array:
-        return np.asarray(self._sum / self._weights)
+        whole[tile] += weight * piece
+        weights[tile] += weight
+    return np.asarray(whole / weights)
 
 
 def cuts(length: int, most: int, least: int) -> list[slice]:
