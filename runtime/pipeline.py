@@ -127,9 +127,8 @@ class Result:
 class Progress:
     """`call` of `calls` model evaluations, counted per image, are done. The last Progress has one result per request.
 
-    `preview()` decodes what the last call takes for the finished pictures, at no further call of the network: coarse at
-    first, near the end all but finished, and noise for one that had no call yet. Of the last one they are the pictures
-    themselves.
+    `preview()` decodes what the last call takes for the finished pictures: coarse at first, all but finished near the
+    end, noise for one that had no call yet. Of the last one they are the pictures themselves.
     """
 
     call: int

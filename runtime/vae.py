@@ -1,7 +1,4 @@
-"""Between latents and pictures: the decode and encode engines, and what may go wrong there. Knows no request.
-
-A picture that is too large for one call is cut into tiles, which overlap and fade into each other.
-"""
+"""Between latents and pictures: the decode and encode engines, and what may go wrong there. Knows no request."""
 
 from __future__ import annotations
 
@@ -19,13 +16,13 @@ from clipskip.engines.shapes import LATENT
 
 from .backends import Array, Engine
 from .engine_cache import EngineCache
-from .errors import NumericalError
+from .errors import DeviceOutOfMemory, NumericalError
 from .resolve import UNBOUNDED, Limits
 
 OVERLAP = 16  # latents that neighbouring tiles share
 SMALLEST_TILE = 256 * 256  # pixels
 
-Tile: TypeAlias = "tuple[slice, slice]"  # rows and columns
+Tile: TypeAlias = "tuple[slice, ...]"  # rows and columns
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,7 @@ class Vae:
 
     def encode(self, image: Array) -> tuple[Array, Array]:
         """Mean and standard deviation, [4,h,w] each, of the latents of a picture, uint8 [8h,8w,3]."""
-        h, w = image.shape[0] // LATENT, image.shape[1] // LATENT
+        h, w = (side // LATENT for side in image.shape[:2])
         with self.engines.use(ENCODE) as engine:
             if not self.tiled(h, w):
                 outputs = engine.run({"image": image[None]})
@@ -67,14 +64,19 @@ class Vae:
         return self.tile_pixels is not None and h * w * LATENT**2 > self.tile_pixels
 
     def _decoded(self, engine: Engine, latents: list[Array], what: str) -> Iterator[Array]:
-        """Pictures of one size, uint8 [8h,8w,3]; by powers of two in a call, so that a GPU meets few shapes."""
+        """Pictures of one size, uint8 [8h,8w,3]; by powers of two that have room, so that a GPU meets few shapes."""
         _, h, w = latents[0].shape
-        most = min(self.limits.batch, max(1, self.limits.pixels // (h * w * LATENT**2)))
-        most = min(most, engine.artefact.axes.get("B", UNBOUNDED).maximum)
+        fit = max(1, self.limits.pixels // (h * w * LATENT**2))
+        most = min(self.limits.batch, fit, engine.artefact.axes.get("B", UNBOUNDED).maximum)
         while latents and not self.tiled(h, w):
             count = 1 << min(most, len(latents)).bit_length() - 1
-            yield from _run(engine, np.stack(latents[:count]), what)
-            latents = latents[count:]
+            try:
+                yield from _run(engine, np.stack(latents[:count]), what)
+                latents = latents[count:]
+            except DeviceOutOfMemory:
+                if count == 1:
+                    raise
+                most = count // 2
         for each in latents:
             tiles = self._tiles(engine, h, w)
             pieces = ((scaled(tile), _run(engine, each[:, tile[0], tile[1]][None], what)[0]) for tile in tiles)
@@ -112,8 +114,7 @@ def cuts(length: int, most: int, least: int) -> list[slice]:
 
 def scaled(tile: Tile) -> Tile:
     """A tile of latents in pixels."""
-    rows, columns = (slice(LATENT * side.start, LATENT * side.stop) for side in tile)
-    return rows, columns
+    return tuple(slice(LATENT * side.start, LATENT * side.stop) for side in tile)
 
 
 def _run(engine: Engine, latents: Array, what: str) -> Array:

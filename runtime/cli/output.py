@@ -86,8 +86,7 @@ class Bar:
 class Preview:
     """What is in the making, side by side in one file, which is replaced in one step; in the end what was made last.
 
-    `interval`: seconds from one to the next; None: SHOWN, and more where that would take above a fifth of the time.
-    What can be refused is refused when this is made, as by a Destination.
+    `interval`: seconds between two; None: SHOWN, and more where that would take above a fifth of the time.
     """
 
     def __init__(self, file: Path, out: Path, overwrite: bool, interval: float | None, bar: Bar) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import clipskip
 from clipskip.engines.manifest import Artefact, AxisRange, Role
 from clipskip.engines.shapes import LATENT
-from clipskip.errors import NumericalError
+from clipskip.errors import DeviceOutOfMemory, NumericalError
 from clipskip.pipeline import TILES
 from clipskip.resolve import ANY_LIMITS
 from clipskip.vae import OVERLAP, SMALLEST_TILE, Vae, cuts
@@ -69,6 +69,24 @@ def test_no_more_pictures_share_a_call_than_the_limits_allow():
     small.decode([latents(8, 8)] * 3, "they")
     Vae(networks, replace(ANY_LIMITS, batch=8, pixels=64 * 64), None).decode([latents(8, 8)] * 2, "they")
     assert [shape[0] for shape in networks.given] == [2, 1, 1, 1]
+
+
+def test_fewer_pictures_share_a_call_where_the_device_has_no_memory_for_them():
+    networks, waiting = Networks(), [latents(8, 8, seed) for seed in range(5)]
+    run, room = networks.run, 2
+
+    def full(feeds):
+        if len(feeds["latents"]) > room:
+            raise DeviceOutOfMemory("full")
+        return run(feeds)
+
+    networks.run = full
+    pictures = vae(networks).decode(waiting, "they")
+    assert [shape[0] for shape in networks.given] == [2, 2, 1]
+    assert [np.asarray(each).tolist() for each in pictures] == [each.tolist() for each in expected(*waiting)]
+    room = 0
+    with pytest.raises(DeviceOutOfMemory):
+        vae(networks).decode(waiting, "they")
 
 
 @pytest.mark.parametrize(("h", "w"), [(96, 96), (33, 129), (256, 16), (8, 200), (40, 64)])
