@@ -22,18 +22,18 @@ if TYPE_CHECKING:
     from .metadata import read_ledger as read_ledger
     from .metadata import read_request as read_request
     from .pipeline import Pipeline as Pipeline
-    from .pipeline import Progress as Progress
-    from .pipeline import Result as Result
     from .render import parse_render as parse_render
     from .request import Request as Request
+    from .result import Progress as Progress
+    from .result import Result as Result
 
 __version__ = "0.1.0"
 _LATER = {  # what loads when first used, and its home
     "Ledger": "ledger",
     "Pipeline": "pipeline",
-    "Progress": "pipeline",
+    "Progress": "result",
     "Request": "request",
-    "Result": "pipeline",
+    "Result": "result",
     "parse_render": "render",
     "read_ledger": "metadata",
     "read_request": "metadata",
@@ -54,6 +54,7 @@ def open(
     lora_engines: int = 1,
     max_batch: int | None = None,
     share_lengths: bool = False,
+    tile_pixels: int | None = 1024 * 1024,
     warm: Sequence[tuple[int, int, int]] = (),
 ) -> Pipeline:
     """Open the engine store in the folder `path`.
@@ -66,8 +67,10 @@ def open(
     the network) beside the plain one: requests with other LoRAs wait until one of them is free.
     `max_batch` bounds the images that share one call of the network (default: what the engines and the device take); it
     changes no picture. `share_lengths` lets prompts of different length share calls: pictures are then within 1/255 of
-    those made alone, and results say so. `warm`: sizes as (width, height, images) for which everything is opened,
-    compiled and captured now, so that the first request finds it done.
+    those made alone, and results say so. `tile_pixels` (at least 256 * 256): a picture of more is decoded or encoded in
+    tiles that overlap, which bounds the memory and differs a little from the whole; results say so. None: never.
+    `warm`: sizes as (width, height, images) for which everything is opened, compiled and captured now, so that the
+    first request finds it done.
 
     Raises RequestError for a wrong argument, EngineMissing, ManifestError, EngineCorrupt or EngineIncompatible for the
     store, and BackendUnavailable. Engines are verified and opened when a request first needs them.
@@ -89,7 +92,7 @@ def open(
         [abspath(location(field, each)) for each in (given if isinstance(given, (list, tuple)) else [given])]
         for field, given in (("embeddings", embeddings), ("loras", loras))
     )
-    settings = Settings(text_engine_budget, max_batch, share_lengths, warm, lora_engines)
+    settings = Settings(text_engine_budget, max_batch, share_lengths, tile_pixels, warm, lora_engines)
     chosen = backend_named(backend, device) if isinstance(backend, str) or not hasattr(backend, "loops") else backend
     vectors = inversions.load(named, store.manifest().model.width)
     pipeline = Pipeline(store, chosen, vectors, settings, adapters)

@@ -115,24 +115,24 @@ def parameters(origin: Origin) -> str:
     return "\n".join([*lines, ", ".join(quoted)]).strip()
 
 
-def format_of(path: Path, field: str = "out") -> str:
+def format_of(path: Path, option: str = "out") -> str:
     """Pillow's name of the format that a path's suffix means. RequestError for another suffix, or none."""
     if (found := FORMATS.get(path.suffix.lower())) is None:
         message = f"pictures are written as {', '.join(FORMATS)}, not {path.suffix or 'without a suffix'}"
-        raise RequestError(message, field=field)
+        raise RequestError(message, field=option)
     return found
 
 
-def encode(image: PIL.Image.Image, origin: Origin, format: str = "PNG") -> bytes:
-    """The bytes of a picture's file. JPEG has quality 95 and full colour, WEBP is lossless. RequestError."""
+def encode(image: PIL.Image.Image, origin: Origin | None, format: str = "PNG") -> bytes:
+    """The bytes of a picture's file; without an origin it has no texts. JPEG is of quality 95, WEBP lossless."""
     if (format := str(TEXT.check("format", format)).upper().replace("JPG", "JPEG")) not in _QUALITY:
         raise RequestError(f"format must be one of {', '.join(_QUALITY)}, not {format!r}", field="format")
-    texts, encoded, extra = origin.texts(), BytesIO(), dict(_QUALITY[format])
+    texts, encoded, extra = origin.texts() if origin else {}, BytesIO(), dict(_QUALITY[format])
     if format == "PNG":
         extra["pnginfo"] = info = PngInfo()
         for name, text in texts.items():
             (info.add_text if text.isascii() else info.add_itxt)(name, text)
-    else:
+    elif texts:
         extra["exif"] = exif = PIL.Image.Exif()
         exif[_DESCRIPTION] = _OURS + texts["clipskip"]
         exif[_EXIF_IFD] = {_USER_COMMENT: _MARKS[0] + texts["parameters"].encode("utf-16-be", "replace")}
@@ -145,7 +145,7 @@ def encode(image: PIL.Image.Image, origin: Origin, format: str = "PNG") -> bytes
 
 
 def save(
-    image: PIL.Image.Image, target: Target, origin: Origin, overwrite: bool = True, format: str | None = None
+    image: PIL.Image.Image, target: Target, origin: Origin | None, overwrite: bool = True, format: str | None = None
 ) -> None:
     """Write a picture with its texts, in one step: a path never holds half of one. The suffix says the format.
 
@@ -158,18 +158,7 @@ def save(
     if not isinstance(target, (str, os.PathLike)):
         raise RequestError(f"target must be a path or an open binary file, not {shown(target)}", field="target")
     path = Path(location("target", target))
-    replace_file(path, encode(image, origin, format or format_of(path)), overwrite)
-
-
-def save_bare(image: PIL.Image.Image, path: Path) -> None:
-    """Write a picture without texts as `save` writes it, over what is there."""
-    encoded, format = BytesIO(), format_of(path)
-    image.save(encoded, format, **_QUALITY[format])
-    replace_file(path, encoded.getvalue(), True)
-
-
-def replace_file(path: Path, encoded: bytes, overwrite: bool) -> None:
-    """A file with these bytes, in one step. FileExistsError and StorageError as `save` has them."""
+    encoded = encode(image, origin, format or format_of(path))
     if overwrite and path.exists() and not path.is_file():
         raise StorageError(f"{path} is there and is no file", path=path)
     draft = path.with_name(f".clipskip-{secrets.token_hex(8)}.tmp")

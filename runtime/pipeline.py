@@ -9,43 +9,44 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
 from typing import Any
 
-import numpy as np
 import PIL.Image
 
-from clipskip.engines.manifest import ENCODE, STEP, ModelFacts, Role
+from clipskip.engines.manifest import ENCODE, STEP, Role
 from clipskip.engines.shapes import LATENT
 from clipskip.engines.store import Store, build_command
-from clipskip.engines.variants import PLAIN, Mix
+from clipskip.engines.variants import PLAIN
 
-from . import enlarge, img2img, metadata, pictures, vae
+from . import enlarge
 from .backends import Array, Backend
 from .backends.providers import BY_TARGET
 from .batch import Image
-from .conditioning import NetworkRow, TextEncoder, check_vectors
+from .conditioning import TextEncoder, check_vectors
 from .driver import Driver
 from .engine_cache import EngineCache
-from .errors import EngineIncompatible, EngineMissing, NumericalError, RequestError
+from .errors import EngineIncompatible, EngineMissing, RequestError
 from .fields import FLAG, at_least, shown
-from .img2img import Pass
 from .inversions import Inversions, with_usable_names
 from .ledger import Ledger
 from .loras import Loras, a1111_hash, called, notes
-from .noise import LARGEST_SEED, SOURCES, BrownianTree, image_seeds, initial
-from .request import OWN, Request, canonical
+from .making import NOT_MASKED, Making, Passes
+from .noise import SOURCES
+from .request import Request, canonical
 from .resolve import Limits, Resolved, noise_model, resolve
-from .samplers import Plan, Row, plan
+from .result import Progress, Result
+from .samplers import Row
 from .tokenizer import Tokenizer
+from .vae import DECODERS, SMALLEST_TILE, Vae
 
-LATENT_CHANNELS = 4
-REMEMBERED_SIZES = 4
-NOT_MASKED = {"mask": 1.0, "known": 0.0, "pull": 0.0}  # inpainting's inputs where the whole picture is made
 SCORES = 8 * 4  # bytes for two places of a picture, in float32: Stable Diffusion 1 has 8 heads
+DECODED = 7_500  # bytes for a pixel that is decoded: Stable Diffusion 1's decoder in float32
+TILES = "decoded in tiles that overlap (tile_pixels): differs a little from a picture decoded as a whole"
 SHARED_LENGTHS = "shared calls of the network with longer prompts (share_lengths): within 1/255 of the picture alone"
 
 
@@ -56,6 +57,7 @@ class Settings:
     text_engine_budget: int
     max_batch: int | None
     share_lengths: bool
+    tile_pixels: int | None
     warm: Sequence[tuple[int, int, int]]
     lora_engines: int = 1
 
@@ -65,136 +67,12 @@ class Settings:
         if self.max_batch is not None:
             at_least("max_batch", self.max_batch, 1)
         FLAG.check("share_lengths", self.share_lengths)
+        if self.tile_pixels is not None:
+            at_least("tile_pixels", self.tile_pixels, SMALLEST_TILE)
         sizes = self.warm if isinstance(self.warm, (list, tuple)) else [()]
         if not all(isinstance(size, (list, tuple)) and len(size) == 3 for size in sizes):
             message = f"warm is a list of (width, height, images), not {shown(self.warm)}"
             raise RequestError(message, field="warm", hint="such as warm=[(512, 512, 1)]")
-
-
-@dataclass(frozen=True)
-class Result:
-    """What one request gave.
-
-    `images` are 8-bit RGB pictures, one per seed of `seeds`; `request` is the request with every default filled in;
-    `warnings` is what the user should know; `timings` are seconds per stage of the run that made it; `engines` maps
-    what took part, such as "text-12" or "step-cuda" (a form), to the key of its artefact; `inversions` maps each
-    textual inversion that the prompts used to its SHA-256, `loras` each LoRA by its file's name likewise (and
-    `lora_hashes` to the hash that A1111 writes), `pictures` each field that had one to the picture's; `ledger` is that
-    of the picture which was repeated, if one.
-    """
-
-    images: tuple[PIL.Image.Image, ...]
-    seeds: tuple[int, ...]
-    request: Request
-    warnings: tuple[str, ...]
-    timings: dict[str, float]
-    engines: dict[str, str]
-    model: ModelFacts = field(repr=False)
-    inversions: dict[str, str] = field(default_factory=dict, repr=False)
-    loras: dict[str, str] = field(default_factory=dict, repr=False)
-    lora_hashes: dict[str, str] = field(default_factory=dict, repr=False)
-    pictures: dict[str, str] = field(default_factory=dict, repr=False)
-    ledger: Ledger | None = field(default=None, repr=False)
-
-    def save(
-        self, target: metadata.Target, index: int = 0, format: str | None = None, *, overwrite: bool = True
-    ) -> None:
-        """Write image `index` with the whole request in its metadata; a file is written, and replaced, in one step.
-
-        The suffix says the format: .png, .jpg or .jpeg (quality 95), .webp (lossless). An open binary file gets a PNG.
-        `format` ("PNG", "JPEG", "WEBP") overrules both. Without `overwrite`, FileExistsError where a file is there.
-        RequestError for another index, target or format.
-        """
-        metadata.save(self._image(index), target, self.origin(index), overwrite, format)
-
-    def png(self, index: int = 0) -> bytes:
-        """Image `index` as the bytes of a PNG, with the whole request in its metadata."""
-        return metadata.encode(self._image(index), self.origin(index))
-
-    def _image(self, index: int) -> PIL.Image.Image:
-        if at_least("index", index, 0) >= len(self.images):
-            raise RequestError(f"index must be 0..{len(self.images) - 1}, not {shown(index)}", field="index")
-        return self.images[index]
-
-    def origin(self, index: int) -> metadata.Origin:
-        """What made image `index`, for its metadata."""
-        asked = self.alone(index).over(self.pictures)
-        return metadata.Origin(asked, self.model, self.engines, self.inversions, self.loras, self.lora_hashes)
-
-    def alone(self, index: int) -> Request:
-        """The request that makes image `index` again by itself."""
-        asked = self.request
-        assert asked.seed is not None
-        seed, subseed = image_seeds(asked.seed, asked.subseed, asked.subseed_strength, asked.batch)[index]
-        return replace(asked, seed=seed, subseed=subseed, batch=1)
-
-
-@dataclass(frozen=True)
-class Progress:
-    """`call` of `calls` model evaluations, counted per image, are done. The last Progress has one result per request.
-
-    `preview()` decodes what the last call takes for the finished pictures, at no further call of the network, with the
-    tiny decoder where the store has it: coarse at first, near the end all but finished, and noise for one that had no
-    call yet. Of the last one they are the pictures themselves.
-    """
-
-    call: int
-    calls: int
-    preview: Callable[[], list[PIL.Image.Image]] = field(repr=False)
-    results: tuple[Result, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Stage:
-    """What the images of one pass share."""
-
-    resolved: Resolved
-    run: Pass
-    plan: Plan
-    rows: Sequence[NetworkRow]
-    inputs: Mapping[str, Any]
-    mix: Mix
-
-    def image(self, seeds: tuple[int, int | None], origin: Array | None = None) -> Image:
-        """The image of a seed and subseed, from noise and from the latents that `origin` is."""
-        request, made, seed = self.resolved.request, self.plan, seeds[0]
-        shape = LATENT_CHANNELS, self.run.height // LATENT, self.run.width // LATENT
-        start, noise = initial(seed, shape, request.rng, seeds[1], request.subseed_strength)
-        if request.eta_noise_seed_delta:
-            noise = SOURCES[request.rng]((seed + request.eta_noise_seed_delta) & LARGEST_SEED)
-        latents = start * np.float32(made.scale)
-        if origin is not None and made.picture:
-            source = self.resolved.source
-            if source is not None and source.mask is not None:
-                origin = img2img.content(origin, source.mask, start, request.fill)
-            latents += np.float32(made.picture) * origin
-        if made.churn is not None:
-            latents += np.float32(made.churn) * noise.normal(shape)
-        tree = BrownianTree(seed, request.rng, *made.span) if made.span else None
-        return Image(made.rows, self.rows, latents, tree or noise, self.resolved.chunks, self.inputs, mix=self.mix)
-
-
-@dataclass(eq=False)
-class _Making:
-    """One picture in the making: its image in the batch, and what makes the next one of its latents.
-
-    It takes `calls` calls in all; `past` are those of images before this one.
-    """
-
-    image: Image
-    then: list[partial[Image]]
-    calls: int
-    past: int = 0
-    stretched: bool = False
-
-    def follow(self, driver: Driver) -> None:
-        """Let the next image take the place of one that is done."""
-        self.stretched |= self.image.stretched
-        if self.image.done and self.then:
-            self.past += self.image.call
-            self.image = self.then.pop(0)(self.image.latents)
-            if not self.image.done:
-                driver.add([self.image])
 
 
 class Pipeline:
@@ -224,12 +102,13 @@ class Pipeline:
                 check_vectors(inversions.vectors, each)
         self._inversions = with_usable_names(inversions, self._tokenizer)
         self.noise_model = noise_model(facts)
-        self._mid_grey = lru_cache(REMEMBERED_SIZES)(partial(vae.encode_mid_grey, self._engines))
         step = self._engines.artefact(STEP)
         command = None if step.target == "onnx" else build_command(store.root, step.target, step.precision)
         self._limits = Limits.of(step, backend.batch_pixels, settings.max_batch, command)
         compiles = backend.compiles_per_shape
+        self._vae = Vae(self._engines, self._limits, settings.tile_pixels)
         self._text = TextEncoder(self._engines, inversions.vectors, compiles, facts.context_parts)
+        self._passes = Passes(self._engines, self._vae, self.noise_model)
         how = {"exact_rows": not compiles, "share_lengths": settings.share_lengths}
         self._driver = Driver(self._engines, self._limits, loops=backend.loops, **how)
         try:
@@ -266,7 +145,7 @@ class Pipeline:
         ledgers = [request if isinstance(request, Ledger) else None for request in requests]
         resolved = [self.check(request) for request in requests]
         self._warn_of_memory(resolved)
-        groups = [list(self._making(*each)) for each in zip(resolved, self._text.rows(resolved), strict=True)]
+        groups = [list(self._passes.of(*each)) for each in zip(resolved, self._text.rows(resolved), strict=True)]
         making = [each for group in groups for each in group]
         clock.lap("text")
         total, done = sum(each.calls for each in making), 0
@@ -281,14 +160,12 @@ class Pipeline:
         finally:
             self._driver.remove([each.image for each in making])
         clock.lap("denoise")
-        what = "the finished latents"
+        decoders = [asked.request.decoder for asked, group in zip(resolved, groups, strict=True) for _ in group]
+        latents = [each.image.latents for each in making]
+        decoded = iter(self._vae.decode(latents, "the finished latents", decoders))
         finished = [
-            [vae.decode(self._engines, one.image.latents, what, each.request.decoder) for one in group]
-            for each, group in zip(resolved, groups, strict=True)
-        ]
-        finished = [
-            [each.source.onto(picture) if each.source else picture for picture in group]
-            for each, group in zip(resolved, finished, strict=True)
+            [asked.source.onto(picture) if asked.source else picture for picture in islice(decoded, len(group))]
+            for asked, group in zip(resolved, groups, strict=True)
         ]
         clock.lap("decode")
         made = zip(resolved, ledgers, groups, finished, strict=True)
@@ -296,14 +173,19 @@ class Pipeline:
         yield Progress(done, total, lambda: [image for group in finished for image in group], results)
 
     def _warn_of_memory(self, resolved: Sequence[Resolved]) -> None:
-        """Say before the work what this machine will hardly do: on the CPU attention holds all of its scores."""
+        """Say before the work what this machine will hardly do: attention holds all of its scores, but in a form."""
         on_cpu = self.backend.name in BY_TARGET and BY_TARGET[self.backend.name].kind == "cpu"
         for each in resolved if on_cpu and hasattr(os, "sysconf") else ():  # not so on Windows
             largest = max(each.passes, key=lambda run: run.pixels)
-            size = SCORES * (largest.pixels // LATENT**2) ** 2 * len(each.texts)
+            scores = 0 if self._engines.artefact(STEP).variant else SCORES * (largest.pixels // LATENT**2) ** 2
+            needed = {
+                scores * len(each.texts): "attention (8 heads)",
+                DECODED * min(largest.pixels, self._vae.tile_pixels or largest.pixels): "the decoder",
+            }
+            size = max(needed)
             there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
             if size > there:
-                needs = f"{largest.size} on the CPU needs about {size / 1e9:.0f} GB for attention (8 heads)"
+                needs = f"{largest.size} on the CPU needs about {size / 1e9:.0f} GB for {needed[size]}"
                 warnings.warn(f"{needs}; this machine has {there / 1e9:.0f} GB", RuntimeWarning, stacklevel=3)
 
     def _warm(self, width: int, height: int, images: int) -> None:
@@ -323,7 +205,7 @@ class Pipeline:
             resolved = replace(resolved, loras=active, notes=(*resolved.notes, *said, *self._loras.notes))
         for role in (STEP, *(Role("text", layers) for layers in resolved.depths)):
             self._engines.artefact(role, self._engines.mix(role, resolved.loras))
-        self._engines.artefact(vae.DECODERS[resolved.request.decoder])
+        self._engines.artefact(DECODERS[resolved.request.decoder])
         return resolved
 
     def together(self, resolved: Resolved) -> int:
@@ -339,7 +221,7 @@ class Pipeline:
 
     def encode(self, picture: Array) -> tuple[Array, Array]:
         """Mean and standard deviation, [4,h,w] each, of the latents of a picture, uint8 [8h,8w,3]."""
-        return vae.encode(self._engines, picture)
+        return self._vae.encode(picture)
 
     def evaluate(self, requests: Sequence[Request], latents: Array, table: Sequence[Row]) -> list[Array]:
         """What the rows of a sampler's table make of latents [4,h,w] for the prompts of each request."""
@@ -347,7 +229,7 @@ class Pipeline:
         rows, noise = self._text.rows(resolved), SOURCES["cpu"](0)
         images = []
         for own, each in zip(rows, resolved, strict=True):
-            inputs = {**NOT_MASKED, "rescale": 0.0, **self._model_inputs(each.passes[0], None)}
+            inputs = {**NOT_MASKED, "rescale": 0.0, **self._passes.inputs(each.passes[0], None)}
             images.append(Image(table, own, latents, noise, each.chunks, inputs, mix=PLAIN))
         done = 0
         try:
@@ -372,76 +254,19 @@ class Pipeline:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _making(self, resolved: Resolved, rows: Sequence[NetworkRow]) -> Iterator[_Making]:
-        """The pictures of one request: they share everything but their noise."""
-        known = self._known(resolved) if resolved.source else None
-        last = tuple(replace(row, ends=row.ends[-1:], which=row.which[-1:]) for row in rows)
-        first, *later = (
-            self._stage(resolved, run, texts, known) for run, texts in zip(resolved.passes, (rows, last), strict=False)
-        )
-        calls = len(first.plan.rows) + sum(len(stage.plan.rows) for stage in later)
-        for seeds in resolved.seeds:
-            follow = [partial(self._enlarged, stage, seeds) for stage in later]
-            yield _Making(first.image(seeds, known), follow, calls)
-
-    def _stage(self, resolved: Resolved, run: Pass, rows: Sequence[NetworkRow], known: Array | None) -> _Stage:
-        request, sampler, source = resolved.request, resolved.sampler, resolved.source
-        given = {name: value for name in OWN if (value := getattr(request, name)) is not None}
-        levels = request.sigmas or ()
-        if run.strength == 1:
-            made = plan(sampler, resolved.schedule, run.steps, self.noise_model, given, levels)
-        else:
-            made = img2img.plan_of(run, sampler, resolved.schedule, self.noise_model, given, levels)
-        inputs = {**NOT_MASKED, "rescale": request.cfg_rescale, **self._model_inputs(run, source)}
-        if source is not None and source.mask is not None:
-            made = img2img.masked(made, sampler, self.noise_model)
-            inputs |= {"mask": source.mask[None], "known": known}
-        return _Stage(resolved, run, made, rows, inputs, self._engines.mix(STEP, resolved.loras))
-
-    def _known(self, resolved: Resolved) -> Array:
-        """The latents [4,h,w] of the picture that another is made from."""
-        assert resolved.source is not None
-        known = vae.encode(self._engines, resolved.source.pixels)[0]
-        if not np.isfinite(known).all():
-            raise NumericalError("the latents of image are not finite", hint="try engines at fp32")
-        size = resolved.height // LATENT, resolved.width // LATENT
-        return known if known.shape[1:] == size else enlarge.resized(known, size, "Latent")
-
-    def _enlarged(self, stage: _Stage, seeds: tuple[int, int | None], latents: Array) -> Image:
-        """The image of the second pass, made from the finished latents of the first."""
-        upscaler, run = stage.resolved.request.hires_upscaler, stage.run
-        if upscaler in enlarge.LATENT:
-            return stage.image(seeds, enlarge.covering(latents, (run.height // LATENT, run.width // LATENT), upscaler))
-        picture = vae.decode(self._engines, latents, "the latents of the first pass")
-        pixels = pictures.enlarged(picture, (run.width, run.height), upscaler)
-        return stage.image(seeds, vae.encode(self._engines, pixels)[0])
-
-    def _model_inputs(self, run: Pass, source: pictures.Source | None) -> dict[str, Any]:
-        """What the step engine of some models takes for each image, by name."""
-        height, width = run.height, run.width
-        listed = {port.name for port in self._engines.artefact(STEP).inputs}
-        inputs: dict[str, Any] = {}
-        if "size_ids" in listed:  # as if the picture had had this size and been cut nowhere
-            inputs["size_ids"] = np.array([height, width, 0, 0, height, width], np.float32)
-        if "inpaint_mask" not in listed:
-            return inputs
-        if source is None or source.hidden is None:  # as A1111: everything is to be made, of a picture that is mid-grey
-            return inputs | {"inpaint_mask": 1.0, "inpaint_latents": self._mid_grey(height, width)}
-        mask, painted = source.painted()
-        return inputs | {"inpaint_mask": mask, "inpaint_latents": vae.encode(self._engines, painted)[0]}
-
     def _previews(self, images: Sequence[Image], done: int) -> list[PIL.Image.Image]:
-        decoder, what = "vae", f"the latents after call {done}"
+        decoder = "vae"
         with suppress(EngineMissing):  # previews are looked at and thrown away
-            self._engines.artefact(vae.DECODERS["tiny"])
+            self._engines.artefact(DECODERS["tiny"])
             decoder = "tiny"
-        return [vae.decode(self._engines, each, what, decoder) for each in self._driver.latents(images)]
+        latents = self._driver.latents(images)
+        return self._vae.decode(latents, f"the latents after call {done}", [decoder] * len(images))
 
     def _result(
         self,
         resolved: Resolved,
         ledger: Ledger | None,
-        making: Sequence[_Making],
+        making: Sequence[Making],
         finished: Sequence[PIL.Image.Image],
         clock: _Clock,
     ) -> Result:
@@ -454,15 +279,16 @@ class Pipeline:
         texts = {Role("text", layers) for layers in resolved.depths}
         mixes = {role: self._engines.mix(role, resolved.loras) for role in {STEP, *texts}}
         in_pixels = len(resolved.passes) > 1 and resolved.request.hires_upscaler not in enlarge.LATENT
-        others = {vae.DECODERS[resolved.request.decoder], *[ENCODE] * bool(resolved.source or in_pixels)}
+        others = {DECODERS[resolved.request.decoder], *[ENCODE] * bool(resolved.source or in_pixels)}
         used = [self._engines.artefact(role, mixes.get(role, PLAIN)) for role in sorted({*others, *mixes})]
         depths = learnt.about_depths(resolved.texts, self.model)
         stretched = [SHARED_LENGTHS] if any(each.stretched for each in making) else []
+        tiled = [TILES] if self._vae.tiled(*making[0].image.latents.shape[1:]) else []
         return Result(
             images=tuple(finished),
             seeds=tuple(seed for seed, _ in resolved.seeds),
             request=resolved.request,
-            warnings=(*repeated, *resolved.notes, *depths, *learnt.notes, *self._engines.notes, *stretched),
+            warnings=(*repeated, *resolved.notes, *depths, *learnt.notes, *self._engines.notes, *stretched, *tiled),
             timings=clock.seconds,
             engines={artefact.identity.stem: artefact.key for artefact in used},
             model=self.model,

@@ -202,10 +202,7 @@ def table(sampler: Sampler, sigmas: Sigmas, model: NoiseModel, **given: float) -
 
 
 def _rows(sampler: Sampler, sigmas: Sigmas, model: NoiseModel, given: Mapping[str, float]) -> list[Row]:
-    """The table after a row of no call, which has what happens before the first one.
-
-    Every call leaves what its sampler takes for the picture in the slot of previews.
-    """
+    """The table after a row of no call, which has what happens before the first one."""
     taken = {name: value for name, value in given.items() if name in sampler.settings}
     D = sampler.denoiser(model)
     rows = [Row(0.0, 0.0, 1.0, _update([x]))]

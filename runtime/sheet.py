@@ -16,7 +16,7 @@ from .request import ALIASES, FIELDS, Request, unknown_field
 from .resolve import random_seed
 
 if TYPE_CHECKING:
-    from .pipeline import Result
+    from .result import Result
 
 GAP = 4
 MAX_CELLS = 400

@@ -22,11 +22,12 @@ from clipskip.errors import ClipskipError, RequestError, StorageError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from clipskip.pipeline import Pipeline, Progress, Result
+    from clipskip.pipeline import Pipeline
     from clipskip.request import Request
+    from clipskip.result import Progress, Result
 
 INTERVAL = 5.0  # seconds between lines where there is no terminal to draw on
-SHOWN = 1.0  # seconds between previews
+SHOWN, LONGEST = 1.0, 86400  # seconds between previews
 _NUMBERED = re.compile(r"(\d{5,})-\d+\.png")
 
 
@@ -86,14 +87,17 @@ class Bar:
 class Preview:
     """What is in the making, side by side in one file, which is replaced in one step; in the end what was made last.
 
-    `interval`: seconds from one to the next; None: SHOWN, and more where a preview takes so long that it would hold up
-    the work. What can be refused is refused when this is made, as a Destination does.
+    `interval`: seconds between two; None: SHOWN, and more where that would take above a fifth of the time.
     """
 
-    def __init__(self, file: Path, overwrite: bool, interval: float | None, bar: Bar) -> None:
+    def __init__(self, file: Path, out: Path, overwrite: bool, interval: float | None, bar: Bar) -> None:
         from clipskip.metadata import format_of
 
         format_of(file, "preview")
+        if not 0 <= (interval or 0) <= LONGEST:
+            raise RequestError(f"an interval is 0 to {LONGEST} seconds, not {interval}", field="preview_interval")
+        if os.path.realpath(file) == os.path.realpath(out):
+            raise RequestError(f"--preview and --out both name {out}", field="preview", hint="name two files")
         if os.path.isdir(file):
             raise StorageError(f"{file} is there and is no file", path=file)
         Destination(file, overwrite, 1, "preview")
@@ -102,13 +106,13 @@ class Preview:
 
     def show(self, state: Progress) -> None:
         """Write the file if it is time. What goes wrong is said, and ends the previews, not the work."""
-        from clipskip.metadata import save_bare
+        from clipskip.metadata import save
 
         start = time.monotonic()
         if self._failed or (start < self._due and not state.results):
             return
         try:
-            save_bare(_side_by_side(state.preview()), self._file)
+            save(_side_by_side(state.preview()), self._file, None)
         except ClipskipError as error:
             self._failed = True
             self._bar.clear()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -22,7 +21,8 @@ from . import Outcome, Parser, Verbs, output, path, store_verb
 
 if TYPE_CHECKING:
     from clipskip.ledger import Ledger
-    from clipskip.pipeline import Pipeline, Result
+    from clipskip.pipeline import Pipeline
+    from clipskip.result import Result
 
 TOGETHER = 8  # at most so many pictures are in the making at once
 LARGEST, MOST_LINES = 16 << 20, 100_000  # bytes and lines of a list of prompts
@@ -54,7 +54,7 @@ def add_to(verbs: Verbs) -> None:
     text = "a .png, .jpg or .webp file that shows what is in the making"
     verb.add_argument("--preview", type=path, metavar="FILE", help=text)
     text = "between previews; 0 is every call (default: 1, and more where they would take above a fifth of the time)"
-    verb.add_argument("--preview-interval", type=_seconds, metavar="SECONDS", help=text)
+    verb.add_argument("--preview-interval", type=float, metavar="SECONDS", help=text)
     verb = store_verb(verbs, grid, "draw a labelled X/Y sheet", "Vary a request along two axes.")
     _add_making(verb, "the sheet: a .png file, or - for stdout", required=True)
     verb.add_argument("--x", required=True, metavar="FIELD=VALUES", help='such as "clip_skip=1-13"')
@@ -84,16 +84,6 @@ def _add_making(verb: Parser, out: str, **row: Any) -> None:
                 settings.add_argument(*sorted(names), dest=field.name, help=argparse.SUPPRESS)
 
 
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds <= 86400:
-        raise argparse.ArgumentTypeError(f"must be 0 to 86400 seconds, not {text!r}")
-    return seconds
-
-
 def _names() -> str:
     """What there is to choose from, for the end of the help."""
     from clipskip.backends import NAMES
@@ -115,6 +105,8 @@ def _names() -> str:
 def generate(args: argparse.Namespace) -> Outcome:
     """Make the pictures of every prompt, and write each with its request in the metadata as soon as it is finished."""
     from_lines = args.lines is not None or "-" in (args.prompt, args.prompt_option)
+    if args.preview_interval is not None and args.preview is None:
+        raise RequestError("--preview-interval is for --preview FILE", field="preview", hint="name the file")
     alone = _repeated if args.repeat is not None else _request
     requests, refused = read_list(args) if from_lines else ({0: alone(args)}, {})
     count = sum(request.batch for request in requests.values())
@@ -122,7 +114,9 @@ def generate(args: argparse.Namespace) -> Outcome:
     pictures: list[dict[str, Any]] = []
     warnings: list[str] = []
     bar = output.Bar(count)
-    preview = _preview(args, bar)
+    preview = None
+    if args.preview is not None:
+        preview = output.Preview(args.preview, args.out, args.overwrite, args.preview_interval, bar)
     try:
         with _opened(args) as pipe:
             for number, result in _results(pipe, plan(pipe, requests, refused, args.lines), bar, preview):
@@ -149,16 +143,6 @@ def _noted(warnings: Iterable[str]) -> dict[str, list[str]]:
     for warning in once:
         output.say(f"note: {warning}")
     return {"warnings": once}
-
-
-def _preview(args: argparse.Namespace, bar: output.Bar) -> output.Preview | None:
-    if args.preview is None:
-        if args.preview_interval is not None:
-            raise RequestError("--preview-interval is for --preview FILE", field="preview", hint="name the file")
-        return None
-    if os.path.realpath(args.preview) == os.path.realpath(args.out):
-        raise RequestError("--preview and --out name one file", field="preview", hint="name two")
-    return output.Preview(args.preview, args.overwrite, args.preview_interval, bar)
 
 
 def _results(

@@ -22,7 +22,8 @@ from clipskip.backends.tensorrt import Settings
 from clipskip.engines.manifest import STEP
 from clipskip.engines.store import Store
 from clipskip.errors import DeviceLost, DeviceOutOfMemory, EngineCorrupt, NumericalError, RequestError
-from clipskip.pipeline import Pipeline, Result
+from clipskip.pipeline import Pipeline
+from clipskip.result import Result
 
 SMALL_SIZE = {"width": 64, "height": 64}
 SMALL = {**SMALL_SIZE, "steps": 3, "cfg": 5.0}
