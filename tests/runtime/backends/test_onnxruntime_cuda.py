@@ -29,6 +29,7 @@ from clipskip.engines.forms.cuda import PATTERNS
 from clipskip.engines.forms.rewrite import rewrite
 from clipskip.engines.manifest import STEP, Role
 from clipskip.engines.store import Store
+from clipskip.engines.variants import Changed
 from clipskip.errors import BackendUnavailable, Busy, DeviceLost, DeviceOutOfMemory, EngineIncompatible, RequestError
 
 VARIANTS = ["", "cuda"]
@@ -215,6 +216,27 @@ def test_where_an_optimisation_of_the_provider_reads_weights_it_is_given_the_fil
     ort.reads_weights = True
     found = denoised(opened(store, OnnxRuntime([CUDA])), feeds(1))
     assert np.array_equal(found, denoised(opened(store, cpu, variant=""), feeds(1)))
+
+
+@pytest.mark.parametrize("reads_weights", [False, True])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_changed_weights_have_memory_of_their_own_and_the_others_stay_shared(
+    variant: str, reads_weights: bool, cpu: OnnxRuntime, ort: SimulatedOnnxRuntime, store: Store
+) -> None:
+    graph = store.find(STEP, "onnx", "fp16", variant)
+    stored = {value.name: value.const_value for value in ir.load(store.verify(graph)).graph.initializers.values()}
+    changed = {name: Changed(f"of {name}", 2 * stored[name].numpy()) for name in ("wk", "wv")}  # type: ignore[union-attr]
+    backend, plain = OnnxRuntime([CUDA]), store.find(STEP, "onnx", "fp16")
+    usual = opened(store, backend, variant=variant)
+    ort.reads_weights = reads_weights and bool(variant)
+    other = backend.open_changed(graph, store.verify(graph), changed)
+    expected = denoised(cpu.open_changed(plain, store.verify(plain), changed), feeds(1))
+    assert np.array_equal(denoised(other, feeds(1)), expected)
+    assert not np.array_equal(denoised(usual, feeds(1)), expected)
+    if variant:
+        addresses = [session.initializers for session in ort.sessions if session.initializers]
+        there = {name: {values[name].data_ptr() for values in addresses} for name in ("wq", "wk")}
+        assert {name: len(places) for name, places in there.items()} == {"wq": 1, "wk": 2}
 
 
 def test_weights_that_find_no_room_get_that_of_idle_executions(device: SimulatedDevice, store: Store) -> None:
