@@ -23,7 +23,6 @@ State = tuple[int, int, int, int]
 Config = Mapping[str, Any]
 LARGEST_JSON = 16 << 20  # bytes; a CLIP vocabulary has one
 _FLOATS = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
-_SCALES = ("_scale", ".scale_weight")  # behind a weight's name, and in the place of its last word
 _BESIDE = re.compile(r"(?:.*\.)?(?:position_ids|scaled_fp8|comfy_quant|scale_input|input_scale)")
 # Positions of text are always 0 to 76; the others say how a program computes in fp8, and not what the weights are.
 
@@ -59,8 +58,9 @@ class Part:
     def places(self) -> Mapping[str, Place]:
         """Where each weight lies, by today's name. CheckpointError where two tensors are the same weight."""
         places: dict[str, Place] = {}
+        scales = {self._scale(stored) for stored in self.tensors}
         for stored in self.tensors:
-            for name, place in self._places(stored):
+            for name, place in () if stored in scales or _BESIDE.fullmatch(stored) else self._places(stored):
                 if name in places:
                     message = f"{self.weights}: {places[name].tensor} and {stored} are the same weight"
                     raise CheckpointError(message, path=self.weights)
@@ -81,12 +81,8 @@ class Part:
                 raise CheckpointError(f"{self.weights}: {message}", path=self.weights)
 
     def _places(self, stored: str) -> Iterator[tuple[str, Place]]:
-        """What the stored tensor holds: nothing, a weight, or those of query, key and value."""
-        if _BESIDE.fullmatch(stored) or self._scaled(stored):
-            return
-        shape, modern = self.tensors[stored].shape, self.modern(stored)
-        names = stored + _SCALES[0], stored.removesuffix(".weight") + _SCALES[1]
-        scale = next((name for name in names if name in self.tensors), None)
+        """What the stored tensor holds: a weight, or those of query, key and value."""
+        shape, modern, scale = self.tensors[stored].shape, self.modern(stored), self._scale(stored)
         if scale and math.prod(self.tensors[scale].shape) not in (1, *shape[:1]):
             message = f"{self.weights}: {scale} has the shape {list(self.tensors[scale].shape)}"
             hint = "one factor for a tensor, or one for each of its rows, is supported"
@@ -98,10 +94,10 @@ class Part:
         else:
             yield modern, Place(stored, shape, None, scale)
 
-    def _scaled(self, stored: str) -> bool:
-        """Whether this tensor holds the factors of another one."""
-        weights = stored.removesuffix(_SCALES[0]), stored.removesuffix(_SCALES[1]) + ".weight"
-        return any(stored.endswith(end) and name in self.tensors for end, name in zip(_SCALES, weights, strict=True))
+    def _scale(self, stored: str) -> str | None:
+        """The tensor that holds this one's factors, in either of two spellings."""
+        names = f"{stored}_scale", stored.removesuffix("weight") + "scale_weight"
+        return next((name for name in names if name in self.tensors and name != stored), None)
 
 
 @dataclass(frozen=True)
