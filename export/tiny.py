@@ -15,6 +15,7 @@ from clipskip.engines.manifest import DECODE_TINY, ModelFacts
 from clipskip.engines.publish import Draft
 from clipskip.engines.shapes import LATENT
 from clipskip.export import build, cases, graphs
+from clipskip.export.checkpoint import check_unchanged
 from clipskip.export.models import _fill
 from clipskip.export.tinyfile import TinyDecoder
 
@@ -23,7 +24,7 @@ def write(draft: Draft, source: TinyDecoder, facts: ModelFacts, say: Callable[[s
     """Write the decoder's graph into the draft. NumericalError where it disagrees with torch."""
     say("loading the tiny decoder")
     network = _fill(_decoder, source.part)
-    source.check_unchanged()
+    check_unchanged(source.states)
     enlarged = math.prod(getattr(layer, "scale_factor", 1) for layer in network.decoder.layers)
     if enlarged != LATENT:
         message = f"{source.part.settings}: the decoder enlarges {enlarged:g} times, not {LATENT} times"

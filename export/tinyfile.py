@@ -14,7 +14,7 @@ from pathlib import Path
 from clipskip.engines import identify
 from clipskip.engines.errors import CheckpointError, UnsupportedModelError
 from clipskip.engines.manifest import key_of
-from clipskip.export.checkpoint import Part, State, _header, _json, _read_states, _resolved, _weights, check_unchanged
+from clipskip.export.checkpoint import Part, State, _header, _json, _read_states, _resolved, _weights
 
 _LAYER = re.compile(r"(?:taesd_)?(?:decoder\.)?(layers\.)?(\d{1,3})\.((?:conv\.\d\.)?(?:weight|bias))")
 
@@ -31,10 +31,6 @@ class TinyDecoder:
     def weights(self) -> int:
         """How many numbers it is."""
         return sum(math.prod(entry.shape) for entry in self.part.tensors.values())
-
-    def check_unchanged(self) -> None:
-        """ExportError where a file is not the one that was hashed."""
-        check_unchanged(self.states)
 
 
 def open_tiny(path: Path) -> TinyDecoder:
