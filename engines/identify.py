@@ -109,9 +109,12 @@ def examine(path: Path, hashes: bool = False) -> FileFacts:
         with files.open_regular(path.resolve()) as raw, BufferedReader(raw) as file:
             size = files.state_of(raw)[0]
             header = tensorfile.read_header(file, size)
-            beside = path.with_suffix(".yaml")
-            yaml = beside.read_bytes()[:_BLOCK].decode("utf-8", "replace") if beside.is_file() else ""
-            return _facts(header, size, yaml, _alphas(file, header), _hashes(file, header.data) if hashes else {})
+            yaml, beside = b"", path.with_suffix(".yaml")
+            if beside.is_file():
+                with files.open_regular(beside.resolve()) as text:
+                    yaml = text.read(_BLOCK)
+            said = yaml.decode("utf-8", "replace")
+            return _facts(header, size, said, _alphas(file, header), _hashes(file, header.data) if hashes else {})
     except files.NotAFileError as error:
         raise CheckpointError(f"{path} {error}", path=path) from error
     except CheckpointError as error:

@@ -229,7 +229,7 @@ def test_a_garbled_manifest_is_sound_or_a_manifest_error_c8(tree, data):
 
 
 def test_roles_and_dimensions_are_written_as_they_are_read():
-    for role in (Role("text", 0), Role("text", 11), Role("step"), Role("decode"), Role("encode")):
+    for role in (Role("text", 0), Role("text", 11), Role("step"), Role("decode"), Role("decode-tiny"), Role("encode")):
         assert Role.parse(str(role)) == role
     for dimension in (Dim("h"), Dim("h", 8)):
         assert Dim.parse(str(dimension)) == dimension

@@ -147,6 +147,11 @@ def test_a_store_without_it_refuses_the_request_with_the_command_that_brings_it(
     with clipskip.open(store.root) as pipe, pytest.raises(EngineMissing, match="has no decode-tiny") as caught:
         pipe("a cat", decoder="tiny", seed=1, steps=1)
     assert f"export CHECKPOINT --out {store.root} --precision fp32 --tiny-vae FILE" in str(caught.value.hint)
+    assert store.command("tensorrt-rtx", "fp16", DECODE_TINY).endswith("--precision fp16 --tiny-vae FILE")
+
+
+def test_where_its_graph_is_an_engine_of_it_is_built(both: Store) -> None:
+    assert "build" in both.command("tensorrt-rtx", "fp16", DECODE_TINY)
 
 
 def test_what_is_no_tiny_decoder_is_refused_by_what_it_is(tiny: Path, taesd: Path, tmp_path: Path) -> None:
