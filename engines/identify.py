@@ -10,7 +10,7 @@ import math
 import re
 import struct
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from io import BufferedReader
 from pathlib import Path
@@ -58,8 +58,11 @@ PARTS = {  # of a model, where the names say of which a tensor is
 WIDTHS = {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL"}  # of what a U-Net's cross-attention reads
 CHANNELS = {9: "an inpainting model (9 channels)", 8: "edits pictures by instruction (8 channels)"}  # of a U-Net
 PARAMETERIZATION = re.compile(r"""(?m)(?:^|[{,])[ \t]*["']?parameterization["']?[ \t]*:[ \t]*["']?(\w{1,40})""")
+ZERO_SNR = re.compile(
+    r"""(?mi)(?:^|[{,])[ \t]*["']?(?:zero_terminal_snr|rescale_betas_zero_snr|ztsnr)["']?[ \t]*:[ \t]*["']?true\b"""
+)
 BESIDE = "the .yaml beside it"
-PREDICTIONS = {"v": "v_prediction", "eps": "epsilon"}  # other programs' names
+PREDICTIONS = {"v": "v_prediction", "eps": "epsilon"}  # of other programs
 TOLD = (  # of what trainers write, what helps to use a file
     "modelspec.title", "modelspec.architecture", "modelspec.resolution", "modelspec.prediction_type",
     "modelspec.encoder_layer", "modelspec.trigger_phrase", "modelspec.usage_hint", "ss_base_model_version",
@@ -130,13 +133,14 @@ def _facts(header: Header, size: int, yaml: str, alphas: tuple[float, ...], hash
         counts[part] += 1
         precisions[entry.dtype] += math.prod(entry.shape)
     whole = kind == "checkpoint"
-    prediction, source = said_prediction(header, yaml) if whole or kind == "U-Net" else (None, None)
+    said = said_predictions(header, yaml, BESIDE) if whole or kind == "U-Net" else iter(())
+    prediction, source = next(said, (None, None))
     skip, because = suggested_clip_skip(header.metadata, family)
     ranks = {entry.shape[0] for name, entry in tensors.items() if _DOWN.search(name) and entry.shape}
     missing = [part for part in ("text encoder", "U-Net", "VAE") if whole and part not in counts]
     first = tensors.get("model.diffusion_model.input_blocks.0.0.weight", tensors.get("conv_in.weight"))
     remarks = [CHANNELS[size] for size in (first.shape[1:2] if first else ()) if size in CHANNELS]
-    remarks += ["zero terminal SNR (marker tensor ztsnr)"] if "ztsnr" in tensors else []
+    remarks += ["zero terminal SNR"] if says_zero_snr(header, yaml) else []
     told = {key: header.metadata[key] for key in TOLD if key in header.metadata}
     return FileFacts(
         kind, family, size, dict(parameters), dict(counts), dict(precisions), prediction, source, tuple(missing),
@@ -164,15 +168,23 @@ def _kind_and_family(header: Header) -> tuple[str, str | None]:
     return kind, family or WIDTHS.get(width)
 
 
-def said_prediction(header: Header, yaml: str) -> tuple[str | None, str | None]:
-    """What a U-Net predicts, and where that is said; `yaml` is the text of the file beside it, "" if there is none."""
+def said_predictions(header: Header, yaml: str, beside: str) -> Iterator[tuple[str, str]]:
+    """What a U-Net predicts, and who says so, the surest first; `yaml` is the text of the file called `beside`."""
     if "v_pred" in header.tensors:
-        return "v_prediction", "marker tensor v_pred"
-    match = PARAMETERIZATION.search(yaml)
-    said = match[1] if match else header.metadata.get("modelspec.prediction_type", "")
-    where = BESIDE if match else "modelspec.prediction_type"
-    said = said.strip().lower()
-    return (PREDICTIONS.get(said, said), where) if said else (None, None)
+        yield "v_prediction", "the marker v_pred"
+    said = {beside: match[1]} if (match := PARAMETERIZATION.search(yaml)) else {}
+    said |= {key: header.metadata.get(key, "") for key in ("modelspec.prediction_type", "modelspec.predict_key")}
+    for source, word in said.items():
+        if word := word.strip().lower():
+            yield PREDICTIONS.get(word, word), source
+    if header.metadata.get("ss_v_parameterization") == "True":
+        yield "v_prediction", "ss_v_parameterization"
+
+
+def says_zero_snr(header: Header, yaml: str) -> bool:
+    """Whether the betas are said to be rescaled to a signal-to-noise ratio of zero."""
+    marked = "ztsnr" in header.tensors or header.metadata.get("ss_zero_terminal_snr") == "True"
+    return marked or ZERO_SNR.search(yaml) is not None
 
 
 def suggested_clip_skip(metadata: Mapping[str, str], family: str | None) -> tuple[int | None, str]:

@@ -10,7 +10,7 @@ import gzip
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib import resources
@@ -85,11 +85,6 @@ _OTHERS = {
     "control_model.": "is a ControlNet", "motion_modules.": "makes films",
     "label_emb.": "is conditioned on a class or a picture (label_emb)",
 }  # fmt: skip
-_PREDICTIONS = {"v": "v_prediction", "eps": "epsilon"}  # of other programs
-_PARAMETERIZATION = re.compile(r"""(?m)(?:^|[{,])[ \t]*["']?parameterization["']?[ \t]*:[ \t]*["']?(\w{1,40})""")
-_ZERO_SNR = re.compile(
-    r"""(?mi)(?:^|[{,])[ \t]*["']?(?:zero_terminal_snr|rescale_betas_zero_snr|ztsnr)["']?[ \t]*:[ \t]*["']?true\b"""
-)
 
 
 @dataclass(frozen=True)
@@ -182,31 +177,14 @@ def _scheduler(path: Path, header: Header, layout: Layout) -> tuple[Config, Path
     """What the file predicts and where that is said, its noise levels, and notes; "" where it had to be said."""
     beside = path.with_suffix(".yaml")
     text = parts.read(beside).decode("utf-8", errors="replace") if beside.is_file() else ""
-    said = list(_said(path, header, beside, text))
-    predicted, _, where = said[0] if said else ("", "", path)
+    said = list(identify.said_predictions(header, text, beside.name))
+    predicted, source = said[0] if said else ("", "")
+    where = beside if source == beside.name else path
     notes = []
-    if len({prediction for prediction, _, _ in said}) > 1:
-        listed = ", ".join(f"{source} says {prediction}" for prediction, source, _ in said)
+    if len({prediction for prediction, _ in said}) > 1:
+        listed = ", ".join(f"{source} says {prediction}" for prediction, source in said)
         notes.append(f"warning: {listed}; {predicted} is used, and --prediction overrules all of them")
     scheduler: dict[str, object] = {"prediction_type": predicted} if said or layout.ambiguous else {}
-    zero = "ztsnr" in header.tensors or header.metadata.get("ss_zero_terminal_snr") == "True"
-    if zero or _ZERO_SNR.search(text):
+    if identify.says_zero_snr(header, text):
         scheduler["rescale_betas_zero_snr"] = True
     return scheduler, where, notes
-
-
-def _said(path: Path, header: Header, beside: Path, text: str) -> Iterator[tuple[str, str, Path]]:
-    """What the network predicts, who says so, and in which file; the surest first."""
-    if "v_pred" in header.tensors:
-        yield "v_prediction", "the marker v_pred", path
-    if match := _PARAMETERIZATION.search(text):
-        yield _prediction(match[1]), beside.name, beside
-    for key in ("modelspec.prediction_type", "modelspec.predict_key"):
-        if value := header.metadata.get(key, "").strip():
-            yield _prediction(value), key, path
-    if header.metadata.get("ss_v_parameterization") == "True":
-        yield "v_prediction", "ss_v_parameterization", path
-
-
-def _prediction(word: str) -> str:
-    return _PREDICTIONS.get(word.strip().lower(), word.strip().lower())

@@ -81,13 +81,13 @@ def test_what_a_checkpoint_lacks_and_what_is_special_about_it_is_said(tmp_path: 
     facts = examine(hollow(tmp_path / "x.safetensors", shapes, "BF16"))
     assert facts.missing == ("VAE",)
     assert facts.parameters["moving averages"] == 1
-    assert facts.remarks == ("an inpainting model (9 channels)", "zero terminal SNR (marker tensor ztsnr)")
+    assert facts.remarks == ("an inpainting model (9 channels)", "zero terminal SNR")
 
 
 @pytest.mark.parametrize(
     ("shapes", "metadata", "yaml", "said"),
     [
-        ({"v_pred": (0,)}, {"modelspec.prediction_type": "epsilon"}, "", ("v_prediction", "marker tensor v_pred")),
+        ({"v_pred": (0,)}, {"modelspec.prediction_type": "epsilon"}, "", ("v_prediction", "the marker v_pred")),
         ({}, {"modelspec.prediction_type": "V"}, "", ("v_prediction", "modelspec.prediction_type")),
         ({}, {"modelspec.prediction_type": "v"}, "parameterization: eps", ("epsilon", "the .yaml beside it")),
         ({}, {}, 'model:\n  params:\n    parameterization: "v"\n', ("v_prediction", "the .yaml beside it")),
