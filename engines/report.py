@@ -82,7 +82,8 @@ def inspection_text(facts: dict[str, Any]) -> str:
     stray = [f"{name}: {readable_size(size)} unreferenced" for name, size in facts["unreferenced"].items()]
     warnings = [f"warning: {warning}" for warning in facts["warnings"]]
     total = f"{readable_size(facts['size'])} in all; weights that artefacts share are counted once"
-    return "\n".join([head, "", table(rows), "", total, *suited, *notes, *stray, *warnings])
+    merged = [f"merged: {source}" for source in model["sources"] if ". LoRA " in source]
+    return "\n".join([head, *merged, "", table(rows), "", total, *suited, *notes, *stray, *warnings])
 
 
 def verification_text(results: Iterable[tuple[str, str | None]]) -> str:
