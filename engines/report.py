@@ -84,7 +84,8 @@ def inspection_text(facts: dict[str, Any]) -> str:
     warnings = [f"warning: {warning}" for warning in facts["warnings"]]
     total = f"{readable_size(facts['size'])} in all; weights that artefacts share are counted once"
     because = [f"measured: {model['evidence']}"] if "evidence" in model else []
-    return "\n".join([head, *because, "", table(rows), "", total, *suited, *notes, *stray, *warnings])
+    merged = [f"merged: {source}" for source in model["sources"] if ". LoRA " in source]
+    return "\n".join([head, *because, *merged, "", table(rows), "", total, *suited, *notes, *stray, *warnings])
 
 
 def verification_text(results: Iterable[tuple[str, str | None]]) -> str:

@@ -75,12 +75,13 @@ def dumps(table: Table) -> str:
 def loads(text: str | bytes) -> dict[str, Stored]:
     """A table that was published with its graph, and verified with it."""
 
-    def origin(tree: Any) -> Origin | None:
-        return tree and Origin(tuple((name, tuple(axes)) for name, axes in tree["of"]), tree["axis"])
+    def origin(*trees: Any) -> Origin | None:  # forms that were built long ago have none
+        known = (tree for tree in trees if tree)
+        return next((Origin(tuple((of, tuple(axes)) for of, axes in tree["of"]), tree["axis"]) for tree in known), None)
 
     return {
-        name: Stored(file, offset, nbytes, dtype, tuple(shape), origin(tree))
-        for name, (file, offset, nbytes, dtype, shape, tree) in json.loads(text).items()
+        name: Stored(file, offset, nbytes, dtype, tuple(shape), origin(*trees))
+        for name, (file, offset, nbytes, dtype, shape, *trees) in json.loads(text).items()
     }
 
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 
-from clipskip.engines import gates, lora, weights
+from clipskip.engines import gates, lora, report, weights
 from clipskip.engines.errors import CheckpointError, RequestError, UnsafeFileError, UnsupportedModelError
 from clipskip.engines.forms import origins
 from clipskip.engines.lora import Choice
@@ -202,6 +202,8 @@ def test_a_lora_makes_another_model_whose_sources_name_it(store: Store, merged_s
     assert plain.model_sha256 != merged.model_sha256
     added = dict(merged.sources.items() - plain.sources.items())
     assert added == {"1. LoRA style.safetensors:0.8:0.5": lora.opened(style).sha256}
+    shown = report.inspection_text(report.inspect(merged_store.root))
+    assert "\nmerged: 1. LoRA style.safetensors:0.8:0.5\n" in shown
 
 
 def test_another_weight_is_another_model_and_the_same_one_is_up_to_date(

@@ -20,6 +20,7 @@ from pace import pace
 from safetensors.torch import save
 
 from clipskip import files, inversions
+from clipskip.engines import tensorfile
 from clipskip.errors import CheckpointError, UnsafeFileError, UnsupportedModelError
 
 TENSORS = {
@@ -47,7 +48,7 @@ def test_every_float_format_is_read_as_the_safetensors_package_reads_it() -> Non
     header = files.header_of(SOUND)
     assert header.tensors.keys() == TENSORS.keys()
     for name, tensor in TENSORS.items():
-        floats = files.floats(SOUND, header, name)
+        floats = tensorfile.floats(SOUND, header, name)
         assert floats.dtype == np.float32
         np.testing.assert_array_equal(floats, tensor.to(torch.float32).numpy())
 
@@ -57,7 +58,7 @@ def test_what_is_no_float_is_read_but_not_converted(dtype: torch.dtype) -> None:
     data = save({"x": torch.zeros(4, dtype=dtype)})
     header = files.header_of(data)
     with pytest.raises(UnsupportedModelError, match="F16, BF16, F32 and F64"):
-        files.floats(data, header, "x")
+        tensorfile.floats(data, header, "x")
 
 
 def test_a_file_cut_anywhere_is_refused() -> None:
