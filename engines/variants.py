@@ -131,7 +131,9 @@ def changed(
         array = known.get(key)
         if array is None:
             block = np.memmap(store.root / record.path, np.uint8, "r", stored.offset, (stored.nbytes,))
-            array = known[key] = merged_stored(block.view(stored.dtype).reshape(stored.shape), stored.origin, loras)
+            with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused by name
+                array = merged_stored(block.view(stored.dtype).reshape(stored.shape), stored.origin, loras)
+            known[key] = array
         return name, Changed(key, array)
 
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:

@@ -88,7 +88,11 @@ class SimulatedSessionOptions(SessionOptions):
     def __init__(self, cuda: SimulatedCuda) -> None:
         super().__init__()
         self.cuda, self.initializers, self.overrides = cuda, dict[str, SimulatedMemory](), dict[str, int]()
-        self.folder = ""
+        self.folder, self.external = "", set[str]()
+
+    def add_external_initializers(self, names: list[str], values: list[Any]) -> None:
+        super().add_external_initializers(names, values)  # which refuses a name that is there
+        self.external |= set(names)
 
     def add_provider_for_devices(self, devices: Sequence[Any], told: Mapping[str, str]) -> None:
         self.plugin = devices[0].ep_name, {**told, "device_id": str(devices[0].number)}
@@ -108,7 +112,8 @@ class SimulatedSessionOptions(SessionOptions):
 
     def fill(self) -> None:
         """The CPU provider reads weights where CUDA's does not: give it those that are on the device."""
-        values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(v.array()) for name, v in self.initializers.items()}
+        there = {name: value for name, value in self.initializers.items() if name not in self.external}
+        values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(value.array()) for name, value in there.items()}
         self.add_external_initializers(list(values), list(values.values()))
 
 

@@ -223,10 +223,10 @@ def test_where_an_optimisation_of_the_provider_reads_weights_it_is_given_the_fil
 def test_changed_weights_have_memory_of_their_own_and_the_others_stay_shared(
     variant: str, reads_weights: bool, cpu: OnnxRuntime, ort: SimulatedOnnxRuntime, store: Store
 ) -> None:
-    graph = store.find(STEP, "onnx", "fp16", variant)
-    stored = {value.name: value.const_value for value in ir.load(store.verify(graph)).graph.initializers.values()}
+    graph, plain = (store.find(STEP, "onnx", "fp16", each) for each in (variant, ""))
+    stored = {value.name: value.const_value for value in ir.load(store.verify(plain)).graph.initializers.values()}
     changed = {name: Changed(f"of {name}", 2 * stored[name].numpy()) for name in ("wk", "wv")}  # type: ignore[union-attr]
-    backend, plain = OnnxRuntime([CUDA]), store.find(STEP, "onnx", "fp16")
+    backend = OnnxRuntime([CUDA])
     usual = opened(store, backend, variant=variant)
     ort.reads_weights = reads_weights and bool(variant)
     other = backend.open_changed(graph, store.verify(graph), changed)
