@@ -161,8 +161,8 @@ def _listed(locations: Sequence[str]) -> tuple[dict[str, Path], tuple[str, ...]]
 def a1111_hash(one: Lora) -> str:
     """What A1111 knows a LoRA by: the hash that the file tells of itself, or SHA-256 of all behind its header."""
     if one.sha256 not in _HASHES:
-        own = hashlib.sha256(memoryview(one.data)[one.header.data :])
-        _HASHES[one.sha256] = one.metadata.get("sshs_model_hash") or own.hexdigest()
+        told = one.metadata.get("sshs_model_hash")
+        _HASHES[one.sha256] = told or hashlib.sha256(memoryview(one.data)[one.header.data :]).hexdigest()
     return _HASHES[one.sha256]
 
 

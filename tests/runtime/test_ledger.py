@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import facts
 import numpy as np
@@ -369,3 +371,25 @@ def test_a_broken_account_in_our_own_text_is_refused(changes: dict[str, object])
 def test_values_of_a_wrong_type_are_refused() -> None:
     with pytest.raises(RequestError, match="seed must be a whole number"):
         read(S.replace("Seed: 5", "Seed: five"))
+
+
+def test_a_lora_that_only_the_hashes_name_is_repeated_at_weight_1_and_the_note_says_so() -> None:
+    ledger = read(f'{S}, Lora hashes: "one: 0123456789ab"', "a ring")
+    assert ledger.loras == {"one": "0123456789ab"}
+    assert "the picture's settings have no weights of LoRAs: 1 is used" in ledger.notes()
+    assert "loras" not in read(f'{S}, Lora hashes: "one: 0123456789ab"', "a ring <lora:one:0.4>").filled
+
+
+def test_loras_of_another_content_and_those_without_a_weight_now_are_noted() -> None:
+    ledger = read(f'{S}, Lora hashes: "one: 0123456789ab, two: ba9876543210"', "a <lora:one:1> <lora:two:1>")
+    same = SimpleNamespace(sha256="0123456789ab" + "c" * 52, metadata={"sshs_model_hash": "d" * 64})
+    other = SimpleNamespace(sha256="e" * 64, metadata={"sshs_model_hash": "f" * 64})
+
+    def noted(one: Ledger, **loras: Any) -> list[str]:
+        return [note for note in one.notes(loras=loras) if "LoRA" in note]
+
+    assert noted(ledger, one=same, Two=other) == [
+        "another LoRA 'two' [ffffffffffff] is open than the picture's [ba9876543210]"
+    ]
+    assert noted(ledger, one=same) == ["the picture was made with the LoRA 'two', which has no weight now"]
+    assert noted(ledger.over({"prompt": "a"})) == []
