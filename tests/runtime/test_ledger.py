@@ -385,8 +385,8 @@ def test_loras_of_another_content_and_those_without_a_weight_now_are_noted() -> 
     same = SimpleNamespace(sha256="0123456789ab" + "c" * 52, metadata={"sshs_model_hash": "d" * 64})
     other = SimpleNamespace(sha256="e" * 64, metadata={"sshs_model_hash": "f" * 64})
 
-    def noted(one: Ledger, **loras: Any) -> list[str]:
-        return [note for note in one.notes(loras=loras) if "LoRA" in note]
+    def noted(ledger: Ledger, /, **loras: Any) -> list[str]:
+        return [note for note in ledger.notes(loras=loras) if "LoRA" in note]
 
     assert noted(ledger, one=same, Two=other) == [
         "another LoRA 'two' [ffffffffffff] is open than the picture's [ba9876543210]"
