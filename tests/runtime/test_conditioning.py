@@ -10,6 +10,7 @@ from clipskip.backends import backend_named
 from clipskip.conditioning import MOST_ROWS, TextEncoder
 from clipskip.engines.manifest import Artefact, AxisRange
 from clipskip.engines.store import Store
+from clipskip.engines.variants import PLAIN
 from clipskip.errors import RequestError
 from clipskip.inversions import Inversions
 from clipskip.pipeline import Pipeline, Settings
@@ -29,10 +30,13 @@ class Texts:
         self.calls = []
 
     @contextmanager
-    def use(self, role):
+    def use(self, role, mix=None):
         self.role = role
         self.artefact = Artefact(role, "onnx", "fp32", (), (), self.axes)
         yield self
+
+    def mix(self, role, loras):
+        return PLAIN
 
     def run(self, feeds):
         tokens = feeds["tokens"]

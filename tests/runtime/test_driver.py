@@ -23,7 +23,7 @@ class Engines:
         self.step, self.users, self.fail = FakeStep(), 0, None
 
     @contextmanager
-    def use(self, role):
+    def use(self, role, mix=None):
         assert str(role) == "step"
         if self.fail:
             raise self.fail

@@ -23,7 +23,7 @@ class Engines:
         self.step, self.users, self.fail, self.lock = FakeStep(), 0, None, threading.RLock()
 
     @contextmanager
-    def use(self, role):
+    def use(self, role, mix=None):
         if self.fail:
             raise self.fail
         with self.lock:
