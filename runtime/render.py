@@ -10,7 +10,7 @@ import re
 import shlex
 
 from .errors import RequestError
-from .fields import TEXT, at_least, parse, shown, written
+from .fields import NAMES, TEXT, at_least, parse, shown, written
 from .request import ALIASES, FIELDS, Request, check_types, given_twice, unknown, without_paths
 
 _START = re.compile(r"\s*(?:/render(?!\S)\s*)?", re.IGNORECASE)
@@ -105,7 +105,7 @@ def render_line(request: Request) -> str:
         value = getattr(request, name)
         if name != "prompt" and value != field.default:
             text = written(value)
-            bare = not isinstance(value, str) or _BARE.fullmatch(text)
+            bare = not (isinstance(value, str) or field.kind is NAMES) or _BARE.fullmatch(text)
             words.append(f"/{_squash(name)}:{text if bare else json.dumps(text, ensure_ascii=False)}")
     prompt = request.prompt
     if prompt != prompt.strip() or prompt.startswith("/"):

@@ -33,7 +33,7 @@ def requests() -> st.SearchStrategy[Request]:
     kinds |= dict.fromkeys(FLAG_FIELDS, st.booleans())
     kinds |= dict.fromkeys(LIST_FIELDS, st.lists(number, min_size=1, max_size=5).map(tuple))
     kinds |= dict.fromkeys(PICTURE_FIELDS, st.text().map("data:".__add__) | st.text().map("sha256:".__add__))
-    named = st.text(min_size=1).map(lambda text: text.replace(",", ";"))
+    named = st.text(min_size=1).map(lambda text: text.replace(",", ";").strip() or "x")
     kinds |= dict.fromkeys(NAME_FIELDS, st.lists(named, min_size=1, max_size=3).map(tuple))
     kinds |= {name: st.none() | kinds[name] for name in OPTIONAL_FIELDS}
     return st.builds(Request, **kinds)
