@@ -23,7 +23,8 @@ SDXL = Family(
     clip_skips=lambda layers: (layers - 1, *range(layers - 1, -1, -1)),
     encoders=(Encoder(normed=False), Encoder(normed=False, padding=0, pooled=True)),
     inputs=_inputs,
+    # In float32 as the sizes are: diffusers joins them, and ONNX joins no two types.
     conditions=lambda inputs, rows: {
-        "added_cond_kwargs": {"text_embeds": inputs["pooled"], "time_ids": inputs["size_ids"][rows]}
+        "added_cond_kwargs": {"text_embeds": inputs["pooled"].float(), "time_ids": inputs["size_ids"][rows]}
     },
 )

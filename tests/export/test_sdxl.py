@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir
 import pytest
 import tiny_families
 import torch
@@ -18,15 +19,19 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 import clipskip
 from clipskip import Pipeline, Request
 from clipskip.batch import Batch
-from clipskip.engines.manifest import Role
+from clipskip.engines import gates, trials
+from clipskip.engines.manifest import STEP, Role
 from clipskip.engines.store import Store
 from clipskip.errors import CheckpointError, UnsupportedModelError
-from clipskip.export import export
+from clipskip.export import export, onnxfile
 from clipskip.export.checkpoint import open_checkpoint
 from clipskip.export.families import facts
+from clipskip.export.graphs import step_graph
+from clipskip.export.models import load
 
 SIGMAS = (14.6, 5.0, 2.0, 0.7, 0.2)
 PROMPT, NEGATIVE, CFG, SEED, SIZE = "a cat", "dog, red", 5.0, 5, (96, 64)
+HALVES = "context", "pooled"
 LIMIT = 2  # of 255, anywhere
 
 
@@ -149,3 +154,14 @@ def test_two_tokenizers_that_differ_are_refused(folder: Path, tmp_path: Path) ->
     path.write_text(json.dumps({swapped.get(token, token): i for token, i in json.loads(path.read_text()).items()}))
     with pytest.raises(CheckpointError, match="another tokenizer than"):
         open_checkpoint(copy)
+
+
+def test_the_step_in_fp16_runs_with_sizes_in_fp32_beside_it(folder: Path, store: Store, tmp_path: Path) -> None:
+    networks, model = load(open_checkpoint(folder)), store.manifest().model
+    graph = step_graph(networks, model, "fp16")
+    graph.module.half()
+    onnx_ir.save(onnxfile.trace(graph), tmp_path / "step.onnx")
+    feeds = trials.of(STEP, model, True, graph.inputs)[:1]
+    (given,), exact = gates.run(tmp_path / "step.onnx", feeds), store.find(STEP, "onnx", "fp32")
+    (right,) = gates.run(store.verify(exact), [{**feeds[0], **{n: feeds[0][n].astype("f4") for n in HALVES}}])
+    assert gates.relative_l2(given["next_state"], right["next_state"]) < 0.02
