@@ -17,9 +17,9 @@ import clipskip
 from clipskip import pictures
 
 LIMIT = 2  # of 255, anywhere
-STAR = Wanted(prompt="a large blue star on a green background", clip_skip=2, seed=3, steps=8, width=96, height=64)
-SAMPLERS = [("Euler", "karras"), ("Euler a", "uniform"), ("Heun", "uniform"), ("DPM++ 2M", "karras")]
-SAMPLERS += [("DPM++ 2M SDE", "exponential"), ("DDIM", "uniform"), ("PLMS", "uniform")]
+STAR = Wanted(prompt="a large blue star on a green background", clip_skip=2, seed=3, steps=5, width=96, height=64)
+SAMPLERS = [("Euler", "karras"), ("Heun", "uniform"), ("DPM++ 2M", "karras")]
+SAMPLERS += [("DPM++ 2M SDE", "exponential"), ("DDIM", "uniform")]
 
 
 @pytest.fixture(scope="module")
@@ -65,21 +65,21 @@ def test_a_picture_from_a_picture_equals_the_reference(
 ) -> None:
     one = replace(STAR, sampler=sampler, schedule=schedule)
     made = pipe(asked(one, image=photo, strength=0.7)).images[0]
-    assert distance(made, truth.picture(truth.latents(one, truth.encoded(np.asarray(photo)), 8, 6))) <= LIMIT
+    assert distance(made, truth.picture(truth.latents(one, truth.encoded(np.asarray(photo)), 5, 4))) <= LIMIT
 
 
 def test_exact_steps_are_the_end_of_a_longer_schedule(
     pipe: clipskip.Pipeline, truth: Img2Img, photo: PIL.Image.Image
 ) -> None:
     made = pipe(asked(STAR, image=photo, strength=0.6, exact_steps=True)).images[0]
-    assert distance(made, truth.picture(truth.latents(STAR, truth.encoded(np.asarray(photo)), 13, 8))) <= LIMIT
+    assert distance(made, truth.picture(truth.latents(STAR, truth.encoded(np.asarray(photo)), 8, 5))) <= LIMIT
 
 
 def test_latents_are_resized_as_torch_does(pipe: clipskip.Pipeline, truth: Img2Img, photo: PIL.Image.Image) -> None:
     one = replace(STAR, width=128, height=128)
     made = pipe(asked(one, image=photo, strength=0.7, resize_mode="Just resize (latent upscale)"))
     known = interpolated(truth.encoded(np.asarray(photo)), (16, 16))
-    assert distance(made.images[0], truth.picture(truth.latents(one, known, 8, 6))) <= LIMIT
+    assert distance(made.images[0], truth.picture(truth.latents(one, known, 5, 4))) <= LIMIT
 
 
 def test_strength_0_is_the_picture_through_the_vae_and_strength_1_is_text_to_picture(
@@ -101,7 +101,7 @@ def test_an_inpainted_picture_equals_the_reference(
     latent = np.zeros((1, 1, 8, 12))
     latent[..., 1:6, 6:11] = 1
     pixels = pictures.filled(np.asarray(photo), mask) if fill == "fill" else np.asarray(photo)
-    expected = truth.picture(truth.latents(one, truth.encoded(pixels), 8, 7, latent, fill))
+    expected = truth.picture(truth.latents(one, truth.encoded(pixels), 5, 5, latent, fill))
     white = mask > 0
     inside = np.abs(np.asarray(made.images[0]).astype(int) - expected)[white]
     assert inside.max() <= LIMIT

@@ -11,6 +11,7 @@ import reference
 import tiny_families
 import torch
 from reference import Wanted
+from reference_img2img import Img2Img
 
 import clipskip
 from clipskip.export import export
@@ -21,10 +22,10 @@ class Inpainting(torch.nn.Module):
 
     def __init__(self, unet: torch.nn.Module, grey: torch.Tensor) -> None:
         super().__init__()
-        self.unet, self.grey = unet, grey
+        self.unet, self.grey, self.mask = unet, grey, torch.ones(1)
 
     def forward(self, latents: torch.Tensor, *others: torch.Tensor) -> object:
-        mask = torch.ones_like(latents[:, :1])
+        mask = torch.ones_like(latents[:, :1]) * self.mask
         return self.unet(torch.cat([latents, mask, self.grey.expand(len(latents), -1, -1, -1)], dim=1), *others)
 
 
@@ -57,3 +58,29 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> object:
         names = [port.name for port in pipe._engines.artefact(clipskip.pipeline.STEP).inputs]
         assert names[-2:] == ["inpaint_mask", "inpaint_latents"]
         yield pipe, folder
+
+
+def test_with_a_mask_it_sees_the_mask_and_the_picture_with_grey_in_its_place(
+    opened: tuple[clipskip.Pipeline, Path],
+) -> None:
+    pipe, folder = opened
+    picture, mask = np.random.default_rng(2).integers(0, 255, (64, 64, 3), np.uint8), np.zeros((64, 64), np.uint8)
+    mask[16:48, 8:40] = 255
+    fields = {"negative_prompt": "b", "seed": 3, "steps": 5, "cfg": 4.0, "sampler": "Euler", "schedule": "uniform"}
+    made = pipe("a cat", image=picture, mask=mask, mask_blur=0, strength=0.8, **fields).images[0]
+    right = reference.load(folder)
+    right = replace(right, text=replace(right.text, padding=0))
+    hidden = torch.from_numpy(mask[::8, ::8] / 255).float()[None, None]
+    seen = Img2Img(right).encoded(np.where(mask[..., None] > 0, 128, picture))
+    unet = Inpainting(right.unet, torch.from_numpy(seen).float())
+    unet.mask = hidden
+    truth = Img2Img(replace(right, unet=unet))
+    wanted = Wanted(prompt="a cat", negative="b", seed=3, steps=5, cfg=4.0, width=64, height=64)
+    known = truth.encoded(picture)
+    expected = truth.picture(truth.latents(wanted, known, 5, 5, hidden.numpy()))
+    inside = mask > 0
+    assert np.abs(np.asarray(made)[inside].astype(float) - expected[inside]).max() <= 2
+    np.testing.assert_array_equal(np.asarray(made)[~inside], picture[~inside])
+    unet.mask = torch.ones(1)
+    blind = truth.picture(truth.latents(wanted, known, 5, 5, hidden.numpy()))
+    assert np.abs(blind[inside].astype(float) - expected[inside]).max() > 2
