@@ -7,6 +7,7 @@ PRECISION ?= $(if $(filter onnxruntime,$(TARGET)),fp32,fp16)
 SKIPS     ?= all
 VAE       ?=
 TINY_VAE  ?=
+LORA      ?=
 PREDICTION ?=
 RECOMMENDED_CLIP_SKIP ?=
 SIZES     ?=
@@ -152,7 +153,7 @@ format: setup ## put the source into ruff's shape
 
 export: setup ## MODEL -> graphs in OUT
 	$(CLIPSKIP) export $(call quote,$(MODEL)) --out $(call quote,$(OUT)) --precision $(PRECISION) --skips $(SKIPS) $(if $(VAE),--vae $(call quote,$(VAE))) \
-	  $(if $(TINY_VAE),--tiny-vae $(call quote,$(TINY_VAE))) \
+	  $(if $(TINY_VAE),--tiny-vae $(call quote,$(TINY_VAE))) $(if $(LORA),--lora $(call quote,$(LORA))) \
 	  $(addprefix --prediction=,$(PREDICTION)) $(addprefix --recommended-clip-skip=,$(RECOMMENDED_CLIP_SKIP))
 
 engines: target export ## MODEL -> engines for TARGET in OUT

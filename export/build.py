@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 
 import onnx
 from torch import Tensor, nn
@@ -27,8 +28,8 @@ _USED = ("torch", "transformers", "diffusers", "onnx", "onnx-ir", "onnxscript")
 def build(draft: Draft, source: Checkpoint, facts: ModelFacts, say: Callable[[str], None]) -> None:
     """Everything that the draft wants, and the tokenizer. NumericalError where a graph disagrees with torch.
 
-    Torch is asked for a network's cases before its norms are settled and it is traced, and leaves it in the precision
-    of the graphs: two copies of a network do not fit into the memory of a small machine.
+    Torch is asked for a network's cases before its norms are settled and it is traced, leaves it in the precision of
+    the graphs, and forgets it before ONNX Runtime reads what was written: two copies do not fit into a small machine.
     """
     say("loading the networks")
     roles = {identity.role for identity in draft.wanted}
@@ -46,7 +47,7 @@ def build(draft: Draft, source: Checkpoint, facts: ModelFacts, say: Callable[[st
     draft.tokenizer(list(source.tokenizer))
 
     settle: Callable[[nn.Module], object] = models.keep_norms_in_float if half else nn.Module.eval
-    write = partial(trace_and_measure, draft, facts, say, parameters)
+    write = partial(trace, draft, facts, say, parameters)
     texts = sorted(role for role in roles if role.part == "text")
     if texts or STEP in roles:
         say("asking torch for the contexts")
@@ -54,33 +55,45 @@ def build(draft: Draft, source: Checkpoint, facts: ModelFacts, say: Callable[[st
     if texts:
         for text in networks.texts:
             settle(text)
-        trials = {role: depths[role.layers or 0] for role in texts}
-        write(graphs.text_graph(networks, facts, precision), trials)
+        written = write(
+            graphs.text_graph(networks, facts, precision), {role: depths[role.layers or 0] for role in texts}
+        )
+        models.forget(*networks.texts)
+        measure(draft, say, written)
     if STEP in roles:
         step = graphs.step_graph(networks, facts, precision)
         trials = {STEP: cases.step(step, depths[facts.kept[0]][-1].exact["context"], half)}
         settle(networks.unet)
-        write(step, trials)
+        written = write(step, trials)
+        models.forget(networks.unet)
+        measure(draft, say, written)
     if roles & {DECODE, ENCODE}:
         trials = {DECODE: cases.decode(networks.vae), ENCODE: cases.encode(networks.vae, half)}  # the latter halves it
         settle(networks.vae)
         for graph in (graphs.decode_graph(networks.vae), graphs.encode_graph(networks.vae)):
             if (role := Role(graph.role)) in roles:
-                write(graph, {role: trials[role]})
+                measure(draft, say, write(graph, {role: trials[role]}))
 
 
-def trace_and_measure(
+@dataclass(frozen=True)
+class Written:
+    """A graph in the draft, with what it is to be measured on and by."""
+
+    artefact: Artefact
+    path: Path
+    cases: list[Case]
+
+
+def trace(
     draft: Draft, facts: ModelFacts, say: Callable[[str], None], parameters: Mapping[Tensor, str], graph: Graph,
     trials: Mapping[Role, list[Case]],
-) -> None:  # fmt: skip
-    """Trace the graph, write it for each role (of the text encoder a graph per depth, on one file) and measure it."""
+) -> list[Written]:  # fmt: skip
+    """Trace the graph and write it for each role: of the text encoder a graph per depth, on one file."""
     say(f"tracing {graph.role}")
-    model = onnxfile.trace(graph, parameters)
-    say(f"measuring {graph.role}")
-    name = f"{graph.role}.bin"
+    model, written = onnxfile.trace(graph, parameters), list[Written]()
     provenance = {library: version(library) for library in _USED} | {"onnxruntime": gpu.onnxruntime().__version__}
-    with (draft.folder / name).open("wb") as file:
-        weights = onnxfile.Weights(file, name)
+    with (draft.folder / f"{graph.role}.bin").open("wb") as file:
+        weights = onnxfile.Weights(file, f"{graph.role}.bin")
         if next(iter(draft.wanted)).precision == "fp16":
             probe = draft.folder / "probe.onnx"
             weights.save(norms.probe(model), probe)
@@ -100,8 +113,18 @@ def trace_and_measure(
                 onnx.checker.check_model(path)
                 kept = f"norms in fp32, for fp16 would spoil them: {', '.join(norms.kept(piece))}"
                 artefact = Artefact(
-                    *identity[:3], graph.inputs, outputs, graphs.axes(graph.inputs + outputs, facts),
-                    gates.measure(role, path, expected), provenance, (kept,) * bool(norms.kept(piece)),
-                    variant=identity.variant,
+                    *identity[:3], graph.inputs, outputs, graphs.axes(graph.inputs + outputs, facts), {}, provenance,
+                    (kept,) * bool(norms.kept(piece)), variant=identity.variant,
                 )  # fmt: skip
-                draft.add(artefact, [path.name, f"{identity.stem}{SUFFIX}", name])
+                written.append(Written(artefact, path, expected))
+    return written
+
+
+def measure(draft: Draft, say: Callable[[str], None], written: Iterable[Written]) -> None:
+    """Let ONNX Runtime show that the graphs agree with torch, and add them to the draft. NumericalError."""
+    for each in written:
+        role = each.artefact.role
+        say(f"measuring {role}")
+        parity = gates.measure(role, each.path, each.cases)
+        files = [each.path.name, each.path.with_suffix(SUFFIX).name, f"{role.part}.bin"]
+        draft.add(replace(each.artefact, parity=parity), files)

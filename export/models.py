@@ -99,6 +99,13 @@ def float_attention(
     return mixed
 
 
+def forget(*networks: nn.Module) -> None:
+    """Give back the memory of the networks' weights, in place."""
+    for network in networks:
+        for parameter in network.parameters():
+            parameter.data = torch.empty(0)
+
+
 class FloatNorm(nn.Module):
     """A norm that computes in float32 between half-precision neighbours."""
 

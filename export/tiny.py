@@ -31,7 +31,8 @@ def write(draft: Draft, source: TinyDecoder, facts: ModelFacts, say: Callable[[s
     trials = cases.decode(network)
     if next(iter(draft.wanted)).precision == "fp16":
         network.half()
-    build.trace_and_measure(draft, facts, say, {}, graphs.decode_graph(network, DECODE_TINY), {DECODE_TINY: trials})
+    written = build.trace(draft, facts, say, {}, graphs.decode_graph(network, DECODE_TINY), {DECODE_TINY: trials})
+    build.measure(draft, say, written)
 
 
 def _decoder(config: dict[str, Any]) -> AutoencoderTiny:
