@@ -1,7 +1,7 @@
 """The command line: parses arguments, runs one verb, and turns every outcome into text or JSON and an exit status.
 
-What the verbs do is in `cli.pictures`, `cli.builds`, `cli.stores` and `cli.listings`. Results go to stdout; progress, warnings
-and errors to stderr.
+What the verbs do is in `cli.pictures`, `cli.builds`, `cli.stores` and `cli.listings`. Results go to stdout; progress,
+warnings and errors to stderr.
 """
 
 from __future__ import annotations
