@@ -10,7 +10,7 @@ from clipskip.request import Request
 
 WHOLE_FIELDS = ["seed", "subseed", "steps", "width", "height", "batch", "comma_backtrack", "eta_noise_seed_delta"]
 SOLVER_FIELDS = ["eta", "s_churn", "s_tmin", "s_tmax", "s_noise", "rho", "sigma_min", "sigma_max"]
-FRACTION_FIELDS = ["cfg", "subseed_strength", *SOLVER_FIELDS]
+FRACTION_FIELDS = ["cfg", "cfg_rescale", "subseed_strength", *SOLVER_FIELDS]
 LIST_FIELDS = ["sigmas"]
 DEPTH_FIELDS = ["clip_skip", "clip_skip_diffusers", "negative_clip_skip"]
 TEXT_FIELDS = ["prompt", "negative_prompt", "sampler", "schedule", "rng", "emphasis", "compat"]
