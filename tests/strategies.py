@@ -11,7 +11,7 @@ from clipskip.request import Request
 WHOLE_FIELDS = ["seed", "subseed", "steps", "width", "height", "batch", "comma_backtrack", "eta_noise_seed_delta"]
 WHOLE_FIELDS += ["mask_blur", "mask_padding", "hires_steps"]
 SOLVER_FIELDS = ["eta", "s_churn", "s_tmin", "s_tmax", "s_noise", "rho", "sigma_min", "sigma_max"]
-FRACTION_FIELDS = ["cfg", "subseed_strength", "strength", "hires_scale", *SOLVER_FIELDS]
+FRACTION_FIELDS = ["cfg", "cfg_rescale", "subseed_strength", "strength", "hires_scale", *SOLVER_FIELDS]
 LIST_FIELDS = ["sigmas"]
 NAME_FIELDS = ["loras"]
 DEPTH_FIELDS = ["clip_skip", "clip_skip_diffusers", "negative_clip_skip"]

@@ -13,7 +13,7 @@ from clipskip.resolve import refusals
 
 SAMPLERS = (
     "DPM++ 2M, DPM++ SDE, DPM++ 2M SDE, DPM++ 2M SDE Heun, DPM++ 2S a, DPM++ 3M SDE, Euler a, Euler, LMS, Heun, DPM2, "
-    "DPM2 a, DPM fast, Restart, DDIM, PLMS, UniPC, LCM"
+    "DPM2 a, DPM fast, Restart, DDIM, DDIM CFG++, PLMS, UniPC, LCM, Euler CFG++, Euler a CFG++"
 )
 SCHEDULES = (
     "automatic, uniform, karras, exponential, polyexponential, sgm_uniform, kl_optimal, align_your_steps, simple, "
