@@ -45,7 +45,7 @@ from .tokenizer import Tokenizer
 from .vae import DECODERS, SMALLEST_TILE, Vae
 
 SCORES = 8 * 4  # bytes for two places of a picture, in float32: Stable Diffusion 1 has 8 heads
-DECODED = 7_500  # bytes for a pixel that is decoded: Stable Diffusion 1's decoder in float32
+DECODED = 7_500  # bytes for a pixel, at most, in Stable Diffusion 1's decoder in float32
 TILES = "decoded in tiles that overlap (tile_pixels): differs a little from a picture decoded as a whole"
 SHARED_LENGTHS = "shared calls of the network with longer prompts (share_lengths): within 1/255 of the picture alone"
 

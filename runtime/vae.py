@@ -115,7 +115,8 @@ def blended(size: tuple[int, int, int], fade: int, pieces: Iterable[tuple[Tile, 
         weight = down[:, None, None] * across[None, :, None]
         whole[tile] += weight * piece
         weights[tile] += weight
-    return np.asarray(whole / weights)
+    whole /= weights
+    return whole
 
 
 def cuts(length: int, most: int, least: int) -> list[slice]:
