@@ -86,7 +86,10 @@ def build(
     graphs = [replace(graph, axes=axes_of(graph.inputs, ranges)) for graph in graphs]
     jobs = [(graph, PLAIN) for graph in graphs]
     if loras:
-        jobs = [(graph, mix) for graph in graphs if (mix := _mix(store, graph, loras)).key]
+        changed = [graph for graph in graphs if graph.role not in (DECODE, DECODE_TINY, ENCODE)]
+        tables = [variants.parameters(variants.table(store, graph)) for graph in changed]
+        mixes = [variants.mix(graph.role, table, loras) for graph, table in zip(changed, tables, strict=True)]
+        jobs = [(graph, mix) for graph, mix in zip(changed, mixes, strict=True) if mix.key]
         sizes = {graph.role: sum(record.size for record in graph.files) for graph, _ in jobs}
         names = " + ".join(each.lora.name for each in loras)
         what = ", ".join(f"{role} ({files.readable_size(size)})" for role, size in sizes.items())
@@ -95,13 +98,6 @@ def build(
     lock = folder / f"gpu-{tools.device.uuid}.lock" if folder and tools.device else None
     with locked(lock, progress) if lock else nullcontext():  # two builds on one GPU disturb each other's timings
         return [_build(store, (graph, mix), tools, options, progress) for graph, mix in jobs]
-
-
-def _mix(store: Store, graph: Artefact, loras: Sequence[Active]) -> Mix:
-    """What LoRAs make of a graph; of the VAE nothing."""
-    if graph.role in (DECODE, ENCODE):
-        return PLAIN
-    return variants.mix(graph.role, variants.parameters(variants.table(store, graph)), loras)
 
 
 def roles(store: Store, layers: Sequence[int] | None) -> list[Role]:

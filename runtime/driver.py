@@ -195,7 +195,9 @@ class Driver:
                 length = min((each for each in lengths if each % length == 0), default=length)
             kind = image.mix, image.latents.shape, length
             batch = next((batch for batch in alike if batch.chunks == length), None)
-            if batch is None and (len(self._batches) == self._loops or not self._may_open(image.mix)):
+            open_ones = sum(bool(mix.key) for mix in self._held)
+            no_engine = image.mix.key and image.mix not in self._held and open_ones >= self._engines.lora_engines
+            if batch is None and (len(self._batches) == self._loops or no_engine):
                 return
             if batch is not None and (kind in full or not self._has_room(batch, image)):
                 full.add(kind)
@@ -212,12 +214,6 @@ class Driver:
                 self._fail([image], error, "the engine was being opened when that was interrupted")
                 if not isinstance(error, Exception):
                     raise
-
-    def _may_open(self, mix: Mix) -> bool:
-        """Whether the step engine with these LoRAs is in use already, or may be beside those that are."""
-        return (
-            not mix.key or mix in self._held or sum(bool(each.key) for each in self._held) < self._engines.lora_engines
-        )
 
     def _hold(self, mix: Mix) -> Engine:
         """The step engine; the first batch of its kind opens it, the last one to close gives it back."""

@@ -9,7 +9,9 @@ import base64
 import binascii
 import hashlib
 import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from typing import Any
 
@@ -55,7 +57,8 @@ class Source:
         if self.under is None or self.cover is None:
             return made
         laid = self.under.copy()
-        laid.paste(_stretched(made, _extent(self.box)), self.box[:2])
+        left, top, right, bottom = self.box
+        laid.paste(_stretched(made, (right - left, bottom - top)), (left, top))
         return PIL.Image.composite(laid, self.under, self.cover)
 
     def painted(self) -> tuple[Floats, Pixels]:
@@ -114,10 +117,6 @@ def _stretched(image: PIL.Image.Image, size: tuple[int, int]) -> PIL.Image.Image
     return image if image.size == size else image.resize(size, LANCZOS)
 
 
-def _cropped(image: PIL.Image.Image, size: tuple[int, int]) -> PIL.Image.Image:
-    return PIL.ImageOps.fit(image, size, LANCZOS)
-
-
 def _bordered(image: PIL.Image.Image, size: tuple[int, int]) -> PIL.Image.Image:
     """The whole picture within the size; its outermost pixels are continued to the border."""
     whole = np.asarray(PIL.ImageOps.contain(image, size, LANCZOS))
@@ -132,7 +131,11 @@ def enlarged(image: PIL.Image.Image, size: tuple[int, int], upscaler: str) -> Pi
     return np.asarray(PIL.ImageOps.fit(image, size, how))
 
 
-RESIZE = {"Just resize": _stretched, "Crop and resize": _cropped, "Resize and fill": _bordered}
+RESIZE: Mapping[str, Callable[..., PIL.Image.Image]] = {
+    "Just resize": _stretched,
+    "Crop and resize": partial(PIL.ImageOps.fit, method=LANCZOS),
+    "Resize and fill": _bordered,
+}
 
 
 def prepared(image: PIL.Image.Image, mask: PIL.Image.Image | None, request: Request, size: tuple[int, int]) -> Source:
@@ -182,10 +185,6 @@ def _digest(image: PIL.Image.Image) -> str:
     """SHA-256 of the mode, the size and the pixels: the same for equal pictures in different files."""
     head = f"{image.mode} {image.width}x{image.height} "
     return RECALLED + hashlib.sha256(head.encode() + image.tobytes()).hexdigest()
-
-
-def _extent(box: Box) -> tuple[int, int]:
-    return box[2] - box[0], box[3] - box[1]
 
 
 def _blurred(mask: PIL.Image.Image, sigma: float) -> PIL.Image.Image:

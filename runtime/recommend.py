@@ -16,9 +16,7 @@ import numpy.typing as npt
 import PIL.Image
 import PIL.ImageOps
 
-from clipskip.engines.shapes import SLOTS
-
-from .basis import Denoised, Stage
+from .basis import Denoised, Stage, out
 from .errors import RequestError
 from .request import Request
 from .samplers import Sampler, denoiser, table
@@ -118,7 +116,7 @@ def _losses(pipe: Pipeline, picture: PIL.Image.Image, caption: str, skips: Seque
         sigma = float(model.sigma(np.array(model.steps * EDGE + third * (level + draw.uniform()))))
         noisy = clean + np.float32(sigma) * draw.standard_normal(clean.shape).astype(np.float32)
         rows = table(ESTIMATE, np.array([sigma]), model)
-        weight = denoiser(model)(sigma)[SLOTS] ** -2  # from the error of the picture to that of the network's output
+        weight = (denoiser(model)(sigma) @ out) ** -2  # from the error of the picture to that of the network's output
         given = pipe.evaluate(asked, noisy, rows)
         losses += [weight * np.square(latents - clean).mean(dtype=np.float64) / LEVELS for latents in given]
     return losses

@@ -27,7 +27,12 @@ def run(args: argparse.Namespace) -> Outcome:
     most = len(paths) if args.most is None else fields.at_least("most", fields.whole("most", args.most), LEAST)
     skips = None if args.skips is None else fields.ranges("skips", args.skips)
     with clipskip.open(args.store, backend=args.target) as pipe, output.stages() as say:
-        verdict = recommend(pipe, islice(_read(paths), most), skips, lambda verdict: say(_so_far(verdict)))
+
+        def show(verdict: Verdict) -> None:
+            alike = len(verdict.alike) - 1
+            say(f"{len(verdict.losses)} pictures: clip skip {verdict.best}, {alike} others alike")
+
+        verdict = recommend(pipe, islice(_read(paths), most), skips, show)
     written = args.write and verdict.recommended is not None
     if verdict.recommended is not None and written:
         publish.recommend(args.store, verdict.recommended, verdict.evidence)
@@ -40,10 +45,6 @@ def run(args: argparse.Namespace) -> Outcome:
     facts = {"recommended": verdict.recommended, "evidence": verdict.evidence, "written": written, "depths": depths}
     lines = [report.table(rows), "", verdict.evidence, *["written into the store"] * written]
     return Outcome(facts, "\n".join(lines))
-
-
-def _so_far(verdict: Verdict) -> str:
-    return f"{len(verdict.losses)} pictures: clip skip {verdict.best}, {len(verdict.alike) - 1} others alike"
 
 
 def _captioned(folder: Path) -> list[Path]:

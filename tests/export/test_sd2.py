@@ -136,7 +136,7 @@ def test_attention_overflows_in_fp16_unless_it_is_computed_in_fp32(
     exact = layer(states).numpy()
     shape = Dim("N"), Dim("T"), 16
     ports = Port("states", "float16", shape), Port("seen", "float16", shape)
-    model = onnx_ir.to_proto(onnxfile.trace(Graph("attention", layer.half(), ports[:1], ports[1:])))
+    model = onnx_ir.to_proto(onnxfile.trace(Graph("attention", layer.half(), ports[:1], ports[1:]), {}))
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         (seen,) = ReferenceEvaluator(model).run(None, {"states": states.half().numpy()})

@@ -160,7 +160,7 @@ def test_the_step_in_fp16_runs_with_sizes_in_fp32_beside_it(folder: Path, store:
     networks, model = load(open_checkpoint(folder)), store.manifest().model
     graph = step_graph(networks, model, "fp16")
     graph.module.half()
-    onnx_ir.save(onnxfile.trace(graph), tmp_path / "step.onnx")
+    onnx_ir.save(onnxfile.trace(graph, {}), tmp_path / "step.onnx")
     feeds = trials.of(STEP, model, True, graph.inputs)[:1]
     (given,), exact = gates.run(tmp_path / "step.onnx", feeds), store.find(STEP, "onnx", "fp32")
     (right,) = gates.run(store.verify(exact), [{**feeds[0], **{n: feeds[0][n].astype("f4") for n in HALVES}}])

@@ -16,7 +16,7 @@ from clipskip import fields
 from clipskip.errors import RequestError
 from clipskip.render import parse_render
 from clipskip.request import Request
-from clipskip.resolve import Resolved
+from clipskip.resolve import NO_EFFECT, Resolved
 
 NO_NUMBERS = [
     True,
@@ -130,7 +130,8 @@ def test_above_1_a_note_says_that_nothing_is_known_of_the_model_unless_its_maker
 
 
 def test_a_model_of_one_depth_has_no_note_of_what_it_was_trained_with() -> None:
-    assert skipped(2, clip_skips=(11,) * 13).notes == ()
+    assert skipped(clip_skips=(11,) * 13).notes == ()
+    assert skipped(2, clip_skips=(11,) * 13).notes == (NO_EFFECT,)
 
 
 @given(st.floats(min_value=1, max_value=13, allow_nan=False, exclude_max=True))

@@ -96,7 +96,7 @@ def test_repeating_a_picture_of_another_program_says_what_is_left_out_and_inspec
         ),
         ("a\nSteps: 2, Sampler: Euler, Seed: 5, Size: 130x120, Clip skip: 2", "Steps, Sampler, Seed, Clip skip"),
         ("a\nSteps: 2, Sampler: Euler, Seed: 5, Size: 64x64, Clip skip: 99", "Steps, Sampler, Seed, Size"),
-        ("a <lora:b:1>\nSteps: 2, Sampler: Euler, Seed: 5", "Steps, Sampler, Seed"),
+        ("a <hypernet:b:1>\nSteps: 2, Sampler: Euler, Seed: 5", "Steps, Sampler, Seed"),
         ("a\nSteps: 2, Sampler: Euler, Seed: 5, Hypernet: b", "Steps, Sampler, Seed"),
     ],
 )

@@ -160,7 +160,7 @@ def test_more_vectors_of_inversions_than_the_engines_take_are_refused(resolved):
 
 def test_more_vectors_of_inversions_than_the_engines_take_are_refused_when_the_store_is_opened(sample_store):
     vectors = np.zeros((65_537, MODEL.width), np.float32)
-    backend, settings = backend_named("onnxruntime", 0), Settings(0, None, False, ())
+    backend, settings = backend_named("onnxruntime", 0), Settings(0, None, False, None, ())
     with pytest.raises(RequestError, match="the embeddings have 65537 vectors; the engines take 65536") as caught:
         Pipeline(Store(sample_store), backend, Inversions(vectors), settings)
     assert caught.value.field == "embeddings"

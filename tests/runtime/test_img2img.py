@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from clipskip.engines.shapes import REMEMBERED
 from clipskip.img2img import Pass, content, masked, plan_of, steps_at
 from clipskip.samplers import SAMPLERS, Plan, Sampler, plan
 from clipskip.schedules import NoiseModel, ddim_levels
@@ -49,9 +50,7 @@ def test_every_sampler_starts_from_a_noised_picture_and_ends_at_one(sampler: Sam
         state[0] = made.picture * known + made.scale * noise
         for row in made.rows:
             out = (state[0] - known) / row.sigma
-            inputs = np.zeros(made.rows[0].update.shape[1])
-            inputs[: len(state)], inputs[len(state)] = state, out
-            state = row.update @ inputs
+            state = row.update @ [*state[:REMEMBERED], out, out, 0.0]
         assert abs(state[0] - known) < (0.15 if sampler.levels or strength < 0.1 else 0.02), strength
 
 
@@ -91,7 +90,7 @@ def test_a_mask_pulls_to_the_known_latents(sampler: Sampler, prediction: str) ->
         answer = row.inputs["pull"] @ [point, known]
         D = denoised(row.sigma)
         at = np.zeros(len(D))
-        at[0], at[6] = point, answer
+        at[0], at[REMEMBERED] = point, answer
         assert D @ at == pytest.approx(known, abs=1e-4)
 
 

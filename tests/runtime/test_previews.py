@@ -9,7 +9,7 @@ from fake_step import BY_NAME, FakeStep, finished, image, row
 import clipskip
 from clipskip.basis import PREVIEW
 from clipskip.batch import Batch
-from clipskip.engines.shapes import SLOTS
+from clipskip.engines.shapes import REMEMBERED, SLOTS
 from clipskip.errors import DeviceOutOfMemory
 from clipskip.samplers import SAMPLERS, plan
 from clipskip.schedules import NoiseModel
@@ -25,7 +25,7 @@ def test_the_preview_of_a_perfect_network_is_its_point_at_every_call(sampler, pr
     """Whatever the noise, the network says that the clean image is 0.7; LCM mixes in the noise near its end."""
     model = NoiseModel(prediction=prediction)
     rows = plan(sampler, "karras", 20, model, given).rows
-    state = np.zeros(rows[0].update.shape[1])  # the slots, the network's output, the noise
+    state = np.zeros(SLOTS)
     state[0] = 9.0
     for each in rows:
         epsilon, t = (state[0] - CLEAN) / each.sigma, 10 * each.timestep
@@ -33,9 +33,8 @@ def test_the_preview_of_a_perfect_network_is_its_point_at_every_call(sampler, pr
         expected = CLEAN
         if sampler.name == "LCM":
             expected = 0.25 / (t**2 + 0.25) * state[0] + t / math.sqrt(t**2 + 0.25) * CLEAN
-        state[SLOTS:] = 0
-        state[SLOTS], state[-1] = epsilon if prediction == "epsilon" else velocity, 3.0
-        state[:SLOTS] = each.update @ state
+        answer = epsilon if prediction == "epsilon" else velocity
+        state = each.update @ [*state[:REMEMBERED], answer, answer, 3.0]  # guided or not, and the noise
         assert state[PREVIEW] == pytest.approx(expected, abs=1e-9)
 
 

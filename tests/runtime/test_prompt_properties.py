@@ -78,7 +78,7 @@ def test_attention_is_refused_for_its_weights_only(text: str) -> None:
 
 @given(PLAIN, STEPS)
 def test_a_text_without_syntax_comes_back_whole(text: str, steps: int) -> None:
-    assume(not re.search("AND|BREAK", text))
+    assume(not re.search("AND|BREAK|[\ufdd0\ufdd1]", text))  # the latter are no characters
     assert composition(text) == [(text, 1.0)]
     assert editing(text, steps) == [(steps, text)]
     assert attention(text) == [(text, 1.0)]

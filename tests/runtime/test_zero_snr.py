@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from clipskip.engines.shapes import SLOTS
+from clipskip.engines.shapes import REMEMBERED, SLOTS
 from clipskip.samplers import SAMPLERS, Sampler, plan
 from clipskip.schedules import LEAST, SCHEDULES, NoiseModel, sigmas
 
@@ -50,6 +50,6 @@ def test_a_network_that_knows_the_picture_is_led_to_it_in_float32(sampler: Sampl
         seen, s = float(state[0]) * row.c_in, row.sigma
         v = (seen / np.sqrt(s**2 + 1) - PICTURE) * np.sqrt(s**2 + 1) / s
         noise = rng.standard_normal() if row.noisy else 0
-        state = row.update.astype(np.float32) @ np.array([*state, v, noise], np.float32)
+        state = row.update.astype(np.float32) @ np.array([*state[:REMEMBERED], v, v, noise], np.float32)
         assert np.isfinite(state).all()
     assert state[0] == pytest.approx(PICTURE, abs=0.02 if sampler.levels else 1e-3)  # whose last level is not 0
