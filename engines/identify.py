@@ -30,7 +30,6 @@ class Mark(NamedTuple):
 
 
 WHOLE = "a whole SD 1.x model in one file"
-OTHER_MODELS = ("SDXL", "an SDXL refiner", "SD 2.x", "SD 3", "Flux", "a ControlNet")
 MARKS = {  # how messages call a file -> what it is told from, the surest first
     "SDXL": Mark("checkpoint", "SDXL", ("conditioner.embedders.1",)),
     "an SDXL refiner": Mark("checkpoint", "SDXL refiner", ("conditioner.embedders.0.model",)),

@@ -109,8 +109,8 @@ def export(
         progress(note)
     suggested = identify.examine(source.unet.weights).suggested_clip_skip
     facts = replace(facts, suggested_clip_skip=suggested if suggested in range(1, len(facts.kept) + 1) else None)
-    if earlier and recommended_clip_skip is None and earlier.recommended_clip_skip == facts.recommended_clip_skip:
-        facts = replace(facts, evidence=earlier.evidence if earlier.name == facts.name else "")
+    if earlier and recommended_clip_skip is None and earlier.model_sha256 == facts.model_sha256:
+        facts = replace(facts, evidence=earlier.evidence)
     identities = _identities(facts, precision, skips, out)
     needs = PRECISIONS[precision] * source.weights
     with publish.build(out, f"{TARGET}-{precision}", identities, progress=progress, model=facts, needs=needs) as draft:

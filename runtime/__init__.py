@@ -59,18 +59,18 @@ def open(
 ) -> Pipeline:
     """Open the engine store in the folder `path`.
 
-    `backend` is "onnxruntime" (the CPU), "onnxruntime-cuda", "tensorrt", "tensorrt-rtx", or a backend object with
-    settings of its own, such as `OnnxRuntime(providers=[...])` of `clipskip.backends.onnxruntime`; `device` is the
-    number of the GPU for a backend given by name. `embeddings` are textual inversions (.safetensors), or folders of
-    them, for use by name in prompts; `loras` likewise, for `<lora:name:0.8>` and `Request.loras`. `text_engine_budget`
-    bounds the bytes of the text engines that stay open, `lora_engines` the step engines with LoRAs (each as large as
-    the network) beside the plain one: requests with other LoRAs wait until one of them is free.
-    `max_batch` bounds the images that share one call of the network (default: what the engines and the device take); it
-    changes no picture. `share_lengths` lets prompts of different length share calls: pictures are then within 1/255 of
-    those made alone, and results say so. `tile_pixels` (at least 256 * 256): a picture of more is decoded or encoded in
-    tiles that overlap, which bounds the memory and differs a little from the whole; results say so. None: never.
-    `warm`: sizes as (width, height, images) for which everything is opened, compiled and captured now, so that the
-    first request finds it done.
+    `backend` is "onnxruntime" (the CPU), "openvino", "openvino-bf16", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx" or
+    another of `clipskip doctor`'s targets, or a backend object with settings of its own, such as
+    `OnnxRuntime(providers=[...])` of `clipskip.backends.onnxruntime`; `device` is the number of the GPU for a backend
+    given by name. `embeddings` are textual inversions (.safetensors), or folders of them, for use by name in prompts;
+    `loras` likewise, for `<lora:name:0.8>` and `Request.loras`. `text_engine_budget` bounds the bytes of the text
+    engines that stay open, `lora_engines` the step engines with LoRAs (each as large as the network) beside the plain
+    one: requests with other LoRAs wait until one of them is free. `max_batch` bounds the images that share one call of
+    the network (default: what the engines and the device take); it changes no picture. `share_lengths` lets prompts of
+    different length share calls: pictures are then within 1/255 of those made alone, and results say so. `tile_pixels`
+    (at least 256 * 256): a picture of more is decoded or encoded in tiles that overlap, which bounds the memory and
+    differs a little from the whole; results say so. None: never. `warm`: sizes as (width, height, images) for which
+    everything is opened, compiled and captured now, so that the first request finds it done.
 
     Raises RequestError for a wrong argument, EngineMissing, ManifestError, EngineCorrupt or EngineIncompatible for the
     store, and BackendUnavailable. Engines are verified and opened when a request first needs them.

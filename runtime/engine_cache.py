@@ -110,12 +110,14 @@ class EngineCache:
 
     @property
     def notes(self) -> list[str]:
-        """What is missing for this backend to do its best."""
+        """What is missing for this backend to do its best, and what it does otherwise than others."""
         step, preferred = self.artefact(STEP), self._backend.variants[0]
-        if not (preferred and self._backend.proof) or step.variant:
-            return []
-        command = build_command(self._store.root, step.target, step.precision, preferred)
-        return [f"the graphs are computed as they were exported, not in the form for this GPU: {command}"]
+        bf16 = self._backend.describe().get("bf16")
+        notes = [f"computed in bfloat16 ({bf16}): the picture differs from one in single precision"] if bf16 else []
+        if preferred and self._backend.proof and not step.variant:
+            command = build_command(self._store.root, step.target, step.precision, preferred)
+            notes.append(f"the graphs are computed as they were exported, not in the form for this GPU: {command}")
+        return notes
 
     def roles(self) -> list[Role]:
         """What is open, the least recently used first."""

@@ -27,7 +27,7 @@ from .img2img import Pass
 from .noise import LARGEST_SEED, SOURCES, BrownianTree, initial
 from .request import OWN
 from .resolve import Resolved
-from .samplers import Plan, plan
+from .samplers import Plan
 from .schedules import NoiseModel
 from .vae import Vae
 
@@ -112,10 +112,7 @@ class Passes:
         request, sampler, source = resolved.request, resolved.sampler, resolved.source
         given = {name: value for name in OWN if (value := getattr(request, name)) is not None}
         levels = request.sigmas or ()
-        if run.strength == 1:
-            made = plan(sampler, resolved.schedule, run.steps, self.noise_model, given, levels)
-        else:
-            made = img2img.plan_of(run, sampler, resolved.schedule, self.noise_model, given, levels)
+        made = img2img.plan_of(run, sampler, resolved.schedule, self.noise_model, given, levels)
         inputs = {**NOT_MASKED, "rescale": request.cfg_rescale, **self.inputs(run, source)}
         if source is not None and source.mask is not None:
             made = img2img.masked(made, sampler, self.noise_model)
@@ -140,14 +137,17 @@ class Passes:
         pixels = pictures.enlarged(picture, (run.width, run.height), upscaler)
         return stage.image(seeds, self.vae.encode(pixels)[0])
 
+    def takes(self, name: str) -> bool:
+        """Whether the step engine has an input of this name."""
+        return any(port.name == name for port in self.engines.artefact(STEP).inputs)
+
     def inputs(self, run: Pass, source: pictures.Source | None) -> dict[str, Any]:
         """What the step engine of some models takes for each image, by name."""
         height, width = run.height, run.width
-        listed = {port.name for port in self.engines.artefact(STEP).inputs}
         inputs: dict[str, Any] = {}
-        if "size_ids" in listed:  # as if the picture had had this size and been cut nowhere
+        if self.takes("size_ids"):  # as if the picture had had this size and been cut nowhere
             inputs["size_ids"] = np.array([height, width, 0, 0, height, width], np.float32)
-        if "inpaint_mask" not in listed:
+        if not self.takes("inpaint_mask"):
             return inputs
         if source is None or source.hidden is None:  # as A1111: everything is to be made, of a picture that is mid-grey
             return inputs | {"inpaint_mask": 1.0, "inpaint_latents": self.vae.mid_grey(height, width)}

@@ -18,7 +18,7 @@ from typing import Any
 
 import PIL.Image
 
-from clipskip.engines.manifest import ENCODE, STEP, Role
+from clipskip.engines.manifest import DECODE, ENCODE, STEP, Role
 from clipskip.engines.shapes import LATENT
 from clipskip.engines.store import Store, build_command
 from clipskip.engines.variants import PLAIN
@@ -279,7 +279,8 @@ class Pipeline:
         texts = {Role("text", layers) for layers in resolved.depths}
         mixes = {role: self._engines.mix(role, resolved.loras) for role in {STEP, *texts}}
         in_pixels = len(resolved.passes) > 1 and resolved.request.hires_upscaler not in enlarge.LATENT
-        others = {DECODERS[resolved.request.decoder], *[ENCODE] * bool(resolved.source or in_pixels)}
+        encodes = resolved.source or in_pixels or self._passes.takes("inpaint_latents")
+        others = {DECODERS[resolved.request.decoder], *[ENCODE] * bool(encodes), *[DECODE] * in_pixels}
         used = [self._engines.artefact(role, mixes.get(role, PLAIN)) for role in sorted({*others, *mixes})]
         depths = learnt.about_depths(resolved.texts, self.model)
         stretched = [SHARED_LENGTHS] if any(each.stretched for each in making) else []

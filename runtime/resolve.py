@@ -423,7 +423,7 @@ def _passes(
         passes.append(Pass(*bigger, *steps_at(request.strength, steps, exact), request.strength))
     least, most = (2, model.train_steps) if sampler.unit else (1, MOST_STEPS)
     for run in passes:
-        if not least <= run.steps <= most:
+        if 0 < run.strength < 1 and not least <= run.steps <= most:
             message = f"{steps} steps at strength {run.strength:g} are the end of a schedule of {run.steps}"
             raise RequestError(f"{message}: {sampler.name} takes {least}..{most}", field="strength")
     return tuple(passes)

@@ -16,12 +16,11 @@ from clipskip.engines.manifest import Artefact
 from clipskip.errors import BackendUnavailable, DeviceOutOfMemory, EngineIncompatible, RequestError
 
 from . import Array
+from .onnxruntime import CPU_PIXELS, LOOPS
+from .sessions import SESSION_BYTES
 from .signature import check_like, check_ports
 
 PARTS = ("text", "step", "decode", "encode")
-SESSION_BYTES = 16 * 2**20  # what a compiled graph takes for itself
-PIXELS = 512 * 512  # of the pictures that share a call: on a CPU batches bring no speed
-LOOPS = 8  # of one engine; each has buffers of its own
 TYPES = {"i64": "int64", "i32": "int32", "f32": "float32", "f16": "float16", "u8": "uint8", "boolean": "bool"}
 
 
@@ -36,7 +35,7 @@ class OpenVino:
     target, precision = "onnx", "fp32"
     variants: tuple[str, ...] = ("",)
     proof: str | None = None
-    batch_pixels, loops, compiles_per_shape = PIXELS, LOOPS, False
+    batch_pixels, loops, compiles_per_shape = CPU_PIXELS, LOOPS, False
 
     def __init__(self, bf16: Sequence[str] = (), threads: int | None = None) -> None:
         if strange := sorted({*bf16}.difference(PARTS)):

@@ -68,7 +68,7 @@ class Bar:
         text = f"{call}/{calls} calls, {self._saved}/{self._pictures} pictures{left}"
         if self._drawn:
             self.clear()
-            text = f"[{'#' * (20 * call // calls):.<20}] {text}"[: shutil.get_terminal_size().columns - 1]
+            text = f"[{'#' * (20 * call // max(calls, 1)):.<20}] {text}"[: shutil.get_terminal_size().columns - 1]
         _show(text + ("" if self._drawn else "\n"))
 
     def saved(self, name: str | None) -> None:

@@ -438,3 +438,7 @@ def test_a_prompt_whose_chunks_would_fill_the_memory_is_not_remembered():
 
 def test_the_table_names_what_there_is_to_choose_from():
     assert FIELDS["rng"].choices == tuple(noise.SOURCES)
+
+
+def test_a_sampler_that_can_make_one_step_may_be_asked_for_one():
+    assert resolved(sampler="UniPC", steps=1).request.steps == 1

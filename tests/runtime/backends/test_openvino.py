@@ -37,7 +37,7 @@ def has_bf16() -> bool:
 def test_a_graph_gives_what_onnx_runtime_makes_of_it(store: Store, role: Role) -> None:
     graph = store.find(role, "onnx", "fp32")
     engine = OpenVino().open(graph, path := store.verify(graph))
-    feeds = trials.of(role, store.manifest().model, half=False)
+    feeds = trials.of(role, store.manifest().model, False, graph.inputs)
     given = [engine.run(each) for each in feeds]
     gates.judge(role, list(zip(given, gates.run(path, feeds), strict=True)), {}, "openvino")
     engine.close()
@@ -46,7 +46,7 @@ def test_a_graph_gives_what_onnx_runtime_makes_of_it(store: Store, role: Role) -
 def test_a_loop_feeds_back_what_it_gives_and_takes_single_slots(store: Store) -> None:
     graph = store.find(STEP, "onnx", "fp32")
     engine = OpenVino(threads=1).open(graph, store.verify(graph))
-    feeds = dict(trials.of(STEP, store.manifest().model, half=False)[1])
+    feeds = dict(trials.of(STEP, store.manifest().model, False, graph.inputs)[1])
     loop = engine.loop(feeds, FEEDBACK)
     loop.run({})
     first = engine.run(feeds)["next_state"]
@@ -76,7 +76,9 @@ def test_pictures_are_those_of_onnx_runtime_within_one_level_alone_and_in_a_batc
 def test_a_step_in_bfloat16_is_asked_for_by_name_and_stays_close(sample_store: Path) -> None:
     asked: dict[str, Any] = {"seed": 7, "steps": 12}
     with clipskip.open(sample_store) as usual, clipskip.open(sample_store, backend="openvino-bf16") as pipe:
-        exact, close = (np.asarray(each(PROMPT, **asked).images[0]) for each in (usual, pipe))
+        results = [each(PROMPT, **asked) for each in (usual, pipe)]
+        exact, close = (np.asarray(result.images[0]) for result in results)
+        assert [sum("bfloat16 (step)" in note for note in result.warnings) for result in results] == [0, 1]
         assert pipe.backend.describe()["bf16"] == "step"
     assert 45 <= gates.psnr(close, exact) < 100
 

@@ -156,3 +156,9 @@ def test_elsewhere_there_is_a_line_every_five_seconds(monkeypatch):
         bar.show(call, 4)
     bar.clear()
     assert lines.getvalue() == "2/4 calls, 0/1 pictures, 4 s left\n4/4 calls, 0/1 pictures, 0 s left\n"
+
+
+def test_a_picture_without_a_call_has_a_bar_as_well(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    Bar(1).show(0, 0)
+    assert "0/0 calls, 0/1 pictures" in capsys.readouterr().err
