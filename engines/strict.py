@@ -20,7 +20,7 @@ from clipskip.engines.errors import ManifestError
 LARGEST = 1 << 20
 DEEPEST = 12
 LONGEST_STRING = 4096
-_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[\]{}]', re.DOTALL)  # strings whole: their brackets do not count
+_STRING = re.compile('"[^"]*"?')  # where nothing is escaped
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _NAMES = {
     dict: "an object", list: "a list", str: "a string", int: "a whole number", float: "a number", bool: "a boolean",
@@ -38,16 +38,22 @@ class Between:
         return self.low < value < self.high
 
 
-def parse(data: bytes, largest: int = LARGEST) -> Any:
-    """The JSON in `data`. Refuses what a careless reader accepts: a BOM, NaN, duplicate keys, great size or depth."""
+def parse(data: bytes, largest: int = LARGEST, outside: int | None = None) -> Any:
+    """The JSON in `data`. Refuses what a careless reader accepts: a BOM, NaN, duplicate keys, great size or depth.
+
+    `outside`: the most characters outside of strings, which take many times their size in memory.
+    """
     if len(data) > largest:
         raise ManifestError(f"the file is larger than {largest} bytes")
     if data.startswith(b"\xef\xbb\xbf"):
         raise ManifestError("the file starts with a byte order mark")
     try:
         text, level = data.decode("utf-8"), 0
-        for token in _TOKEN.finditer(text):
-            level += {"[": 1, "{": 1, "]": -1, "}": -1}.get(token[0], 0)
+        bare = _STRING.sub("", text.replace(r"\\", "").replace(r"\"", ""))
+        if outside is not None and len(bare) > outside:
+            raise ManifestError(f"there are more than {outside} characters outside of strings")
+        for character in bare:
+            level += {"[": 1, "{": 1, "]": -1, "}": -1}.get(character, 0)
             if level > DEEPEST:
                 raise ManifestError(f"brackets are nested deeper than {DEEPEST} levels")
         return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique)

@@ -16,7 +16,7 @@ import resolving
 from clipskip import pictures
 from clipskip.errors import RequestError
 from clipskip.ledger import of_truth
-from clipskip.render import parse_render
+from clipskip.render import parse_render, render_line
 from clipskip.request import Request, check_types
 
 RED = PIL.Image.new("RGB", (64, 64), "red")
@@ -44,6 +44,13 @@ def test_a_request_in_json_has_the_picture_itself(tmp_path: Path) -> None:
     assert str(again.image).startswith("data:")
     assert pictures.opened("image", str(again.image)).tobytes() == RED.tobytes()
     assert check_types(again) == again
+
+
+def test_a_line_has_the_picture_itself(tmp_path: Path) -> None:
+    request = Request(prompt="a cat", image=saved(RED, tmp_path / "red.png"), mask=RED)
+    again = parse_render(render_line(request))
+    assert again == Request.from_json(request.to_json())
+    assert pictures.opened("image", str(again.image)).tobytes() == RED.tobytes()
 
 
 def test_a_request_from_elsewhere_opens_no_file_here() -> None:
