@@ -241,6 +241,20 @@ def test_what_does_nothing_is_noted_and_left_out() -> None:
     assert found.request == replace(resolved().request, clip_skip=found.request.clip_skip)
 
 
+def test_what_noise_levels_or_a_strength_of_1_leave_no_work_is_noted_and_left_out() -> None:
+    levels = (14.0, 3.0, 0.5)
+    found = resolved(image=RED, sigmas=levels, exact_steps=True)
+    assert "exact_steps True is not used with sigmas" in found.notes
+    assert not found.request.exact_steps
+    found = resolved(hires_scale=2, sigmas=levels, hires_steps=9)
+    assert "hires_steps 9 is not used with sigmas" in found.notes
+    assert (found.request.hires_steps, found.passes[1].steps) == (0, 3)
+    found = resolved(image=RED, mask=white(0, 0, 32, 32), strength=1, fill="latent nothing")
+    assert "fill latent nothing is not used at strength 1, which starts from noise alone" in found.notes
+    assert found.request.fill == "original"
+    assert resolved(image=RED, mask=white(0, 0, 32, 32), fill="latent nothing").request.fill == "latent nothing"
+
+
 @pytest.mark.parametrize(
     ("fields", "size"),
     [
