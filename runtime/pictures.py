@@ -33,6 +33,7 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 LARGEST, MOST_PIXELS = 256 << 20, 1 << 26  # bytes of a file, pixels of a picture
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
+NOT_IN_PNG = {**dict.fromkeys(("CMYK", "YCbCr", "HSV", "LAB", "RGBX"), "RGB"), "RGBa": "RGBA", "PA": "RGBA", "La": "LA"}
 LANCZOS, BICUBIC = PIL.Image.Resampling.LANCZOS, PIL.Image.Resampling.BICUBIC
 
 
@@ -74,6 +75,7 @@ def data_url(picture: Any) -> str | None:
         return f"data:;base64,{base64.b64encode(files.read(picture, LARGEST)).decode()}"
     try:
         image = picture if isinstance(picture, PIL.Image.Image) else PIL.Image.fromarray(np.asarray(picture))
+        image = image.convert(NOT_IN_PNG.get(image.mode, image.mode))
         image.save(encoded := BytesIO(), "PNG", compress_level=1)
     except (TypeError, ValueError, OSError):
         return None
@@ -144,8 +146,7 @@ def prepared(image: PIL.Image.Image, mask: PIL.Image.Image | None, request: Requ
     picture = flat(image)
     if mask is None:
         if request.resize_mode not in RESIZE:  # the latents are resized
-            own = picture.width // LATENT * LATENT, picture.height // LATENT * LATENT
-            return Source(np.asarray(_stretched(picture, own)), digests)
+            return Source(np.asarray(_stretched(picture, own_size(picture))), digests)
         return Source(np.asarray(RESIZE[request.resize_mode](picture, size)), digests)
     if mask.size != image.size:
         sizes = f"{mask.width}x{mask.height}, and image {image.width}x{image.height}"
@@ -164,6 +165,11 @@ def prepared(image: PIL.Image.Image, mask: PIL.Image.Image | None, request: Requ
     latent = np.rint(np.asarray(small, np.float32) / 255)
     pixels = filled(pixels, hidden) if request.fill == "fill" else pixels
     return Source(pixels, digests, latent, hidden, under, cover, box)
+
+
+def own_size(image: PIL.Image.Image) -> tuple[int, int]:
+    """The size of a picture in whole latents, of which it has one at least."""
+    return max(image.width // LATENT, 1) * LATENT, max(image.height // LATENT, 1) * LATENT
 
 
 def flat(image: PIL.Image.Image) -> PIL.Image.Image:

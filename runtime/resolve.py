@@ -137,6 +137,9 @@ def resolve(
     notes += [*parts.notes(typed, request), *unused, *idle, *fitted]
     width, height = _size(request, model, limits)
     request = replace(request, width=width, height=height)
+    if image is not None and request.resize_mode not in pictures.RESIZE:
+        own, whose = pictures.own_size(image), f"{request.resize_mode} encodes image at its own size"
+        _check_size(own, replace(model, size_step=LATENT), limits, "resize_mode", whose)
     passes = _passes(request, (width, height), sampler, model, limits)
     source = None if image is None else pictures.prepared(image, mask, request, (width, height))
     varied = request.subseed_strength or request.subseed is not None
@@ -352,6 +355,14 @@ def _size(request: Request, model: ModelFacts, limits: Limits) -> tuple[int, int
     return width, height
 
 
+def _check_size(size: tuple[int, int], model: ModelFacts, limits: Limits, field: str, whose: str) -> None:
+    """RequestError, in this field's name, for a size other than the request's that cannot be worked at."""
+    try:
+        _size(Request(prompt="", width=size[0], height=size[1]), model, limits)
+    except RequestError as error:
+        raise RequestError(f"{whose}: {error.message}", field=field, hint=error.hint) from error
+
+
 def _given(request: Request) -> dict[str, str | None]:
     """The pictures of a request by field. RequestError for one of which metadata have the digest alone."""
     given = {name: getattr(request, name) for name in PICTURES}
@@ -416,11 +427,8 @@ def _passes(
     passes = [Pass(*size, *steps_at(strength, steps, request.exact_steps), strength)]
     if (bigger := _enlarged(request, size, model.size_step)) is not None:
         assert request.strength is not None
-        try:
-            _size(replace(request, width=bigger[0], height=bigger[1]), model, limits)
-        except RequestError as error:
-            field = "hires_size" if request.hires_scale is None else "hires_scale"
-            raise RequestError(f"{field} enlarges: {error.message}", field=field, hint=error.hint) from error
+        field = "hires_size" if request.hires_scale is None else "hires_scale"
+        _check_size(bigger, model, limits, field, f"{field} enlarges")
         steps = request.hires_steps or steps
         passes.append(Pass(*bigger, *steps_at(request.strength, steps, request.sigmas is None), request.strength))
     least, most = (2, model.train_steps) if sampler.unit else (1, MOST_STEPS)
