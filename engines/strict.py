@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace, UnionType
@@ -38,11 +39,8 @@ class Between:
         return self.low < value < self.high
 
 
-def parse(data: bytes, largest: int = LARGEST, outside: int | None = None) -> Any:
-    """The JSON in `data`. Refuses what a careless reader accepts: a BOM, NaN, duplicate keys, great size or depth.
-
-    `outside`: the most characters outside of strings, which take many times their size in memory.
-    """
+def parse(data: bytes, largest: int = LARGEST, outside: int = sys.maxsize) -> Any:
+    """The JSON in `data`. Refuses what a careless reader accepts: a BOM, NaN, duplicate keys, great size or depth."""
     if len(data) > largest:
         raise ManifestError(f"the file is larger than {largest} bytes")
     if data.startswith(b"\xef\xbb\xbf"):
@@ -50,7 +48,7 @@ def parse(data: bytes, largest: int = LARGEST, outside: int | None = None) -> An
     try:
         text, level = data.decode("utf-8"), 0
         bare = _STRING.sub("", text.replace(r"\\", "").replace(r"\"", ""))
-        if outside is not None and len(bare) > outside:
+        if len(bare) > outside:  # numbers and brackets take many times their size in memory
             raise ManifestError(f"there are more than {outside} characters outside of strings")
         for character in bare:
             level += {"[": 1, "{": 1, "]": -1, "}": -1}.get(character, 0)

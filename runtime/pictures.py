@@ -145,9 +145,7 @@ def prepared(image: PIL.Image.Image, mask: PIL.Image.Image | None, request: Requ
     digests = {"image": _digest(image)} | ({} if mask is None else {"mask": _digest(mask)})
     picture = flat(image)
     if mask is None:
-        if request.resize_mode not in RESIZE:  # the latents are resized
-            return Source(np.asarray(_stretched(picture, own_size(picture))), digests)
-        return Source(np.asarray(RESIZE[request.resize_mode](picture, size)), digests)
+        return Source(np.asarray(RESIZE.get(request.resize_mode, _stretched)(picture, size)), digests)
     if mask.size != image.size:
         sizes = f"{mask.width}x{mask.height}, and image {image.width}x{image.height}"
         raise RequestError(f"mask is {sizes}: both must have one size", field="mask")
@@ -165,11 +163,6 @@ def prepared(image: PIL.Image.Image, mask: PIL.Image.Image | None, request: Requ
     latent = np.rint(np.asarray(small, np.float32) / 255)
     pixels = filled(pixels, hidden) if request.fill == "fill" else pixels
     return Source(pixels, digests, latent, hidden, under, cover, box)
-
-
-def own_size(image: PIL.Image.Image) -> tuple[int, int]:
-    """The size of a picture in whole latents, of which it has one at least."""
-    return max(image.width // LATENT, 1) * LATENT, max(image.height // LATENT, 1) * LATENT
 
 
 def flat(image: PIL.Image.Image) -> PIL.Image.Image:

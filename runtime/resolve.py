@@ -137,10 +137,11 @@ def resolve(
     notes += [*parts.notes(typed, request), *unused, *idle, *fitted]
     width, height = _size(request, model, limits)
     request = replace(request, width=width, height=height)
-    if image is not None and request.resize_mode not in pictures.RESIZE:
-        own, whose = pictures.own_size(image), f"{request.resize_mode} encodes image at its own size"
-        _check_size(own, replace(model, size_step=LATENT), limits, "resize_mode", whose)
     passes = _passes(request, (width, height), sampler, model, limits)
+    if image is not None and request.resize_mode not in pictures.RESIZE:  # its latents are resized
+        width, height = max(image.width // LATENT, 1) * LATENT, max(image.height // LATENT, 1) * LATENT
+        whose = f"{request.resize_mode}, unlike the other modes, encodes image at its own size"
+        _check_size((width, height), replace(model, size_step=LATENT), limits, "resize_mode", whose)
     source = None if image is None else pictures.prepared(image, mask, request, (width, height))
     varied = request.subseed_strength or request.subseed is not None
     seed, subseed = _drawn(request.seed), _drawn(request.subseed) if varied else None

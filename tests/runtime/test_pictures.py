@@ -132,7 +132,7 @@ def test_latents_are_resized_from_a_size_that_the_encoder_takes() -> None:
     assert resolved(image=small, **how).source.pixels.shape == (24, 8, 3)
     built = Limits.of(step_artefact(h=(8, 16), w=(8, 16)), 2**30, None, "clipskip build")
     for image, why in ((PIL.Image.new("L", (2049, 2056)), "above the limit"), (small, "width 8 is outside 64..128")):
-        with pytest.raises(RequestError, match=f"latent upscale.* encodes image at its own size: .*{why}") as caught:
+        with pytest.raises(RequestError, match=f"latent upscale.*encodes image at its own size: .*{why}") as caught:
             resolving.resolved(Request(prompt="", image=image, **how), limits=built if image is small else ROOMY)
         assert caught.value.field == "resize_mode"
     assert caught.value.hint == "clipskip build --sizes ..."
