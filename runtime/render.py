@@ -98,10 +98,7 @@ def options(line: str) -> dict[str, str]:
 
 
 def render_line(request: Request) -> str:
-    """The line that `parse_render` reads as this request; fields that have their default are left out.
-
-    Pictures are in it as data URLs. CheckpointError or StorageError for a file of one that cannot be read.
-    """
+    """The line that `parse_render` reads as this request, files as data URLs; what has its default is left out."""
     request = without_files(request)
     words = ["/render"]
     for name, field in FIELDS.items():

@@ -245,8 +245,7 @@ class Request:
     def to_json(self) -> str:
         """The request as a JSON object in ASCII, every field included; `from_json` reads it back.
 
-        Pictures are in it as data URLs. CheckpointError or StorageError for a file of one that cannot be read,
-        RequestError where they are too large together.
+        Pictures are in it as data URLs. CheckpointError, StorageError: one cannot be read; RequestError: above 64 MiB.
         """
         if len(text := json.dumps(asdict(without_files(self)))) > LARGEST:
             message = f"the request has {len(text)} bytes with its pictures; JSON takes {LARGEST}"
