@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace, UnionType
@@ -20,7 +21,7 @@ from clipskip.engines.errors import ManifestError
 LARGEST = 1 << 20
 DEEPEST = 12
 LONGEST_STRING = 4096
-_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[\]{}]', re.DOTALL)  # strings whole: their brackets do not count
+_STRING = re.compile('"[^"]*"?')  # where nothing is escaped
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _NAMES = {
     dict: "an object", list: "a list", str: "a string", int: "a whole number", float: "a number", bool: "a boolean",
@@ -38,7 +39,7 @@ class Between:
         return self.low < value < self.high
 
 
-def parse(data: bytes, largest: int = LARGEST) -> Any:
+def parse(data: bytes, largest: int = LARGEST, outside: int = sys.maxsize) -> Any:
     """The JSON in `data`. Refuses what a careless reader accepts: a BOM, NaN, duplicate keys, great size or depth."""
     if len(data) > largest:
         raise ManifestError(f"the file is larger than {largest} bytes")
@@ -46,8 +47,11 @@ def parse(data: bytes, largest: int = LARGEST) -> Any:
         raise ManifestError("the file starts with a byte order mark")
     try:
         text, level = data.decode("utf-8"), 0
-        for token in _TOKEN.finditer(text):
-            level += {"[": 1, "{": 1, "]": -1, "}": -1}.get(token[0], 0)
+        bare = _STRING.sub("", text.replace(r"\\", "").replace(r"\"", ""))
+        if len(bare) > outside:  # numbers and brackets take many times their size in memory
+            raise ManifestError(f"there are more than {outside} characters outside of strings")
+        for character in bare:
+            level += {"[": 1, "{": 1, "]": -1, "}": -1}.get(character, 0)
             if level > DEEPEST:
                 raise ManifestError(f"brackets are nested deeper than {DEEPEST} levels")
         return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique)

@@ -140,7 +140,7 @@ CLIP_SKIPS = Kind(  # one, or several over the steps in the syntax of prompt edi
 )
 NUMBERS = Kind("a list of numbers", _numbers, lambda text: [parse(each.strip()) for each in text.split(",")])
 NAMES = Kind("a list of names, each with its weights (name:0.8)", _names, str)
-PICTURE = Kind("a picture: a path, a data URL, a PIL image, or an array of uint8", _picture, str)
+PICTURE = Kind("a picture: a path, a data URL, a PIL image of 8 bits a channel, or an array of uint8", _picture, str)
 KINDS = {
     "Picture": PICTURE, "str": TEXT, "int": WHOLE, "float": FRACTION, "bool": FLAG, "tuple[float, ...]": NUMBERS,
     "tuple[str, ...]": NAMES,

@@ -41,7 +41,7 @@ _PLAIN = {
 DECODERS = {"vae": "Full", "tiny": "TAESD"}  # in A1111's words
 _RNGS = {"nv": "nv", "gpu": "nv", "cuda": "nv"}  # all others: "cpu"
 _HERE = {"sampler": "sampler", "schedule type": "schedule", "scheduler": "schedule", "rng": "rng"}
-_HERE |= dict.fromkeys(("hypernet", "hypernet strength", "lora hashes"), "prompt")  # as tags
+_HERE |= {"hypernet": "prompt", "hypernet strength": "prompt", "lora hashes": "loras"}
 _COMPARED = {"model", "model hash", "ti hashes"}  # with what is open
 _HARMLESS = {"version", "app", "backend", "pipeline", "operations", "batch size", "batch pos", "hashes", "time taken"}
 _HARMLESS |= {"civitai metadata", "created date"}
@@ -102,6 +102,8 @@ class Ledger:
             ignored = {name: value for name, value in self.ignored.items() if name not in said}
             heard = replace(self, ignored=ignored, honoured={**self.honoured, **said}, waiting={})
             return heard._with(Request.from_text(late, request), names)
+        if "loras" in self.filled and "prompt" in names and "loras" not in names:  # they were the old prompt's
+            return self._with(replace(request, loras=None), {*names, "loras"})
         filled = {name: value for name, value in self.filled.items() if name not in names}
         changed, inversions = bool({"prompt", "negative_prompt", "loras"} & set(names)), self.inversions
         if changed and inversions is not None:
@@ -217,11 +219,12 @@ def of_text(info: Infotext) -> Ledger:
             honoured[name] = value
         elif meant not in filled and _changes(key(name), value):
             ignored[name] = value
-    tags = _tags(info.prompt, said)
-    filled |= {"loras": "1"} if "<lora:" in tags else {}
+    tag, loras = _untagged(info.prompt, said)
+    if loras:
+        fields["loras"], filled["loras"] = ",".join(loras), "1"
     if unknown_upscaler:
         ignored |= {name: honoured.pop(name) for name in list(honoured) if key(name) == "hires upscaler"}
-    fields |= {"prompt": info.prompt + tags, "negative_prompt": info.negative_prompt}
+    fields |= {"prompt": info.prompt + tag, "negative_prompt": info.negative_prompt}
     model = said.get("model", ""), said.get("model hash", "")
     digests = _hashes(said, "ti", "embed") or None, _hashes(said, "lora", "lora") or None
     request = Request.from_text(fields)
@@ -273,14 +276,13 @@ def _side_by_side(size: str) -> list[str]:
     return [side.strip() for side in size.lower().split("x", 1)]
 
 
-def _tags(prompt: str, said: Mapping[str, str]) -> str:
-    """The networks that only the settings name, as the tags that ask for them."""
-    name, tags = re.sub(r"\([0-9a-fA-F]*\)$", "", said.get("hypernet", "")).rstrip(), []
+def _untagged(prompt: str, said: Mapping[str, str]) -> tuple[str, list[str]]:
+    """The networks that only the settings name: a hypernetwork's tag, and LoRAs, whose weights are not said."""
+    name, tag = re.sub(r"\([0-9a-fA-F]*\)$", "", said.get("hypernet", "")).rstrip(), ""
     if name.lower() not in _OFF and "<hypernet:" not in prompt:
-        tags.append(f" <hypernet:{name}:{said.get('hypernet strength', '1')}>")
-    if not re.search("<(lora|lyco):", prompt, re.IGNORECASE):
-        tags += [f" <lora:{each}:1>" for each in _hashes(said, "lora", "lora")]
-    return "".join(tags)
+        tag = f" <hypernet:{name}:{said.get('hypernet strength', '1')}>"
+    tagged = re.search("<(lora|lyco):", prompt, re.IGNORECASE)
+    return tag, [f"{each}:1" for each in _hashes(said, "lora", "lora") if not tagged and "," not in each]
 
 
 def _hashes(said: Mapping[str, str], kind: str, short: str) -> dict[str, str]:

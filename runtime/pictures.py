@@ -33,6 +33,7 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 LARGEST, MOST_PIXELS = 256 << 20, 1 << 26  # bytes of a file, pixels of a picture
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
+NOT_IN_PNG = {**dict.fromkeys(("CMYK", "YCbCr", "HSV", "LAB", "RGBX"), "RGB"), "RGBa": "RGBA", "PA": "RGBA", "La": "LA"}
 LANCZOS, BICUBIC = PIL.Image.Resampling.LANCZOS, PIL.Image.Resampling.BICUBIC
 
 
@@ -74,6 +75,7 @@ def data_url(picture: Any) -> str | None:
         return f"data:;base64,{base64.b64encode(files.read(picture, LARGEST)).decode()}"
     try:
         image = picture if isinstance(picture, PIL.Image.Image) else PIL.Image.fromarray(np.asarray(picture))
+        image = image.convert(NOT_IN_PNG.get(image.mode, image.mode))
         image.save(encoded := BytesIO(), "PNG", compress_level=1)
     except (TypeError, ValueError, OSError):
         return None
@@ -143,10 +145,7 @@ def prepared(image: PIL.Image.Image, mask: PIL.Image.Image | None, request: Requ
     digests = {"image": _digest(image)} | ({} if mask is None else {"mask": _digest(mask)})
     picture = flat(image)
     if mask is None:
-        if request.resize_mode not in RESIZE:  # the latents are resized
-            own = picture.width // LATENT * LATENT, picture.height // LATENT * LATENT
-            return Source(np.asarray(_stretched(picture, own)), digests)
-        return Source(np.asarray(RESIZE[request.resize_mode](picture, size)), digests)
+        return Source(np.asarray(RESIZE.get(request.resize_mode, _stretched)(picture, size)), digests)
     if mask.size != image.size:
         sizes = f"{mask.width}x{mask.height}, and image {image.width}x{image.height}"
         raise RequestError(f"mask is {sizes}: both must have one size", field="mask")

@@ -18,6 +18,7 @@ import PIL.ImageOps
 
 from .basis import Denoised, Stage, out
 from .errors import RequestError
+from .fields import whole_clip_skip
 from .request import Request
 from .samplers import Sampler, denoiser, table
 from .schedules import Sigmas
@@ -59,13 +60,13 @@ class Verdict:
     @property
     def decided(self) -> bool:
         """Whether every other clip skip is surely worse than the best one."""
-        return self.alike == (self.best,) and len(self.losses) >= LEAST
+        return self.alike == (self.best,) != self.skips and len(self.losses) >= LEAST
 
     @property
     def recommended(self) -> int | None:
-        """The clip skip that this model wants: of those that are alike the least, where it is not 1 among others."""
-        least = min(self.alike)
-        return least if self.decided or (least > 1 and len(self.losses) >= LEAST) else None
+        """The clip skip that this model wants: of those that are alike the least, where 1 is surely worse."""
+        told = self.decided or (1 in self.skips and 1 not in self.alike and len(self.losses) >= LEAST)
+        return min(self.alike) if told else None
 
     @property
     def evidence(self) -> str:
@@ -89,9 +90,15 @@ def recommend(
 ) -> Verdict:
     """Compare clip skips (by default all that the store has) on pictures with captions, until the answer is clear.
 
-    Pictures are cut to a square of the model's own size. RequestError for what is no caption, and for no pictures.
+    Of clip skips that mean one layer the least is compared. Pictures are cut to a square of the model's own size.
+    RequestError for what is no caption or clip skip, for a single layer, and for no pictures.
     """
-    skips, rows = tuple(pipe.clip_skips if skips is None else skips), list[Losses]()
+    kept, rows, asked = pipe.model.kept, list[Losses](), sorted(pipe.clip_skips if skips is None else skips)
+    layers = {kept[whole_clip_skip("skips", skip, len(kept) - 1) - 1]: skip for skip in reversed(asked)}
+    if len(layers) < 2:
+        message = f"clip skip {', '.join(map(str, asked))} is one layer of this model: nothing to compare it with"
+        raise RequestError(message, field="skips", hint="name others, of a store that has them")
+    skips = tuple(sorted(layers.values()))
     for number, (picture, caption) in enumerate(captioned):
         rows.append(_losses(pipe, picture, caption, skips, number))
         if len(rows) % ROUND == 0:

@@ -11,10 +11,10 @@ import shlex
 
 from .errors import RequestError
 from .fields import NAMES, TEXT, at_least, parse, shown, written
-from .request import ALIASES, FIELDS, Request, check_types, given_twice, unknown, without_paths
+from .request import ALIASES, FIELDS, Request, given_twice, unknown, without_files, without_paths
 
 _START = re.compile(r"\s*(?:/render(?!\S)\s*)?", re.IGNORECASE)
-_COMMAND = re.compile(r'/([A-Za-z_-]+):("(?:[^"\\]|\\.)*"(?!\S)|\S*)\s*', re.DOTALL)
+_COMMAND = re.compile(r'/([A-Za-z_-]+):("[^"\\]*(?:\\.[^"\\]*)*"(?!\S)|\S*)\s*', re.DOTALL)
 _SIZE = re.compile(r"([0-9]{1,9})x([0-9]{1,9})", re.ASCII | re.IGNORECASE)
 _BARE = re.compile(r"[\w.+-]+")
 
@@ -44,11 +44,11 @@ def parse_render(text: str) -> Request:
     command, one given twice, a value that seems to go on after a space, values of a wrong type, and the path of a
     picture; ranges are checked when the request meets a model.
     """
-    return Request.from_text(without_paths(fields(TEXT.check("line", text))))
+    return Request.from_text(fields(TEXT.check("line", text)))
 
 
 def fields(text: str) -> dict[str, str]:
-    """What a `/render` line sets, by field of Request and as it was typed."""
+    """What a `/render` line sets, by field of Request and as it was typed. RequestError for the path of a picture."""
     given: dict[str, str] = {}
     text, position = _START.sub("", text, count=1), 0
     while text.startswith("/", position):
@@ -61,7 +61,7 @@ def fields(text: str) -> dict[str, str]:
     rest = text[position:].strip()
     if rest or "prompt" not in given:
         _set(given, "prompt", rest)
-    return given
+    return without_paths(given)
 
 
 def options(line: str) -> dict[str, str]:
@@ -98,8 +98,8 @@ def options(line: str) -> dict[str, str]:
 
 
 def render_line(request: Request) -> str:
-    """The line that `parse_render` reads as this request; fields that have their default are left out."""
-    request = check_types(request)
+    """The line that `parse_render` reads as this request, files as data URLs; what has its default is left out."""
+    request = without_files(request)
     words = ["/render"]
     for name, field in FIELDS.items():
         value = getattr(request, name)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     Picture = str | os.PathLike[str] | PIL.Image.Image | npt.NDArray[np.uint8]
 
+LARGEST = 64 << 20  # bytes of a request in JSON, which may hold two photos
 RECALLED = "sha256:"  # before the digest of a picture of which metadata have no more
 NO_PATHS = "data:", RECALLED
 UPSCALERS = (
@@ -200,7 +201,7 @@ class Request:
 
     @classmethod
     def from_json(cls, source: str | bytes | Mapping[str, Any]) -> Request:
-        """A request from JSON text or a parsed object; fields may have any of their names.
+        """A request from JSON text of up to 64 MiB or a parsed object; fields may have any of their names.
 
         RequestError for another, strange fields and wrong types.
         """
@@ -208,7 +209,7 @@ class Request:
             raise RequestError(f"a request in JSON must be text or an object, not {shown(source)}")
         try:
             text = source.encode("utf-8", "surrogatepass") if isinstance(source, str) else source
-            given = text if isinstance(text, Mapping) else strict.parse(text)
+            given = text if isinstance(text, Mapping) else strict.parse(text, LARGEST, strict.LARGEST)
         except ManifestError as error:
             raise RequestError(f"the request is not a JSON object: {error.message[:200]}", field=error.field) from error
         if not isinstance(given, Mapping):
@@ -244,14 +245,12 @@ class Request:
     def to_json(self) -> str:
         """The request as a JSON object in ASCII, every field included; `from_json` reads it back.
 
-        Pictures are in it as data URLs. CheckpointError or StorageError for a file of one that cannot be read.
+        Pictures are in it as data URLs. CheckpointError, StorageError: one cannot be read; RequestError: above 64 MiB.
         """
-        fields = asdict(check_types(self))
-        if paths := [name for name in PICTURES if fields[name] and not fields[name].startswith(NO_PATHS)]:
-            from .pictures import data_url
-
-            fields |= {name: data_url(fields[name]) for name in paths}
-        return json.dumps(fields)
+        if len(text := json.dumps(asdict(without_files(self)))) > LARGEST:
+            message = f"the request has {len(text)} bytes with its pictures; JSON takes {LARGEST}"
+            raise RequestError(message, field="image", hint="save them smaller, as JPEG or WEBP")
+        return text
 
 
 OWN = ("eta", "s_churn", "s_tmin", "s_tmax", "s_noise", "rho", "sigma_min", "sigma_max")  # to samplers, schedules
@@ -265,12 +264,23 @@ def check_types(request: Request) -> Request:
     return replace(request, **{name: field.check(getattr(request, name)) for name, field in FIELDS.items()})
 
 
+def without_files(request: Request) -> Request:
+    """The checked request with its pictures as data URLs. CheckpointError or StorageError for an unreadable file."""
+    request, urls = check_types(request), dict[str, Any]()
+    for name in PICTURES:
+        if (value := getattr(request, name)) and not value.startswith(NO_PATHS):
+            from .pictures import data_url
+
+            urls[name] = data_url(value)
+    return replace(request, **urls)
+
+
 def without_paths(fields: dict[str, Any]) -> dict[str, Any]:
     """Fields that came from elsewhere; RequestError for a path in them, for it would be read here."""
     for name in PICTURES:
         if isinstance(value := fields.get(name), str) and not value.startswith(NO_PATHS):
             message = f"{name} must be a data URL here (data:image/png;base64,...), not {shown(value)}"
-            raise RequestError(message, field=name, hint="files are taken from Python and from the command line")
+            raise RequestError(message, field=name, hint="files are taken from Python and from options such as --image")
     return fields
 
 

@@ -138,6 +138,10 @@ def resolve(
     width, height = _size(request, model, limits)
     request = replace(request, width=width, height=height)
     passes = _passes(request, (width, height), sampler, model, limits)
+    if image is not None and request.resize_mode not in pictures.RESIZE:  # its latents are resized
+        width, height = max(image.width // LATENT, 1) * LATENT, max(image.height // LATENT, 1) * LATENT
+        whose = f"{request.resize_mode}, unlike the other modes, encodes image at its own size"
+        _check_size((width, height), replace(model, size_step=LATENT), limits, "resize_mode", whose)
     source = None if image is None else pictures.prepared(image, mask, request, (width, height))
     varied = request.subseed_strength or request.subseed is not None
     seed, subseed = _drawn(request.seed), _drawn(request.subseed) if varied else None
@@ -352,6 +356,14 @@ def _size(request: Request, model: ModelFacts, limits: Limits) -> tuple[int, int
     return width, height
 
 
+def _check_size(size: tuple[int, int], model: ModelFacts, limits: Limits, field: str, whose: str) -> None:
+    """RequestError, in this field's name, for a size other than the request's that cannot be worked at."""
+    try:
+        _size(Request(prompt="", width=size[0], height=size[1]), model, limits)
+    except RequestError as error:
+        raise RequestError(f"{whose}: {error.message}", field=field, hint=error.hint) from error
+
+
 def _given(request: Request) -> dict[str, str | None]:
     """The pictures of a request by field. RequestError for one of which metadata have the digest alone."""
     given = {name: getattr(request, name) for name in PICTURES}
@@ -376,18 +388,20 @@ def _pictures(request: Request) -> tuple[Request, list[str]]:
     if request.mask is not None and request.resize_mode not in pictures.RESIZE:
         message = f"resize_mode {request.resize_mode!r} resizes latents, and mask needs the picture's own pixels"
         raise RequestError(message, field="resize_mode")
-    missing = {
-        "image, hires_scale or hires_size": () if given["image"] or hires else ("strength",),
-        "image": () if given["image"] else OF_IMAGE,
-        "mask": () if given["mask"] else OF_MASK,
-        "inpaint_area 'Only masked'": () if request.inpaint_area == "Only masked" else ("mask_padding",),
-        "hires_scale or hires_size": () if hires else OF_HIRES,
+    reasons = {
+        "without image, hires_scale or hires_size": () if given["image"] or hires else ("strength",),
+        "without image": () if given["image"] else OF_IMAGE,
+        "without mask": () if given["mask"] else OF_MASK,
+        "without inpaint_area 'Only masked'": () if request.inpaint_area == "Only masked" else ("mask_padding",),
+        "without hires_scale or hires_size": () if hires else OF_HIRES,
+        "with sigmas": ("exact_steps", "hires_steps") if request.sigmas else (),
+        "at strength 1, which starts from noise alone": ("fill",) if request.strength == 1 else (),
     }
     idle: dict[str, str] = {}
-    for what, names in missing.items():
+    for reason, names in reasons.items():
         for name in names:
             if getattr(request, name) != FIELDS[name].default:
-                idle.setdefault(name, f"{name} {getattr(request, name)} is not used without {what}")
+                idle.setdefault(name, f"{name} {getattr(request, name)} is not used {reason}")
     dropped: dict[str, Any] = {name: FIELDS[name].default for name in idle}
     if request.strength is None and (given["image"] or hires):
         dropped["strength"] = 0.7 if hires else 0.75
@@ -409,18 +423,15 @@ def _passes(
     request: Request, size: tuple[int, int], sampler: Sampler, model: ModelFacts, limits: Limits
 ) -> tuple[Pass, ...]:
     """The passes of a request, the first at this size. RequestError for a second one that is out of limits."""
-    exact, steps = request.sigmas is None, request.steps
+    steps = request.steps
     strength = 1.0 if request.strength is None or request.image is None else request.strength
-    passes = [Pass(*size, *steps_at(strength, steps, exact and request.exact_steps), strength)]
+    passes = [Pass(*size, *steps_at(strength, steps, request.exact_steps), strength)]
     if (bigger := _enlarged(request, size, model.size_step)) is not None:
         assert request.strength is not None
-        try:
-            _size(replace(request, width=bigger[0], height=bigger[1]), model, limits)
-        except RequestError as error:
-            field = "hires_size" if request.hires_scale is None else "hires_scale"
-            raise RequestError(f"{field} enlarges: {error.message}", field=field, hint=error.hint) from error
-        steps = request.hires_steps or steps if exact else steps
-        passes.append(Pass(*bigger, *steps_at(request.strength, steps, exact), request.strength))
+        field = "hires_size" if request.hires_scale is None else "hires_scale"
+        _check_size(bigger, model, limits, field, f"{field} enlarges")
+        steps = request.hires_steps or steps
+        passes.append(Pass(*bigger, *steps_at(request.strength, steps, request.sigmas is None), request.strength))
     least, most = (2, model.train_steps) if sampler.unit else (1, MOST_STEPS)
     for run in passes:
         if 0 < run.strength < 1 and not least <= run.steps <= most:

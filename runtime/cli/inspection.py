@@ -68,7 +68,7 @@ def _of_picture(path: Path) -> Outcome:
     rows.append(("negative prompt", ledger.request.negative_prompt))
     honoured, refused = ledger.checked()
     parts = {"honoured": honoured, "not honoured": ledger.ignored, "filled in": ledger.filled}
-    parts["inversion"] = ledger.inversions or {}
+    parts |= {"inversion": ledger.inversions or {}, "LoRA": ledger.loras or {}, "made from": ledger.pictures}
     rows += [(part, f"{name}: {value}") for part, entries in parts.items() for name, value in entries.items()]
     rows += [("refused", "; ".join(filter(None, (error.message, error.hint)))) for error in refused.values()]
     refusals = {field: {"message": error.message, "hint": error.hint} for field, error in refused.items()}

@@ -122,10 +122,11 @@ class Preview:
 
 
 def _side_by_side(pictures: Sequence[Image]) -> Image:
-    """Pictures of one size in rows, about as many as there are in each."""
+    """Pictures in rows, about as many as there are in each, in cells as large as the largest."""
     from PIL.Image import new
 
-    columns, (width, height) = math.isqrt(len(pictures) - 1) + 1, pictures[0].size
+    columns = math.isqrt(len(pictures) - 1) + 1
+    width, height = map(max, *(picture.size for picture in pictures), (1, 1))
     whole = new("RGB", (columns * width, -(-len(pictures) // columns) * height))
     for number, picture in enumerate(pictures):
         whole.paste(picture, (number % columns * width, number // columns * height))

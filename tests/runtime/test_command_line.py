@@ -122,6 +122,20 @@ def test_a_render_line_goes_before_the_options(run, sample_store, tmp_path):
     assert (status, request["clip_skip"], request["seed"], request["prompt"]) == (0, 4, 9, "a blue star")
 
 
+def test_a_render_line_names_no_file_on_the_command_line_either_and_options_do(run, sample_store, tmp_path):
+    PIL.Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
+    line, lines = f"/render /image:{tmp_path}/red.png a star", tmp_path / "lines.txt"
+    lines.write_text(f"{line}\n--prompt a --image {tmp_path}/missing.png\n")
+    status, _, err = run("generate", sample_store, line, "--out", tmp_path, *FAST)
+    assert (status, "image must be a data URL here" in err, "options such as --image" in err) == (2, True, True)
+    status, _, err = run("generate", sample_store, "--lines", lines, "--out", tmp_path, *FAST)
+    assert (status, "lines.txt:1: image must be a data URL" in err, "lines.txt:2: cannot use image" in err) == (
+        2,
+        True,
+        True,
+    )
+
+
 def test_lines_come_from_standard_input(sample_store, tmp_path):
     command = [sys.executable, "-m", "clipskip", "generate", sample_store, "-", "--out", tmp_path, "--json", *FAST]
     lines = "/render /seed:3 a ring\na star\n"

@@ -170,13 +170,34 @@ def test_the_size_is_that_of_the_first_pass(sizes: str, width: int, height: int,
     [
         ("Hypernet: soft(5f3b1c2d), Hypernet strength: 0.5", "a ring", " <hypernet:soft:0.5>"),
         ("Hypernet: soft", "a ring <hypernet:soft:0.2>", ""),
-        ('Lora hashes: "one: 0123456789ab, two: ba9876543210"', "a ring", " <lora:one:1> <lora:two:1>"),
-        ('Lora hashes: "one: 0123456789ab"', "a ring <lora:one:0.4>", ""),
-        ('Hashes: {"model": "0123456789", "lora:one": "0123456789"}', "a ring", " <lora:one:1>"),
     ],
 )
-def test_a_network_that_only_the_settings_name_counts_as_its_tag(settings: str, prompt: str, tags: str) -> None:
+def test_a_hypernetwork_that_only_the_settings_name_counts_as_its_tag(settings: str, prompt: str, tags: str) -> None:
     assert read(f"{S}, {settings}", prompt).request.prompt == prompt + tags
+
+
+@pytest.mark.parametrize(
+    ("settings", "prompt", "loras"),
+    [
+        ('Lora hashes: "one: 0123456789ab, two: ba9876543210"', "a ring", ("one:1", "two:1")),
+        ('Lora hashes: "one: 0123456789ab"', "a ring <lora:one:0.4>", None),
+        ('Hashes: {"model": "0123456789", "lora:one": "0123456789"}', "a ring", ("one:1",)),
+        ('Hashes: {"lora:one, two": "0123456789"}', "a ring", None),
+    ],
+)
+def test_loras_that_only_the_settings_name_are_in_the_field(settings: str, prompt: str, loras: Any) -> None:
+    request = read(f"{S}, {settings}", prompt).request
+    assert (request.prompt, request.loras) == (prompt, loras)
+
+
+def test_a_typed_weight_takes_the_place_of_one_that_was_filled_in() -> None:
+    ledger = read(f'{S}, Lora hashes: "one: 0123456789ab"', "a ring")
+    assert "Lora hashes" in ledger.checked()[0]
+    typed = ledger.given({"lora": "one:0.6"})
+    assert (typed.request.prompt, typed.request.loras, typed.notes()) == ("a ring", ("one:0.6",), [])
+    other = ledger.over({"prompt": "a <lora:one:0.6>"})
+    assert (other.request.loras, other.notes()) == (None, [])
+    assert ledger.over({"steps": 5}).request.loras == ("one:1",)
 
 
 ONE_FILE = replace(facts.MODEL, model_sha256="b" * 64, sources={"model.safetensors": "0123456789abcdef" * 4})

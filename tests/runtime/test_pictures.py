@@ -12,12 +12,15 @@ import numpy as np
 import PIL.Image
 import pytest
 import resolving
+from facts import step_artefact
+from resolving import ROOMY
 
 from clipskip import pictures
 from clipskip.errors import RequestError
 from clipskip.ledger import of_truth
-from clipskip.render import parse_render
+from clipskip.render import parse_render, render_line
 from clipskip.request import Request, check_types
+from clipskip.resolve import Limits
 
 RED = PIL.Image.new("RGB", (64, 64), "red")
 
@@ -44,6 +47,13 @@ def test_a_request_in_json_has_the_picture_itself(tmp_path: Path) -> None:
     assert str(again.image).startswith("data:")
     assert pictures.opened("image", str(again.image)).tobytes() == RED.tobytes()
     assert check_types(again) == again
+
+
+def test_a_line_has_the_picture_itself(tmp_path: Path) -> None:
+    request = Request(prompt="a cat", image=saved(RED, tmp_path / "red.png"), mask=RED)
+    again = parse_render(render_line(request))
+    assert again == Request.from_json(request.to_json())
+    assert pictures.opened("image", str(again.image)).tobytes() == RED.tobytes()
 
 
 def test_a_request_from_elsewhere_opens_no_file_here() -> None:
@@ -99,6 +109,33 @@ def test_a_file_that_cannot_be_used_is_refused_by_name(make: Any, why: str, tmp_
     with pytest.raises(RequestError, match=why) as caught:
         resolved(image=make(tmp_path))
     assert caught.value.field == "image"
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "YCbCr", "HSV", "RGBX", "RGBa", "PA", "La"])
+def test_pictures_in_memory_in_modes_that_png_has_not_are_converted(mode: str) -> None:
+    blank = PIL.Image.new("RGBA", (64, 64), "white")
+    step = {"RGBa": "RGBA", "PA": "P", "La": "LA"}.get(mode, "RGB")
+    found = resolved(image=blank.convert(step).convert(mode)).source
+    assert (found.pixels == 255).all()
+
+
+def test_pictures_in_memory_of_more_than_8_bits_are_refused() -> None:
+    for mode in ("F", "I", "I;16", "I;16B"):
+        with pytest.raises(RequestError, match=r"8 bits (a|per) channel") as caught:
+            resolved(image=PIL.Image.new(mode, (64, 64)))
+        assert caught.value.field == "image"
+
+
+def test_latents_are_resized_from_a_size_that_the_encoder_takes() -> None:
+    small = PIL.Image.new("RGB", (5, 30), "red")
+    how: dict[str, Any] = {"resize_mode": "Just resize (latent upscale)", "width": 64, "height": 64}
+    assert resolved(image=small, **how).source.pixels.shape == (24, 8, 3)
+    built = Limits.of(step_artefact(h=(8, 16), w=(8, 16)), 2**30, None, "clipskip build")
+    for image, why in ((PIL.Image.new("L", (2049, 2056)), "above the limit"), (small, "width 8 is outside 64..128")):
+        with pytest.raises(RequestError, match=f"latent upscale.*encodes image at its own size: .*{why}") as caught:
+            resolving.resolved(Request(prompt="", image=image, **how), limits=built if image is small else ROOMY)
+        assert caught.value.field == "resize_mode"
+    assert caught.value.hint == "clipskip build --sizes ..."
 
 
 def test_photos_are_turned_upright_and_what_is_transparent_is_white(tmp_path: Path) -> None:
@@ -232,6 +269,20 @@ def test_what_does_nothing_is_noted_and_left_out() -> None:
         "hires_steps 3 is not used without hires_scale or hires_size",
     )
     assert found.request == replace(resolved().request, clip_skip=found.request.clip_skip)
+
+
+def test_what_noise_levels_or_a_strength_of_1_leave_no_work_is_noted_and_left_out() -> None:
+    levels = (14.0, 3.0, 0.5)
+    found = resolved(image=RED, sigmas=levels, exact_steps=True)
+    assert "exact_steps True is not used with sigmas" in found.notes
+    assert not found.request.exact_steps
+    found = resolved(hires_scale=2, sigmas=levels, hires_steps=9)
+    assert "hires_steps 9 is not used with sigmas" in found.notes
+    assert (found.request.hires_steps, found.passes[1].steps) == (0, 3)
+    found = resolved(image=RED, mask=white(0, 0, 32, 32), strength=1, fill="latent nothing")
+    assert "fill latent nothing is not used at strength 1, which starts from noise alone" in found.notes
+    assert found.request.fill == "original"
+    assert resolved(image=RED, mask=white(0, 0, 32, 32), fill="latent nothing").request.fill == "latent nothing"
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 import clipskip
 from clipskip import __main__ as command
 from clipskip.basis import out, x
+from clipskip.errors import RequestError
 from clipskip.recommend import LEAST, ROUND, Verdict, recommend
 from clipskip.samplers import denoiser
 from clipskip.schedules import NoiseModel
@@ -62,6 +64,31 @@ def test_few_pictures_give_no_answer_however_clear() -> None:
     clear = np.random.default_rng(0).normal([1.0, 2.0], 0.01, (LEAST, 2))
     assert Verdict((1, 2), clear[:-1]).recommended is None
     assert Verdict((1, 2), clear).recommended == 1
+
+
+def test_depths_that_are_alike_are_recommended_only_where_another_and_the_first_are_worse() -> None:
+    second = LOSSES["second"]
+    assert Verdict((1, 2, 3), second[:, :3]).recommended == 2
+    for skips in ((3, 4, 5), (2, 13), (3, 13), (2,)):
+        verdict = Verdict(skips, second[:, [skip - 1 for skip in skips]])
+        assert verdict.recommended is None or verdict.alike == (verdict.recommended,)
+        assert verdict.evidence
+    assert Verdict((3, 4, 5), second[:, 2:5]).recommended is None
+    rng = np.random.default_rng(0)
+    alike = rng.normal([1.0, 1.0, 2.0], 0.01, (LEAST, 3))
+    assert Verdict((2, 3, 5), alike).recommended is None
+
+
+def test_clip_skips_of_a_single_layer_are_refused_before_a_picture_is_read() -> None:
+    pipe: Any = SimpleNamespace(model=SimpleNamespace(kept=(12, 12, 11)), clip_skips=[1])
+    for skips in (None, (2,), (1, 2), (2, 2)):
+        with pytest.raises(RequestError, match="is one layer") as caught:
+            recommend(pipe, [], skips)
+        assert caught.value.field == "skips"
+    with pytest.raises(RequestError, match=r"skips must be 1\.\.3, not 4"):
+        recommend(pipe, [], (1, 4))
+    with pytest.raises(RequestError, match="0 captioned pictures"):
+        recommend(pipe, [], (1, 3))
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])

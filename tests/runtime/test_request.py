@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from dataclasses import asdict, fields, replace
 from itertools import chain
 from typing import Any
@@ -43,6 +44,33 @@ def test_json_brings_every_request_back(request: Request) -> None:
     text = request.to_json()
     assert text.isascii()
     assert Request.from_json(text) == Request.from_json(text.encode()) == Request.from_json(json.loads(text)) == request
+
+
+def test_json_takes_a_photo_and_says_where_it_takes_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    photo = Request(prompt="", image="data:image/png;base64," + "A" * (5 << 20))
+    assert Request.from_json(photo.to_json()) == check_types(photo)
+    monkeypatch.setattr("clipskip.request.LARGEST", 1 << 20)
+    with pytest.raises(RequestError, match="bytes with its pictures; JSON takes 1048576") as caught:
+        photo.to_json()
+    assert caught.value.field == "image"
+    with pytest.raises(RequestError, match="larger than 1048576 bytes"):
+        Request.from_json(json.dumps(asdict(photo)))
+
+
+@pytest.mark.parametrize("inside", ["A", r"\n", "[", r"\"[", r"\\"])
+def test_json_with_a_long_string_takes_little_memory(inside: str) -> None:
+    text = json.dumps({"prompt": "", "image": "data:"})[:-2] + inside * (1 << 20) + '"}'
+    tracemalloc.start()
+    try:
+        assert Request.from_json(text).image == "data:" + json.loads(f'"{inside}"') * (1 << 20)
+        assert tracemalloc.get_traced_memory()[1] < 12 * len(text)
+    finally:
+        tracemalloc.stop()
+
+
+def test_json_with_much_outside_of_strings_is_refused() -> None:
+    with pytest.raises(RequestError, match="more than 1048576 characters outside of strings"):
+        Request.from_json('{"prompt": "", "sigmas": [' + "1," * (1 << 19) + "1]}")
 
 
 def test_only_the_prompt_must_be_given() -> None:
@@ -209,7 +237,7 @@ def test_numpys_numbers_become_pythons() -> None:
         '{"prompt": "' + '\\"' * 400_000,
         b"\xff\xfe{",
         b"\xef\xbb\xbf{}",
-        b'{"prompt": "' + b"a" * 2**20 + b'"}',
+        b'{"prompt": ' + b" " * 2**20 + b'"a"}',
         17,
         None,
     ],

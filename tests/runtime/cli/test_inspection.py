@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import PIL.Image
+import PIL.PngImagePlugin
 import pytest
 from hollow import SD15, hollow
 
@@ -42,6 +44,19 @@ def test_the_text_beside_a_picture_is_no_file_of_weights_however_it_begins(
     path.write_text("<lora:a:1> {cat}\nSteps: 5, Sampler: Euler, CFG scale: 7, Seed: 1, Size: 64x64")
     assert main(["inspect", str(path)]) == 0
     assert "honoured" in capsys.readouterr().out
+
+
+def test_a_picture_has_rows_for_its_loras_and_for_what_it_was_made_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    truth = {"schema": 1, "request": {"prompt": "", "image": "sha256:00"}, "loras": {"style": "ab12"}}
+    info = PIL.PngImagePlugin.PngInfo()
+    info.add_text("clipskip", json.dumps(truth))
+    PIL.Image.new("RGB", (8, 8)).save(tmp_path / "x.png", pnginfo=info)
+    assert main(["inspect", str(tmp_path / "x.png")]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["LoRA", "style:", "ab12"] in lines
+    assert ["made", "from", "image:", "sha256:00"] in lines
 
 
 @pytest.mark.parametrize("name", ["x.ckpt", "x"])

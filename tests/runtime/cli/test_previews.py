@@ -93,6 +93,21 @@ def test_a_preview_that_cannot_be_decoded_is_no_reason_to_stop(tmp_path):
     preview.show(Progress(2, 9, broken))
 
 
+def test_pictures_of_several_sizes_are_whole_beside_each_other(tmp_path):
+    sizes = [(64, 64), (128, 96), (64, 128)]
+    pictures = [PIL.Image.new("RGB", size, colour) for size, colour in zip(sizes, ("red", "lime", "blue"), strict=True)]
+    Preview(tmp_path / "now.png", tmp_path, False, 0, Bar(1)).show(Progress(1, 9, lambda: pictures))
+    made = PIL.Image.open(tmp_path / "now.png")
+    assert made.size == (256, 256)
+    assert [made.getpixel(place) for place in ((63, 63), (255, 95), (63, 255), (64, 0), (128, 96))] == [
+        (255, 0, 0),
+        (0, 255, 0),
+        (0, 0, 255),
+        (0, 0, 0),
+        (0, 0, 0),
+    ]
+
+
 def test_previews_come_at_the_interval_that_was_asked_for_and_with_the_results(tmp_path, monkeypatch):
     made, at = states(monkeypatch, 3.0, 0, 1, 2.5, 6, 7.4, 7.5)
     preview = Preview(tmp_path / "now.png", tmp_path, False, 2, Bar(1))
