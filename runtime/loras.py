@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clipskip.engines import hints, lora
+from clipskip.engines import hints, identify, lora
 from clipskip.engines.lora import MOST, Lora
 from clipskip.engines.variants import Active
 
@@ -178,8 +178,8 @@ def notes(loras: Iterable[Active], resolved: Resolved, kept: Sequence[int]) -> l
             if beyond:
                 which = f"{beyond} of {tensors} text-encoder tensors of {one.name}"
                 said.append(f"{which} lie beyond clip skip {kept.index(layers) + 1}")
-        trained = one.metadata.get("ss_clip_skip", "")
-        if trained.isdecimal() and 1 <= int(trained) <= len(kept) and kept[int(trained) - 1] not in resolved.depths:
+        trained = identify.clip_skip_of(one.metadata.get("ss_clip_skip", ""))
+        if trained and trained <= len(kept) and kept[trained - 1] not in resolved.depths:
             used = "/".join(str(kept.index(layers) + 1) for layers in sorted(resolved.depths, reverse=True))
             said.append(f"the LoRA {one.name} was trained at clip skip {trained}; this picture has {used}")
     return said

@@ -188,3 +188,15 @@ def test_a_note_lists_tensors_that_are_unknown(tmp_path: Path) -> None:
     one = Active(lora.read(path, PARAMETERS), path, 0.0, 1.0)
     (note,) = notes([one], resolved("a cat"), facts.MODEL.kept)
     assert note.startswith("3 tensors of the LoRA more are unknown here and not used: 'lora_unet_no")
+
+
+@pytest.mark.parametrize(
+    ("said", "trained"), [("9" * 5000, None), ("٢", None), ("0020", None), ("99", None), ("02", 2), ("None", 1)]
+)
+def test_the_clip_skip_that_a_lora_was_trained_at_is_read_by_its_value(
+    said: str, trained: int | None, tmp_path: Path
+) -> None:
+    path = lora_files.write(tmp_path / "s.safetensors", PARAMETERS, metadata={"ss_clip_skip": said})
+    one = Active(lora.read(path, PARAMETERS), path, 0.0, 1.0)
+    given = notes([one], resolved("a cat", clip_skip=3), facts.MODEL.kept)
+    assert given == ([f"the LoRA s was trained at clip skip {trained}; this picture has 3"] if trained else [])
