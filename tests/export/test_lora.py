@@ -263,7 +263,7 @@ def test_what_no_export_can_merge_is_refused_before_any_work(tiny: Path, tmp_pat
     path = tmp_path / "style.safetensors"
     save_file({"lora_unet_x.oft_blocks": np.ones((2, 2), np.float32)}, path)
     (tmp_path / "style.pt").write_bytes(b"\x80\x02}.")
-    layer = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k.lora"
+    layer = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k.lora"
     for name, width in ("sdxl", 2048), ("other", 33):
         arrays = {f"{layer}_down.weight": np.ones((2, width)), f"{layer}_up.weight": np.ones((16, 2))}
         save_file(arrays, tmp_path / f"{name}.safetensors")
