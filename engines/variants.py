@@ -37,8 +37,9 @@ class Active:
 
     @property
     def option(self) -> str:
-        """What `clipskip build` and `export` are told for it."""
-        return f"--lora {quote(f'{self.path}:{self.unet:g}:{self.text:g}')}"
+        """What `clipskip build` and `export` are told for it, to the last digit: another weight is another engine."""
+        weights = (np.format_float_positional(weight, trim="-") for weight in (self.unet, self.text))
+        return f"--lora {quote(':'.join([str(self.path), *weights]))}"
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,8 @@ class EngineCache:
     def _built_with(self, role: Role, mix: Mix) -> Artefact:
         """The engine that was built with these LoRAs, where a backend cannot change the weights of one."""
         if self._backend.target == "onnx":
-            hint = f"merge it: {export_command(self._store.root, self._precision)} {mix.options}"
+            own = Path(f"{self._store.root.absolute()}-{mix.variant}")
+            hint = f"merge it into a store of its own: {export_command(own, self._precision)} {mix.options}"
             raise EngineIncompatible(f"{self._backend.name} cannot change weights for a LoRA", hint=hint)
         try:
             return self._store.find(role, self._backend.target, self._precision, mix.variant)
