@@ -45,6 +45,7 @@ _TENSOR = re.compile(
     r"|(?P<other>alpha|dora_scale|lora_magnitude_vector|hada_\w+|lokr_\w+|oft_\w+|on_input|[ab][12]\.weight)(?:\.\w+)?)"
 )
 _SETTINGS = {"lora_alpha": float, "alpha_pattern": Mapping[str, float], "use_rslora": bool}  # of PEFT, where not null
+_DEEP = re.compile(r"text_encoder_layers_(\d{1,3})_(\w+)", re.ASCII)
 _READS_CONTEXT = re.compile(r"attn2.*to_k[._].*(down|A)\b.*weight$")
 _NETWORKS = (  # how a layer's name begins, dots made underscores -> the network that it is in
     ("lora_unet_", "unet"), ("lora_te2_", "text2"), ("lora_te1_", "text"), ("lora_te_", "text"), ("unet_", "unet"),
@@ -66,12 +67,16 @@ class Layer:
 
 @dataclass(frozen=True)
 class Lora:
-    """A LoRA file, read once and whole. `layers`: by the parameter that is changed; `unknown`: names of no use here."""
+    """A LoRA file, read once and whole. `layers`: by the parameter that is changed; `unknown`: names of no use here.
+
+    `deeper`: of names of no use those for layers of the text encoder above the last one here, and which layers.
+    """
 
     name: str
     sha256: str
     layers: Mapping[str, Layer]
     unknown: tuple[str, ...]
+    deeper: Mapping[str, str]
     header: Header
     data: bytes
 
@@ -106,6 +111,7 @@ class _Plan:
     tensors: Mapping[str, Mapping[str, str]]
     alphas: Mapping[str, float | None]
     unknown: tuple[str, ...]
+    deeper: Mapping[str, str]
 
 
 Weighted = Iterable["tuple[Lora, float]"]
@@ -177,7 +183,8 @@ def merged_stored(stored: npt.NDArray[Any], origin: Origin, loras: Sequence[tupl
 
 def beyond(lora: Lora, kept: int, network: str = "text") -> tuple[int, int]:
     """How many tensors of a text encoder the LoRA changes in layers beyond the first `kept`, and how many in all."""
-    matches = [re.match(rf"{network}\.encoder\.layers\.(\d+)\.", parameter) for parameter in lora.layers]
+    changed = {*lora.layers, *lora.deeper.values()}
+    matches = [re.match(rf"{network}\.encoder\.layers\.(\d+)\.", parameter) for parameter in changed]
     layers = [int(match[1]) for match in matches if match]
     return sum(layer >= kept for layer in layers), len(layers)
 
@@ -195,7 +202,7 @@ def read(path: str | os.PathLike[str], parameters: Mapping[str, Shape], also: Se
         plan = _planned(path, tensorfile.read_header(file, size, LONGEST_HEADER), parameters, also)
         file.seek(0)
         data = file.read(size)
-    lora = Lora(path.stem, hashlib.sha256(data).hexdigest(), {}, plan.unknown, plan.header, data)
+    lora = Lora(path.stem, hashlib.sha256(data).hexdigest(), {}, plan.unknown, plan.deeper, plan.header, data)
     layers = {}
     for parameter, parts in plan.tensors.items():
         alpha = plan.alphas[parameter]
@@ -241,14 +248,14 @@ def _planned(path: Path, header: Header, parameters: Mapping[str, Shape], also: 
             hint = "merge it at export: --lora" if kind in EXPORTED else "LoRA and LoCon are supported"
             raise UnsupportedModelError(f"{path} is a {kind}, which is no plain LoRA", path=path, hint=hint)
     _check_family(path, header, parameters)
-    layers, unknown = _layers(header, _names(parameters))
-    if not layers:
+    layers, unknown, deeper = _layers(header, _names(parameters))
+    if not layers and not deeper:
         first = ", ".join(name[:80] for name in list(header.tensors)[:3])
         message = f"none of the {len(header.tensors)} tensors of {path} belongs to a layer of this model: {first}, ..."
         raise CheckpointError(message, path=path, hint="is it a LoRA, and for this kind of model?")
     told = _told(path, header)
     alphas = {name: _alpha(header, name, parameters[name], tensors, told) for name, tensors in layers.items()}
-    return _Plan(header, layers, alphas, tuple(unknown))
+    return _Plan(header, layers, alphas, (*deeper, *unknown), deeper)
 
 
 def _names(parameters: Iterable[str]) -> dict[str, str]:
@@ -260,26 +267,33 @@ def _names(parameters: Iterable[str]) -> dict[str, str]:
     return names
 
 
-def _parameter(layer: str, names: Mapping[str, str]) -> str | None:
+def _named(layer: str) -> tuple[str, str]:
+    """The network that a layer of a file says it is in, or "", and its name there, dots made underscores."""
     flat = layer.replace(".", "_")
     start, network = next((pair for pair in _NETWORKS if flat.startswith(pair[0])), ("", ""))
     rest = flat.removeprefix(start).removeprefix("base_model_model_").removeprefix("text_model_")
-    rest = rest.replace("_processor_", "_")
-    networks = (network,) if network else ("unet", "text")
-    return next((names[key] for each in networks if (key := f"{each}_{rest}") in names), None)
+    return network, rest.replace("_processor_", "_")
 
 
-def _layers(header: Header, names: Mapping[str, str]) -> tuple[dict[str, dict[str, str]], list[str]]:
-    """For each parameter its tensors by what they are, and the tensors that are for none."""
+def _layers(
+    header: Header, names: Mapping[str, str]
+) -> tuple[dict[str, dict[str, str]], tuple[str, ...], dict[str, str]]:
+    """For each parameter its tensors by what they are, the tensors that are for none, and those for deeper layers."""
     layers: dict[str, dict[str, str]] = {}
-    unknown = []
+    unknown, deeper = [], {}
+    depth = max((int(match[1]) + 1 for name in names if (match := _DEEP.fullmatch(name))), default=0)
     for name in header.tensors:
         match = _TENSOR.fullmatch(name) if len(name) <= LONGEST_NAME else None
-        if match is None or (parameter := _parameter(match["layer"], names)) is None:
-            unknown.append(name)
-        else:
+        network, rest = _named(match["layer"]) if match else ("", "")
+        keys = [f"{each}_{rest}" for each in ([network] if network else ["unet", "text"])]
+        parameter = next((names[key] for key in keys if key in names), None)
+        if match and parameter:
             layers.setdefault(parameter, {})[_PARTS.get(match["part"], match["other"])] = name
-    return layers, unknown
+        elif (deep := _DEEP.fullmatch(keys[-1])) and int(deep[1]) >= depth:
+            deeper[name] = f"text.encoder.layers.{deep[1]}.{deep[2]}"
+        else:
+            unknown.append(name)
+    return layers, tuple(unknown), deeper
 
 
 def _alpha(

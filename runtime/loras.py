@@ -170,9 +170,9 @@ def notes(loras: Iterable[Active], resolved: Resolved, kept: Sequence[int]) -> l
     """What a result says of the LoRAs in it: what of them does not act at its depths, and what they were made for."""
     said = []
     for one, text in ((each.lora, each.text) for each in loras):
-        if one.unknown:
-            some = ", ".join(shown(each) for each in sorted(one.unknown)[:3]) + (", ..." if one.unknown[3:] else "")
-            said.append(f"{len(one.unknown)} tensors of the LoRA {one.name} are unknown here and not used: {some}")
+        if unknown := sorted({*one.unknown} - one.deeper.keys()):
+            some = ", ".join(shown(each) for each in unknown[:3]) + (", ..." if unknown[3:] else "")
+            said.append(f"{len(unknown)} tensors of the LoRA {one.name} are unknown here and not used: {some}")
         for layers in sorted(resolved.depths, reverse=True) if text else ():
             beyond, tensors = lora.beyond(one, layers)
             if beyond:
