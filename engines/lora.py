@@ -267,14 +267,6 @@ def _names(parameters: Iterable[str]) -> dict[str, str]:
     return names
 
 
-def _named(layer: str) -> tuple[str, str]:
-    """The network that a layer of a file says it is in, or "", and its name there, dots made underscores."""
-    flat = layer.replace(".", "_")
-    start, network = next((pair for pair in _NETWORKS if flat.startswith(pair[0])), ("", ""))
-    rest = flat.removeprefix(start).removeprefix("base_model_model_").removeprefix("text_model_")
-    return network, rest.replace("_processor_", "_")
-
-
 def _layers(
     header: Header, names: Mapping[str, str]
 ) -> tuple[dict[str, dict[str, str]], tuple[str, ...], dict[str, str]]:
@@ -284,7 +276,10 @@ def _layers(
     depth = max((int(match[1]) + 1 for name in names if (match := _DEEP.fullmatch(name))), default=0)
     for name in header.tensors:
         match = _TENSOR.fullmatch(name) if len(name) <= LONGEST_NAME else None
-        network, rest = _named(match["layer"]) if match else ("", "")
+        flat = match["layer"].replace(".", "_") if match else ""
+        start, network = next((pair for pair in _NETWORKS if flat.startswith(pair[0])), ("", ""))
+        rest = flat.removeprefix(start).removeprefix("base_model_model_").removeprefix("text_model_")
+        rest = rest.replace("_processor_", "_")
         keys = [f"{each}_{rest}" for each in ([network] if network else ["unet", "text"])]
         parameter = next((names[key] for key in keys if key in names), None)
         if match and parameter:
