@@ -194,11 +194,18 @@ def suggested_clip_skip(metadata: Mapping[str, str], family: str | None) -> tupl
     texts = {key: metadata.get(key, "") for key in ("modelspec.usage_hint", "modelspec.description")}
     said |= {key: match[1] for key, text in texts.items() if (match := _ADVICE.search(text))}
     for key, value in said.items():
-        if value.isascii() and value.isdecimal() and 1 <= int(value[:3]) <= _MOST:
-            return int(value), f"{key} says so"
+        if value != "None" and (skip := clip_skip_of(value)):
+            return skip, f"{key} says so"
     if said.get("ss_clip_skip") == "None":
         return 1, "it was trained without clip skip (ss_clip_skip: None)"
     return None, "nothing in the file says one"
+
+
+def clip_skip_of(text: str) -> int | None:
+    """The clip skip that a trainer wrote down as this, by its value; where it trained without one, it wrote "None"."""
+    match = re.fullmatch(r"0*([1-9]\d?)", text.strip(), re.ASCII)
+    skip = 1 if text.strip() == "None" else int(match[1]) if match else 0
+    return skip if 1 <= skip <= _MOST else None
 
 
 def _alphas(file: BinaryIO, header: Header) -> tuple[float, ...]:

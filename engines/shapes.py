@@ -38,11 +38,16 @@ class BuildOptions:
     """
 
     sizes: AxisRange | None = None  # half, once and one and a half times the model's own size
-    max_batch: int = 4
-    max_chunks: int = 3
+    max_batch: int | None = None  # 4
+    max_chunks: int | None = None  # 3
     layers: Sequence[int] | None = None
     compute_capabilities: tuple[str, ...] = ()
     workspace: int | None = None
+
+    @property
+    def shapeless(self) -> bool:
+        """Whether nothing is said of sizes, images and chunks."""
+        return self.sizes is None and self.max_batch is None and self.max_chunks is None
 
 
 def parse_sizes(text: str) -> AxisRange:
@@ -68,6 +73,8 @@ def axis_ranges(model: ModelFacts, options: BuildOptions) -> dict[str, AxisRange
         if (value := getattr(options, field)) is not None and not 1 <= value <= most:
             limit = "least 1" if value < 1 else f"most {most}"
             raise RequestError(f"{field} must be at {limit}, not {value}", field=field)
+    batch = 4 if options.max_batch is None else options.max_batch
+    chunks = 3 if options.max_chunks is None else options.max_chunks
     own, step = model.default_size, model.size_step
     least = max(own // 2 // step * step, min(LEAST_SIZE, own), step)
     sizes = options.sizes or AxisRange(least, own, own * 3 // 2 // step * step)
@@ -76,12 +83,12 @@ def axis_ranges(model: ModelFacts, options: BuildOptions) -> dict[str, AxisRange
         message = f"sizes {'-'.join(map(str, edges))}: three multiples of {step} that do not fall are needed"
         raise RequestError(message, field="sizes")
     latent = AxisRange(*(edge // LATENT for edge in edges))
-    least, rows = 2 if options.max_batch == 1 else 1, 2 * options.max_batch  # who has fewer fills up
+    least, rows = 2 if batch == 1 else 1, 2 * batch  # who has fewer fills up
     return {
-        "B": AxisRange(1, 1, options.max_batch),
+        "B": AxisRange(1, 1, batch),
         "N": AxisRange(least, 2, rows),
-        "R": AxisRange(least, 2, rows * options.max_chunks),
-        "T": AxisRange(TOKENS, TOKENS, TOKENS * longest_common(options.max_chunks)),
+        "R": AxisRange(least, 2, rows * chunks),
+        "T": AxisRange(TOKENS, TOKENS, TOKENS * longest_common(chunks)),
         "E": AxisRange(1, 1, CONCEPT_ROWS),
         "h": latent,
         "w": latent,

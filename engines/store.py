@@ -15,10 +15,11 @@ from threading import Lock
 
 from clipskip.engines import files, hints, locks, manifest
 from clipskip.engines.errors import EngineCorrupt, EngineIncompatible, EngineMissing, ManifestError
-from clipskip.engines.manifest import DECODE_TINY, Artefact, FileRecord, Identity, Manifest, Role
+from clipskip.engines.manifest import DECODE_TINY, LORA, Artefact, FileRecord, Identity, Manifest, Role
 from clipskip.engines.strict import LARGEST
 
 MANIFEST = "manifest.json"
+ANY_LORA = "--lora FILE:WEIGHT"  # in a command, for who knows which ones to put in its place
 FORM_TARGETS = {"cpu": "onnxruntime", "cuda": "onnxruntime-cuda"}  # variant -> what it is built for
 _verified: dict[tuple[int, ...], str] = {}  # state of a file -> its SHA-256, for the life of the process
 
@@ -153,7 +154,8 @@ def export_command(root: Path, precision: str = "fp32") -> str:
 
 
 def build_command(root: Path, target: str, precision: str, variant: str = "") -> str:
-    """The command that makes a missing artefact."""
+    """The command that makes a missing artefact; of the LoRAs in one only the name of their mix is known here."""
     if (target, variant) == ("onnx", ""):
         return export_command(root, precision)
-    return f"{hints.clipskip()} build {quote(str(root))} --target {FORM_TARGETS.get(variant, target)}"
+    command = f"{hints.clipskip()} build {quote(str(root))} --target {FORM_TARGETS.get(variant, target)}"
+    return f"{command} {ANY_LORA}" if variant.startswith(LORA) else command

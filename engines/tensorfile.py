@@ -21,6 +21,7 @@ LONGEST_HEADER = 100_000_000  # bytes, safetensors' own limit
 _SIZES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1}
 _SIZES |= {"U16": 2, "I16": 2, "F16": 2, "BF16": 2, "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8}
 _FLOATS = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
+READABLE = {*_FLOATS, "BF16"}  # what `floats` takes
 _PROTOCOLS = (b"\x02", b"\x03", b"\x04", b"\x05")  # of pickle, behind its first byte 0x80
 
 CONVERT = (

@@ -72,7 +72,7 @@ def build(
     """Build and publish what is missing or stale of text-KK, step and the coders, one after the other.
 
     `device`: the GPU that TensorRT times its kernels on; TensorRT-RTX needs none. `loras`: build engines with these in
-    their weights, of what they change alone.
+    their weights, of what they change alone; where `options` say nothing of shapes, for those of the engines without.
 
     Each engine is a publication of its own: what was built before a failure stays and is used again. Open a new Store
     to see the result. BackendUnavailable without the package (or, for "tensorrt", without a GPU) before any work;
@@ -81,9 +81,13 @@ def build(
     tools = toolchain(target, options, device)
     ranges = axis_ranges(store.manifest().model, options)
     graphs = [store.find(role, "onnx", PRECISION) for role in roles(store, options.layers)]
+    plain = {
+        each.role: each.axes for each in store.manifest().artefacts if each.identity[1:] == (target, PRECISION, "")
+    }
     for graph in graphs:
         check_within(ranges, graph)
-    graphs = [replace(graph, axes=axes_of(graph.inputs, ranges)) for graph in graphs]
+    theirs = plain if loras and options.shapeless else {}
+    graphs = [replace(graph, axes=theirs.get(graph.role, axes_of(graph.inputs, ranges))) for graph in graphs]
     jobs = [(graph, PLAIN) for graph in graphs]
     if loras:
         changed = [graph for graph in graphs if graph.role not in (DECODE, DECODE_TINY, ENCODE)]

@@ -37,8 +37,9 @@ class Active:
 
     @property
     def option(self) -> str:
-        """What `clipskip build` and `export` are told for it."""
-        return f"--lora {quote(f'{self.path}:{self.unet:g}:{self.text:g}')}"
+        """What `clipskip build` and `export` are told for it, to the last digit: another weight is another engine."""
+        weights = (np.format_float_positional(weight, trim="-") for weight in (self.unet, self.text))
+        return f"--lora {quote(':'.join([str(self.path), *weights]))}"
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,8 @@ def parameters(table: Table) -> dict[str, Shape]:
 
 def changeable(store: Store, precision: str) -> dict[str, Shape]:
     """All parameters of a store's model that LoRAs may change: of its step, and of its deepest text encoder."""
-    texts = [each.role for each in store.manifest().artefacts if each.role.part == "text" and each.target == "onnx"]
+    graphs_here = (each for each in store.manifest().artefacts if each.identity[1:] == ("onnx", precision, ""))
+    texts = [each.role for each in graphs_here if each.role.part == "text"]
     graphs = [store.find(role, "onnx", precision) for role in (STEP, *sorted(texts)[-1:])]
     return {name: shape for graph in graphs for name, shape in parameters(table(store, graph)).items()}
 

@@ -16,7 +16,7 @@ from shlex import quote
 
 from clipskip.engines import hints, identify
 from clipskip.engines.errors import CheckpointError, UnsafeFileError
-from clipskip.engines.lora import EXPORTED, Choice, opened
+from clipskip.engines.lora import EXPORTED, Choice, check
 from clipskip.engines.store import MANIFEST
 from clipskip.export import names, onefile, tokenizer
 from clipskip.export.parts import Config, Files, Part, read, read_header, read_json
@@ -61,11 +61,12 @@ class Checkpoint:
 
     def with_loras(self, choices: Iterable[Choice]) -> Checkpoint:
         """The checkpoint into which these are to be merged: another model. CheckpointError, UnsupportedModelError."""
-        choices = tuple(choices)
+        choices, named = tuple(choices), {"unet": self.unet, **dict(zip(("text", "text2"), self.texts, strict=False))}
+        shapes = {f"{part}.{name}": at.shape for part, network in named.items() for name, at in network.places.items()}
         for choice in choices:
-            opened(choice.path, EXPORTED)
-        named = {f"{number}. LoRA {choice}": choice.path for number, choice in enumerate(choices, 1)}
-        return replace(self, files=self.files.with_more(named), loras=choices)
+            check(choice.path, shapes, EXPORTED)
+        files = {f"{number}. LoRA {choice}": choice.path for number, choice in enumerate(choices, 1)}
+        return replace(self, files=self.files.with_more(files), loras=choices)
 
 
 def open_checkpoint(path: Path, vae: Path | None = None) -> Checkpoint:

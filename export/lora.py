@@ -59,7 +59,7 @@ class Adapter(Lora):
             change = make(tensors, layer.alpha).reshape(layer.shape) if make else super().delta(parameter)
             for part in tensors.keys() & {"dora_scale", "lora_magnitude_vector"}:
                 change = _rescaled(self.base[parameter] + change, tensors[part]) - self.base[parameter]
-        except (KeyError, ValueError) as error:  # a tensor that is missing, or numpy's of shapes that do not fit
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # one is missing, or shapes do not fit
             message = f"{self.name}: the tensors for {parameter} make no layer of {list(layer.shape)}"
             raise UnsupportedModelError(message) from error
         return change
@@ -69,9 +69,7 @@ def _loha(tensors: Mapping[str, Floats], alpha: float | None) -> Floats:
     """Two low-rank products, multiplied number by number (Hyeon-Woo et al. 2021, "FedPara")."""
     pairs = []
     for which in "12":
-        first, second, core = (tensors.get(f"hada_{name}") for name in (f"w{which}_a", f"w{which}_b", f"t{which}"))
-        assert first is not None
-        assert second is not None
+        first, second, core = tensors[f"hada_w{which}_a"], tensors[f"hada_w{which}_b"], tensors.get(f"hada_t{which}")
         pairs.append(product(first if core is None else first.T, second, core))
     return pairs[0] * pairs[1] * _strength(alpha, len(tensors["hada_w1_b"]))
 

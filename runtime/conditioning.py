@@ -28,7 +28,8 @@ from .resolve import Resolved
 BUDGET = 64 * 2**20  # bytes of each cache
 MOST_ROWS = 64  # chunks encoded at once: 12 layers of SD 1.x take 3 MB for each
 Floats = npt.NDArray[np.float32]
-ChunkKey = tuple[int, Mix, tuple[int, ...]]  # layers, LoRAs and tokens
+Place = tuple[int, str]  # layers, and the key of the LoRAs: caches hold on to their keys, which must not hold files
+ChunkKey = tuple[int, str, tuple[int, ...]]  # that, and tokens
 Encoded = Mapping[str, Array]  # what a text engine gives for one chunk, by name: `context` [77,D], ...
 
 
@@ -71,16 +72,18 @@ class TextEncoder:
 
     def rows(self, requests: Sequence[Resolved]) -> list[tuple[NetworkRow, ...]]:
         """The rows of every request, one for each of its texts; all that is new at a depth is encoded at once."""
-        keys = [[(text, each.request.emphasis, self._mixes(text, each)) for text in each.texts] for each in requests]
+        mixed = [[(text, each.request.emphasis, self._mixes(text, each)) for text in each.texts] for each in requests]
+        mixes = {place: mix for each in mixed for *_, own in each for place, mix in own.items()}
+        keys = [[(text, emphasis, tuple(own)) for text, emphasis, own in each] for each in mixed]
         rows = {key: row for key in {k for each in keys for k in each} if (row := self._rows.get(key)) is not None}
         fresh = list(dict.fromkeys(key for each in keys for key in each if key not in rows))
-        encoded = self._encode((text, dict(mixes)) for text, _, mixes in fresh)
-        for text, emphasis, mixes in fresh:
+        encoded = self._encode(((text, dict(places)) for text, _, places in fresh), mixes)
+        for text, emphasis, places in fresh:
             counted = Counter(text.which)  # each counts as often as the schedule names it
             counts = [counted[i] for i in range(len(text.variants))]
             pieces = text.encoded()
-            mix = dict(mixes)
-            given = [[encoded[layers, mix[layers], chunk.tokens] for layers, chunk in variant] for variant in pieces]
+            key_at = dict(places)
+            given = [[encoded[layers, key_at[layers], chunk.tokens] for layers, chunk in variant] for variant in pieces]
             contexts = np.stack([[chunk["context"] for chunk in variant] for variant in given])
             weights = np.array([[chunk.weights for chunk in variant] for variant in text.variants], dtype=np.float32)
             for i, layers in sorted({(i, layers) for variant in pieces for i, (layers, _) in enumerate(variant)}):
@@ -96,29 +99,31 @@ class TextEncoder:
                 {**first, "context": context} for (first, *_), context in zip(given, laid_out, strict=True)
             )
             row = NetworkRow(text.weight, text.ends, text.which, variants, text.reference)
-            rows[text, emphasis, mixes] = row
-            self._rows.put((text, emphasis, mixes), row, contexts.nbytes)
+            rows[text, emphasis, places] = row
+            self._rows.put((text, emphasis, places), row, contexts.nbytes)
         return [tuple(rows[key] for key in each) for each in keys]
 
-    def _mixes(self, text: Text, resolved: Resolved) -> tuple[tuple[int, Mix], ...]:
+    def _mixes(self, text: Text, resolved: Resolved) -> dict[Place, Mix]:
         """What LoRAs make of the engine of each depth that a text is encoded at."""
         depths = sorted({layers for variant in text.encoded() for layers, _ in variant})
-        return tuple((layers, self._engines.mix(Role("text", layers), resolved.loras)) for layers in depths)
+        mixes = [(layers, self._engines.mix(Role("text", layers), resolved.loras)) for layers in depths]
+        return {(layers, mix.key): mix for layers, mix in mixes}
 
-    def _encode(self, texts: Iterable[tuple[Text, Mapping[int, Mix]]]) -> dict[ChunkKey, Encoded]:
+    def _encode(
+        self, texts: Iterable[tuple[Text, Mapping[int, str]]], mixes: Mapping[Place, Mix]
+    ) -> dict[ChunkKey, Encoded]:
         """Every chunk of the texts, encoded by its engine; what is not remembered in one call per engine."""
         keys: set[ChunkKey] = {
-            (layers, mixes[layers], chunk.tokens)
-            for text, mixes in texts
+            (layers, key_at[layers], chunk.tokens)
+            for text, key_at in texts
             for variant in text.encoded()
             for layers, chunk in variant
         }
         contexts = {key: known for key in keys if (known := self._chunks.get(key)) is not None}
-        fresh = sorted(keys - contexts.keys(), key=lambda key: (key[0], key[1].key, key[2]))
-        for (layers, mix), group in groupby(fresh, key=itemgetter(0, 1)):
+        for (layers, key_of_mix), group in groupby(sorted(keys - contexts.keys()), key=itemgetter(0, 1)):
             new = list(group)
             tokens = np.array([chunk for *_, chunk in new], dtype=np.int64)
-            with self._engines.use(Role("text", layers), mix) as engine:
+            with self._engines.use(Role("text", layers), mixes[layers, key_of_mix]) as engine:
                 encoded = self._run(engine, tokens)
             for place, key in enumerate(new):
                 alone = {name: array[place].copy() for name, array in encoded.items()}  # views would keep their batch

@@ -19,7 +19,7 @@ from .backends import Array, Engine
 from .batch import Batch, Image
 from .engine_cache import EngineCache
 from .errors import BackendUnavailable, Busy, DeviceOutOfMemory, RequestError
-from .resolve import Limits
+from .resolve import UNBOUNDED, Limits
 
 
 class Driver:
@@ -223,9 +223,11 @@ class Driver:
         return self._held[mix][0]
 
     def _has_room(self, batch: Batch, image: Image) -> bool:
-        most = min(self._limits.batch, self._limits.pixels // (batch.size[1] * batch.size[2] * LATENT**2))
+        axes = self._held[batch.mix][0].artefact.axes  # one with LoRAs in its weights may have been built for less
+        slots, places = (axes.get(axis, UNBOUNDED).maximum for axis in ("B", "N"))
+        most = min(slots, self._limits.batch, self._limits.pixels // (batch.size[1] * batch.size[2] * LATENT**2))
         rows = sum(len(each.rows) for each in (*batch.images, image))
-        return len(batch.images) < most and rows <= self._limits.rows
+        return len(batch.images) < most and rows <= min(places, self._limits.rows)
 
     def _close(self, batch: Batch) -> None:
         self._batches.remove(batch)

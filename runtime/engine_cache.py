@@ -12,12 +12,12 @@ from pathlib import Path
 
 from clipskip.engines import variants
 from clipskip.engines.manifest import STEP, Artefact, Identity, Role
-from clipskip.engines.store import Store, build_command, export_command
+from clipskip.engines.store import ANY_LORA, Store, build_command, export_command
 from clipskip.engines.variants import PLAIN, Active, Mix
 from clipskip.engines.weights import Shape
 
 from .backends import Array, Backend, Engine, Replacing
-from .errors import Closed, EngineIncompatible, EngineMissing
+from .errors import Closed, EngineIncompatible, EngineMissing, StoreError
 from .first_use import prove
 
 
@@ -62,14 +62,15 @@ class EngineCache:
     def _built_with(self, role: Role, mix: Mix) -> Artefact:
         """The engine that was built with these LoRAs, where a backend cannot change the weights of one."""
         if self._backend.target == "onnx":
-            hint = f"merge it: {export_command(self._store.root, self._precision)} {mix.options}"
+            own = Path(f"{self._store.root.absolute()}-{mix.variant}")
+            hint = f"merge it into a store of its own: {export_command(own, self._precision)} {mix.options}"
             raise EngineIncompatible(f"{self._backend.name} cannot change weights for a LoRA", hint=hint)
         try:
             return self._store.find(role, self._backend.target, self._precision, mix.variant)
         except EngineMissing as error:
             names = ", ".join(f"{lora.name} at {weight:g}" for lora, weight in mix.parts)
             message = f"{self._store.root} has no {role} for {self._backend.target} with {names}"
-            hint = f"{error.hint} {mix.options}"
+            hint = str(error.hint).replace(ANY_LORA, mix.options)
             raise EngineMissing(message, path=self._store.root, hint=hint) from error
 
     def changeable(self) -> Mapping[str, Shape]:
@@ -132,10 +133,14 @@ class EngineCache:
 
     def _opened(self, role: Role, mix: Mix) -> Engine:
         artefact = self.artefact(role, mix)
-        path = self._store.verify(artefact)
-        if mix.key and artefact.variant != mix.variant:
-            return self._opened_with(artefact, path, mix)
-        engine = self._backend.open(artefact, path)
+        try:
+            path = self._store.verify(artefact)
+            if mix.key and artefact.variant != mix.variant:
+                return self._opened_with(artefact, path, mix)
+            engine = self._backend.open(artefact, path)
+        except StoreError as error:
+            error.hint = error.hint and error.hint.replace(ANY_LORA, mix.options)
+            raise
         try:
             if self._backend.proof and artefact.variant:
                 prove(engine, self._store, self._backend)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clipskip.engines import hints, lora
+from clipskip.engines import hints, identify, lora
 from clipskip.engines.lora import MOST, Lora
 from clipskip.engines.variants import Active
 
@@ -170,16 +170,16 @@ def notes(loras: Iterable[Active], resolved: Resolved, kept: Sequence[int]) -> l
     """What a result says of the LoRAs in it: what of them does not act at its depths, and what they were made for."""
     said = []
     for one, text in ((each.lora, each.text) for each in loras):
-        if one.unknown:
-            some = ", ".join(shown(each) for each in sorted(one.unknown)[:3]) + (", ..." if one.unknown[3:] else "")
-            said.append(f"{len(one.unknown)} tensors of the LoRA {one.name} are unknown here and not used: {some}")
+        if unknown := sorted({*one.unknown} - one.deeper.keys()):
+            some = ", ".join(shown(each) for each in unknown[:3]) + (", ..." if unknown[3:] else "")
+            said.append(f"{len(unknown)} tensors of the LoRA {one.name} are unknown here and not used: {some}")
         for layers in sorted(resolved.depths, reverse=True) if text else ():
             beyond, tensors = lora.beyond(one, layers)
             if beyond:
                 which = f"{beyond} of {tensors} text-encoder tensors of {one.name}"
                 said.append(f"{which} lie beyond clip skip {kept.index(layers) + 1}")
-        trained = one.metadata.get("ss_clip_skip", "")
-        if trained.isdecimal() and 1 <= int(trained) <= len(kept) and kept[int(trained) - 1] not in resolved.depths:
+        trained = identify.clip_skip_of(one.metadata.get("ss_clip_skip", ""))
+        if trained and trained <= len(kept) and kept[trained - 1] not in resolved.depths:
             used = "/".join(str(kept.index(layers) + 1) for layers in sorted(resolved.depths, reverse=True))
             said.append(f"the LoRA {one.name} was trained at clip skip {trained}; this picture has {used}")
     return said

@@ -20,8 +20,8 @@ import PIL.Image
 
 from clipskip.engines.manifest import DECODE, ENCODE, STEP, Role
 from clipskip.engines.shapes import LATENT
-from clipskip.engines.store import Store, build_command
-from clipskip.engines.variants import PLAIN
+from clipskip.engines.store import ANY_LORA, Store, build_command
+from clipskip.engines.variants import PLAIN, Active
 
 from . import enlarge
 from .backends import Array, Backend
@@ -102,9 +102,8 @@ class Pipeline:
                 check_vectors(inversions.vectors, each)
         self._inversions = with_usable_names(inversions, self._tokenizer)
         self.noise_model = noise_model(facts)
-        step = self._engines.artefact(STEP)
-        command = None if step.target == "onnx" else build_command(store.root, step.target, step.precision)
-        self._limits = Limits.of(step, backend.batch_pixels, settings.max_batch, command)
+        self._max_batch = settings.max_batch
+        self._limits = self._limits_with(())
         compiles = backend.compiles_per_shape
         self._vae = Vae(self._engines, self._limits, settings.tile_pixels)
         self._text = TextEncoder(self._engines, inversions.vectors, compiles, facts.context_parts)
@@ -202,15 +201,25 @@ class Pipeline:
         if called(resolved.request):
             active = self._loras.active(resolved.request, self._engines.changeable())
             said = notes(active, resolved, self.model.kept)
+            if replace(limits := self._limits_with(active), build_command=self._limits.build_command) != self._limits:
+                resolved = resolve(asked, self.model, limits, self._tokenizer, self._inversions)
             resolved = replace(resolved, loras=active, notes=(*resolved.notes, *said, *self._loras.notes))
         for role in (STEP, *(Role("text", layers) for layers in resolved.depths)):
             self._engines.artefact(role, self._engines.mix(role, resolved.loras))
         self._engines.artefact(DECODERS[resolved.request.decoder])
         return resolved
 
+    def _limits_with(self, loras: Sequence[Active]) -> Limits:
+        """What the step engine takes that has these LoRAs in it: one of its own may have been built for other sizes."""
+        mix = self._engines.mix(STEP, loras)
+        step = self._engines.artefact(STEP, mix)
+        command = build_command(self._store.root, *step.identity[1:]).replace(ANY_LORA, mix.options)
+        command_or_none = None if step.target == "onnx" else command
+        return Limits.of(step, self.backend.batch_pixels, self._max_batch, command_or_none)
+
     def together(self, resolved: Resolved) -> int:
         """How many pictures like those of this request, at least one, share a call of the network."""
-        limits = self._limits
+        limits = self._limits_with(resolved.loras)
         return max(1, min(limits.batch, limits.pixels // resolved.pixels, limits.rows // len(resolved.texts)))
 
     @property

@@ -56,7 +56,7 @@ class TensorRT:
     def open(self, artefact: Artefact, path: Path) -> DeviceEngine:
         """Open the engine. EngineIncompatible for another version, GPU or signature; DeviceOutOfMemory."""
         self.cuda.check()
-        command = build_command(path.parent.parent, artefact.target, artefact.precision)
+        command = build_command(path.parent.parent, *artefact.identity[1:])
         self._check_fit(artefact, command)
         plan = path.read_bytes()
         if len(plan) > self.cuda.free_memory() and not (self.device.relieve() and len(plan) <= self.cuda.free_memory()):

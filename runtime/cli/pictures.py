@@ -14,7 +14,7 @@ from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import clipskip
-from clipskip.errors import CheckpointError, ClipskipError, EngineMissing, RequestError
+from clipskip.errors import CheckpointError, ClipskipError, RequestError, StoreError
 from clipskip.request import FIELDS, Request, given_twice
 
 from . import Outcome, Parser, Verbs, output, path, store_verb
@@ -256,7 +256,7 @@ def plan(
     for number, request in requests.items():
         try:
             resolved = pipe.check(request)
-        except (RequestError, EngineMissing) as error:
+        except (RequestError, CheckpointError, StoreError) as error:
             refused[number] = error
             continue
         most = min(pipe.together(resolved), TOGETHER)

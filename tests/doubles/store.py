@@ -22,12 +22,18 @@ from doubles.tensorrt import VERSION, SimulatedTensorRT, plan
 TARGET = "tensorrt-rtx"
 
 
-def publish_plans(store: Store, options: BuildOptions | None = None, precision: str = "fp16") -> Store:
-    """Plans that compute the store's graphs of one precision, as artefacts of TensorRT-RTX."""
+def publish_plans(
+    store: Store, options: BuildOptions | None = None, precision: str = "fp16", variant: str = ""
+) -> Store:
+    """Plans that compute the store's graphs of one precision, as artefacts of TensorRT-RTX, under any name."""
     ranges = axis_ranges(store.manifest().model, options or BuildOptions())
     graphs = [graph for graph in store.manifest().artefacts if graph.identity[1:] == ("onnx", precision, "")]
     recipes = {
-        Identity(graph.role, TARGET, precision): {"model": graph.model, "graph": graph.key, "axes": repr(ranges)}
+        Identity(graph.role, TARGET, precision, variant): {
+            "model": graph.model,
+            "graph": graph.key,
+            "axes": repr(ranges),
+        }
         for graph in graphs
     }
     with publish.build(store.root, TARGET, recipes, progress=lambda line: None) as draft:
@@ -37,6 +43,7 @@ def publish_plans(store: Store, options: BuildOptions | None = None, precision: 
             (draft.folder / f"{graph.role}.engine").write_bytes(plan(store.verify(graph).resolve(), shapes))
             provenance = {"package": f"tensorrt_rtx {VERSION}", "compute capability": "default", "device": "any"}
             artefact = Artefact(graph.role, TARGET, precision, graph.inputs, graph.outputs, axes, {}, provenance)
+            artefact = replace(artefact, variant=variant)
             draft.add(artefact, [f"{graph.role}.engine"])
     return Store(store.root)
 

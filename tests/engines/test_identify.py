@@ -114,6 +114,8 @@ def test_what_a_model_predicts_is_said_with_where_it_says_so(
         ({"modelspec.usage_hint": "DPM++ 2M, Clip Skip: 2, CFG 7"}, 2, "modelspec.usage_hint says so"),
         ({"modelspec.description": "works best at clip skip of 12."}, 12, "modelspec.description says so"),
         ({"modelspec.description": "no clip skip needed"}, None, "nothing in the file says one"),
+        ({"ss_clip_skip": "0020"}, None, "nothing in the file says one"),
+        ({"ss_clip_skip": "0002"}, 2, "ss_clip_skip says so"),
         ({"ss_clip_skip": "99"}, None, "nothing in the file says one"),
         ({"ss_clip_skip": "²"}, None, "nothing in the file says one"),
         ({"ss_clip_skip": "9" * 5000}, None, "nothing in the file says one"),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import pickle
+import tracemalloc
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hollow import SD15, hollow
 from safetensors.numpy import save_file
 
 from clipskip.engines import lora
@@ -279,7 +281,9 @@ def test_a_file_of_which_nothing_fits_is_an_error_that_shows_its_names(tmp_path:
 def test_half_of_a_layer_is_an_error(tmp_path: Path) -> None:
     arrays = tensors(kohya)
     del arrays[kohya("text.encoder.layers.0.mlp.fc1", "up")]
-    with pytest.raises(CheckpointError, match=r"style is broken: .*fc1.lora_down.weight has no counterpart"):
+    with pytest.raises(
+        CheckpointError, match=r"style.safetensors: it is broken: .*fc1.lora_down.weight has no counterpart"
+    ):
         lora.read(written(tmp_path, arrays), PARAMETERS)
 
 
@@ -305,3 +309,80 @@ def test_a_link_to_a_lora_is_followed(tmp_path: Path) -> None:
     link = tmp_path / "link.safetensors"
     link.symlink_to(path)
     assert lora.read(link, PARAMETERS).sha256 == lora.read(path, PARAMETERS).sha256
+
+
+def test_a_checkpoint_among_loras_is_refused_from_its_header(tmp_path: Path) -> None:
+    path = hollow(tmp_path / "model.safetensors", SD15)
+    assert path.stat().st_size > 1 << 30
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError, match=r"none of the 5 tensors of .*model.safetensors belongs to a layer"):
+            lora.read(path, PARAMETERS)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_file_larger_than_any_lora_is_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written(tmp_path, tensors(kohya))
+    monkeypatch.setattr(lora, "LARGEST", 10_000)
+    with pytest.raises(CheckpointError, match=r"style.safetensors: it has .* kB, and LoRAs are read up to 10.0 kB"):
+        lora.read(path, PARAMETERS)
+
+
+def test_a_file_that_changes_while_it_is_read_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written(tmp_path, tensors(kohya))
+    states = iter([(path.stat().st_size, 1), (path.stat().st_size, 2)])
+    monkeypatch.setattr(lora, "state_of", lambda file: next(states))
+    with pytest.raises(CheckpointError, match=r"style.safetensors: it changed while it was read"):
+        lora.read(path, PARAMETERS)
+
+
+@pytest.mark.parametrize("shape", [(0,), (2,)])
+def test_an_alpha_that_is_not_one_number_is_an_error(shape: tuple[int, ...], tmp_path: Path) -> None:
+    name = kohya(f"unet.{TO_K}", "up").replace("lora_up.weight", "alpha")
+    path = written(tmp_path, {**tensors(kohya), name: np.ones(shape, np.float32)})
+    with pytest.raises(
+        CheckpointError, match=r"style.safetensors: it is broken: .*to_k.alpha \[\d\] is not one number"
+    ):
+        lora.read(path, PARAMETERS)
+
+
+def test_numbers_of_eight_bits_are_refused_with_the_names_of_file_and_tensor(tmp_path: Path) -> None:
+    shapes = {name: array.shape for name, array in tensors(kohya).items()}
+    path = hollow(tmp_path / "small.safetensors", shapes, "F8_E4M3")
+    with pytest.raises(UnsupportedModelError, match=r"small.safetensors: lora_unet_.*weight holds F8_E4M3 numbers"):
+        lora.check(path, PARAMETERS)
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ('{"unet.alpha_pattern": ["conv1"]}', "unet.alpha_pattern: must be an object, is a list"),
+        ('{"unet.alpha_pattern": {"conv1": "8"}}', "unet.alpha_pattern.conv1: must be a number, is a string"),
+        (f'{{"lora_alpha": {"9" * 400}}}', "lora_alpha: must be a number"),
+        ('{"lora_alpha": NaN}', "NaN is not a number"),
+        ('{"use_rslora": "yes"}', "use_rslora: must be a boolean"),
+        ("[]", "the settings: must be an object"),
+        (f'{{"x": "{"x" * (1 << 20)}"}}', "the file is larger than 1048576 bytes"),
+    ],
+)
+def test_settings_of_peft_that_mean_nothing_are_refused_by_name(said: str, message: str, tmp_path: Path) -> None:
+    path = written(tmp_path, tensors(peft), metadata={"lora_adapter_metadata": said})
+    with pytest.raises(CheckpointError, match=f"style.safetensors: the settings of PEFT .* damaged: {message}"):
+        lora.read(path, PARAMETERS)
+    path = written(tmp_path, tensors(peft_alone), "adapter_model")
+    (tmp_path / "adapter_config.json").write_text(said)
+    with pytest.raises(CheckpointError, match=message):
+        lora.read(path, PARAMETERS)
+
+
+def test_settings_of_peft_that_are_null_say_nothing(tmp_path: Path) -> None:
+    said = {"lora_adapter_metadata": json.dumps({"lora_alpha": None, "alpha_pattern": None, "use_rslora": None})}
+    read = lora.read(written(tmp_path, tensors(peft), metadata=said), PARAMETERS)
+    assert {layer.alpha for layer in read.layers.values()} == {None}
+
+
+def test_a_name_without_end_is_of_no_use_and_takes_no_time(tmp_path: Path) -> None:
+    name = "lora_unet_" + "_hada_" * 20_000 + "!"
+    assert lora.read(written(tmp_path, {**tensors(kohya), name: np.ones(1)}), PARAMETERS).unknown == (name,)

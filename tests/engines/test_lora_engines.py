@@ -9,12 +9,13 @@ from pathlib import Path
 import lora_files
 import pytest
 from copies import copy_of
-from doubles.store import simulated
+from doubles.store import publish_plans, simulated
 
 import clipskip
 from clipskip.__main__ import main
-from clipskip.engines import publish, variants
-from clipskip.engines.manifest import Identity, Role
+from clipskip.engines import publish, tensorrt, variants
+from clipskip.engines.manifest import Artefact, AxisRange, Identity, Role
+from clipskip.engines.shapes import BuildOptions
 from clipskip.engines.store import Store
 from clipskip.errors import EngineMissing
 
@@ -76,8 +77,6 @@ def test_engines_with_a_lora_are_built_once_of_what_it_changes_within_a_budget(
 
 def test_without_the_engine_the_error_is_the_command_that_builds_it(root: Path, file: Path) -> None:
     """Backends of TensorRT change no weights; the double is one."""
-    from doubles.store import publish_plans
-
     copy_of(root, plain := root.parent / "plain")
     backend, _ = simulated()
     with clipskip.open(publish_plans(Store(plain)).root, backend=backend, loras=file) as pipe:
@@ -87,3 +86,24 @@ def test_without_the_engine_the_error_is_the_command_that_builds_it(root: Path, 
         assert f"build {plain} --target tensorrt-rtx --lora {file}:0.5:0.5" in hint
         assert pipe.check(clipskip.Request(prompt="a ring <lora:style:0.5>", clip_skip=13)).loras
         assert os.path.isfile(file)
+
+
+def test_without_options_engines_with_a_lora_are_for_the_sizes_of_those_without(
+    root: Path, file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    copy_of(root, tmp_path / "store")
+    options = BuildOptions(sizes=AxisRange(64, 64, 128), max_batch=2, max_chunks=1)
+    store = publish_plans(Store(tmp_path / "store"), options)
+    jobs: list[Artefact] = []
+
+    def recorded(store: Store, what: tuple[Artefact, variants.Mix], *others: object) -> tensorrt.Built:
+        jobs.append(what[0])
+        return tensorrt.Built(what[1].variant, "", rebuilt=False)
+
+    monkeypatch.setattr(tensorrt, "_build", recorded)
+    loras, silent = variants.opened(store, "fp16", [str(file)]), lambda line: None
+    for each in BuildOptions(layers=[1]), BuildOptions(layers=[1], max_batch=4):
+        tensorrt.build(store, target=TARGET, options=each, progress=silent, loras=loras)
+    assert [job.role for job in jobs] == [Role("text", 1)] * 2
+    assert jobs[0].axes == store.find(Role("text", 1), TARGET, "fp16").axes
+    assert (jobs[0].axes["R"].maximum, jobs[1].axes["R"].maximum) == (4, 24)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -201,7 +202,7 @@ def test_a_lora_makes_another_model_whose_sources_name_it(store: Store, merged_s
     plain, merged = store.manifest().model, merged_store.manifest().model
     assert plain.model_sha256 != merged.model_sha256
     added = dict(merged.sources.items() - plain.sources.items())
-    assert added == {"1. LoRA style.safetensors:0.8:0.5": lora.opened(style).sha256}
+    assert added == {"1. LoRA style.safetensors:0.8:0.5": hashlib.sha256(style.read_bytes()).hexdigest()}
     shown = report.inspection_text(report.inspect(merged_store.root))
     assert "\nmerged: 1. LoRA style.safetensors:0.8:0.5\n" in shown
 
@@ -239,14 +240,42 @@ def test_an_adapter_that_fits_no_layer_is_an_error_with_its_shape(tmp_path: Path
         adapter.delta("unet.layer.weight")
 
 
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"hada_w1_a": (4, 2), "hada_w1_b": (2, 4)},
+        {"lokr_w1": (), "lokr_w2": (4, 4)},
+        {"hada_w1_a": (4, 0), "hada_w1_b": (0, 4), "hada_w2_a": (4, 0), "hada_w2_b": (0, 4), "alpha": ()},
+    ],
+)
+def test_an_adapter_that_is_broken_is_an_error_with_its_name(
+    tensors: dict[str, tuple[int, ...]], tmp_path: Path
+) -> None:
+    path = tmp_path / "style.safetensors"
+    save_file({f"lora_unet_layer.{name}": np.ones(shape, np.float32) for name, shape in tensors.items()}, path)
+    base = {"unet.layer.weight": np.zeros((4, 4), np.float32)}
+    adapter = Adapter(**vars(lora.read(path, {"unet.layer.weight": (4, 4)}, lora.EXPORTED)), base=base)
+    with pytest.raises(UnsupportedModelError, match=r"style: the tensors for unet.layer.weight make no layer"):
+        adapter.delta("unet.layer.weight")
+
+
 def test_what_no_export_can_merge_is_refused_before_any_work(tiny: Path, tmp_path: Path, asked: list[str]) -> None:
     path = tmp_path / "style.safetensors"
     save_file({"lora_unet_x.oft_blocks": np.ones((2, 2), np.float32)}, path)
     (tmp_path / "style.pt").write_bytes(b"\x80\x02}.")
+    layer = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k.lora"
+    for name, width in ("sdxl", 2048), ("other", 33):
+        arrays = {f"{layer}_down.weight": np.ones((2, width)), f"{layer}_up.weight": np.ones((16, 2))}
+        save_file(arrays, tmp_path / f"{name}.safetensors")
+    wrong = {f"{layer}_down.weight": np.ones((2, 32)), f"{layer}_up.weight": np.ones((15, 2))}
+    save_file(wrong, tmp_path / "wrong.safetensors")
     refusals: list[tuple[str, type[Exception], str]] = [
         (f"{path}:0.5", UnsupportedModelError, "is a OFT"),
         (f"{tmp_path}/style.pt", UnsafeFileError, "pickle"),
         (f"{tmp_path}/none.safetensors:1", CheckpointError, "is missing"),
+        (f"{tmp_path}/sdxl.safetensors", UnsupportedModelError, "is a LoRA for SDXL: .* 2048 wide, this model's 32"),
+        (f"{tmp_path}/other.safetensors", UnsupportedModelError, "is a LoRA for another model"),
+        (f"{tmp_path}/wrong.safetensors", UnsupportedModelError, "wrong.safetensors: it is for another model"),
         (f"{path}:11", RequestError, "must be from -10 to 10, not 11 and 11"),
     ]
     for typed, kind, said in refusals:

@@ -11,6 +11,7 @@ import sys
 import PIL.Image
 import pytest
 from copies import copy_of
+from hollow import hollow
 
 from clipskip import __main__ as entrance
 from clipskip.__main__ import main, parse
@@ -291,6 +292,20 @@ def test_a_line_for_a_depth_that_was_not_built_is_found_before_the_first_picture
     assert (status, list(out.iterdir())) == (4, [])
     assert f"{tmp_path / 'lines.txt'}:2: " in err
     assert "text-09" in err
+
+
+def test_lines_with_loras_that_cannot_be_used_are_named_together(run, sample_store, tmp_path):
+    (tmp_path / "broken.safetensors").write_bytes(b"<html>")
+    hollow(tmp_path / "other.safetensors", {"lora_unet_nowhere.lora_up.weight": (2, 2)})
+    lines, out = tmp_path / "lines.txt", tmp_path / "out"
+    lines.write_text("a cat\na <lora:broken:1>\n/steps:0 a\na <lora:other:1>\na <lora:none:1>\n")
+    options = ("--loras", tmp_path, "--lines", lines, "--out", out, *FAST)
+    status, _, err = run("generate", sample_store, *options)
+    assert (status, list(out.iterdir())) == (3, [])
+    assert "4 lines are refused" in err
+    for place in ("2: ", "3: steps must be", "4: none of the 1 tensors", "5: there is no LoRA"):
+        assert f"{lines}:{place}" in err
+    assert "broken.safetensors: this is a web page" in err
 
 
 def test_names_are_printed_as_the_pictures_are_saved_and_an_interrupt_keeps_them(sample_store, tmp_path):

@@ -1,5 +1,7 @@
 """What is encoded, how often, and what the U-Net's rows are fed. Numbers: see test_conditioning_reference."""
 
+import gc
+import weakref
 from contextlib import contextmanager
 
 import numpy as np
@@ -10,7 +12,7 @@ from clipskip.backends import backend_named
 from clipskip.conditioning import MOST_ROWS, TextEncoder
 from clipskip.engines.manifest import Artefact, AxisRange
 from clipskip.engines.store import Store
-from clipskip.engines.variants import PLAIN
+from clipskip.engines.variants import PLAIN, Mix
 from clipskip.errors import RequestError
 from clipskip.inversions import Inversions
 from clipskip.pipeline import Pipeline, Settings
@@ -171,3 +173,23 @@ def test_a_thousand_texts_are_encoded_in_small_calls(resolved):
     ((row,),) = TextEncoder(texts, NO_INVERSIONS.vectors, round_up=False).rows([resolved(prompt, cfg=1, steps=1000)])
     assert len(row.variants) == 1000
     assert max(rows for _, rows in texts.calls) == MOST_ROWS
+
+
+class File:
+    """Stands for a LoRA file that was read."""
+
+
+def test_what_is_remembered_of_a_mix_is_its_key_and_not_the_files_in_it(encoder, texts, resolved):
+    file = File()
+    gone = weakref.ref(file)
+    texts.mix = lambda role, loras, file=file: Mix(f"key of {role}", ((file, 1.0),))
+    first = encoder.rows([resolved("a red circle")])
+    texts.mix = lambda role, loras: Mix(f"key of {role}", ((File(), 1.0),))
+    del file
+    gc.collect()
+    assert gone() is None
+    assert encoder.rows([resolved("a red circle")])[0][0] is first[0][0]
+    assert len(texts.calls) == 1
+    texts.mix = lambda role, loras: Mix(f"another of {role}", ((File(), 1.0),))
+    encoder.rows([resolved("a red circle")])
+    assert len(texts.calls) == 2

@@ -7,7 +7,8 @@ import pytest
 
 from clipskip.engine_cache import EngineCache
 from clipskip.engines.manifest import Identity, Role
-from clipskip.errors import Closed
+from clipskip.engines.variants import Mix
+from clipskip.errors import Closed, EngineIncompatible
 
 STEP, DECODE = Role("step"), Role("decode")
 
@@ -140,3 +141,12 @@ def test_the_form_that_the_backend_likes_best_is_taken_of_those_that_are_there(t
     library.manifest = lambda: SimpleNamespace(artefacts=artefacts)
     cache_of(library).artefact(STEP)
     assert library.variant == variant
+
+
+def test_where_weights_cannot_change_the_hint_merges_into_a_store_of_its_own(tmp_path):
+    library = Library()
+    library.name, library.root = "fixed", tmp_path / "store"
+    mix = Mix("0123456789abcdef", (), "--lora style.safetensors:0.5:0.5")
+    with pytest.raises(EngineIncompatible, match="fixed cannot change weights for a LoRA") as caught:
+        cache_of(library).artefact(STEP, mix)
+    assert f"--out {tmp_path}/store-lora-0123456789ab --precision fp32 --lora style" in caught.value.hint

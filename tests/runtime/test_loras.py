@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -188,3 +189,27 @@ def test_a_note_lists_tensors_that_are_unknown(tmp_path: Path) -> None:
     one = Active(lora.read(path, PARAMETERS), path, 0.0, 1.0)
     (note,) = notes([one], resolved("a cat"), facts.MODEL.kept)
     assert note.startswith("3 tensors of the LoRA more are unknown here and not used: 'lora_unet_no")
+
+
+@pytest.mark.parametrize(
+    ("said", "trained"), [("9" * 5000, None), ("٢", None), ("0020", None), ("99", None), ("02", 2), ("None", 1)]
+)
+def test_the_clip_skip_that_a_lora_was_trained_at_is_read_by_its_value(
+    said: str, trained: int | None, tmp_path: Path
+) -> None:
+    path = lora_files.write(tmp_path / "s.safetensors", PARAMETERS, metadata={"ss_clip_skip": said})
+    one = Active(lora.read(path, PARAMETERS), path, 0.0, 1.0)
+    given = notes([one], resolved("a cat", clip_skip=3), facts.MODEL.kept)
+    assert given == ([f"the LoRA s was trained at clip skip {trained}; this picture has 3"] if trained else [])
+
+
+def test_layers_above_the_deepest_graph_lie_beyond_the_clip_skip_and_are_not_unknown(tmp_path: Path) -> None:
+    few = {name: shape for name, shape in PARAMETERS.items() if not re.search(r"layers\.([6-9]|1\d)\.", name)}
+    texts = [sum(name.startswith("text.") for name in each) for each in (few, PARAMETERS)]
+    assert 0 < texts[0] < texts[1]
+    path = lora_files.write(tmp_path / "s.safetensors", PARAMETERS)
+    kept = facts.MODEL.kept
+    for there in few, {name: shape for name, shape in few.items() if not name.startswith("text.")}:
+        one = Active(lora.read(path, there), path, 1.0, 1.0)
+        said = f"{texts[1] - texts[0]} of {texts[1]} text-encoder tensors of s lie beyond clip skip 7"
+        assert notes([one], resolved("a cat", clip_skip=7), kept) == [said]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -563,3 +564,10 @@ def test_no_context_is_entered_twice_at_once_e1(store: Store) -> None:
     for thread in threads:
         thread.join()
     assert not failures, "the double fails the device when a context is entered twice"
+
+
+def test_what_was_built_with_loras_is_built_again_with_them(store: Store) -> None:
+    artefact = replace(store.find(STEP, TARGET, "fp16"), variant="lora-0123456789ab", provenance={})
+    with pytest.raises(EngineIncompatible) as caught:
+        simulated()[0].open(artefact, store.verify(store.find(STEP, TARGET, "fp16")))
+    assert str(caught.value.hint).endswith(f"build {store.root} --target tensorrt-rtx --lora FILE:WEIGHT")
