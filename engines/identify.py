@@ -37,6 +37,7 @@ MARKS = {  # how messages call a file -> what it is told from, the surest first
     "SD 3": Mark("checkpoint", "SD 3", ("joint_blocks",)),
     "Flux": Mark("checkpoint", "Flux", ("double_blocks",)),
     "a ControlNet": Mark("ControlNet", None, ("control_model", "controlnet_")),
+    "a DoRA": Mark("DoRA", None, ("dora_scale",)),
     "a LyCORIS": Mark("LyCORIS", None, ("hada_w", "lokr_w")),
     "a LoRA": Mark("LoRA", None, ("lora_", ".lora")),
     "a textual inversion": Mark("textual inversion", None, ("string_to_param", "emb_params", "clip_g", "clip_l")),
@@ -54,6 +55,7 @@ PARTS = {  # of a model, where the names say of which a tensor is
     "VAE": ("first_stage_model.",),
     "moving averages": ("model_ema.",),
 }
+VECTORS = (768, 1024, 1280)  # the widths of inversions
 WIDTHS = {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL"}  # of what a U-Net's cross-attention reads
 CHANNELS = {9: "an inpainting model (9 channels)", 8: "edits pictures by instruction (8 channels)"}  # of a U-Net
 PARAMETERIZATION = re.compile(r"""(?m)(?:^|[{,])[ \t]*["']?parameterization["']?[ \t]*:[ \t]*["']?(\w{1,40})""")
@@ -151,7 +153,11 @@ def _kind_and_family(header: Header) -> tuple[str, str | None]:
     """From names; a family also from widths: of what a U-Net reads of the text, of inversions' vectors, of latents."""
     shapes = {name: entry.shape for name, entry in header.tensors.items() if len(entry.shape) > 0}
     kind, family, _ = MARKS[what] if (what := describe_keys(header.tensors)) else Mark("unknown", None, ())
-    if kind == "unknown" and len(header.tensors) == 1:
+    if (
+        kind == "unknown"
+        and len(shapes) == 1
+        and all(len(shape) < 3 and shape[-1] in VECTORS for shape in shapes.values())
+    ):
         kind = "textual inversion"
     elif kind == "U-Net or VAE":
         kind = "U-Net" if any("attn2" in name for name in shapes) else "VAE"

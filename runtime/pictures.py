@@ -150,6 +150,9 @@ def prepared(image: PIL.Image.Image, mask: PIL.Image.Image | None, request: Requ
         sizes = f"{mask.width}x{mask.height}, and image {image.width}x{image.height}"
         raise RequestError(f"mask is {sizes}: both must have one size", field="mask")
     anew = _blurred(_white(mask, request.mask_invert), request.mask_blur)
+    if mask.mode == "L" and int(np.asarray(mask).max()) == 1:
+        message = "the brightest value of mask is 1 of 255: it would paint next to nothing anew"
+        raise RequestError(message, field="mask", hint="multiply an array of 0 and 1 by 255, or give it as bool")
     if (around := anew.getbbox()) is None:
         raise RequestError("nothing of mask is white: there is nothing to paint anew", field="mask")
     if request.inpaint_area == "Only masked":

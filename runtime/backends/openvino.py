@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, cast
 
 import numpy as np
 
@@ -41,7 +43,7 @@ class OpenVino:
         if strange := sorted({*bf16}.difference(PARTS)):
             raise RequestError(f"bf16 takes {', '.join(PARTS)}, not {strange[0]!r:.40}", field="bf16")
         try:
-            self._library: Any = importlib.import_module("openvino")
+            self._library: Any = _without_telemetry()
         except (ImportError, OSError) as error:
             absent = isinstance(error, ModuleNotFoundError)
             message = "OpenVINO is not installed" if absent else f"OpenVINO cannot be loaded ({error})"
@@ -151,6 +153,18 @@ class OpenVinoLoop:
 
     def close(self) -> None:
         self._request = None
+
+
+def _without_telemetry() -> Any:
+    """The library; without this, it reports to its maker when it is imported, and leaves files in the user's folder."""
+    name, modules = "openvino_telemetry", cast("dict[str, ModuleType | None]", sys.modules)
+    unknown, there = name not in modules, modules.get(name)
+    modules[name] = there  # None: whoever imports it is told that it is not installed, and OpenVINO does without
+    try:
+        return importlib.import_module("openvino")
+    finally:
+        if unknown:
+            del modules[name]
 
 
 @contextmanager

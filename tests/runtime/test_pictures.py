@@ -238,6 +238,7 @@ REFUSED = [
     ({"mask": RED}, "mask", "there is no image"),
     ({"image": RED, "mask": PIL.Image.new("L", (64, 65), 255)}, "mask", "mask is 64x65, and image 64x64"),
     ({"image": RED, "mask": PIL.Image.new("L", (64, 64))}, "mask", "nothing of mask is white"),
+    ({"image": RED, "mask": np.ones((64, 64), np.uint8)}, "mask", "the brightest value of mask is 1 of 255"),
     ({"image": RED, "hires_scale": 2}, "hires_scale", "there is an image"),
     ({"image": RED, "mask": RED, "resize_mode": "Just resize (latent upscale)"}, "resize_mode", "own pixels"),
     ({"hires_scale": 2, "hires_size": "256x256"}, "hires_size", "give one of them"),
