@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -148,16 +148,9 @@ class Pipeline:
         making = [each for group in groups for each in group]
         clock.lap("text")
         total, done = sum(each.calls for each in making), 0
-        try:
-            self._driver.add([each.image for each in making if not each.image.done])
-            while done < total:
-                self._driver.advance([each.image for each in making], done - sum(each.past for each in making))
-                for each in making:
-                    each.follow(self._driver)
-                images, done = [each.image for each in making], sum(each.past + each.image.call for each in making)
-                yield Progress(done, total, partial(self._previews, images, done))
-        finally:
-            self._driver.remove([each.image for each in making])
+        with closing(self._moves(making)) as moves:
+            for done in moves:
+                yield Progress(done, total, partial(self._previews, [each.image for each in making], done))
         clock.lap("denoise")
         decoders = [asked.request.decoder for asked, group in zip(resolved, groups, strict=True) for _ in group]
         latents = [each.image.latents for each in making]
@@ -170,6 +163,20 @@ class Pipeline:
         made = zip(resolved, ledgers, groups, finished, strict=True)
         results = tuple(self._result(*each, clock) for each in made)
         yield Progress(done, total, lambda: [image for group in finished for image in group], results)
+
+    def _moves(self, making: Sequence[Making]) -> Generator[int, None, None]:
+        """Make pictures, whoever else's are made with them: how many calls are done, whenever they have moved on."""
+        total, done = sum(each.calls for each in making), 0
+        try:
+            self._driver.add([each.image for each in making if not each.image.done])
+            while done < total:
+                self._driver.advance([each.image for each in making], done - sum(each.past for each in making))
+                for each in making:
+                    each.follow(self._driver)
+                done = sum(each.past + each.image.call for each in making)
+                yield done
+        finally:
+            self._driver.remove([each.image for each in making])
 
     def _warn_of_memory(self, resolved: Sequence[Resolved]) -> None:
         """Say before the work what this machine will hardly do: attention holds all of its scores, but in a form."""
@@ -236,19 +243,14 @@ class Pipeline:
         """What the rows of a sampler's table make of latents [4,h,w] for the prompts of each request."""
         resolved = [self.check(request) for request in requests]
         rows, noise = self._text.rows(resolved), SOURCES["cpu"](0)
-        images = []
+        making = []
         for own, each in zip(rows, resolved, strict=True):
             inputs = {**NOT_MASKED, "rescale": 0.0, **self._passes.inputs(each.passes[0], None)}
-            images.append(Image(table, own, latents, noise, each.chunks, inputs, mix=PLAIN))
-        done = 0
-        try:
-            self._driver.add(images)
-            while done < len(images) * len(table):
-                self._driver.advance(images, done)
-                done = sum(image.call for image in images)
-        finally:
-            self._driver.remove(images)
-        return [image.latents for image in images]
+            image = Image(table, own, latents, noise, each.chunks, inputs, mix=PLAIN)
+            making.append(Making(image, [], len(table)))
+        for _ in self._moves(making):
+            pass
+        return [each.image.latents for each in making]
 
     def close(self) -> None:
         """Close the engines. May be called twice; a closed pipeline refuses further requests."""
