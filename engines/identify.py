@@ -55,7 +55,7 @@ PARTS = {  # of a model, where the names say of which a tensor is
     "VAE": ("first_stage_model.",),
     "moving averages": ("model_ema.",),
 }
-VECTORS = (768, 1024, 1280)  # the widths of inversions
+VECTORS = {768: "SD 1.x", 1024: "SD 2.x", 1280: "SDXL"}  # of inversions, by their width
 WIDTHS = {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL"}  # of what a U-Net's cross-attention reads
 CHANNELS = {9: "an inpainting model (9 channels)", 8: "edits pictures by instruction (8 channels)"}  # of a U-Net
 PARAMETERIZATION = re.compile(r"""(?m)(?:^|[{,])[ \t]*["']?parameterization["']?[ \t]*:[ \t]*["']?(\w{1,40})""")

@@ -25,11 +25,11 @@ from clipskip.engines.errors import (
     UnsupportedModelError,
 )
 from clipskip.engines.files import NotAFileError, open_regular, readable_size, state_of
+from clipskip.engines.identify import WIDTHS
 from clipskip.engines.tensorfile import Header
 from clipskip.engines.weights import Origin, Shape
 
 Floats = npt.NDArray[np.float32]
-FAMILIES = {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL"}  # by the width of the context that a U-Net reads
 OTHERS = {  # what a layer's tensors are called in adapters of other kinds
     "LoHa": ("hada_",), "LoKr": ("lokr_",), "DoRA": ("dora_scale", "lora_magnitude_vector"), "OFT": ("oft_",),
     "GLoRA": ("a1.", "a2.", "b1.", "b2."), "(IA)3": ("on_input",),
@@ -353,7 +353,7 @@ def _check_family(path: Path, header: Header, parameters: Mapping[str, Shape]) -
     two = any(name.startswith(("lora_te2_", "text_encoder_2.")) for name in header.tensors)
     second = any(name.startswith("text2.") for name in parameters)
     if None not in (own, width) and own != width:
-        family = FAMILIES.get(width or 0, "another model")
+        family = WIDTHS.get(width or 0, "another model")
         message = f"{path} is a LoRA for {family}: its layers read a context {width} wide"
         raise UnsupportedModelError(f"{message}, this model's {own}", path=path)
     if two and not second:

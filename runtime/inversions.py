@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from clipskip.engines.identify import suggested_clip_skip
+from clipskip.engines.identify import VECTORS, suggested_clip_skip
 from clipskip.engines.manifest import ModelFacts
 from clipskip.engines.tensorfile import Header, floats
 
@@ -32,7 +32,6 @@ SUFFIX = ".safetensors"
 PICKLES = {".pt", ".pth", ".bin", ".ckpt"}
 MOST_VECTORS = 75  # they stay together in one chunk of the prompt
 LAYOUTS = ("emb_params", "clip_l")  # A1111 and kohya, ComfyUI; any name will do when the file holds one tensor
-WIDTHS = {768: "SD 1.x", 1024: "SD 2.x", 1280: "SDXL"}
 CONVERT = (  # of A1111's files and diffusers', in one line for a shell
     "import torch; from safetensors.torch import save_file; "
     'held = torch.load({old}, map_location="cpu", weights_only=True); '
@@ -145,7 +144,7 @@ def _printable(path: Path) -> str:
 
 def vectors_of(data: bytes, header: Header, width: int) -> Floats:
     """The rows [n,D] of a file's one tensor, or of the one whose name is known."""
-    tensors, own = header.tensors, f"this model's are {width}{WIDTHS.get(width, '') and f', {WIDTHS[width]}'}"
+    tensors, own = header.tensors, f"this model's are {width}{VECTORS.get(width, '') and f', {VECTORS[width]}'}"
     if "clip_g" in tensors:
         raise UnsupportedModelError(f"it has vectors for SDXL's two text encoders (clip_l, clip_g); {own}")
     names = [name for name in LAYOUTS if name in tensors] or list(tensors)
@@ -159,7 +158,7 @@ def vectors_of(data: bytes, header: Header, width: int) -> Floats:
     if len(leading) > 1 or not count or not size:
         raise CheckpointError(f"its vectors have the shape {list(shape)}; [D] or [n,D] is a textual inversion's")
     if size != width:
-        made = f", as for {WIDTHS[size]}" if size in WIDTHS else ""
+        made = f", as for {VECTORS[size]}" if size in VECTORS else ""
         raise UnsupportedModelError(f"its vectors are {size} wide{made}; {own}")
     if count > MOST_VECTORS:
         raise CheckpointError(f"it has {count} vectors; a prompt's chunk has room for {MOST_VECTORS}")

@@ -5,6 +5,7 @@ A backend opens a verified artefact and gives back an engine. Knows nothing of p
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -80,6 +81,12 @@ class Replacing(Protocol):
 
     def open_changed(self, artefact: Artefact, path: Path, changed: Mapping[str, Changed]) -> Engine:
         """Open the artefact; the initializers of these names have other values."""
+
+
+def cores() -> int:
+    """As many as this process may use."""
+    may_ask = hasattr(os, "sched_getaffinity")  # not so on Windows
+    return len(os.sched_getaffinity(0)) if may_ask else os.cpu_count() or 1
 
 
 def backend_named(name: object, device: int = 0) -> Backend:

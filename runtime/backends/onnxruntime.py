@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ from clipskip.engines.manifest import Artefact
 from clipskip.engines.variants import Changed
 from clipskip.errors import BackendUnavailable, EngineIncompatible, RequestError
 
-from . import Array, Engine
+from . import Array, Engine, cores
 from .cuda import Cuda
 from .device import Device, DeviceEngine, Settings
 from .onnxruntime_cuda import CudaContexts, Weights
@@ -64,8 +63,7 @@ class OnnxRuntime:
         self._made = tuple(providers), threads, graphs, own, device
         self.providers = tuple(dict.fromkeys((*providers, *provider.below)))
         self.name, self.variants = provider.target, provider.variants
-        may_ask = hasattr(os, "sched_getaffinity")  # not so on Windows
-        self.threads = threads or (len(os.sched_getaffinity(0)) if may_ask else os.cpu_count() or 1)
+        self.threads = threads or cores()
         self._sessions = Sessions(ort, self.providers, device, self.threads, own)
         self.precision = "fp32" if provider.name == CPU else "fp16"
         self.batch_pixels = CPU_PIXELS if provider.kind == "cpu" else GPU_PIXELS

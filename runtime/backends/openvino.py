@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from clipskip.engines import files, hints
 from clipskip.engines.manifest import Artefact
 from clipskip.errors import BackendUnavailable, DeviceOutOfMemory, EngineIncompatible, RequestError
 
-from . import Array
+from . import Array, cores
 from .onnxruntime import CPU_PIXELS, LOOPS
 from .sessions import SESSION_BYTES
 from .signature import check_like, check_ports
@@ -49,8 +48,7 @@ class OpenVino:
             message = "OpenVINO is not installed" if absent else f"OpenVINO cannot be loaded ({error})"
             raise files.shortage(error) or BackendUnavailable(message, hint=hints.install("openvino")) from error
         self._core, self._bf16 = self._library.Core(), tuple(bf16)
-        may_ask = hasattr(os, "sched_getaffinity")  # not so on Windows
-        self.threads = threads or (len(os.sched_getaffinity(0)) if may_ask else os.cpu_count() or 1)
+        self.threads = threads or cores()
         if bf16 and "BF16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             processor = self._core.get_property("CPU", "FULL_DEVICE_NAME")
             message = f"this processor ({processor}) has no bfloat16: it would be slower than single precision"
