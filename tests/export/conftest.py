@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from string import ascii_lowercase
 from typing import Any
@@ -15,8 +15,10 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
+import clipskip
 from clipskip.engines.store import Store
 from clipskip.export import cases, export
+from clipskip.pipeline import Pipeline
 
 MERGES = ["c a", "ca t</w>"]
 WIDTH = 32
@@ -92,6 +94,21 @@ def store(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
     root = tmp_path_factory.mktemp("stores") / "tiny"
     export(tiny, root)
     return Store(root)
+
+
+@pytest.fixture(scope="module")
+def exported(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """The model in the `folder` of a test module, exported."""
+    root = tmp_path_factory.mktemp("stores") / folder.name
+    export(folder, root)
+    return Store(root)
+
+
+@pytest.fixture(scope="module")
+def opened(exported: Store) -> Iterator[Pipeline]:
+    """That, opened."""
+    with clipskip.open(exported.root) as pipe:
+        yield pipe
 
 
 @pytest.fixture(scope="session")

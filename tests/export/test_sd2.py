@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from clipskip import Pipeline, metadata
 from clipskip.engines import gates
 from clipskip.engines.manifest import Dim, Port, Role
 from clipskip.engines.store import Store
-from clipskip.export import export, onnxfile
+from clipskip.export import onnxfile
 from clipskip.export.checkpoint import open_checkpoint
 from clipskip.export.families.sd2 import SD2
 from clipskip.export.graphs import Graph
@@ -41,19 +41,6 @@ NO_EFFECT = "clip skip has no effect on this model"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_families.sd2(tmp_path_factory.mktemp("models") / "two")
-
-
-@pytest.fixture(scope="module")
-def store(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
-    root = tmp_path_factory.mktemp("stores") / "two"
-    export(folder, root)
-    return Store(root)
-
-
-@pytest.fixture(scope="module")
-def opened(store: Store) -> Iterator[Pipeline]:
-    with clipskip.open(store.root) as pipe:
-        yield pipe
 
 
 def diffusion(prediction: str, zero_snr: bool) -> Diffusion:
@@ -74,12 +61,12 @@ def diffusion(prediction: str, zero_snr: bool) -> Diffusion:
     ],
 )
 def test_pictures_are_those_of_torch_whatever_the_network_predicts(
-    folder: Path, store: Store, tmp_path: Path, prediction: str, zero_snr: bool, prompt: str, sampler: str
+    folder: Path, exported: Store, tmp_path: Path, prediction: str, zero_snr: bool, prompt: str, sampler: str
 ) -> None:
     right = reference.load(folder)
     right = replace(right, text=replace(right.text, padding=0), diffusion=diffusion(prediction, zero_snr))
     wanted = Wanted(prompt=prompt, negative="b", seed=3, steps=8, cfg=4.0, sampler=sampler, width=96, height=64)
-    root = shutil.copytree(store.root, tmp_path / "two")  # the same graphs: only the tables differ
+    root = shutil.copytree(exported.root, tmp_path / "two")  # the same graphs: only the tables differ
     manifest = json.loads((root / "manifest.json").read_text())
     manifest["model"] |= {"prediction": prediction, "zero_snr": zero_snr}
     (root / "manifest.json").write_text(json.dumps(manifest))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,13 @@ import torch
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-import clipskip
 from clipskip import Pipeline, Request
 from clipskip.batch import Batch
 from clipskip.engines import gates, trials
 from clipskip.engines.manifest import STEP, Role
 from clipskip.engines.store import Store
 from clipskip.errors import CheckpointError, UnsupportedModelError
-from clipskip.export import export, onnxfile
+from clipskip.export import onnxfile
 from clipskip.export.checkpoint import open_checkpoint
 from clipskip.export.families import facts
 from clipskip.export.graphs import step_graph
@@ -38,19 +37,6 @@ LIMIT = 2  # of 255, anywhere
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_families.sdxl(tmp_path_factory.mktemp("models") / "xl")
-
-
-@pytest.fixture(scope="module")
-def store(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
-    root = tmp_path_factory.mktemp("stores") / "xl"
-    export(folder, root)
-    return Store(root)
-
-
-@pytest.fixture(scope="module")
-def opened(store: Store) -> Iterator[Pipeline]:
-    with clipskip.open(store.root) as pipe:
-        yield pipe
 
 
 @pytest.fixture(scope="module")
@@ -126,8 +112,8 @@ def test_emphasis_keeps_the_mean_of_each_encoder_as_in_a1111(opened: Pipeline) -
     assert np.array_equal(plain.feeds(0)["pooled"], emphasised.feeds(0)["pooled"])
 
 
-def test_an_inversion_is_as_wide_as_both_encoders(store: Store) -> None:
-    artefact = store.find(Role("text", 2), "onnx", "fp32")
+def test_an_inversion_is_as_wide_as_both_encoders(exported: Store) -> None:
+    artefact = exported.find(Role("text", 2), "onnx", "fp32")
     assert [port.shape[-1] for port in artefact.inputs if port.name == "concepts"] == [32 + 16]
 
 
@@ -156,12 +142,12 @@ def test_two_tokenizers_that_differ_are_refused(folder: Path, tmp_path: Path) ->
         open_checkpoint(copy)
 
 
-def test_the_step_in_fp16_runs_with_sizes_in_fp32_beside_it(folder: Path, store: Store, tmp_path: Path) -> None:
-    networks, model = load(open_checkpoint(folder)), store.manifest().model
+def test_the_step_in_fp16_runs_with_sizes_in_fp32_beside_it(folder: Path, exported: Store, tmp_path: Path) -> None:
+    networks, model = load(open_checkpoint(folder)), exported.manifest().model
     graph = step_graph(networks, model, "fp16")
     graph.module.half()
     onnx_ir.save(onnxfile.trace(graph, {}), tmp_path / "step.onnx")
     feeds = trials.of(STEP, model, True, graph.inputs)[:1]
-    (given,), exact = gates.run(tmp_path / "step.onnx", feeds), store.find(STEP, "onnx", "fp32")
-    (right,) = gates.run(store.verify(exact), [{**feeds[0], **{n: feeds[0][n].astype("f4") for n in HALVES}}])
+    (given,), exact = gates.run(tmp_path / "step.onnx", feeds), exported.find(STEP, "onnx", "fp32")
+    (right,) = gates.run(exported.verify(exact), [{**feeds[0], **{n: feeds[0][n].astype("f4") for n in HALVES}}])
     assert gates.relative_l2(given["next_state"], right["next_state"]) < 0.02
