@@ -10,7 +10,7 @@ from contextlib import closing, suppress
 from shlex import quote
 
 from clipskip.engines import files, hints
-from clipskip.engines.gates import judge
+from clipskip.engines.gates import DEVICE_RATIO, judge
 from clipskip.engines.manifest import key_of
 from clipskip.engines.store import Store
 from clipskip.engines.trials import of
@@ -32,7 +32,7 @@ def prove(engine: Engine, store: Store, backend: Backend) -> None:
         with closing(backend.open(exported, store.verify(exported))) as other:  # one at a time: it has all its weights
             pairs.append((engine.run(feeds), other.run(feeds)))
     try:
-        parity = judge(form.role, pairs, exported.parity, f"{form.identity.stem} on {backend.proof}")
+        parity = judge(form.role, pairs, exported.parity, f"{form.identity.stem} on {backend.proof}", DEVICE_RATIO)
     except NumericalError as error:
         command = f"{hints.clipskip()} diagnose {quote(str(store.root))} {form.role}"
         hint = f"{command} --target {backend.name} --variant {form.variant} shows where they part; please report it"

@@ -30,8 +30,9 @@ class Provider:
     """One of ONNX Runtime's providers.
 
     `target`: what the command line calls it; `kind` and `vendor`: the devices that it computes on, as OrtValues name
-    them; `options`, and `half` or `single` for fp16 or fp32 graphs: what it is told; `caches`: the options that name a
-    folder for what it compiles; `variants`: the forms that it prefers of a graph, "" for the graph itself; `below`: who
+    them; `options`, and `half` or `single` for fp16 or fp32 graphs, and `form` for a form of a graph: what it is told;
+    `caches`: the options that name a folder for what it compiles; `variants`: the forms that it prefers of a graph, ""
+    for the graph itself; `below`: who
     computes what it cannot, before the CPU; `plugin`: the module that brings it, if ONNX Runtime does not; `libraries`:
     the module that, when it is imported, loads the libraries it needs beside CUDA's; `needs`: in words; `package`: what
     is installed.
@@ -44,6 +45,7 @@ class Provider:
     options: Mapping[str, str] = field(default_factory=dict)
     half: Mapping[str, str] = field(default_factory=dict)
     single: Mapping[str, str] = field(default_factory=dict)
+    form: Mapping[str, str] = field(default_factory=dict)
     caches: tuple[str, ...] = ()
     variants: tuple[str, ...] = ("",)
     below: tuple[str, ...] = ()
@@ -72,11 +74,11 @@ _PROVIDERS = (
         "onnxruntime-cuda",
         "cuda",
         options={
-            "fuse_conv_bias": "1",  # else it is a kernel of its own
             "arena_extend_strategy": "kSameAsRequested",  # not the next power of two
-            "cudnn_conv_algo_search": "HEURISTIC",  # the same one in every session, without trying; not measured yet
+            "cudnn_conv_algo_search": "HEURISTIC",  # the same in every session; on an H100 as fast as "EXHAUSTIVE"
         },
         single={"use_tf32": "0"},  # whose ten bits are not single precision; but without, half has no tensor cores
+        form={"fuse_conv_bias": "1"},  # else it is a kernel of its own; cuDNN refuses it with channels first
         variants=("cuda", ""),
     ),
     Provider(
@@ -144,9 +146,9 @@ def devices(ort: Any, provider: Provider) -> list[Any]:
     return [device for device in ort.get_ep_devices() if device.ep_name == provider.name]
 
 
-def options(provider: Provider, folder: Path | None, half: bool) -> dict[str, str]:
+def options(provider: Provider, folder: Path | None, half: bool, form: bool = False) -> dict[str, str]:
     """What the provider is told when it opens a graph. What it compiles is kept in `folder`, or nowhere."""
-    told = {**provider.options, **(provider.half if half else provider.single)}
+    told = {**provider.options, **(provider.half if half else provider.single), **(provider.form if form else {})}
     with suppress(OSError):
         if folder:
             folder.mkdir(exist_ok=True)

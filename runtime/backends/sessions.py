@@ -25,6 +25,7 @@ from .signature import check_ports
 SESSION_BYTES = 16 * 2**20  # what a session takes for itself, over weights that are mapped or shared
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"  # of a graph that is given as bytes
 LITTLE = 2**30  # bytes: where less is free on a GPU, a failure may well be for lack of memory
+SAID = 400  # letters of either end of what it says: cuDNN's complaints are pages long
 TYPES = {"tensor(float)": "float32"} | {f"tensor({name})": name for name in ("int64", "float16", "uint8", "bool")}
 # A verified graph with checked inputs fails on the CPU for want of memory alone. ONNX Runtime has no type for that: the
 # arena's failure is a Fail, the system's a RuntimeException, and either of them a RuntimeError where inputs are bound.
@@ -53,7 +54,7 @@ class Sessions:
         """SessionOptions, to be completed."""
         session_options = self.ort.SessionOptions()
         session_options.intra_op_num_threads = self._threads
-        session_options.log_severity_level = 3
+        session_options.log_severity_level = 4  # what fails is raised as well
         return session_options
 
     def open(
@@ -65,7 +66,7 @@ class Sessions:
         """
         folder = files.own_folder() if self.provider.caches else None
         kept = folder and folder / f"{artefact.files[0].sha256[:32]}.{self.provider.target}"
-        told = {**options(self.provider, kept, artefact.precision == "fp16"), **told}
+        told = {**options(self.provider, kept, artefact.precision == "fp16", bool(artefact.variant)), **told}
         with translated(lambda said: self._not_opened(path, said)):
             session = self._opened(graph or str(path), session_options, told)
         role = session.get_modelmeta().custom_metadata_map.get(ROLE, "")
@@ -158,4 +159,6 @@ def translated(failure: Callable[[str], ClipskipError]) -> Iterator[None]:
     except Exception as error:
         if type(error) is not RuntimeError and type(error).__module__.partition(".")[0] != "onnxruntime":
             raise
-        raise files.shortage(error) or failure(str(error).strip()) from error
+        said = str(error).strip()
+        short = said if len(said) <= 2 * SAID else f"{said[:SAID]} ... {said.partition(chr(10))[0][-SAID:]}"
+        raise files.shortage(error) or failure(short) from error

@@ -1,7 +1,7 @@
 """On an NVIDIA GPU: every engine and whole pictures against the CPU, at every depth, and how long they take.
 
-The inputs are those of the gates, and so are the limits: twice the error that torch itself has at half precision, as
-the manifest records it.
+The inputs are those of the gates. The limit is three times the error that torch itself has at half precision, as the
+manifest records it: the graph on the CPU may be twice that from the truth.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from clipskip import Request
 from clipskip.backends import Array, Backend, Engine
 from clipskip.backends.onnxruntime import OnnxRuntime
 from clipskip.engines import trials
-from clipskip.engines.gates import FP16_RATIO, FP16_RELATIVE, TORCH_FP16, judge
+from clipskip.engines.gates import DEVICE_RATIO, FP16_RELATIVE, TORCH_FP16, judge
 from clipskip.engines.manifest import Artefact, Dim, Role
 from clipskip.engines.store import Store
 from clipskip.pipeline import Pipeline
@@ -88,13 +88,13 @@ def judged(built: Engine, graph: Engine, engines: Path) -> str:
     trial, *odd = trials.of(role, model, True, ())
     feeds = [trial, *(each for each in odd if model.size_step == 8 and fits(built.artefact, each))]
     outputs = [(built.run(trial), graph.run(trial)) for trial in feeds]
-    parity = judge(role, outputs, graph.artefact.parity, f"{built.artefact.identity} on the GPU")
+    parity = judge(role, outputs, graph.artefact.parity, f"{built.artefact.identity} on the GPU", DEVICE_RATIO)
     told = ", ".join(f"{name} {value:.2g}" for name, value in parity.items())
     return f"{built.artefact.identity.stem:12} {milliseconds(lambda: built.run(feeds[0])):8.3f} ms   {told}"
 
 
 def limit(graph: Engine) -> float:
-    return min(FP16_RELATIVE["step"], FP16_RATIO * graph.artefact.parity[TORCH_FP16])
+    return min(FP16_RELATIVE["step"], DEVICE_RATIO * graph.artefact.parity[TORCH_FP16])
 
 
 def step_feeds(width: int, side: int = 8, seed: int = 0) -> dict[str, Array]:
@@ -149,7 +149,13 @@ def test_how_long_a_step_takes_in_a_loop_and_of_that_the_host(
         enqueue()
         loop.read("state")
 
-    whole, host = milliseconds(steps) / ROUNDS, milliseconds(enqueue, rounds=1) / ROUNDS
+    def enqueued() -> float:
+        loop.read("state")  # the GPU is idle, so that the host waits for nothing
+        began = time.perf_counter()
+        loop.run(change)
+        return 1000 * (time.perf_counter() - began)
+
+    whole, host = milliseconds(steps) / ROUNDS, statistics.median(enqueued() for _ in range(ROUNDS))
     assert np.isfinite(loop.read("state")).all()
     loop.close()
     rows.append(f"{built.artefact.identity.stem:12} {whole:8.3f} ms   in a loop, of which run() takes {host:.3f} ms")

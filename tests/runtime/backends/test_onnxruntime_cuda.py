@@ -321,6 +321,11 @@ def test_what_the_provider_is_told_and_one_s_own_settings_come_last(ort: Simulat
     }  # fmt: skip
 
 
+def test_a_bias_is_fused_into_its_convolution_where_channels_come_last(ort: SimulatedOnnxRuntime, store: Store) -> None:
+    denoised(opened(store, OnnxRuntime([CUDA]), variant=""), feeds(), steps=1)
+    assert "fuse_conv_bias" not in ort.sessions[-1].told
+
+
 def test_shapes_that_no_graph_has_are_refused_before_any_work(device: SimulatedDevice, store: Store) -> None:
     engine = opened(store, OnnxRuntime([CUDA]))
     device.trace.clear()
