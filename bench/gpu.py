@@ -1,9 +1,9 @@
 """All ways to make pictures on a GPU, side by side in one run: `python -m clipskip.bench.gpu STORE`.
 
-Graph forms, plain and as captured CUDA graphs, and of the same checkpoint PyTorch's eager networks, channels_last,
-torch.compile with CUDA graphs, and diffusers' pipeline. Each stage is timed turn by turn; what cannot run is left out,
-with the reason. Prints a table for people and ends with one JSON line for machines. With `--target onnxruntime` all of
-it runs on the CPU, which is how it is tested: it has not run on a GPU yet.
+Graph forms, plain and as captured CUDA graphs, and of the same checkpoint PyTorch's eager networks, channels_last and
+that captured, torch.compile with CUDA graphs, and diffusers' pipeline. Each stage is timed turn by turn; what cannot
+run is left out, with the reason. Prints a table for people and ends with one JSON line for machines. With
+`--target onnxruntime` all of it runs on the CPU, which is how it is tested.
 """
 
 from __future__ import annotations
@@ -261,6 +261,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", type=int, help="pixels a side (default: the model's own)")
     parser.add_argument("--batches", default="1,2,4,8", help="images in one step (default: 1,2,4,8)")
     parser.add_argument("--rounds", type=int, default=20, help="at least 5")
+    text = "a column that is not wanted, such as 'torch compile', which takes minutes to tune itself"
+    parser.add_argument("--leave-out", action="append", default=[], metavar="NAME", help=text)
     args = parser.parse_args(arguments)
     model, roles = Store(args.store).manifest().model, {graph.role for graph in Store(args.store).manifest().artefacts}
     size = args.size or model.default_size
@@ -273,7 +275,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     contenders, left_out, cards = list[Contender](), dict[str, str](), list[dict[str, Any]]()
     for side, make in sides.items():
         try:
-            contenders += make()
+            contenders += [contender for contender in make() if contender.name not in args.leave_out]
         except Exception as error:  # a library that is not there, or not for GPUs, or does not take the checkpoint
             left_out[side] = reason(error)
     with suppress(ClipskipError):

@@ -1,6 +1,6 @@
-"""PyTorch's side of `bench.gpu`: diffusers' networks and pipeline of one checkpoint, eager, channels_last, compiled.
+"""PyTorch's side of `bench.gpu`: diffusers' networks and pipeline of one checkpoint: eager, captured, compiled.
 
-On the CPU, where this is tested, in float32 and without torch.compile. Knows nothing of stores and timing.
+On the CPU, where this is tested, in float32 and only eager. Knows nothing of stores and timing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ def contenders(checkpoint: Path, device: str) -> list[Contender]:
     """All of them, on "cpu" or "cuda"; BackendUnavailable where this torch has no CUDA."""
     if device == "cuda" and not torch.cuda.is_available():
         raise BackendUnavailable(f"torch {torch.__version__} finds no GPU", hint="install its build for CUDA")
-    made = {"eager": lambda pipe: None, "channels_last": _last} | ({"compile": _compiled} if device == "cuda" else {})
+    made = {"eager": lambda pipe: None, "channels_last": _last}
+    made |= {"captured": _last, "compile": _compiled} if device == "cuda" else {}
     return [Networks(f"torch {name}", checkpoint, device, prepare) for name, prepare in made.items()]
 
 
@@ -70,4 +71,19 @@ class Networks:
             "picture": lambda: pipe(PROMPT, negative_prompt=NEGATIVE, **settings),
         }
         wait = torch.cuda.synchronize if self._device == "cuda" else nothing
-        return Work(torch.no_grad()(calls[stage.part.partition("-")[0]]), wait, nothing)
+        call = torch.no_grad()(calls[stage.part.partition("-")[0]])
+        if self.name != "torch captured":
+            return Work(call, wait, nothing)
+        return Work(captured(call).replay, wait, nothing) if stage.part != "picture" else None
+
+
+def captured(call: Callable[[], object]) -> Any:
+    """What it launches, as a CUDA graph."""
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()  # type: ignore[no-untyped-call]
+    with torch.cuda.stream(stream):
+        for _ in range(3):  # what is chosen and allocated at first
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    with torch.cuda.graph(graph):
+        call()
+    return graph
