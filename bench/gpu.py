@@ -12,6 +12,7 @@ import argparse
 import json
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -101,7 +102,7 @@ class Engines:
         return Work(lambda: loop.run(change), lambda: loop.read("state", 0), lambda: (loop.close(), engine.close()))
 
 
-def nothing() -> None:
+def nothing(*_: object) -> None:
     """The wait for what is done when it returns."""
 
 
@@ -127,8 +128,13 @@ def networks(checkpoint: Path, device: str) -> list[Contender]:
     return gpu_torch.contenders(checkpoint, device)
 
 
-def measure(contenders: Sequence[Contender], stages: Sequence[Stage], rounds: int) -> dict[str, Any]:
-    """Every stage by every contender, medians of at least 5 rounds; of the first step also host, kernels and memory."""
+def measure(
+    contenders: Sequence[Contender], stages: Sequence[Stage], rounds: int, say: Callable[[str], object] = nothing
+) -> dict[str, Any]:
+    """Every stage by every contender, medians of at least 5 rounds; of the first step also host, kernels and memory.
+
+    `say` is told each stage's medians when it is done: what is killed later was not in vain.
+    """
     rounds = max(5, rounds)
     report: dict[str, Any] = {"stages": {}, "host": {}, "kernels": {}, "memory": {}, "left_out": {}}
     for stage in stages:
@@ -138,6 +144,7 @@ def measure(contenders: Sequence[Contender], stages: Sequence[Stage], rounds: in
             taken = interleaved({name: partial(burst, work, repeats) for name, work in works.items()}, rounds)
             rows = {name: summary([turn / repeats for turn in turns]) for name, turns in taken.items()}
             report["stages"][str(stage)] = rows
+            say(f"{stage}: " + ", ".join(f"{name} {row['median_ms']:.3f} ms" for name, row in rows.items()))
             if stage.part == "step" and not report["host"]:
                 report["memory"] = memory
                 report["host"] = {name: summary(host(work, rounds)) for name, work in works.items()}
@@ -281,7 +288,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with suppress(ClipskipError):
         cards = [asdict(card) for card in gpu.gpus(gpu.cuda_runtime())]
     before = clocks()
-    report = measure(contenders, stages, args.rounds)
+    report = measure(contenders, stages, args.rounds, partial(print, file=sys.stderr, flush=True))
     report["left_out"] |= left_out
     report = {
         "bench": "gpu", "model": model.name, "size": size, "target": args.target, "version": clipskip.__version__,

@@ -22,6 +22,7 @@ CUDA = "CUDAExecutionProvider"
 TENSORRT = "TensorrtExecutionProvider"
 TENSORRT_RTX = "NvTensorRTRTXExecutionProvider"
 NVIDIA = 0x10DE  # in PCI's list of vendors
+ERRORS = 3  # ONNX Runtime's number for what it logs
 GPU_PACKAGE = "onnxruntime-gpu[cuda,cudnn]"  # it and `onnxruntime` cannot be installed together
 
 
@@ -121,6 +122,7 @@ def load(ort: Any, provider: Provider) -> None:
         message = f"this ONNX Runtime has no {provider.name}, only {', '.join(present)}"
         raise BackendUnavailable(message, hint=provider.install)
     elif provider.kind != "cpu":
+        ort.set_default_logger_severity(ERRORS)  # else every session warns that the provider is no plugin
         with redirect_stdout(sys.stderr):  # it prints what it does not find
             ort.preload_dlls()  # CUDA's libraries, from the packages that the extra `gpu` brings
         with suppress(ImportError, OSError):  # then they are where the system looks for them, or the session tells

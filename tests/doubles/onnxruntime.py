@@ -60,6 +60,9 @@ class SimulatedOnnxRuntime:
     def get_available_providers(self) -> list[str]:
         return self.available
 
+    def set_default_logger_severity(self, severity: int) -> None:
+        assert severity == 3, "errors"
+
     def preload_dlls(self) -> None:
         print("what it does not find")
         self.preloaded += 1
