@@ -164,7 +164,7 @@ engines: target export ## MODEL -> engines for TARGET in OUT
 verify: setup ## check every byte of OUT
 	$(CLIPSKIP) verify $(call quote,$(OUT))
 
-bench: setup export ## latency per stage and per depth of OUT
+bench: setup export ## how long OUT takes, stage by stage, and what it costs
 	$(CLIPSKIP) bench $(call quote,$(OUT))
 
 clean: ## remove everything that can be made again, but .venv
