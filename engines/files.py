@@ -157,7 +157,7 @@ def own_folder() -> Path | None:
         folder = base.absolute() / "clipskip"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         state = folder.lstat()
-        mine = os.name != "posix" or (state.st_uid == os.geteuid() and not state.st_mode & _OTHERS)
+        mine = not hasattr(os, "geteuid") or (state.st_uid == os.geteuid() and not state.st_mode & _OTHERS)
         return folder if mine and stat.S_ISDIR(state.st_mode) else None
     return None
 

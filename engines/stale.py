@@ -11,7 +11,7 @@ from pathlib import Path
 
 from clipskip.engines.errors import EngineMissing, ManifestError
 from clipskip.engines.manifest import FileRecord, Identity, Manifest, ModelFacts, NewerManifestError
-from clipskip.engines.store import problem_of, read_manifest
+from clipskip.engines.store import hashed, problem_of, read_manifest
 
 Wanted = Mapping[Identity, Mapping[str, str]]  # artefact -> its ingredients
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -57,7 +57,7 @@ def _reason(root: Path, current: Manifest, identity: Identity, wanted: Wanted, m
 
 
 def _damage(root: Path, records: Sequence[FileRecord]) -> str | None:
-    return next((problem for record in records if (problem := problem_of(root, record))), None)
+    return next((problem for record in records if (problem := problem_of(root, record, hashed))), None)
 
 
 def _changes(

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from io import FileIO
 from pathlib import Path
 from shlex import quote
 from threading import Lock
+from typing import Protocol, TypeVar
 
-from clipskip.engines import files, hints, locks, manifest
+from clipskip.engines import files, hints, locks, manifest, stamps
 from clipskip.engines.errors import EngineCorrupt, EngineIncompatible, EngineMissing, ManifestError
 from clipskip.engines.manifest import DECODE_TINY, LORA, Artefact, FileRecord, Identity, Manifest, Role
 from clipskip.engines.strict import LARGEST
@@ -22,6 +24,32 @@ MANIFEST = "manifest.json"
 ANY_LORA = "--lora FILE:WEIGHT"  # in a command, for who knows which ones to put in its place
 FORM_TARGETS = {"cpu": "onnxruntime", "cuda": "onnxruntime-cuda"}  # variant -> what it is built for
 _verified: dict[tuple[int, ...], str] = {}  # state of a file -> its SHA-256, for the life of the process
+Digest = Callable[[FileIO], str]  # the SHA-256 of an open file
+
+
+def hashed(file: FileIO) -> str:
+    """Of its bytes, read by this process."""
+    state = files.state_of(file)
+    if state not in _verified:
+        digest = stamps.sha256_of(file, state)
+        if files.state_of(file) != state:
+            return "changed while it was read"
+        _verified[state] = digest
+    return _verified[state]
+
+
+def stamped(file: FileIO) -> str:
+    """Of its bytes, read by any process of this user since they changed."""
+    return stamps.proved(files.state_of(file)) or hashed(file)
+
+
+class Closing(Protocol):
+    """What can be closed."""
+
+    def close(self) -> None: ...
+
+
+Opened = TypeVar("Opened", bound=Closing)
 
 
 class Store:
@@ -63,20 +91,46 @@ class Store:
             raise EngineIncompatible(message, path=self.root / artefact.files[0].path, hint=hint)
         return artefact
 
-    def verify(self, artefact: Artefact) -> Path:
+    def verify(self, artefact: Artefact, digest: Digest = hashed) -> Path:
         """Check every byte of the artefact, then the path of the file to open. EngineCorrupt, StorageError.
 
-        Sizes come first, for they are free. A file that has not changed since is not read again in this process.
+        Sizes come first, for they are free. A file that has not changed since is not read again in this process, and
+        with `stamped` as digest no file of which another process noted that.
         """
-        self._check(artefact.files, self.command(artefact.target, artefact.precision, variant=artefact.variant))
+        self._check(artefact.files, self._remedy(artefact), digest)
         return self.root / artefact.files[0].path
+
+    def opened(self, artefact: Artefact, opener: Callable[[Artefact, Path], Opened]) -> Opened:
+        """What `opener` makes of the verified artefact. As `verify`.
+
+        The weights of a graph are data: a stamp is enough for them, and where there is none they are hashed while
+        `opener` works on the graph, which was hashed before. An engine is a program, and hashed before in any case.
+        """
+        if artefact.target != "onnx":
+            return opener(artefact, self.verify(artefact))
+        hint, weights = self._remedy(artefact), [each for each in artefact.files[1:] if each.size >= stamps.LEAST]
+        self._check(artefact.files, hint, None)
+        self._check([each for each in artefact.files if each not in weights], hint, hashed)
+        with ThreadPoolExecutor(1) as pool:
+            proof = pool.submit(self._check, weights, hint, stamped)
+            try:
+                engine = opener(artefact, self.root / artefact.files[0].path)
+            except Exception:
+                proof.result()  # damage explains more
+                raise
+        try:
+            proof.result()
+        except BaseException:
+            engine.close()
+            raise
+        return engine
 
     def verify_tokenizer(self) -> Path:
         """Check the tokenizer's files, then the folder that they are in. EngineMissing, EngineCorrupt, StorageError."""
         records, hint = self.manifest().tokenizer, self.command("onnx", "fp32")
         if not records:
             raise EngineMissing(f"{self.root} has no tokenizer", path=self.root, hint=hint)
-        self._check(records, hint)
+        self._check(records, hint, hashed)
         return (self.root / records[0].path).parent
 
     def command(self, target: str, precision: str, role: Role | None = None, variant: str = "") -> str:
@@ -101,10 +155,13 @@ class Store:
         what = f"others may write to {open_to[0]}{more}, and engines are programs" if open_to else ""
         return [f"{what}: chmod -R go-w {quote(str(self.root))}"] if open_to else []
 
-    def _check(self, records: Sequence[FileRecord], hint: str) -> None:
-        for hashed in (False, True):
+    def _remedy(self, artefact: Artefact) -> str:
+        return self.command(artefact.target, artefact.precision, variant=artefact.variant)
+
+    def _check(self, records: Sequence[FileRecord], hint: str, digest: Digest | None) -> None:
+        for how in dict.fromkeys((None, digest)):
             for record in records:
-                if problem := problem_of(self.root, record, hashed=hashed):
+                if problem := problem_of(self.root, record, how):
                     raise EngineCorrupt(problem, path=self.root / record.path, hint=hint)
 
 
@@ -122,8 +179,8 @@ def read_manifest(root: Path) -> Manifest:
         raise type(error)(f"{path}: {error.message}", path=path, field=error.field, hint=hint) from error
 
 
-def problem_of(root: Path, record: FileRecord, *, hashed: bool = True) -> str | None:
-    """What is wrong with a published file, if anything. Not hashed, only its presence and size are looked at."""
+def problem_of(root: Path, record: FileRecord, digest: Digest | None) -> str | None:
+    """What is wrong with a published file, if anything. Without a digest only its presence and size are looked at."""
     path = root / record.path
     if path.parent.is_symlink():
         return f"{path.parent} is a symbolic link"
@@ -131,21 +188,11 @@ def problem_of(root: Path, record: FileRecord, *, hashed: bool = True) -> str | 
         with files.open_regular(path) as file:
             if (size := files.state_of(file)[0]) != record.size:
                 return f"{path} has {size} bytes instead of {record.size}"
-            if hashed and _digest(file) != record.sha256:
+            if digest and digest(file) != record.sha256:
                 return f"{path} is not what was published: its SHA-256 differs"
     except files.NotAFileError as error:
         return f"{path} {error}"
     return None
-
-
-def _digest(file: FileIO) -> str:
-    state = files.state_of(file)
-    if state not in _verified:
-        digest = files.sha256_of(file)
-        if files.state_of(file) != state:
-            return "changed while it was read"
-        _verified[state] = digest
-    return _verified[state]
 
 
 def export_command(root: Path, precision: str = "fp32") -> str:

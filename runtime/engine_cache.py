@@ -12,7 +12,7 @@ from pathlib import Path
 
 from clipskip.engines import variants
 from clipskip.engines.manifest import STEP, Artefact, Identity, Role
-from clipskip.engines.store import ANY_LORA, Store, build_command, export_command
+from clipskip.engines.store import ANY_LORA, Store, build_command, export_command, stamped
 from clipskip.engines.variants import PLAIN, Active, Mix
 from clipskip.engines.weights import Shape
 
@@ -134,10 +134,9 @@ class EngineCache:
     def _opened(self, role: Role, mix: Mix) -> Engine:
         artefact = self.artefact(role, mix)
         try:
-            path = self._store.verify(artefact)
             if mix.key and artefact.variant != mix.variant:
-                return self._opened_with(artefact, path, mix)
-            engine = self._backend.open(artefact, path)
+                return self._opened_with(artefact, self._store.verify(artefact, stamped), mix)
+            engine = self._store.opened(artefact, self._backend.open)
         except StoreError as error:
             error.hint = error.hint and error.hint.replace(ANY_LORA, mix.options)
             raise

@@ -131,11 +131,13 @@ class OnnxRuntimeEngine:
         self.artefact, self.nbytes = artefact, nbytes
         self._session, self._sessions, self._values = session, sessions, values
         self._names = [port.name for port in artefact.outputs]
+        # A picture takes a gigabyte here, once; texts are small, and steps follow one another in a loop.
+        self._options = sessions.run_options(gives_back=artefact.role.part not in ("text", "step"))
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         session, _held = self._session, self._values  # closing the engine in another thread takes them away
         with self._sessions.running():
-            return dict(zip(self._names, session.run(self._names, dict(feeds)), strict=True))
+            return dict(zip(self._names, session.run(self._names, dict(feeds), self._options), strict=True))
 
     def loop(self, feeds: Mapping[str, Array], feedback: Mapping[str, str]) -> OnnxRuntimeLoop:
         return OnnxRuntimeLoop(self._session, self._sessions, feeds, feedback)

@@ -83,6 +83,13 @@ class Sessions:
         with translated(lambda said: BackendUnavailable(f"{self.providers[0]}: {said}", hint=self.provider.needs)):
             return self._opened(ONE_NODE, self.options(), told)
 
+    def run_options(self, gives_back: bool) -> Any:
+        """RunOptions; on the CPU, what a run took over its results is given back after it, if that is wanted."""
+        run_options = self.ort.RunOptions()
+        if gives_back and self.provider.name == CPU:
+            run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        return run_options
+
     def buffer(self, array: Array) -> Any:
         """A copy of the array as an OrtValue where the provider computes."""
         place = self.provider.kind, self.device, self.provider.vendor

@@ -23,7 +23,7 @@ class Library:
     target, precision, proof, variants = "onnx", "fp32", None, ("cpu", "")
 
     def __init__(self):
-        self.opened, self.closed, self.fail, self.there = [], [], None, ["fp32", "fp16"]
+        self.openings, self.closed, self.fail, self.there = [], [], None, ["fp32", "fp16"]
 
     def find(self, role, target, precision, variant):
         self.variant = variant
@@ -34,13 +34,13 @@ class Library:
             artefacts=[SimpleNamespace(identity=(STEP, "onnx", each, ""), precision=each) for each in self.there]
         )
 
-    def verify(self, role):
-        return "path"
+    def opened(self, role, opener):
+        return opener(role, "path")
 
     def open(self, role, path):
         if self.fail:
             raise self.fail
-        self.opened.append(role)
+        self.openings.append(role)
         return SimpleNamespace(role=role, nbytes=10, close=lambda: self.closed.append(role))
 
 
@@ -114,7 +114,7 @@ def test_an_engine_is_opened_once_for_all_threads():
         thread.start()
     for thread in threads:
         thread.join()
-    assert library.opened == [STEP]
+    assert library.openings == [STEP]
 
 
 def test_a_failed_opening_leaves_nothing_behind():
