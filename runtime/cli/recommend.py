@@ -63,7 +63,7 @@ def empty_figure() -> Any:
         from matplotlib.figure import Figure
     except ImportError as error:
         hint = hints.install("matplotlib>=3.9")
-        raise BackendUnavailable("--plot draws with matplotlib, which is not installed", hint=hint) from error
+        raise BackendUnavailable("plots are drawn with matplotlib, which is not installed", hint=hint) from error
     figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
