@@ -29,7 +29,8 @@ Figures = dict[str, dict[str, float]]  # group of facts -> its share, the interv
 FORMS = {"tags": 1.0, "sentences": 0.0}
 FINE = {"size": ("size",), "colour": ("colour",), "place": ("place", "axis"), "background": ("background",),
         "pattern": ("texture",)}  # fmt: skip
-CFGS = (1.0, 2.0, 3.0, 5.0, 8.0, 12.0, 18.0)
+DEEP = 12  # where guidance is varied beside the recommended clip skip
+CFGS = (1.0, 2.0, 5.0, 9.0, 15.0)
 SETTINGS: dict[str, Any] = {"sampler": "DDIM", "schedule": "uniform", "steps": 20, "cfg": 5.0}  # as the sample's check
 PROMPT_SEED, SURE = 20_000, 1.96  # normal deviations: 95 %
 
@@ -65,11 +66,14 @@ def shares(seen: Facts, named: Facts) -> dict[str, float]:
     return {**found, "fine": sum(every) / len(every), "everything": float(all(right.values()))}
 
 
-def interval(share: float, count: int) -> tuple[float, float]:
-    """Wilson 1927; for a mean of shares within scenes it is too wide rather than too narrow."""
-    centre, z = share + SURE**2 / (2 * count), SURE
-    spread = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
-    return (centre - spread) / (1 + z**2 / count), (centre + spread) / (1 + z**2 / count)
+def interval(scores: Sequence[float]) -> tuple[float, float, float]:
+    """Their mean and its 95 % interval: Wilson 1927, for as many yes and no as would scatter like these shares."""
+    count, share, scatter = len(scores), float(np.mean(scores)), float(np.var(scores, ddof=1))
+    effective = count * max(1.0, share * (1 - share) / scatter) if scatter else count
+    centre = share + SURE**2 / (2 * effective)
+    spread = SURE * math.sqrt(share * (1 - share) / effective + SURE**2 / (4 * effective**2))
+    low, high = ((centre + side * spread) / (1 + SURE**2 / effective) for side in (-1, 1))
+    return share, low, high
 
 
 def figures(seen: Mapping[str, Sequence[Facts]], asked: Mapping[str, Sequence[Prompt]]) -> Figures:
@@ -86,9 +90,8 @@ def figures(seen: Mapping[str, Sequence[Facts]], asked: Mapping[str, Sequence[Pr
     ]
     found: Figures = {}
     for group in ("a shape", "the kind", *FINE, "fine", "everything"):
-        scenes = [np.mean([form[group] for form in forms]) for forms in zip(*own, strict=True)]
-        share = float(np.mean(scenes))
-        low, high = interval(share, len(scenes))
+        scenes = [float(np.mean([form[group] for form in forms])) for forms in zip(*own, strict=True)]
+        share, low, high = interval(scenes)
         chance = float(np.mean([each[group] for each in others]))
         found[group] = {"share": share, "low": low, "high": high, "chance": chance}
     return found
@@ -105,26 +108,25 @@ def drawn(pipe: clipskip.Pipeline, asked: Mapping[str, Sequence[Prompt]], **sett
 
 
 def measure(store: Path, count: int, skips: Sequence[int] | None = None) -> dict[str, Any]:
-    """All figures, by clip skip and by guidance at the recommended one. RequestError for another model."""
+    """All figures by clip skip, and by guidance at the recommended one and at DEEP. RequestError for another model."""
     asked = prompts(count)
     with clipskip.open(store) as pipe, output.stages() as say:
         if pipe.model.default_size != recipe.module("scenes").SIZE:
             message = f"{pipe.model.name} draws no scenes that can be checked: fidelity is measured on the sample model"
             raise RequestError(message, field="store", hint="clipskip export export/sample --out build/sample")
-        by_skip, by_cfg = dict[int, dict[str, Figures]](), dict[float, Figures]()
+        by_skip, by_cfg = dict[int, dict[str, Figures]](), dict[int, dict[float, Figures]]()
         for skip in skips or pipe.clip_skips:
             say(f"clip skip {skip}: {2 * count} pictures")
             seen = drawn(pipe, asked, clip_skip=skip)
             by_skip[skip] = {form: figures({form: seen[form]}, asked) for form in FORMS}
             by_skip[skip]["both"] = figures(seen, asked)
-        fixed = pipe.model.recommended_clip_skip
-        for cfg in CFGS:
-            say(f"cfg {cfg:g}: {2 * count} pictures")
-            by_cfg[cfg] = figures(drawn(pipe, asked, clip_skip=fixed, cfg=cfg), asked)
+        for skip in (pipe.model.recommended_clip_skip, DEEP):
+            say(f"{len(CFGS)} guidances at clip skip {skip}: {2 * len(CFGS) * count} pictures")
+            by_cfg[skip] = {cfg: figures(drawn(pipe, asked, clip_skip=skip, cfg=cfg), asked) for cfg in CFGS}
         model = {"model": pipe.model.name, "model_sha256": pipe.model.model_sha256}
     return {
         "bench": "fidelity", **model, "version": clipskip.__version__, "scenes": count, "settings": SETTINGS,
-        "by_clip_skip": by_skip, "fixed_clip_skip": fixed, "by_cfg": by_cfg,
+        "by_clip_skip": by_skip, "by_cfg": by_cfg,
     }  # fmt: skip
 
 
@@ -137,21 +139,17 @@ def table(measured: Mapping[str, Any]) -> str:
     """One line per clip skip and per guidance, for people."""
     rows = [("", "a shape", "the kind", *FINE, "kind kept", "fine kept", "everything", "tags", "sentences")]
     settings = {f"clip skip {skip}": forms for skip, forms in measured["by_clip_skip"].items()}
-    settings |= {f"cfg {cfg:g}": {"both": found} for cfg, found in measured["by_cfg"].items()}
+    for skip, by_cfg in measured["by_cfg"].items():
+        settings |= {f"cfg {cfg:g} at {skip}": {"both": found} for cfg, found in by_cfg.items()}
     for name, forms in settings.items():
         found = forms["both"]
         cells = [f"{found[group]['share']:.2f}" for group in ("a shape", "the kind", *FINE)]
         cells += [f"{kept(found[group]):.2f}" for group in ("the kind", "fine")]
-        cells += [_between(forms[form]["everything"]) if form in forms else "" for form in ("both", *FORMS)]
+        every = [forms[form]["everything"] for form in ("both", *FORMS) if form in forms]
+        cells += [f"{each['share']:.2f} ({each['low']:.2f}-{each['high']:.2f})" for each in every]
+        cells += [""] * (len(rows[0]) - 1 - len(cells))
         rows.append((name, *cells))
-    scenes = (
-        f"{measured['scenes']} scenes in two forms; 95 % intervals; guidance at clip skip {measured['fixed_clip_skip']}"
-    )
-    return "\n".join([report.table(rows), "", scenes])
-
-
-def _between(figure: Mapping[str, float]) -> str:
-    return f"{figure['share']:.2f} ({figure['low']:.2f}-{figure['high']:.2f})"
+    return "\n".join([report.table(rows), "", f"{measured['scenes']} scenes in two forms; 95 % intervals"])
 
 
 def plot(found: Mapping[str, Any], file: Path) -> None:
@@ -160,27 +158,31 @@ def plot(found: Mapping[str, Any], file: Path) -> None:
     figure.set_size_inches(13, 4)
     by_skip, by_form, by_cfg = figure.subplots(1, 3, sharey=True)
     both = {skip: forms["both"] for skip, forms in found["by_clip_skip"].items()}
-    for axes, rows in ((by_skip, both), (by_cfg, found["by_cfg"])):
-        for colour, group in zip(("tab:gray", "tab:blue", "tab:red"), ("a shape", "the kind", "fine"), strict=True):
-            line(axes, {place: row[group] for place, row in rows.items()}, colour, group, chance=group != "a shape")
+    for colour, group in zip(("tab:gray", "tab:blue", "tab:red"), ("a shape", "the kind", "fine"), strict=True):
+        line(by_skip, {skip: row[group] for skip, row in both.items()}, colour, group, chance=group != "a shape")
+    for (skip, rows), style in zip(found["by_cfg"].items(), ("o-", "x:"), strict=True):
+        for colour, group in (("tab:blue", "the kind"), ("tab:red", "fine")):
+            line(by_cfg, {cfg: row[group] for cfg, row in rows.items()}, colour, f"{group}, at {skip}", style)
     for colour, form in zip(("tab:green", "tab:purple"), FORMS, strict=True):
         everything = {skip: forms[form]["everything"] for skip, forms in found["by_clip_skip"].items()}
         line(by_form, everything, colour, form)
     by_skip.set(title="what is right, by clip skip (dashed: by chance)", xlabel="clip skip", ylabel="share, 95 %")
     by_form.set(title="everything right", xlabel="clip skip")
-    by_cfg.set(title=f"by guidance, at clip skip {found['fixed_clip_skip']}", xlabel="cfg", ylim=(0, 1.02))
-    for axes in (by_skip, by_form):
-        axes.set_xticks(list(both))
+    by_cfg.set(title="by guidance, at two clip skips", xlabel="cfg", ylim=(0, 1.02))
+    for axes, places in ((by_skip, both), (by_form, both), (by_cfg, rows)):
+        axes.set_xticks(list(places))
         axes.legend(frameon=False, fontsize=9)
     figure.savefig(file)
 
 
-def line(axes: Any, row: Mapping[float, Mapping[str, float]], colour: str, label: str, chance: bool = False) -> None:
+def line(
+    axes: Any, row: Mapping[Any, Mapping[str, float]], colour: str, label: str, style: str = "o-", chance: bool = False
+) -> None:
     """A share over an axis with its interval, and what chance gives."""
     places = list(row)
     low, high, share = ([each[name] for each in row.values()] for name in ("low", "high", "share"))
     axes.fill_between(places, low, high, color=colour, alpha=0.15, linewidth=0)
-    axes.plot(places, share, "o-", color=colour, label=label, markersize=4)
+    axes.plot(places, share, style, color=colour, label=label, markersize=4)
     if chance:
         axes.plot(places, [each["chance"] for each in row.values()], "--", color=colour, linewidth=1)
 

@@ -7,8 +7,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import PIL.Image
-
 import clipskip.export
 from clipskip.errors import BackendUnavailable
 
@@ -22,13 +20,3 @@ def module(name: str) -> Any:
     if str(FOLDER) not in sys.path:
         sys.path.append(str(FOLDER))
     return importlib.import_module(name)
-
-
-def captioned(rng: Any, count: int, held_out: bool) -> list[tuple[PIL.Image.Image, str]]:
-    """Drawn pictures and what one might write about them; held out are combinations that no training picture shows."""
-    scenes, captions = module("scenes"), module("captions")
-    writer, pairs = captions.Writer(rng), list[tuple[PIL.Image.Image, str]]()
-    for _ in range(count):
-        scene = scenes.random_scene(rng, held_out=held_out)
-        pairs.append((PIL.Image.fromarray(scenes.draw(scene, rng)), writer.caption(scene).text))
-    return pairs
