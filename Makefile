@@ -170,7 +170,7 @@ engines: target export ## MODEL -> engines for TARGET in OUT
 verify: setup ## check every byte of OUT
 	$(CLIPSKIP) verify $(call quote,$(OUT))
 
-bench: setup export ## latency per stage and per depth of OUT
+bench: setup export ## how long OUT takes, stage by stage, and what it costs
 	$(CLIPSKIP) bench $(call quote,$(OUT))
 
 prove: setup export ## one report of MODEL to send: agreement with PyTorch, a sheet, times, fp16 with outliers

@@ -49,8 +49,10 @@ def _texts(source: Checkpoint, unet: Any, family: Family) -> list[Any]:
             message = f"the U-Net reads a {name} of width {width}, the text encoder gives {given[name]}"
             raise UnsupportedModelError(message, path=source.unet.settings)
     for part, text in zip(source.texts, texts, strict=True):
-        if (tokens := len(source.vocabulary)) > text.vocab_size:
-            message = f"the tokenizer has {tokens} tokens, more than the text encoder: {part.settings}"
+        tokens, rows = len(source.vocabulary), text.vocab_size
+        if tokens > rows or 2 * tokens < rows:  # some rows without a token are an enlarged vocabulary
+            fault = "more than the text encoder" if tokens > rows else f"the text encoder {rows}: it is another model's"
+            message = f"the tokenizer has {tokens} tokens, {fault}: {part.settings}"
             raise CheckpointError(message, path=part.settings, field="vocab_size")
     return texts
 

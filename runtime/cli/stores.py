@@ -51,9 +51,21 @@ def add_to(verbs: Verbs) -> None:
     text = "Say what is installed here, what each target needs and lacks, and how to get it."
     verb = verbs.add_parser("doctor", help="what this machine has and lacks", description=text)
     verb.set_defaults(run=doctor)
-    text = "Measure a store: opening, text per depth, one step, decoding, whole pictures, overhead per step."
-    verb = store_verb(verbs, bench, "latency per stage and per depth", text)
+    text = (
+        "Measure a store: opening, text at every depth, a step, decoding, the first picture of a process, whole\n"
+        "pictures, memory and disk. The last line is JSON. With --baseline, the status is 1 where a row is slower."
+    )
+    verb = store_verb(verbs, bench, "how long each stage takes, and what it costs", text)
     verb.add_argument("--target", default="onnxruntime", help="the backend (default: onnxruntime, on the CPU)")
+    verb.add_argument("--size", metavar="N", default="0", help="pixels a side (default: the model's own)")
+    verb.add_argument("--steps", metavar="N", default="20", help="of a whole picture (default: 20)")
+    verb.add_argument("--batch", metavar="N,N", help="images in one step, such as 1,2,4 (default: what pictures share)")
+    verb.add_argument("--rounds", metavar="N", default="5", help="figures are medians of so many at least (default: 5)")
+    verb.add_argument("--minutes", metavar="N", default="10", help="about how long at most (default: 10)")
+    verb.add_argument("--out", type=path, metavar="FILE", help="write the report there, as JSON")
+    verb.add_argument("--baseline", type=path, metavar="OLD.json", help="an earlier report, to compare with")
+    verb.add_argument("--threshold", metavar="PERCENT", default="10", help="slower by more is a failure (default: 10)")
+    verb.add_argument("--fidelity", action="store_true", help="of the sample model: what is left of a prompt, by depth")
 
 
 def inspect(args: argparse.Namespace) -> Outcome:
@@ -128,8 +140,7 @@ def doctor(args: argparse.Namespace) -> Outcome:
 
 
 def bench(args: argparse.Namespace) -> Outcome:
-    """Medians of repeated runs per stage."""
-    from clipskip.bench import latency, measure
+    """Medians of repeated runs per stage; the exit status is 1 where one is slower than the baseline."""
+    from . import bench as measured
 
-    facts = latency.measure(args.store, args.target)
-    return Outcome(facts, measure.table(facts["stages"]))
+    return measured.run(args)

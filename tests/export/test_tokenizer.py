@@ -107,6 +107,15 @@ def test_a_token_beyond_the_text_encoder_is_refused(checkpoint: Path, tmp_path: 
         export(checkpoint, tmp_path / "store")
 
 
+def test_a_tokenizer_of_a_smaller_model_is_refused_at_once(
+    checkpoint: Path, tmp_path: Path, edit: Callable[..., None]
+) -> None:
+    edit(checkpoint / "text_encoder" / "config.json", vocab_size=113)
+    with pytest.raises(CheckpointError, match="has 56 tokens, the text encoder 113: it is another model's"):
+        export(checkpoint, tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [

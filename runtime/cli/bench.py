@@ -1,0 +1,66 @@
+"""The verb `bench`: what a store takes, beside an earlier report if there is one. `clipskip.bench` measures."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+from clipskip import fields
+from clipskip.engines import hints
+from clipskip.errors import BackendUnavailable, RequestError, StorageError
+
+from . import Outcome, output
+
+NUMBERS = {"size": 0, "steps": 3, "rounds": 5, "minutes": 1, "threshold": 1}  # options, and the least that they take
+SCENES = 48  # enough for intervals of some hundredths
+
+
+def run(args: argparse.Namespace) -> Outcome:
+    """Measure, write the report where that is asked for, and compare."""
+    from clipskip.bench import baseline, store
+
+    if args.fidelity:
+        return fidelity(args)
+    numbers = {name: fields.whole(name, getattr(args, name)) for name in NUMBERS}
+    for name, number in numbers.items():
+        fields.at_least(name, number, NUMBERS[name])
+    threshold = numbers.pop("threshold") / 100
+    batches = () if args.batch is None else fields.ranges("batch", args.batch)
+    asked, old = store.Options(args.target, batches, **numbers), args.baseline and baseline.read(args.baseline)
+    with output.stages() as say:
+        report = store.measure(args.store, asked, say)
+    lines = [store.text(report)]
+    slower: list[str] = []
+    if old:
+        comparison = baseline.compare(report, old, threshold)
+        slower, report = comparison["slower"], {**report, "comparison": comparison}
+        lines += ["", baseline.text(comparison)]
+    return Outcome(report, "\n".join([*lines, _written(report, args.out)]), 1 if slower else 0)
+
+
+def _written(report: dict[str, Any], path: Path | None) -> str:
+    """The report as one line, which a file gets too."""
+    line = json.dumps(report)
+    if path is not None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"{line}\n")
+        except OSError as error:
+            raise StorageError(f"cannot write {path}: {error.strerror}", path=path) from error
+    return line
+
+
+def fidelity(args: argparse.Namespace) -> Outcome:
+    """What pictures keep of their prompts at each clip skip."""
+    if args.baseline is not None:
+        raise RequestError("--fidelity measures no time: it takes no --baseline", field="baseline")
+    try:
+        module = importlib.import_module("clipskip.bench.fidelity")
+    except ImportError as error:
+        hint = f"{hints.install('.[bench]')}, in the folder of clipskip's source"
+        raise BackendUnavailable(f"fidelity needs {error.name}", hint=hint) from error
+    report = module.measure(args.store, SCENES)
+    return Outcome(report, f"{module.table(report)}\n{_written(report, args.out)}")
