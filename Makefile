@@ -16,6 +16,9 @@ MAX_CHUNKS ?=
 COMPUTE_CAPABILITY ?=
 WORKSPACE ?=
 DEVICE    ?=
+PICTURES  ?=
+PROMPT    ?=
+SIZE      ?=
 GPU_TARGET ?= onnxruntime-cuda
 PEER      ?= $(if $(CLIPSKIP_GPU_STORE),,$(MODEL))
 OUT       ?= build/$(subst ^, ,$(patsubst %.safetensors,%,$(notdir $(patsubst %/,%,$(subst $(SPACE),^,$(MODEL))))))
@@ -35,7 +38,7 @@ TARGETS  := onnxruntime onnxruntime-cuda tensorrt tensorrt-rtx
 known     = $(if $(filter $(2),$(TARGETS)),,$(error $(1)=$(2): there are $(TARGETS)))
 
 .DEFAULT_GOAL := help
-.PHONY: driver target help setup demo test fuzz check-install test-gpu test-gpu-onnxruntime bench-gpu report-gpu check lock format export engines verify bench clean
+.PHONY: driver target help setup demo test fuzz check-install test-gpu test-gpu-onnxruntime bench-gpu report-gpu check lock format export engines verify bench prove prove-recommend clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-21s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -57,6 +60,9 @@ help: ## this list
 	@echo "  WORKSPACE=                MiB on the GPU that the builder may use"
 	@echo "  DEVICE=                   tensorrt only: the number of the GPU to build on (default: 0)"
 	@echo "SIZES=512 MAX_BATCH=1 MAX_CHUNKS=1 makes static engines: one picture of 512x512 at a time."
+	@echo "and for prove:"
+	@echo "  PICTURES=                 a folder of captioned pictures (name.png, name.txt), for the clip skip that MODEL wants"
+	@echo "  PROMPT=                   of its sheet; SIZE= such as 512x512, of the sheet's pictures"
 	@echo "and for bench-gpu and report-gpu:"
 	@echo "  GPU_TARGET=$(GPU_TARGET)  or tensorrt-rtx, tensorrt"
 	@echo "  CLIPSKIP_GPU_STORE=       a store of fp16 graphs in place of MODEL; test-gpu takes it as well"
@@ -166,6 +172,13 @@ verify: setup ## check every byte of OUT
 
 bench: setup export ## how long OUT takes, stage by stage, and what it costs
 	$(CLIPSKIP) bench $(call quote,$(OUT))
+
+prove: setup export ## one report of MODEL to send: agreement with PyTorch, a sheet, times, fp16 with outliers
+	$(BIN)/python -m clipskip.bench.prove $(call quote,$(MODEL)) $(call quote,$(OUT)) $(if $(PICTURES),--pictures $(call quote,$(PICTURES))) \
+	  $(if $(PROMPT),--prompt $(call quote,$(PROMPT))) $(if $(SIZE),--size $(call quote,$(SIZE)))
+
+prove-recommend: setup ## is `clipskip recommend` right? Trains three toy models and asks each twenty times
+	$(BIN)/python -m clipskip.bench.prove_recommend
 
 clean: ## remove everything that can be made again, but .venv
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis

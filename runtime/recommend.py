@@ -93,40 +93,49 @@ def recommend(
     Of clip skips that mean one layer the least is compared. Pictures are cut to a square of the model's own size.
     RequestError for what is no caption or clip skip, for a single layer, and for no pictures.
     """
-    kept, rows, asked = pipe.model.kept, list[Losses](), sorted(pipe.clip_skips if skips is None else skips)
+    kept, asked = pipe.model.kept, sorted(pipe.clip_skips if skips is None else skips)
     layers = {kept[whole_clip_skip("skips", skip, len(kept) - 1) - 1]: skip for skip in reversed(asked)}
     if len(layers) < 2:
         message = f"clip skip {', '.join(map(str, asked))} is one layer of this model: nothing to compare it with"
         raise RequestError(message, field="skips", hint="name others, of a store that has them")
     skips = tuple(sorted(layers.values()))
-    for number, (picture, caption) in enumerate(captioned):
-        rows.append(_losses(pipe, picture, caption, skips, number))
+    pictures = enumerate(captioned)
+    return settle(skips, (losses(pipe, *pair, skips, number) for number, pair in pictures), progress)
+
+
+def settle(
+    skips: Sequence[int], pictures: Iterable[Losses], progress: Callable[[Verdict], None] = lambda verdict: None
+) -> Verdict:
+    """The verdict on these clip skips: after each ROUND of pictures, given by their losses, it may be clear."""
+    rows = list[Losses]()
+    for row in pictures:
+        rows.append(row)
         if len(rows) % ROUND == 0:
-            progress(verdict := Verdict(skips, np.stack(rows)))
+            progress(verdict := Verdict(tuple(skips), np.stack(rows)))
             if verdict.decided:
-                break
+                return verdict
     if len(rows) < 2:
         raise RequestError(
             f"{len(rows)} captioned pictures are too few: at least {LEAST} give an answer", field="pictures"
         )
-    return Verdict(skips, np.stack(rows))
+    return Verdict(tuple(skips), np.stack(rows))
 
 
-def _losses(pipe: Pipeline, picture: PIL.Image.Image, caption: str, skips: Sequence[int], number: int) -> Losses:
+def losses(pipe: Pipeline, picture: PIL.Image.Image, caption: str, skips: Sequence[int], number: int) -> Losses:
     """The loss of one picture at each clip skip; its noise and its noise levels follow from its number alone."""
     model, side, draw = pipe.noise_model, pipe.model.default_size, np.random.default_rng(number)
     square = PIL.ImageOps.fit(picture.convert("RGB"), (side, side), PIL.Image.Resampling.LANCZOS)
     clean, _ = pipe.encode(np.asarray(square))
     asked = [Request(prompt=caption, emphasis="None", clip_skip=skip, cfg=1, width=side, height=side) for skip in skips]
-    third, losses = model.steps * (1 - 2 * EDGE) / LEVELS, np.zeros(len(skips))
+    third, mean = model.steps * (1 - 2 * EDGE) / LEVELS, np.zeros(len(skips))
     for level in range(LEVELS):
         sigma = float(model.sigma(np.array(model.steps * EDGE + third * (level + draw.uniform()))))
         noisy = clean + np.float32(sigma) * draw.standard_normal(clean.shape).astype(np.float32)
         rows = table(ESTIMATE, np.array([sigma]), model)
         weight = (denoiser(model)(sigma) @ out) ** -2  # from the error of the picture to that of the network's output
         given = pipe.evaluate(asked, noisy, rows)
-        losses += [weight * np.square(latents - clean).mean(dtype=np.float64) / LEVELS for latents in given]
-    return losses
+        mean += [weight * np.square(latents - clean).mean(dtype=np.float64) / LEVELS for latents in given]
+    return mean
 
 
 def _estimate(sigmas: Sigmas, D: Denoised) -> Iterator[Stage]:

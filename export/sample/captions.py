@@ -34,6 +34,7 @@ class Naming:
     decoy: float = 0.06
     quality: float = 0.12
     junk: float = 0.06
+    tags: float = 0.35  # a list of tags, where others are sentences
 
 
 EVERYTHING = Naming(1.0, 1.0, 1.0, 1.0, 1.0, 0.1, 1.0, 1.0, 0.0, 0.0, 0.0)
@@ -67,7 +68,7 @@ class Writer:
         named = self._choose_setting(scene, standing)
         for i, thing in enumerate(things):
             named |= self._choose_thing(thing, i)
-        parts = self._tags(named, order) if self._chance(0.35) else self._sentence(named, order)
+        parts = self._tags(named, order) if self._chance(self.naming.tags) else self._sentence(named, order)
         if self._chance(self.naming.decoy):
             parts.append(self._decoy(scene))
         if self._chance(self.naming.quality):

@@ -8,13 +8,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import PIL.Image
 
 import clipskip
 from clipskip import fields
-from clipskip.engines import publish, report
-from clipskip.errors import CheckpointError, RequestError
-from clipskip.recommend import LEAST, Verdict, recommend
+from clipskip.engines import hints, publish, report
+from clipskip.errors import BackendUnavailable, CheckpointError, RequestError
+from clipskip.metadata import format_of, save
+from clipskip.recommend import LEAST, SURE, Verdict, recommend
 
 from . import Outcome, output
 
@@ -24,6 +26,9 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 def run(args: argparse.Namespace) -> Outcome:
     """Measure, show every depth, and write the answer into the store where that is asked for."""
     paths = _captioned(args.pictures)
+    if args.plot is not None:
+        figure, _ = empty_figure(), format_of(args.plot, "plot")
+        destination = output.Destination(args.plot, args.overwrite, 1, "plot")
     most = len(paths) if args.most is None else fields.at_least("most", fields.whole("most", args.most), LEAST)
     skips = None if args.skips is None else fields.ranges("skips", args.skips)
     with clipskip.open(args.store, backend=args.target) as pipe, output.stages() as say:
@@ -36,6 +41,10 @@ def run(args: argparse.Namespace) -> Outcome:
     written = args.write and verdict.recommended is not None
     if verdict.recommended is not None and written:
         publish.recommend(args.store, verdict.recommended, verdict.evidence)
+    plot = None
+    if args.plot is not None:
+        picture = draw(verdict, figure)
+        plot = str(destination.save(0, lambda path, overwrite: save(picture, path, None, overwrite=overwrite)))
     losses, depths = dict(zip(verdict.skips, verdict.losses.mean(0).tolist(), strict=True)), list[dict[str, Any]]()
     rows = [("clip skip", "loss", "above the least", "standard error")]
     for skip in verdict.skips:
@@ -43,8 +52,39 @@ def run(args: argparse.Namespace) -> Outcome:
         depths.append({"clip_skip": skip, "loss": losses[skip], "above": above, "standard_error": error})
         rows.append((str(skip), f"{losses[skip]:.5f}", f"{above:.5f}", f"{error:.5f}"))
     facts = {"recommended": verdict.recommended, "evidence": verdict.evidence, "written": written, "depths": depths}
-    lines = [report.table(rows), "", verdict.evidence, *["written into the store"] * written]
-    return Outcome(facts, "\n".join(lines))
+    lines = [report.table(rows), "", verdict.evidence, *["written into the store"] * written, *[plot] * bool(plot)]
+    return Outcome({**facts, "pictures": len(verdict.losses), "plot": plot}, "\n".join(map(str, lines)))
+
+
+def empty_figure() -> Any:
+    """matplotlib's; BackendUnavailable without it."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        hint = hints.install("matplotlib>=3.9")
+        raise BackendUnavailable("plots are drawn with matplotlib, which is not installed", hint=hint) from error
+    figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def draw(verdict: Verdict, figure: Any) -> PIL.Image.Image:
+    """The loss of each clip skip above the best one's, with SURE standard errors around it, as a picture."""
+    above, errors = (np.array(each) for each in zip(*map(verdict.worse, verdict.skips), strict=True))
+    axes, skips, alike = figure.subplots(), np.array(verdict.skips), np.isin(verdict.skips, verdict.alike)
+    axes.axhline(0, color="0.6", linewidth=1)
+    for chosen, colour, name in ((alike, "tab:blue", "cannot be told from the best"), (~alike, "tab:red", "worse")):
+        lengths = SURE * errors[chosen]
+        axes.errorbar(skips[chosen], above[chosen], lengths, fmt="o", color=colour, capsize=3, label=name)
+    axes.set_xticks(skips)
+    axes.set(xlabel="clip skip", ylabel="loss above the least")
+    axes.set_title(
+        f"{verdict.evidence}\nbars: {SURE:.0f} standard errors of the paired difference", fontsize=9, wrap=True
+    )
+    axes.legend(frameon=False, fontsize=8)
+    figure.canvas.draw()
+    return PIL.Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")
 
 
 def _captioned(folder: Path) -> list[Path]:

@@ -41,6 +41,8 @@ def add_to(verbs: Verbs) -> None:
     verb.add_argument("--skips", help='clip skips to compare, such as "1-4" (default: all in the store)')
     verb.add_argument("--most", metavar="N", help="pictures to look at (default: all, while the answer is not clear)")
     verb.add_argument("--write", action="store_true", help="make it what requests get that name none")
+    verb.add_argument("--plot", type=path, metavar="FILE", help="draw the losses by depth (.png; needs matplotlib)")
+    verb.add_argument("--overwrite", action="store_true", help="of --plot, a file that is there")
     verb.add_argument("--target", default="onnxruntime", help="the backend (default: onnxruntime, on the CPU)")
     text = "Remove the folders of a store that its manifest no longer names and no process uses."
     verb = store_verb(verbs, gc, "remove what a store no longer needs", text)

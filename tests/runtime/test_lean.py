@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "onnx", "onnxscript", "transformers", "diffusers", "safetensors", "scipy")
-HEAVY += ("tokenizers", "huggingface_hub", "regex", "ftfy")
+HEAVY += ("tokenizers", "huggingface_hub", "regex", "ftfy", "matplotlib")
 
 
 def python(code, *arguments):

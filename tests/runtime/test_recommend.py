@@ -155,8 +155,10 @@ def test_the_answer_becomes_the_stores_own_with_its_evidence(
 ) -> None:
     store = copy_of(sample_store, tmp_path / "store")
     asked = "recommend", store, "--pictures", folder, "--skips", "2,13"
-    found = said(capsys, *asked)
-    assert (found["recommended"], found["written"]) == (2, False)
+    found = said(capsys, *asked, "--plot", tmp_path / "plot.png")
+    assert (found["recommended"], found["written"], found["pictures"]) == (2, False, LEAST)
+    assert found["plot"] == str(tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 5000
     assert [depth["clip_skip"] for depth in found["depths"]] == [2, 13]
     assert clipskip.open(store).model.recommended_clip_skip == 1
     assert said(capsys, *asked, "--write")["written"]
