@@ -19,6 +19,10 @@ else:
     settings.register_profile("suite", max_examples=150, deadline=None)
     settings.register_profile("fuzz", max_examples=20_000, deadline=None)  # of `make fuzz`
     settings.load_profile("fuzz" if "FUZZ" in os.environ else "suite")
+if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
+    # workers that each compute on all cores wait for each other: every one gets cores of its own, its children too
+    worker, workers = int(os.environ["PYTEST_XDIST_WORKER"][2:]), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[worker::workers] or os.sched_getaffinity(0))
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and so would children
 sys.path.insert(0, str(Path(__file__).parent))  # for reference*.py
 

@@ -22,7 +22,7 @@ def program(tmp_path: Path) -> Path:
 
 def make(target: str, program: Path, *variables: str) -> str:
     command = ["make", "-s", target, f"CLIPSKIP={program}", "--old-file=.venv/installed", *variables]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -50,7 +50,7 @@ def test_every_variable_of_a_build_is_an_option_of_it(program: Path) -> None:
         "<--compute-capability=8.9><--compute-capability=120><--workspace=512><--device=1>"
     )
     assert make("engines", program, "OUT=o").endswith("<build><o><--target><onnxruntime>")
-    listed = subprocess.run(["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True, timeout=60).stdout
+    listed = subprocess.run(["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True, timeout=240).stdout
     assert [name for name in options if f"  {name}=" not in listed] == []
 
 
@@ -65,7 +65,7 @@ def test_graphs_for_a_gpu_are_exported_in_fp16(program: Path, target: str, preci
 )
 def test_what_no_build_takes_is_refused_before_the_export(variables: list[str], message: str, program: Path) -> None:
     command = ["make", "-s", "engines", f"CLIPSKIP={program}", "--old-file=.venv/installed", *variables]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert (done.returncode, done.stdout, message in done.stderr) == (2, "", True), done.stderr
 
 
@@ -75,6 +75,6 @@ def test_without_a_driver_nothing_is_installed_for_a_gpu(target: str, tmp_path: 
     (tmp_path / "nvidia-smi").chmod(0o755)
     surroundings = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     command = ["make", "-s", target]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, env=surroundings)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, env=surroundings)
     assert (done.returncode, done.stdout) == (2, "")
     assert "no NVIDIA driver answers" in done.stderr

@@ -164,7 +164,7 @@ def test_a_child_ends_with_a_parent_that_is_killed(run: Run, tmp_path: Path) -> 
         assert parent.stdout is not None
         number = parent.stdout.readline().strip()
         parent.kill()
-    status, patience = Path("/proc", number, "status"), time.monotonic() + 30
+    status, patience = Path("/proc", number, "status"), time.monotonic() + 120
     while status.exists() and "\nState:\tZ" not in status.read_text():
         assert time.monotonic() < patience, "the child lives on"
         time.sleep(0.02)

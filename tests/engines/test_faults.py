@@ -23,7 +23,7 @@ def stray(root: Path) -> list[str]:
 
 def finish(process, status: int) -> tuple[str, str]:
     """Its output, after it has ended with `status`."""
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == status, err
     return out, err
 

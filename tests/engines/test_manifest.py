@@ -315,13 +315,13 @@ def test_every_mutation_of_a_manifest_is_sound_or_names_its_field_in_no_time_c8(
             continue  # names are free there, and dots in them
         for value in HOSTILE:
             data = changed(tree, path, value)
-            began, error = time.perf_counter(), None
+            began, error = time.process_time(), None
             try:
                 manifest.loads(data)
             except ManifestError as caught:
                 error = caught
             assert error is None or (error.field or "").startswith("manifest"), (path, value)
-            assert time.perf_counter() - began < 1
+            assert time.process_time() - began < 1
             counts[error is None] += 1
     assert counts[False] > 1000
     assert counts[True] > 50

@@ -232,9 +232,9 @@ def test_a_hostile_header_length_costs_nothing_a1_a4(tmp_path: Path, length: int
     path.write_bytes(length.to_bytes(8, "little")[: length or 0])
     with path.open("ab") as file:
         file.truncate(1 << 30 if length == 100_000_001 else path.stat().st_size)  # sparse
-    began = time.perf_counter()
+    began = time.process_time()
     refused(path)
-    assert time.perf_counter() - began < 0.5
+    assert time.process_time() - began < 0.5
 
 
 NAMES = ["a b", "a\nb", "$(rm -rf x)", "-rf", "..b", "x" * 200, "naïve \u202e模型", os.fsdecode(b"\xff\xfe"), "a;b|c&d"]

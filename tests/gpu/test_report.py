@@ -37,7 +37,7 @@ def make_report(folder: Path, doctor: str = DOCTOR, python: str = PYTHON) -> tup
     settings = ["GPU_BIN=bin", "CLIPSKIP_GPU_STORE=store"]
     command = ["make", "-s", "-f", str(ROOT / "Makefile"), "report-gpu", *settings]
     environment = {**os.environ, "HOME": str(folder / "home"), "PATH": f"{folder}/driver:{os.environ['PATH']}"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
     (path,) = folder.glob("report-gpu-*.json")
     return f"{path.name} {done.stdout}{done.stderr}", path.read_text()
 

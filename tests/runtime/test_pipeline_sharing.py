@@ -24,7 +24,7 @@ SMALL = {"width": 64, "height": 64}
 @pytest.fixture(scope="module")
 def pipe(sample_store: Path) -> Iterator[clipskip.Pipeline]:
     # a budget below one text engine, so that the threads also open and close engines under each other
-    with clipskip.open(sample_store, text_engine_budget=1) as pipe:
+    with clipskip.open(sample_store, backend=OnnxRuntime(threads=2), text_engine_budget=1) as pipe:
         yield pipe
 
 
@@ -113,7 +113,7 @@ def test_sixty_four_requests_from_eight_threads_share_calls_and_are_what_they_ar
     sample_store: Path, prompts: list[str], most: float
 ) -> None:
     requests = [mixed(number, prompts[number % 2]) for number in range(64)]
-    backend = Counting()
+    backend = Counting(threads=2)  # of which each computes a part that depends on the batch
     with clipskip.open(sample_store, backend=backend) as pipe:
         alone = [picture(pipe, request) for request in requests]
         one_by_one, backend.calls = backend.calls, 0

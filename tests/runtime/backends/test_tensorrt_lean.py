@@ -17,7 +17,7 @@ BLOCK = f"import sys\nfor name in {HEAVY!r}: sys.modules[name] = None\n"
 
 
 def run(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", BLOCK + code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", BLOCK + code], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
