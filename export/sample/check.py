@@ -6,21 +6,17 @@ import argparse
 import json
 import math
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
-from multiprocessing import get_context
+from multiprocessing.pool import Pool
 from pathlib import Path
 
 import numpy as np
-import torch
 from captions import EVERYTHING, Caption, Writer
 from checker import check
+from drawing import workers
 from PIL import Image
-from sampling import GUIDANCE, STEPS, load, pictures
 from scenes import random_scene
 
 HERE = Path(__file__).parent
-PROCESSES = 2
 PROMPT_SEED, NOISE_SEED = 20_000, 7
 GROUPS = {
     "everything": ("",),
@@ -40,24 +36,21 @@ def main() -> None:
     parser.add_argument("--clip-skip", type=int, nargs="*", default=list(range(1, 14)), help="which depths to measure")
     parser.add_argument("--sheet", type=Path, help="also write the pictures, one row per depth, as a PNG")
     options = parser.parse_args()
-    measured = partial(measure, options.folder, options.prompts)
-    rows, drawn = [], []
-    with ProcessPoolExecutor(PROCESSES, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        for row, depth_pictures in pool.map(measured, options.clip_skip):
-            print(_line(row), flush=True)
-            rows.append(row)
-            drawn.append(depth_pictures)
+    captions = held_out_captions(options.prompts)
+    prompts, rows, drawn = [caption.text for caption in captions], list[dict[str, object]](), []
+    with workers() as pool:
+        from sampling import GUIDANCE, STEPS, load, pictures  # torch: not in the workers
+        from training import best_device
+
+        model = load(options.folder, best_device())
+        for skip in options.clip_skip:
+            drawn.append(pictures(model, prompts, skip, NOISE_SEED))
+            rows.append({"clip_skip": skip, "layers": 13 - skip} | fidelity(pool, drawn[-1], captions))
+            print(_line(rows[-1]), flush=True)
     if options.sheet:
         sheet(drawn).save(options.sheet)
     setup = {"prompts": options.prompts, "steps": STEPS, "guidance": GUIDANCE, "sampler": "DDIM", "held_out": True}
     (options.folder / "fidelity.json").write_text(json.dumps(setup | {"by_clip_skip": rows}, indent=1) + "\n")
-
-
-def measure(folder: Path, prompts: int, clip_skip: int) -> tuple[dict[str, object], np.ndarray]:
-    """One row of the report, and its pictures."""
-    captions = held_out_captions(prompts)
-    drawn = pictures(load(folder), [caption.text for caption in captions], clip_skip, NOISE_SEED)
-    return {"clip_skip": clip_skip, "layers": 13 - clip_skip} | fidelity(drawn, captions), drawn
 
 
 def held_out_captions(count: int) -> list[Caption]:
@@ -67,9 +60,9 @@ def held_out_captions(count: int) -> list[Caption]:
     return [writer.caption(random_scene(rng, held_out=True)) for _ in range(count)]
 
 
-def fidelity(drawn: np.ndarray, captions: Sequence[Caption]) -> dict[str, object]:
+def fidelity(pool: Pool, drawn: np.ndarray, captions: Sequence[Caption]) -> dict[str, object]:
     """The share of pictures that show all that was named, with its standard error, in all and by attribute group."""
-    checked = [check(picture, caption.named) for picture, caption in zip(drawn, captions, strict=True)]
+    checked = pool.starmap(check, [(picture, caption.named) for picture, caption in zip(drawn, captions, strict=True)])
     result: dict[str, object] = {}
     for group, prefixes in GROUPS.items():
         result[group] = _share([_all_right(right, prefixes) for right in checked])

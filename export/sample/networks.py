@@ -17,6 +17,8 @@ from transformers import CLIPTextConfig, CLIPTextModel
 LAYERS = 12
 WIDTH = 64
 POSITIONS = 77
+# What pictures are trained on: the hidden state before the last layer, as with clip skip 2.
+USED = LAYERS - 1
 
 
 def new_vae() -> AutoencoderKL:
@@ -91,7 +93,10 @@ def new_scheduler() -> DDIMScheduler:
 def save_pipeline(out: Path, parts: dict[str, Any]) -> None:
     """Write text_encoder, unet and vae as fp16 safetensors, the scheduler and the index, in diffusers' layout."""
     for name in ("unet", "vae"):
-        copy.deepcopy(parts[name]).half().save_pretrained(out / name)
+        copy.deepcopy(parts[name]).half().cpu().save_pretrained(out / name)
+    # Trainers of checkpoints note the clip skip so; diffusers' own way of saving can note nothing.
+    unet, note = copy.deepcopy(parts["unet"]).half().cpu(), {"ss_clip_skip": str(LAYERS + 1 - USED)}
+    save_file(unet.state_dict(), out / "unet/diffusion_pytorch_model.safetensors", {"format": "pt", **note})
     _save_text_encoder(out / "text_encoder", parts["text_encoder"])
     new_scheduler().save_pretrained(out / "scheduler")
     index = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": diffusers.__version__}
@@ -107,5 +112,7 @@ def _save_text_encoder(folder: Path, text: CLIPTextModel) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     config = text.config.to_dict() | {"architectures": ["CLIPTextModel"], "dtype": "float16"}
     (folder / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
-    weights = {f"text_model.{name}": value.detach().half().contiguous() for name, value in text.named_parameters()}
+    weights = {
+        f"text_model.{name}": value.detach().half().cpu().contiguous() for name, value in text.named_parameters()
+    }
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})

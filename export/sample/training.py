@@ -1,4 +1,4 @@
-"""What every phase shares: the optimiser step, its schedule, averaged weights, averaged gradients, checkpoints."""
+"""What every phase shares: the device, the optimiser step, its schedule, averaged weights, checkpoints."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-SAVE_EVERY = 100
-LOG_EVERY = 20
+SAVE_EVERY, LOG_EVERY = 40.0, 5.0  # seconds
+SHOWN_EVERY = 20  # steps: reading a figure waits for the GPU, so the clock and the rate are never far ahead of it
+WARM_STEPS = 3
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How one phase trains: its name, its number of steps, its rates."""
+    """How one phase trains: its name, its number of steps (or None: until its time is over), its rates."""
 
     name: str
-    steps: int
+    steps: int | None
     rate: float
     decay: Callable[[float, float], float]
     decay_from: float
@@ -31,10 +31,6 @@ class Plan:
     warm_up: int = 100
     weight_decay: float = 0.005
     clip: float = 1.0
-
-    def rate_at(self, step: int) -> float:
-        """The share of the full rate at a step: a linear warm-up, then the phase's decay over its progress."""
-        return min(1.0, (step + 1) / self.warm_up) * self.decay(step / self.steps, self.decay_from)
 
 
 def linear(progress: float, start: float) -> float:
@@ -47,106 +43,164 @@ def cosine(progress: float, start: float) -> float:
     return 0.505 + 0.495 * math.cos(math.pi * max(0.0, (progress - start) / (1.0 - start)))
 
 
-class Trainer:
-    """Trains one module for one phase; resumes from its checkpoint; `averaged` holds the weights to keep."""
+def best_device() -> torch.device:
+    """The GPU where there is one, with TF32 and cuDNN's search for kernels; else the CPU."""
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = True
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
-    def __init__(self, module: nn.Module, plan: Plan, work: Path, rates: dict[str, float] | None = None) -> None:
+
+class Trainer:
+    """Trains one module for one phase; resumes from its checkpoint; `averaged` holds the weights to keep.
+
+    `rates`: beginnings of parameters' names with rates of their own, the first that fits; `until`: when a phase
+    without a number of steps is over, by time.monotonic(). What `learn` does can be captured as a CUDA graph: it
+    reads the rates and the average's weight from tensors, which `steps` fills before each step.
+    """
+
+    def __init__(
+        self, module: nn.Module, plan: Plan, work: Path, rates: dict[str, float] | None = None, until: float = math.inf
+    ) -> None:
         self.module, self.plan, self.path = module, plan, work / f"{plan.name}.checkpoint.pt"
-        self.groups = _groups(module, plan.rate, rates or {})
-        self.optimiser = torch.optim.AdamW(self.groups, betas=(0.9, 0.99), weight_decay=plan.weight_decay)
-        self.full_rates = [group["lr"] for group in self.groups]
+        groups = _groups(module, plan.rate, rates or {})
+        self.full_rates = list(groups)
+        self.trained = [value for values in groups.values() for value in values]
+        self.device = self.trained[0].device
+        settings = [{"params": values, "lr": torch.tensor(rate, device=self.device)} for rate, values in groups.items()]
+        self.optimiser = torch.optim.AdamW(
+            settings, betas=(0.9, 0.99), weight_decay=plan.weight_decay, fused=True,
+            capturable=self.device.type == "cuda",
+        )  # fmt: skip
         self.averaged = {name: value.detach().clone() for name, value in module.named_parameters()}
-        self.step, self.log = 0, Log(plan)
+        self.forget = torch.zeros((), device=self.device)
+        self.step, self.earlier, self.log = 0, 0.0, Log(plan.name)
+        self.began = self.saved = time.monotonic()
+        self.until = until
         if self.path.exists():
             self._load()
 
+    @property
+    def progress(self) -> float:
+        """How much of the phase is done, 0 to 1: of its steps, or of the time left when it was begun or resumed."""
+        if self.plan.steps is not None:
+            return self.step / self.plan.steps
+        return self.earlier + (1 - self.earlier) * (time.monotonic() - self.began) / (self.until - self.began)
+
     def steps(self) -> Iterator[int]:
         """The steps still to do; saves a checkpoint now and then."""
-        while self.step < self.plan.steps:
+        while (progress := self.progress) < 1:
+            self._prepare(progress)
             yield self.step
             self.step += 1
-            if self.step % SAVE_EVERY == 0 or self.step == self.plan.steps:
-                self._save()
+            if time.monotonic() - self.saved > SAVE_EVERY:
+                self._save(self.progress)
+        self._save(1.0)
 
-    def update(self, loss: Tensor, **shown: float) -> None:
-        """One optimiser step on a loss; `shown` are further figures for the log."""
+    def _prepare(self, progress: float) -> None:
+        share = min(1.0, (self.step + 1) / self.plan.warm_up) * self.plan.decay(progress, self.plan.decay_from)
+        for group, full in zip(self.optimiser.param_groups, self.full_rates, strict=True):
+            group["lr"].fill_(full * share)
+        self.forget.fill_(1 - min(self.plan.ema, (1 + self.step) / (10 + self.step)))
+
+    def learn(self, loss: Tensor) -> None:
+        """One optimiser step on a loss, and the average of the weights: on the device alone."""
         self.optimiser.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
-        average_gradients(self.module)
-        for group, full in zip(self.optimiser.param_groups, self.full_rates, strict=True):
+        for group in self.optimiser.param_groups:
             nn.utils.clip_grad_norm_(group["params"], self.plan.clip)
-            group["lr"] = full * self.plan.rate_at(self.step)
         self.optimiser.step()
-        keep = min(self.plan.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
-            for name, value in self.module.named_parameters():
-                self.averaged[name].lerp_(value, 1.0 - keep)
-        self.log.add(self.step, loss=float(loss.detach()), **shown)
+            averaged = list(self.averaged.values())
+            apart = torch._foreach_sub(list(self.module.parameters()), averaged)
+            torch._foreach_mul_(apart, self.forget)
+            torch._foreach_add_(averaged, apart)
+
+    def show(self, **figures: Tensor) -> None:
+        """Figures for the log; most steps do not read them."""
+        if self.step % SHOWN_EVERY == 0:
+            self.log.add(self.step, self.progress, **{name: float(value) for name, value in figures.items()})
+
+    def update(self, loss: Tensor, **figures: Tensor) -> None:
+        """Learn and show."""
+        self.learn(loss)
+        self.show(loss=loss.detach(), **figures)
 
     def use_averaged(self) -> None:
         """Put the averaged weights into the module: the end of a phase."""
         self.module.load_state_dict(self.averaged, strict=False)
 
-    def _save(self) -> None:
-        if rank() != 0:
-            return
-        state = {"step": self.step, "module": self.module.state_dict(), "averaged": self.averaged}
-        write_torch({**state, "optimiser": self.optimiser.state_dict()}, self.path)
+    def _save(self, progress: float) -> None:
+        state = {"step": self.step, "progress": min(progress, 1.0), "module": self.module.state_dict()}
+        write_torch({**state, "averaged": self.averaged, "optimiser": self.optimiser.state_dict()}, self.path)
+        self.saved = time.monotonic()
 
     def _load(self) -> None:
-        state = torch.load(self.path, weights_only=True)
-        self.step, self.averaged = state["step"], state["averaged"]
+        state: dict[str, Any] = torch.load(self.path, weights_only=True, map_location=self.device)
+        self.step, self.earlier, self.averaged = state["step"], state["progress"], state["averaged"]
         self.module.load_state_dict(state["module"])
         self.optimiser.load_state_dict(state["optimiser"])
 
 
+def captured(step: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
+    """The step as one launch of a captured CUDA graph; as it is on a CPU, or where it cannot be captured.
+
+    The step must draw no random numbers and read nothing back; the first ones, outside the graph, are true steps.
+    """
+    if device.type != "cuda":
+        return step
+    usual, aside, graph = torch.cuda.current_stream(), torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    aside.wait_stream(usual)
+    with torch.cuda.stream(aside):
+        for _ in range(WARM_STEPS):
+            step()
+    usual.wait_stream(aside)
+    torch.cuda.synchronize()
+    try:
+        with torch.cuda.graph(graph):
+            shown = step()
+    except RuntimeError as error:
+        torch.cuda.set_stream(usual)  # a failed capture leaves its own
+        torch.cuda.synchronize()
+        print(f"not captured, so each step is launched kernel by kernel: {error}", flush=True)
+        return step
+
+    def replay() -> Tensor:
+        graph.replay()
+        return shown
+
+    return replay
+
+
 @dataclass
 class Log:
-    """Prints the mean of the last figures, with the time a step takes."""
+    """Prints the mean of the last figures now and then, with the time a step takes."""
 
-    plan: Plan
+    name: str
     sums: dict[str, float] = field(default_factory=dict)
     count: int = 0
     since: float = field(default_factory=time.monotonic)
+    since_step: int = 0
 
-    def add(self, step: int, **figures: float) -> None:
+    def add(self, step: int, progress: float, **figures: float) -> None:
         self.count += 1
         for name, value in figures.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
-        if self.count < LOG_EVERY:
+        if (seconds := time.monotonic() - self.since) < LOG_EVERY:
             return
-        seconds = (time.monotonic() - self.since) / self.count
         text = " ".join(f"{name} {value / self.count:.4f}" for name, value in self.sums.items())
-        if rank() == 0:
-            print(f"{self.plan.name} {step + 1}/{self.plan.steps} {seconds:.2f} s/step {text}", flush=True)
-        self.sums, self.count, self.since = {}, 0, time.monotonic()
+        speed = 1e3 * seconds / max(step - self.since_step, 1)
+        print(f"{self.name} {progress:.1%} step {step} {speed:.1f} ms/step {text}", flush=True)
+        self.sums, self.count, self.since, self.since_step = {}, 0, time.monotonic(), step
 
 
-def _groups(module: nn.Module, rate: float, rates: dict[str, float]) -> list[dict[str, Any]]:
-    """Parameter groups by the first part of a parameter's name, each with its own rate."""
-    parts: dict[float, list[nn.Parameter]] = {}
+def _groups(module: nn.Module, rate: float, rates: dict[str, float]) -> dict[float, list[nn.Parameter]]:
+    """The trained parameters by their rate."""
+    groups: dict[float, list[nn.Parameter]] = {}
     for name, value in module.named_parameters():
         if value.requires_grad:
-            parts.setdefault(rates.get(name.split(".")[0], rate), []).append(value)
-    return [{"params": values, "lr": lr} for lr, values in parts.items()]
-
-
-def rank() -> int:
-    """This process's number among those that train together."""
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def average_gradients(module: nn.Module) -> None:
-    """Replace each gradient by its mean over the processes, in one message."""
-    if not dist.is_initialized():
-        return
-    gradients = [value.grad for value in module.parameters() if value.grad is not None]
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    dist.all_reduce(flat)
-    flat /= dist.get_world_size()
-    parts = torch.split(flat, [gradient.numel() for gradient in gradients])
-    for gradient, part in zip(gradients, parts, strict=True):
-        gradient.copy_(part.view_as(gradient))
+            own = next((own for beginning, own in rates.items() if name.startswith(beginning)), rate)
+            groups.setdefault(own, []).append(value)
+    return groups
 
 
 def write_torch(value: Any, path: Path) -> None:

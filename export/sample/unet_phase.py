@@ -1,107 +1,141 @@
-"""Trains the U-Net on the autoencoder's latents, with every clip skip depth. Knows nothing of pictures' pixels."""
+"""Trains the U-Net on the autoencoder's latents and the text encoder's last but one hidden state. Knows no pixels.
+
+The last text layer belongs to another task, as in CLIP: it makes one vector of a caption that matches its picture.
+So the U-Net never sees what that layer gives, as a model that is used with clip skip 2.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from captions import Writer
 from latents import Latents
-from networks import LAYERS, hidden_states, new_scheduler, new_unet
-from text_phase import Reader, attribute_loss, end_positions, pad_positions
+from networks import LAYERS, USED, WIDTH, hidden_states, new_scheduler, new_text_encoder, new_unet
+from text_phase import Reader, at, attribute_loss, end_positions, pad_positions
 from torch import Tensor, nn
 from torch.nn import functional
-from training import Plan, Trainer, rank
-from words import Words
+from training import Plan, Trainer, captured
 
-DEPTH_SHARES = torch.tensor([0.04] * 11 + [0.18, 0.38])
+BATCH = {"cuda": 256, "cpu": 32}
 DROPPED_CAPTIONS = 0.1
 SNR_LIMIT = 5.0
-ATTRIBUTE_WEIGHT = 0.03
-TEXT_RATE = 4e-4
+ATTRIBUTE_WEIGHT, MATCH_WEIGHT = 0.03, 0.02
+LAST = f"reader.text.encoder.layers.{LAYERS - 1}."
+RATES = {LAST: 1e-3, "reader.text.": 2e-4}  # all else at the plan's
+SHARPEST = 100.0
+
+
+class Matcher(nn.Module):
+    """Tells which caption belongs to which latents: the task of the last text layer. It is not kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.eye = nn.Sequential(
+            nn.Conv2d(4, 64, 3, 2, 1), nn.GELU(), nn.Conv2d(64, 128, 3, 2, 1), nn.GELU(),
+            nn.Conv2d(128, 128, 3, 2, 1), nn.GELU(), nn.Flatten(), nn.Linear(128 * 2 * 2, WIDTH),
+        )  # fmt: skip
+        self.projection = nn.Linear(WIDTH, WIDTH, bias=False)
+        self.sharpness = nn.Parameter(torch.tensor(2.7))
+
+    def forward(self, latents: Tensor, pooled: Tensor) -> Tensor:
+        """How well each caption matches each picture, [captions, pictures]."""
+        seen = functional.normalize(self.eye(latents), dim=1)
+        told = functional.normalize(self.projection(pooled), dim=1)
+        return self.sharpness.exp().clamp(max=SHARPEST) * told @ seen.T
 
 
 class Generator(nn.Module):
-    """U-Net, text encoder and attribute head, trained together."""
+    """U-Net, text encoder with its attribute head, and matcher, trained together."""
 
     def __init__(self, reader: Reader) -> None:
         super().__init__()
-        self.unet, self.reader = new_unet(), reader
+        self.unet, self.reader, self.matcher = new_unet(), reader, Matcher()
+
+    def begin_last_layer(self) -> None:
+        """Forget what the last text layer was trained for before."""
+        text = self.reader.text
+        fresh = new_text_encoder(text.config.vocab_size).encoder.layers[-1]
+        text.encoder.layers[-1].load_state_dict(fresh.state_dict())
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Latents with their captions' ids, attribute classes and text depths."""
+class Chance:
+    """The random numbers of a step, in places that stay: a captured graph reads them, and they are drawn outside."""
 
-    latents: Tensor
-    ids: Tensor
-    labels: Tensor
-    depths: Tensor
+    def __init__(self, pictures: int, device: torch.device) -> None:
+        self.source = torch.Generator(device)
+        self.even = torch.zeros(6, pictures, device=device)
+        self.normal = torch.zeros(2, pictures, 4, 16, 16, device=device)
+
+    def draw(self, seed: int | None = None) -> None:
+        """New numbers; a seed is set once in a while, at a start and where a phase is resumed."""
+        if seed is not None:
+            self.source.manual_seed(seed)
+        self.even.uniform_(generator=self.source)
+        self.normal.normal_(generator=self.source)
+
+    def below(self, row: int, count: int) -> Tensor:
+        """One whole number per picture, 0 to count - 1."""
+        return (self.even[row] * count).long().clamp(max=count - 1)
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One U-Net phase: its plan, pictures per process and step, pooling of latents, tokens, text trained or not."""
+def train_unet(plan: Plan, generator: Generator, data: Latents, empty: Tensor, work: Path, until: float) -> None:
+    """Train until time.monotonic() says `until`; leaves the averaged weights in the generator.
 
-    plan: Plan
-    pictures: int
-    pooling: int
-    tokens: int
-    text_trained: bool
+    `empty`: the token ids of the empty caption.
+    """
+    device = data.mean.device
+    generator.reader.text.embeddings.requires_grad_(False)  # every word has been learned
+    trainer = Trainer(generator, plan, work, RATES, until)
+    chance = Chance(BATCH[device.type], device)
+    abar = new_scheduler().alphas_cumprod.to(device)
 
+    def learn() -> Tensor:
+        noise, asked, match = losses(generator, data, empty, chance, abar)
+        trainer.learn(noise + ATTRIBUTE_WEIGHT * asked + MATCH_WEIGHT * match)
+        return torch.stack([noise, asked, match]).detach()
 
-def train_unet(stage: Stage, generator: Generator, data: Latents, words: Words, work: Path) -> None:
-    """One phase on the processes' own parts of the data; leaves the averaged weights in the generator."""
-    generator.reader.requires_grad_(stage.text_trained)
-    trainer = Trainer(generator, stage.plan, work, {"reader": TEXT_RATE})
-    abar = new_scheduler().alphas_cumprod
-    for step in trainer.steps():
-        rng = np.random.default_rng((step, rank(), stage.pooling))
-        torch.manual_seed(int(rng.integers(2**31)))
-        batch = _batch(data, words, rng, stage)
-        states = hidden_states(generator.reader.text, batch.ids)
-        context = _context(generator.reader, batch.depths, states)
-        loss = noise_loss(generator.unet, batch, context, abar)
-        asked = _asked(generator.reader, batch, states) if stage.text_trained else torch.zeros(())
-        trainer.update(loss + ATTRIBUTE_WEIGHT * asked, noise=float(loss.detach()), asked=float(asked.detach()))
+    step = None
+    for number in trainer.steps():
+        chance.draw(number if step is None else None)
+        step = step or captured(learn, device)
+        noise, asked, match = step()
+        trainer.show(noise=noise, asked=asked, match=match)
     trainer.use_averaged()
 
 
-def _batch(data: Latents, words: Words, rng: np.random.Generator, stage: Stage) -> Batch:
-    """Random latents with fresh captions; some captions are dropped for guidance."""
-    chosen = rng.integers(len(data.scenes), size=stage.pictures)
-    writer = Writer(rng)
-    captions = [writer.caption(data.scenes[i]) for i in chosen]
-    kept = rng.random(stage.pictures) >= DROPPED_CAPTIONS
-    ids = words([caption.text if keep else "" for caption, keep in zip(captions, kept, strict=True)])[:, : stage.tokens]
-    labels = torch.tensor([caption.labels() for caption in captions]) * torch.from_numpy(kept)[:, None]
-    depths = torch.multinomial(DEPTH_SHARES, stage.pictures, replacement=True)
-    return Batch(functional.avg_pool2d(data.sample(chosen), stage.pooling), ids, labels, depths)
+def losses(
+    generator: Generator, data: Latents, empty: Tensor, chance: Chance, abar: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of one random batch: the noise's error, the attributes' at random depths below the last, the matcher's."""
+    reader, (pictures, captions, _) = generator.reader, data.ids.shape
+    rows, caption = chance.below(0, pictures), chance.below(1, captions)
+    kept = chance.even[2] >= DROPPED_CAPTIONS
+    ids = torch.where(kept[:, None], data.ids[rows, caption].long(), empty)
+    labels = data.labels[rows, caption].long() * kept[:, None]
+    latents = data.mean[rows] + data.deviation[rows] * chance.normal[0]
+    states = hidden_states(reader.text, ids)
+    context = reader.text.final_layer_norm(states[USED])
+    noise = noise_loss(generator.unet, latents, context, abar, chance)
+    ends, depths = end_positions(ids), 1 + chance.below(3, USED)
+    asked = attribute_loss(reader(states, depths, pad_positions(ends, chance.even[4])), labels, depths)
+    pooled = reader.text.final_layer_norm(at(states, torch.full_like(depths, LAYERS), ends))
+    return noise, asked, match_loss(generator.matcher(latents, pooled), kept)
 
 
-def noise_loss(unet: nn.Module, batch: Batch, context: Tensor, abar: Tensor) -> Tensor:
+def noise_loss(unet: nn.Module, latents: Tensor, context: Tensor, abar: Tensor, chance: Chance) -> Tensor:
     """Min-SNR-weighted error of the predicted noise, with timesteps spread evenly over the batch."""
-    count = len(batch.latents)
-    steps = ((torch.arange(count) + torch.rand(count)) / count * len(abar)).long()
+    count, noise = len(latents), chance.normal[1]
+    places = (torch.arange(count, device=latents.device) + chance.even[5]) / count
+    steps = (places * len(abar)).long().clamp(max=len(abar) - 1)
     signal = abar[steps].view(-1, 1, 1, 1)
-    noise = torch.randn_like(batch.latents)
-    noisy = signal.sqrt() * batch.latents + (1 - signal).sqrt() * noise
+    noisy = signal.sqrt() * latents + (1 - signal).sqrt() * noise
     predicted: Tensor = unet(noisy, steps, context).sample
     snr = signal / (1 - signal)
     return (snr.clamp(max=SNR_LIMIT) / snr * (predicted - noise).square()).mean()
 
 
-def _context(reader: Reader, depths: Tensor, states: Tensor) -> Tensor:
-    """Each picture's own depth; only the last two depths teach the text encoder, or it would answer all at once."""
-    chosen = states[depths, torch.arange(len(depths))]
-    taught = (depths >= LAYERS - 1)[:, None, None]
-    context: Tensor = reader.text.final_layer_norm(torch.where(taught, chosen, chosen.detach()))
-    return context
-
-
-def _asked(reader: Reader, batch: Batch, states: Tensor) -> Tensor:
-    """The attribute loss at the used depths: keeps the text encoder from forgetting its grammar."""
-    positions = pad_positions(end_positions(batch.ids), batch.ids.shape[1])
-    return attribute_loss(reader(states, batch.depths, positions), batch.labels, batch.depths)
+def match_loss(matches: Tensor, kept: Tensor) -> Tensor:
+    """Cross-entropy of finding each caption's picture and each picture's caption (Radford et al. 2021, fig. 3)."""
+    right = torch.arange(len(matches), device=matches.device)
+    both = [functional.cross_entropy(way, right, reduction="none") for way in (matches, matches.T)]
+    return (torch.stack(both) * kept).mean()

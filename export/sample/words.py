@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from captions import Writer
 from grammar import JUNK, QUALITY
 from scenes import random_scene
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from torch import Tensor
 
 MERGES = 476
 CAPTIONS = 20_000
@@ -37,13 +35,13 @@ class Words:
         self.tokenizer = _tokenizer(models.BPE(vocabulary, merges, end_of_word_suffix="</w>", unk_token=END))
         self.start, self.end = vocabulary[START], vocabulary[END]
 
-    def __call__(self, texts: Sequence[str]) -> Tensor:
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """Token ids, int64 of shape [texts, 77]; what does not fit is cut off."""
-        rows = torch.full((len(texts), POSITIONS), self.end)
+        rows = np.full((len(texts), POSITIONS), self.end)
         rows[:, 0] = self.start
         for row, encoding in zip(rows, self.tokenizer.encode_batch(list(texts)), strict=True):
             ids = encoding.ids[: POSITIONS - 2]
-            row[1 : len(ids) + 1] = torch.tensor(ids, dtype=torch.long)
+            row[1 : len(ids) + 1] = ids
         return rows
 
 
