@@ -38,7 +38,7 @@ TARGETS  := onnxruntime onnxruntime-cuda tensorrt tensorrt-rtx
 known     = $(if $(filter $(2),$(TARGETS)),,$(error $(1)=$(2): there are $(TARGETS)))
 
 .DEFAULT_GOAL := help
-.PHONY: driver target help setup demo test fuzz check-install test-gpu test-gpu-onnxruntime bench-gpu report-gpu check lock format export engines verify bench prove prove-recommend clean
+.PHONY: driver target help setup demo test fuzz check-install test-gpu test-gpu-onnxruntime bench-gpu report-gpu check lock format export engines verify bench bench-peers prove prove-recommend clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-21s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -179,6 +179,14 @@ prove: setup export ## one report of MODEL to send: agreement with PyTorch, a sh
 
 prove-recommend: setup ## is `clipskip recommend` right? Trains three toy models and asks each twenty times
 	$(BIN)/python -m clipskip.bench.prove_recommend
+
+bench-peers: setup export ## MODEL beside diffusers, torch.compile, OpenVINO, optimum-onnx: one run; with FULL=1 of SD 1.5's size
+ifdef FULL
+	$(BIN)/python -m clipskip.bench.full_size build/full
+	$(BIN)/python -m clipskip.bench.peers build/full/checkpoint build/full/store --steps 4 --rounds 5 --out build/bench/full-peers.json
+else
+	$(BIN)/python -m clipskip.bench.peers $(call quote,$(MODEL)) $(call quote,$(OUT)) --out build/bench/peers.json
+endif
 
 clean: ## remove everything that can be made again, but .venv
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -116,3 +116,10 @@ def peak_rates() -> dict[str, float]:
     taken = interleaved({"flops": lambda: square @ square, "bytes": lambda: np.copyto(target, block)}, 8)
     work = {"flops": 2 * 1536**3, "bytes": 2 * block.nbytes}
     return {name: work[name] / min(seconds) for name, seconds in taken.items()}
+
+
+def available() -> int | None:
+    """Bytes of memory that programs may still take, None where that is not told."""
+    path = Path("/proc/meminfo")
+    lines = [line for line in path.read_text().splitlines() if line.startswith("MemAvailable")] if path.exists() else []
+    return int(lines[0].split()[1]) * 1024 if lines else None

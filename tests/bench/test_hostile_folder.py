@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from clipskip.bench import compare, store
+from clipskip.bench import peers, store
 
 
-@pytest.mark.parametrize("code", [store.PICTURES, *compare.FIRST_PICTURES.values()])
+@pytest.mark.parametrize("code", [store.PICTURES, *peers.FIRST_PICTURES.values()])
 def test_the_first_picture_of_a_process_runs_no_module_of_the_working_folder(code: str, tmp_path: Path) -> None:
     for name in ("clipskip", "torch", "json", "diffusers"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('foreign code ran')")
