@@ -14,13 +14,13 @@ from clipskip.engines.manifest import Artefact
 from clipskip.engines.variants import Changed
 from clipskip.errors import BackendUnavailable, EngineIncompatible, RequestError
 
-from . import Array, Engine, cores
+from . import Array, Engine, cores, prepacked
 from .cuda import Cuda
 from .device import Device, DeviceEngine, Settings
 from .onnxruntime_cuda import CudaContexts, Weights
 from .pool import with_room
 from .providers import CPU, CUDA, load, named
-from .sessions import SESSION_BYTES, WEIGHTS_FOLDER, Sessions
+from .sessions import SESSION_BYTES, Sessions
 from .signature import check_like
 
 CPU_PIXELS = 512 * 512  # attention needs 1 GB for one guided picture of this size, and batches bring no speed
@@ -103,11 +103,11 @@ class OnnxRuntime:
             values = {}
         for name, value in values.items():  # read where they are, by all depths
             session_options.add_initializer(name, value)
-        graph, weights = None, (path.parent.parent / artefact.files[-1].path).parent
-        if weights != path.parent:  # a form that was built for graphs of another folder
-            graph = path.read_bytes()
-            session_options.add_session_config_entry(WEIGHTS_FOLDER, str(weights))
-        session = self._sessions.open(artefact, path, session_options, {}, graph)
+        pack = partial(self._sessions.graph, artefact, path)
+        session = None
+        if not changed and artefact.role.part != "text" and self.providers == (CPU,):
+            session = prepacked.opened(self._sessions, artefact, pack)
+        session = session or pack(session_options)
         on_cpu = self._sessions.provider.kind == "cpu"  # where the weights are mapped
         nbytes = SESSION_BYTES + sum(file.size for file in artefact.files[: 1 if on_cpu else None])
         nbytes += sum(each.array.nbytes for each in changed.values())
