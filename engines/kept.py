@@ -82,8 +82,8 @@ def clear(*, dry_run: bool = False) -> dict[str, int]:
     if (own := files.own_folder()) is None:
         return {}
     with files.translated(own):
-        paths = [path for path in own.iterdir() if path.name != FOLDER and path.suffix != ".lock"]
-        paths += [path for path in (own / FOLDER).glob("*") if path.suffix != ".lock"]
+        paths = [path for path in own.iterdir() if path.name != FOLDER and not path.name.endswith(".lock")]
+        paths += [path for path in (own / FOLDER).glob("*") if not path.name.endswith(".lock")]
         sizes = {
             str(path.relative_to(own)): files.folder_size(path) if path.is_dir() else path.lstat().st_size
             for path in sorted(paths)
