@@ -37,6 +37,6 @@ def test_all_depths_are_packed_or_none_and_what_that_costs_is_counted(sample_sto
 
 def test_depths_that_are_packed_come_and_go_within_the_budget_for_texts(sample_store: Path) -> None:
     with clipskip.open(sample_store, backend=OnnxRuntime(threads=1, pack_text=True), text_engine_budget=0) as pipe:
-        for skip in 1, 2, 1:
+        for skip in 1, 2:
             pipe("a red circle", clip_skip=skip, steps=1, width=64, height=64)
-        assert [role for role in pipe._engines.roles() if role.part == "text"] == [Role("text", 12)]
+        assert [role for role in pipe._engines.roles() if role.part == "text"] == [Role("text", 11)]
