@@ -14,13 +14,13 @@ from clipskip.engines.manifest import Artefact
 from clipskip.engines.variants import Changed
 from clipskip.errors import BackendUnavailable, EngineIncompatible, RequestError
 
-from . import Array, Engine, cores
+from . import Array, Engine, cores, prepacked
 from .cuda import Cuda
 from .device import Device, DeviceEngine, Settings
 from .onnxruntime_cuda import CudaContexts, Weights
 from .pool import with_room
 from .providers import CPU, CUDA, load, named
-from .sessions import SESSION_BYTES, WEIGHTS_FOLDER, Sessions
+from .sessions import SESSION_BYTES, Sessions
 from .signature import check_like
 
 CPU_PIXELS = 512 * 512  # attention needs 1 GB for one guided picture of this size, and batches bring no speed
@@ -34,7 +34,9 @@ class OnnxRuntime:
     `threads` is the number of threads of one engine (default: as many as this process may use cores). `graphs`: replay
     what was run as a CUDA graph, where the provider can. `settings`: ONNX Runtime's own options for the first provider,
     over those of `providers.py`; for CUDA `cudnn_conv_algo_search` ("HEURISTIC" here, "EXHAUSTIVE" or "DEFAULT") and
-    `prefer_nhwc` ("0" or "1") are worth a measurement. `device`: which of the provider's devices.
+    `prefer_nhwc` ("0" or "1") are worth a measurement. `device`: which of the provider's devices. `pack_text`: every
+    depth of the text encoder has packed weights of its own, which is a fifth faster, costs up to a copy of them for
+    each open depth, and adds up in another order: pictures differ from those without, by 1/255 here and there.
     """
 
     target = "onnx"
@@ -46,6 +48,7 @@ class OnnxRuntime:
         graphs: bool = True,
         settings: Mapping[str, str] | None = None,
         device: int = 0,
+        pack_text: bool = False,
     ) -> None:
         provider = named(providers[0])
         try:
@@ -60,7 +63,7 @@ class OnnxRuntime:
             raise RequestError(f"{provider.target} computes on the CPU, which has no number {device}", field="device")
         load(ort, provider)
         self._ort, own = ort, dict(settings or {})
-        self._made = tuple(providers), threads, graphs, own, device
+        self._made, self._pack_text = (tuple(providers), threads, graphs, own, device, pack_text), pack_text
         self.providers = tuple(dict.fromkeys((*providers, *provider.below)))
         self.name, self.variants = provider.target, provider.variants
         self.threads = threads or cores()
@@ -93,23 +96,23 @@ class OnnxRuntime:
             make = partial(CudaContexts, self._sessions, self._weights, artefact, path, changed)
             contexts = with_room(make, self._gpu.relieve)
             return DeviceEngine(self._gpu, artefact, contexts.make, contexts.nbytes)
-        session_options = self._sessions.options()
-        if artefact.role.part == "text":
+        session_options, mapped = self._sessions.options(), artefact.role.part == "text" and not self._pack_text
+        if mapped:
             # All depths read the same weights: without prepacking they stay mapped from one file, and a further depth
-            # costs megabytes instead of a copy (measured in LOG.md).
+            # costs megabytes instead of a copy (measured in LOG.md). Packed ones would give other bits: never mix them.
             session_options.add_session_config_entry("session.disable_prepacking", "1")
         values = self._sessions.replace(session_options, changed)
-        if artefact.role.part != "text":  # these are packed when the session is opened, and ours are not read again
+        if not mapped:  # these are packed when the session is opened, and ours are not read again
             values = {}
         for name, value in values.items():  # read where they are, by all depths
             session_options.add_initializer(name, value)
-        graph, weights = None, (path.parent.parent / artefact.files[-1].path).parent
-        if weights != path.parent:  # a form that was built for graphs of another folder
-            graph = path.read_bytes()
-            session_options.add_session_config_entry(WEIGHTS_FOLDER, str(weights))
-        session = self._sessions.open(artefact, path, session_options, {}, graph)
-        on_cpu = self._sessions.provider.kind == "cpu"  # where the weights are mapped
-        nbytes = SESSION_BYTES + sum(file.size for file in artefact.files[: 1 if on_cpu else None])
+        pack = partial(self._sessions.graph, artefact, path)
+        session = None
+        if not changed and artefact.role.part != "text" and self.providers == (CPU,):
+            session = prepacked.opened(self._sessions, artefact, pack)
+        session = session or pack(session_options)
+        shared = self._sessions.provider.kind == "cpu" and (mapped or artefact.role.part != "text")
+        nbytes = SESSION_BYTES + sum(file.size for file in artefact.files[: 1 if shared else None])
         nbytes += sum(each.array.nbytes for each in changed.values())
         return OnnxRuntimeEngine(artefact, session, self._sessions, nbytes, values)
 
@@ -131,8 +134,8 @@ class OnnxRuntimeEngine:
         self.artefact, self.nbytes = artefact, nbytes
         self._session, self._sessions, self._values = session, sessions, values
         self._names = [port.name for port in artefact.outputs]
-        # A picture takes a gigabyte here, once; texts are small, and steps follow one another in a loop.
-        self._options = sessions.run_options(gives_back=artefact.role.part not in ("text", "step"))
+        # A picture takes a gigabyte, once; a text some megabytes, in thirteen sessions; a step is run again at once.
+        self._options = sessions.run_options(gives_back=artefact.role.part != "step")
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         session, _held = self._session, self._values  # closing the engine in another thread takes them away

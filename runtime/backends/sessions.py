@@ -77,6 +77,14 @@ class Sessions:
         check_ports(artefact, path, role, inputs, outputs)
         return session
 
+    def graph(self, artefact: Artefact, path: Path, session_options: Any) -> Any:
+        """As `open`, of a graph whose weights may lie in another folder: a form that was built for exported graphs."""
+        graph, weights = None, (path.parent.parent / artefact.files[-1].path).parent
+        if weights != path.parent:
+            graph = path.read_bytes()
+            session_options.add_session_config_entry(WEIGHTS_FOLDER, str(weights))
+        return self.open(artefact, path, session_options, {}, graph)
+
     def smallest(self) -> Any:
         """A session of a graph of one node, y = -x; BackendUnavailable where the provider cannot even open that."""
         told = options(self.provider, None, half=True)

@@ -44,9 +44,15 @@ def add_to(verbs: Verbs) -> None:
     verb.add_argument("--plot", type=path, metavar="FILE", help="draw the losses by depth (.png; needs matplotlib)")
     verb.add_argument("--overwrite", action="store_true", help="of --plot, a file that is there")
     verb.add_argument("--target", default="onnxruntime", help="the backend (default: onnxruntime, on the CPU)")
-    text = "Remove the folders of a store that its manifest no longer names and no process uses."
-    verb = store_verb(verbs, gc, "remove what a store no longer needs", text)
+    text = (
+        "Remove the folders of a store that its manifest no longer names and no process uses; with --cache what is\n"
+        "in the user's own folder: prepacked weights, proofs, what GPU libraries made. All is made again when needed."
+    )
+    verb = verbs.add_parser("gc", help="remove what a store, or this user, no longer needs", description=text)
+    verb.add_argument("store", type=path, metavar="STORE", nargs="?")
+    verb.add_argument("--cache", action="store_true", help="what is kept in the user's own folder")
     verb.add_argument("--dry-run", action="store_true", help="only say what would go")
+    verb.set_defaults(run=gc)
     builds.add_budget(verb)
     text = "Say what is installed here, what each target needs and lacks, and how to get it."
     verb = verbs.add_parser("doctor", help="what this machine has and lacks", description=text)
@@ -122,13 +128,22 @@ def recommend(args: argparse.Namespace) -> Outcome:
 
 
 def gc(args: argparse.Namespace) -> Outcome:
-    """Free what no manifest names."""
-    from clipskip.engines import publish
-    from clipskip.engines.files import readable_size
+    """Free what no manifest names, and what is cached."""
+    from clipskip.engines import files, kept, publish
 
-    removed = publish.gc(args.store, dry_run=args.dry_run, lora_budget=builds.budget(args))
-    lines = [f"{name}  {readable_size(size)}" for name, size in removed.items()] or ["nothing to remove"]
-    return Outcome({"removed": removed, "dry_run": args.dry_run}, "\n".join(lines))
+    if args.store is None and not args.cache:
+        raise RequestError("gc takes a STORE, or --cache", field="store", hint=f"{hints.clipskip()} gc --help")
+    budget, removed, cached = builds.budget(args), dict[str, int](), dict[str, int]()
+    if args.store is not None:
+        removed = publish.gc(args.store, dry_run=args.dry_run, lora_budget=budget)
+    if args.cache:
+        cached = kept.clear(dry_run=args.dry_run)
+    lines = [f"{name}  {files.readable_size(size)}" for name, size in (removed | cached).items()]
+    if args.cache:
+        total, most = (files.readable_size(size) for size in (sum(cached.values()), kept.limit()))
+        lines.append(f"cache: {files.own_folder() or 'none'}, {total}; prepacked weights take at most {most}")
+    text = "\n".join(lines or ["nothing to remove"])
+    return Outcome({"removed": removed, "cache": cached, "dry_run": args.dry_run}, text)
 
 
 def doctor(args: argparse.Namespace) -> Outcome:
