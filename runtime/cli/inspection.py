@@ -95,11 +95,10 @@ def _of_sheet(path: Path, cells: Cells) -> Outcome:
             continue
         ledger = cells.ledger(number)
         own = {"model": ledger.model, "prompt": ledger.request.prompt, "negative": ledger.request.negative_prompt}
-        lines = [
-            f"{field}: {value}" for field, value in (own | ledger.honoured).items() if first.get(field, "") != value
-        ]
+        own |= ledger.honoured
+        lines = [f"{field}: {value}" for field, value in own.items() if first.get(field, "") != value]
         rows += [(name, ", ".join(lines))] if first else [(name, line) for line in lines]
-        first = first or own | ledger.honoured
+        first = first or own
         told.append({"cell": number, **asdict(ledger)})
     axes = [asdict(axis) for axis in cells.axes]
     text = report.table([(name, line) for name, value in rows for line in value.split("\n") if line])
