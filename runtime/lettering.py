@@ -90,10 +90,8 @@ def lettering(texts: Iterable[str], size: int, file: str | os.PathLike[str] | No
         try:
             best = _having(characters, Lettering(size, Path(file)))
         except OSError as error:
-            hint = "a .ttf, .otf or .ttc file"
-            raise CheckpointError(
-                f"{os.fspath(file)} is no font that can be read", path=os.fspath(file), hint=hint
-            ) from error
+            message = f"{os.fspath(file)} is no font that can be read: a .ttf, .otf or .ttc file is one"
+            raise CheckpointError(message, path=os.fspath(file)) from error
     else:
         best = _having(characters, Lettering(size))
         for path in _files() if best.lacks else ():

@@ -7,14 +7,13 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
-from decimal import Decimal
 from itertools import groupby, islice
 from typing import TYPE_CHECKING
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from . import metadata
 from .axes import STORE, Axis, places, requests
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
 GAP = 4
 MOST_PIXELS = metadata.MOST_PIXELS  # of a sheet: larger cells are drawn smaller
 ALWAYS = ("clip_skip", "seed", "steps", "cfg", "sampler", "schedule")  # are told though they have their defaults
+Kind = tuple[int, int, str, int, tuple[tuple[str, float], ...]]  # so many together, of so many calls; size, ...
 _NUMBER = re.compile(r"(\d+(?:\.\d+)?)")
 
 
@@ -126,12 +126,14 @@ def steps(
         pipes = [hold.enter_context(opened(store)) for hold, store in zip(holds, stores, strict=True)]
         kinds = kinds_of(cells, [pipes[store] for store in which], sheet.names())
         order = sorted(range(len(cells)), key=lambda i: kinds.index(kinds[i]))
-        done, left = 0, sum(kind.calls for kind in kinds)
+        done, left = 0, sum(calls for _, calls, *_ in kinds)
         for number, hold in enumerate(holds):
             with hold:
-                for kind, alike in groupby((i for i in order if which[i] == number), kinds.__getitem__):
-                    while group := list(islice(alike, kind.together)):
-                        left -= kind.calls * len(group)
+                for (together, calls, *_), alike in groupby(
+                    (i for i in order if which[i] == number), kinds.__getitem__
+                ):
+                    while group := list(islice(alike, together)):
+                        left -= calls * len(group)
                         for state in pipes[number].steps(*(cells[i] for i in group)):
                             yield Stage(done + state.call, done + state.calls + left, sheet)
                         done += state.calls
@@ -140,18 +142,8 @@ def steps(
                         yield Stage(done, done + left, sheet)
 
 
-@dataclass(frozen=True)
-class Kind:
-    """What cells have in common that share calls of the network: so many at once, and about so many calls each."""
-
-    calls: int
-    size: tuple[int, int, int]  # with the chunks of the prompts
-    loras: tuple[tuple[str, float], ...]  # in the network
-    together: int
-
-
 def kinds_of(cells: Sequence[Request], pipes: Sequence[Pipeline], names: Sequence[str]) -> list[Kind]:
-    """The kind of every cell. What its pipeline refuses is refused, with the name of the cell."""
+    """The kind of every cell: what those have in common that share calls. What its pipeline refuses is refused, with the name of the cell."""
     kinds: list[Kind] = []
     for cell, pipe, name in zip(cells, pipes, names, strict=True):
         try:
@@ -159,9 +151,8 @@ def kinds_of(cells: Sequence[Request], pipes: Sequence[Pipeline], names: Sequenc
         except ClipskipError as error:
             error.message = f"{name}: {error.message}" if kinds else error.message  # the first: it may be every cell's
             raise
-        size = resolved.width, resolved.height, resolved.chunks
-        loras = tuple((each.lora.sha256, each.unet) for each in resolved.loras)
-        kinds.append(Kind(resolved.calls, size, loras, pipe.together(resolved)))
+        loras = tuple((each.lora.sha256, each.unet) for each in resolved.loras)  # in the network
+        kinds.append((pipe.together(resolved), resolved.calls, resolved.passes[0].size, resolved.chunks, loras))
     return kinds
 
 
@@ -173,21 +164,11 @@ def merged(notes: Sequence[Sequence[str]]) -> list[str]:
         groups.setdefault(tuple(parts[::2]), []).append(parts[1::2])
     said = []
     for words, numbers in groups.items():
-        columns = [_listed(dict.fromkeys(column)) for column in zip(*numbers, strict=True)]
-        note = "".join(part for pair in zip(words, [*columns, ""], strict=True) for part in pair)
+        columns = [sorted(set(column), key=float) for column in zip(*numbers, strict=True)]
+        listed = [", ".join(each) if len(each) < 4 else f"{each[0]} to {each[-1]}" for each in columns]
+        note = "".join(part for pair in zip(words, [*listed, ""], strict=True) for part in pair)
         said.append(note if len(numbers) == len(notes) else f"{note} ({len(numbers)} of {len(notes)} cells)")
     return said
-
-
-def _listed(numbers: Iterable[str]) -> str:
-    """Numbers in a sentence: "3-7, 9"."""
-    runs: list[list[Decimal]] = []
-    for number in sorted(map(Decimal, numbers)):
-        if runs and number - runs[-1][-1] == 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ", ".join(f"{run[0]}" if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
 def draw(sheet: Sheet, font: str | os.PathLike[str] | None = None) -> Image.Image:
@@ -218,8 +199,11 @@ def draw(sheet: Sheet, font: str | os.PathLike[str] | None = None) -> Image.Imag
         top += first
         for label in beside:
             letters.write(pen, (GAP, top + (height - letters.tall(label)) // 2), label)
-            for column in range(len(columns)):
-                _lay(picture, next(results), (left + column * (width + GAP), top, width, height))
+            for column, result in enumerate(islice(results, len(columns))):
+                cell = Image.new("RGB", (width, height), "#dddddd") if result is None else result.images[0]
+                if cell.width > width or cell.height > height:
+                    cell = ImageOps.contain(cell, (width, height))
+                picture.paste(cell, (left + column * (width + GAP), top))
             top += height + GAP
         top += GAP
     return picture
@@ -236,15 +220,3 @@ def _cell(sheet: Sheet) -> tuple[int, int]:
     message = f"the sheet would have {pixels / 1e6:.0f} million pixels: its cells are drawn at {part:.0%} of their size"
     warnings.warn(message, RuntimeWarning, stacklevel=3)
     return int(width * part), int(height * part)
-
-
-def _lay(picture: Image.Image, result: Result | None, place: tuple[int, int, int, int]) -> None:
-    """Put a cell in its place; one that was not made is grey."""
-    left, top, width, height = place
-    if result is None:
-        picture.paste("#dddddd", (left, top, left + width, top + height))
-        return
-    own = result.images[0]
-    part = min(1, width / own.width, height / own.height)
-    small = own if part == 1 else own.resize((max(1, int(own.width * part)), max(1, int(own.height * part))))
-    picture.paste(small, (left, top))

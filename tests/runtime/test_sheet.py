@@ -177,8 +177,9 @@ def test_pictures_of_different_sizes_have_cells_of_one_size(pipe):
 
 def test_notes_that_differ_in_numbers_are_one():
     notes = [["clip_skip 1 is deep", "a"], ["clip_skip 3 is deep", "a"], ["clip_skip 2 is deep", "a"], ["a", "b", "b"]]
-    assert merged(notes) == ["clip_skip 1-3 is deep (3 of 4 cells)", "a", "b (1 of 4 cells)"]
+    assert merged(notes) == ["clip_skip 1, 2, 3 is deep (3 of 4 cells)", "a", "b (1 of 4 cells)"]
     assert merged([["cfg 1.5 of 7"], ["cfg 10 of 7"], ["cfg 2 of 7"]]) == ["cfg 1.5, 2, 10 of 7"]
+    assert merged([[f"cfg {value}"] for value in (7, 10, 4, 1)]) == ["cfg 1 to 10"]
 
 
 def test_a_sheet_of_a_strange_prompt_is_drawn(pipe):

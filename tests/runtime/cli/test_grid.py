@@ -131,8 +131,8 @@ def test_the_weight_of_a_lora_is_an_axis(run, sample_store, tmp_path):
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (("--x", "cfg=1", "--out", "s.jpg"), "a sheet is written as a .png file"),
-        (("--x", "cfg=1", "--out", "s.png", "--html", "s.txt"), "a page is written as a .html file"),
+        (("--x", "cfg=1", "--out", "s.jpg"), "--out is a .png file, not s.jpg"),
+        (("--x", "cfg=1", "--out", "s.png", "--html", "s.txt"), "--html is a .html file, not s.txt"),
         (("--x", "cfg=1", "--z", "seed=1", "--out", "s.png"), "--z without --y"),
         (("--x", "cfg=1", "--y", "cfg=2", "--out", "s.png"), "two axes vary cfg"),
         (("--x", "prompt_sr=dog,cat", "--out", "s.png"), "'dog', which is in neither prompt"),
