@@ -143,7 +143,7 @@ def steps(
 
 
 def kinds_of(cells: Sequence[Request], pipes: Sequence[Pipeline], names: Sequence[str]) -> list[Kind]:
-    """The kind of every cell: what those have in common that share calls. What its pipeline refuses is refused, with the name of the cell."""
+    """The kind of every cell: what those have in common that share calls. A refusal names its cell."""
     kinds: list[Kind] = []
     for cell, pipe, name in zip(cells, pipes, names, strict=True):
         try:
