@@ -11,8 +11,7 @@ import time
 from pathlib import Path
 
 import clipskip
-from clipskip import sheet
-from clipskip.cli import output
+from clipskip.axes import Axis
 
 PICTURE = "a large red circle on a green background"
 PROMPTS = (
@@ -37,12 +36,10 @@ def main() -> None:
         pipe(LOCKED, steps=20).save(args.out / "picture.png")
         told = time.perf_counter()
         print(f"one picture, opening the store included: {told - start:.1f} s -> {args.out / 'picture.png'}")
-        x, y = sheet.Axis("clip_skip", SKIPS), sheet.Axis("prompt", PROMPTS)
-        results = output.run(pipe, sheet.requests(LOCKED, x, y))
-        sheet.draw(results, x, y).save(args.out / "clip-skip.png")
-        print(
-            f"{len(results)} pictures by clip skip: {time.perf_counter() - told:.1f} s -> {args.out / 'clip-skip.png'}"
-        )
+        sheet = pipe.grid(LOCKED, Axis("clip_skip", SKIPS), Axis("prompt", PROMPTS))
+        sheet.save(args.out / "clip-skip.png")
+        seconds = time.perf_counter() - told
+        print(f"{len(sheet.results)} pictures by clip skip: {seconds:.1f} s -> {args.out / 'clip-skip.png'}")
     assert "torch" not in sys.modules, "the runtime must not load torch"
     line = f"/render /clipskip:2 /seed:2 /guidance:3 {PROMPTS[1]}"
     print(

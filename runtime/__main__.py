@@ -1,7 +1,7 @@
 """The command line: parses arguments, runs one verb, and turns every outcome into text or JSON and an exit status.
 
-What the verbs do is in `cli.pictures`, `cli.builds`, `cli.stores` and `cli.listings`. Results go to stdout; progress,
-warnings and errors to stderr.
+What the verbs do is in `cli.pictures`, `cli.grid`, `cli.builds`, `cli.stores` and `cli.listings`. Results go to stdout;
+progress, warnings and errors to stderr.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     import argparse
 
     from . import __version__
-    from .cli import Parser, builds, listings, pictures, stores
+    from .cli import Parser, builds, grid, listings, pictures, stores
 
     parser = Parser(prog="clipskip", description="Stable Diffusion with clip skip per request.")
     anywhere: dict[str, Any] = {"action": "store_true", "help": "print one JSON object on stdout"}
@@ -132,6 +132,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     builds.add_to(verbs)
     stores.add_to(verbs)
     pictures.add_to(verbs)
+    grid.add_to(verbs)
     listings.add_to(verbs)
     for verb in verbs.choices.values():
         verb.add_argument("--json", default=argparse.SUPPRESS, **anywhere)

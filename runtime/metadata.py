@@ -13,12 +13,12 @@ import re
 import secrets
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from io import BytesIO, TextIOBase
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import PIL.Image
 from PIL.PngImagePlugin import PngInfo, iTXt
@@ -26,7 +26,8 @@ from PIL.PngImagePlugin import PngInfo, iTXt
 from clipskip.engines.files import storage_error
 from clipskip.engines.manifest import ModelFacts
 
-from . import files, infotext, ledger
+from . import cells, files, infotext, ledger
+from .cells import Cells
 from .errors import CheckpointError, RequestError, StorageError
 from .fields import TEXT, location, shown, written
 from .ledger import Ledger
@@ -123,7 +124,13 @@ def format_of(path: Path, option: str = "out") -> str:
     return found
 
 
-def encode(image: PIL.Image.Image, origin: Origin | None, format: str = "PNG") -> bytes:
+class Described(Protocol):
+    """What a picture's file tells of it: the texts by name."""
+
+    def texts(self) -> dict[str, str]: ...
+
+
+def encode(image: PIL.Image.Image, origin: Described | None, format: str = "PNG") -> bytes:
     """The bytes of a picture's file; without an origin it has no texts. JPEG is of quality 95, WEBP lossless."""
     if (format := str(TEXT.check("format", format)).upper().replace("JPG", "JPEG")) not in _QUALITY:
         raise RequestError(f"format must be one of {', '.join(_QUALITY)}, not {format!r}", field="format")
@@ -145,7 +152,7 @@ def encode(image: PIL.Image.Image, origin: Origin | None, format: str = "PNG") -
 
 
 def save(
-    image: PIL.Image.Image, target: Target, origin: Origin | None, overwrite: bool = True, format: str | None = None
+    image: PIL.Image.Image, target: Target, origin: Described | None, overwrite: bool = True, format: str | None = None
 ) -> None:
     """Write a picture with its texts, in one step: a path never holds half of one. The suffix says the format.
 
@@ -158,7 +165,11 @@ def save(
     if not isinstance(target, (str, os.PathLike)):
         raise RequestError(f"target must be a path or an open binary file, not {shown(target)}", field="target")
     path = Path(location("target", target))
-    encoded = encode(image, origin, format or format_of(path))
+    write(path, encode(image, origin, format or format_of(path)), overwrite)
+
+
+def write(path: Path, encoded: bytes, overwrite: bool) -> None:
+    """Write a file in one step; errors as in `save`."""
     if overwrite and path.exists() and not path.is_file():
         raise StorageError(f"{path} is there and is no file", path=path)
     draft = path.with_name(f".clipskip-{secrets.token_hex(8)}.tmp")
@@ -199,13 +210,29 @@ def read_request(image: str | os.PathLike[str] | bytes | PIL.Image.Image) -> Req
     return read_ledger(image).request
 
 
-def read_ledger(image: str | os.PathLike[str] | bytes | PIL.Image.Image) -> Ledger:
+def read_ledger(image: str | os.PathLike[str] | bytes | PIL.Image.Image, cell: Sequence[int] | None = None) -> Ledger:
     """The request that made a picture, from its path, its bytes or an opened image; or from a .txt file beside one.
+
+    `cell`: that of a sheet, by its place along x, y and z, counted from 1.
 
     Pictures of clipskip give exactly what they were made with, those with A1111's text what clipskip has of their
     settings, and the account of the others. Ranges are checked when the request meets a model. CheckpointError for
     another or damaged file, no or broken settings, and pictures of programs with texts of their own, by their name.
     """
+    told = read_any(image)
+    if isinstance(told, Ledger) and cell is None:
+        return told
+    path = os.fspath(image) if isinstance(image, (str, os.PathLike)) else None
+    if isinstance(told, Ledger):
+        raise CheckpointError("this is one picture, and no sheet with cells", path=path, field="cell")
+    try:
+        return told.ledger(cell)
+    except CheckpointError as error:
+        raise error.about(path) if path else error from None
+
+
+def read_any(image: str | os.PathLike[str] | bytes | PIL.Image.Image) -> Ledger | Cells:
+    """As `read_ledger`; of a sheet all cells."""
     path = os.fspath(image) if isinstance(image, (str, os.PathLike)) else None
     try:
         data = image if path is None else files.read(path, LARGEST_FILE + 1)
@@ -238,7 +265,7 @@ def _opened(data: bytes) -> PIL.Image.Image:
     return opened
 
 
-def _in_picture(image: PIL.Image.Image) -> Ledger:
+def _in_picture(image: PIL.Image.Image) -> Ledger | Cells:
     texts = {str(name): str(value) for name, value in image.info.items() if isinstance(value, str)}
     for name, value in texts.items():
         with suppress(UnicodeError):  # a PNG's text is Latin-1, but many programs write UTF-8
@@ -253,7 +280,7 @@ def _in_picture(image: PIL.Image.Image) -> Ledger:
     if description.startswith(_OURS):
         texts.setdefault("clipskip", description.removeprefix(_OURS))
     if "clipskip" in texts:
-        return ledger.of_truth(texts["clipskip"])
+        return cells.of_truth(texts["clipskip"]) or ledger.of_truth(texts["clipskip"])
     for text in (texts.get("parameters", ""), *comments):
         if (info := infotext.read(text)) is not None:
             return ledger.of_text(info)

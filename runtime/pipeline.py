@@ -10,11 +10,11 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import PIL.Image
 
@@ -24,6 +24,7 @@ from clipskip.engines.store import ANY_LORA, Store, build_command
 from clipskip.engines.variants import PLAIN, Active
 
 from . import enlarge
+from .axes import STORE, Axis, parse_axis
 from .backends import Array, Backend
 from .backends.providers import BY_TARGET
 from .batch import Image
@@ -43,6 +44,9 @@ from .result import Progress, Result
 from .samplers import Row
 from .tokenizer import Tokenizer
 from .vae import DECODERS, SMALLEST_TILE, Vae
+
+if TYPE_CHECKING:
+    from .sheet import Sheet
 
 SCORES = 8 * 4  # bytes for two places of a picture, in float32: Stable Diffusion 1 has 8 heads
 DECODED = 7_500  # bytes for a pixel, at most, in Stable Diffusion 1's decoder in float32
@@ -163,6 +167,20 @@ class Pipeline:
         made = zip(resolved, ledgers, groups, finished, strict=True)
         results = tuple(self._result(*each, clock) for each in made)
         yield Progress(done, total, lambda: [image for group in finished for image in group], results)
+
+    def grid(self, prompt: str | Request, *axes: Axis | str, **fields: Any) -> Sheet:
+        """A sheet: one picture for every combination of the values of up to three axes, such as "clip_skip=1-13".
+
+        `axes.parse_axis` says how they are written; `sheet.steps` is the same with progress. RequestError as above.
+        """
+        from . import sheet  # it draws, which is not every picture's
+
+        parsed = [parse_axis(axis) if isinstance(axis, str) else axis for axis in axes]
+        if any(axis.field == STORE for axis in parsed):
+            message = "a pipeline is one store's"
+            raise RequestError(message, field="axis", hint="sheet.steps takes a function that opens them")
+        *_, last = sheet.steps(as_request(prompt, **fields), parsed, lambda store: nullcontext(self))
+        return last.sheet
 
     def _moves(self, making: Sequence[Making]) -> Generator[int, None, None]:
         """Make pictures, whoever else's are made with them: how many calls are done, whenever they have moved on."""

@@ -1,108 +1,222 @@
-"""X/Y sheets: one request varied along two axes with everything else locked, drawn as one labelled picture."""
+"""Sheets: one request varied along up to three axes with everything else locked, made and drawn as one picture."""
 
 from __future__ import annotations
 
-import csv
+import json
+import math
+import os
 import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from itertools import groupby, islice
+from typing import TYPE_CHECKING
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageOps
 
-from .errors import RequestError
-from .fields import TEXT, Kind
-from .request import ALIASES, FIELDS, Request, unknown_field
-from .resolve import random_seed
+from . import metadata
+from .axes import STORE, Axis, places, requests
+from .cells import Cells
+from .errors import ClipskipError
+from .fields import written
+from .lettering import lettering
+from .request import FIELDS, Request
 
 if TYPE_CHECKING:
+    from .pipeline import Pipeline
     from .result import Result
 
 GAP = 4
-MAX_CELLS = 400
-_RANGE = re.compile(r"(\d{1,6})-(\d{1,6})(?:\(\+(\d{1,6})\))?", re.ASCII)
+MOST_PIXELS = metadata.MOST_PIXELS  # of a sheet: larger cells are drawn smaller
+ALWAYS = ("clip_skip", "seed", "steps", "cfg", "sampler", "schedule")  # are told though they have their defaults
+Kind = tuple[int, int, str, int, tuple[tuple[str, float], ...]]  # so many together, of so many calls; size, ...
+_NUMBER = re.compile(r"(\d+(?:\.\d+)?)")
 
 
 @dataclass(frozen=True)
-class Axis:
-    """One field of Request and the values that it takes."""
+class Sheet:
+    """A request, what was varied (x, y and z, as far as there are), and a result for every cell, x first.
 
-    field: str
-    values: tuple[Any, ...]
+    None stands for a cell that was not made.
+    """
 
-    def label(self, value: Any) -> str:
-        return str(value) if self.field == "prompt" else f"{self.field} {value}"
+    base: Request
+    axes: tuple[Axis, ...]
+    results: tuple[Result | None, ...]
 
+    @property
+    def made(self) -> list[Result]:
+        return [result for result in self.results if result is not None]
 
-def parse_axis(text: str) -> Axis:
-    """An axis such as `clip_skip=1-13`, `cfg=1,4,7.5`, `steps=10-30(+5)` or `prompt="a cat, sitting","a dog"` (CSV)."""
-    name, equals, values = text.partition("=")
-    name = name.strip().replace("-", "_")
-    name = ALIASES.get(name, name)
-    if not equals or not values.strip():
-        raise RequestError(f"an axis is written FIELD=VALUES, as in clip_skip=1-13; not {text!r}", field="axis")
-    if name not in FIELDS:
-        raise unknown_field(name)
-    if name == "batch":
-        raise RequestError("batch is no axis: a cell shows one picture", field="axis", hint="vary the seed: seed=1-4")
-    try:
-        items = next(csv.reader([values], skipinitialspace=True))
-    except (csv.Error, StopIteration) as error:
-        raise RequestError(f"the values of the axis {name} are no list ({error})", field="axis") from error
-    return Axis(name, tuple(value for item in items for value in _values(FIELDS[name].kind, item)))
+    @property
+    def labels(self) -> list[list[str]]:
+        """Those of x, y and z; one empty label where there is no axis."""
+        return [[axis.label(value) for value in axis.values] for axis in self.axes] + [[""]] * (3 - len(self.axes))
 
+    @property
+    def notes(self) -> list[str]:
+        """What all cells say, each once."""
+        return merged([result.warnings for result in self.made])
 
-def _values(kind: Kind, item: str) -> Sequence[object]:
-    """What one item of an axis stands for: a text as it is, one value, or the numbers of a range."""
-    if kind is TEXT:
-        return [item]
-    if spread := _RANGE.fullmatch(item.strip()):
-        low, high, step = int(spread[1]), int(spread[2]), int(spread[3] or 1)
-        if low <= high and step > 0 and (high - low) // step < MAX_CELLS:
-            return range(low, high + 1, step)
-    value = kind.read(item.strip())
-    if kind.take(value) is None:
-        raise RequestError(f"{item!r} is neither a number nor a range such as 1-13 or 10-30(+5)", field="axis")
-    return [value]
+    def names(self) -> list[str]:
+        """What each cell is called: the labels of its values."""
+        lists = self.labels
+        return [", ".join(lists[i][at] for i, at in enumerate(place)) for place in places(self.axes)]
 
+    def locked(self) -> dict[str, str]:
+        """What all cells have in common: the model, the prompts, and every setting of note."""
+        varied = {axis.field for axis in self.axes}
+        models = {result.model.name for result in self.made}
+        told = {"model": " ".join(models)} if len(models) == 1 else {}
+        if "prompt" not in varied:
+            told["prompt"] = self.base.prompt
+        sizes = {f"{result.images[0].width}x{result.images[0].height}" for result in self.made}
+        for name, field in FIELDS.items():
+            values = {getattr(result.request, name) for result in self.made}
+            if len(values) != 1 or name in (*varied, "prompt", "width", "height", "batch"):
+                continue
+            value = values.pop()
+            follows = name == "negative_clip_skip" and {value} == {each.request.clip_skip for each in self.made}
+            if not follows and (name in ALWAYS or value != field.default):
+                told[name] = written(Axis(name, ()).told(value))
+        return told | ({"size": sizes.pop()} if len(sizes) == 1 else {})
 
-def requests(base: Request, x: Axis, y: Axis) -> list[Request]:
-    """One request per cell, row by row. A random seed is drawn once, so that only the axes differ."""
-    if len(x.values) * len(y.values) > MAX_CELLS:
-        raise RequestError(f"a sheet has at most {MAX_CELLS} cells", field="axis")
-    if base.batch != 1:
-        raise RequestError(f"a cell shows one picture, not a batch of {base.batch}", field="batch", hint="leave it out")
-    drawn: dict[str, Any] = {name: random_seed() for name in ("seed", "subseed") if getattr(base, name) in (None, -1)}
-    base = replace(base, **drawn)
-    return [replace(base, **{y.field: j, x.field: i}) for j in y.values for i in x.values]
+    @property
+    def header(self) -> str:
+        """The same in one line."""
+        bare = ("model", "prompt", "sampler", "schedule", "size")
+        told = {name: text or '""' for name, text in self.locked().items()}
+        return " · ".join(text if name in bare else f"{name} {text}" for name, text in told.items())
 
+    def texts(self) -> dict[str, str]:
+        """The text of the sheet's picture: the axes, and the request of every cell."""
+        own = [None if each is None else json.loads(each.origin(0).texts()["clipskip"]) for each in self.results]
+        return {"clipskip": Cells(self.axes, tuple(own)).text()}
 
-def draw(results: Sequence[Result], x: Axis, y: Axis) -> Image.Image:
-    """The first picture of each result, row by row, with the values of the axes above and at the left."""
-    pictures = [result.images[0] for result in results]
-    width, height = (max(sides) for sides in zip(*(picture.size for picture in pictures), strict=True))
-    letters = max(11, width // 11)
-    font = ImageFont.load_default(size=letters)
-    left, top = width + GAP, 2 * letters + 2 * GAP
-    lefts = [left + column * (width + GAP) for column in range(len(x.values) + 1)]
-    tops = [top + row * (height + GAP) for row in range(len(y.values) + 1)]
-    sheet = Image.new("RGB", (lefts[-1], tops[-1]), "white")
-    pen = ImageDraw.Draw(sheet)
-    for value, place in zip(x.values, lefts, strict=False):
-        pen.text((place + width // 2, top // 2), x.label(value), "black", font, anchor="mm")
-    for value, place in zip(y.values, tops, strict=False):
-        text = wrap(y.label(value), width - GAP, font)
-        pen.multiline_text((GAP, place + height // 2), text, "black", font, anchor="lm")
-    for number, picture in enumerate(pictures):
-        row, column = divmod(number, len(x.values))
-        sheet.paste(picture, (lefts[column], tops[row]))
-    return sheet
+    def save(self, target: metadata.Target, font: str | os.PathLike[str] | None = None, overwrite: bool = True) -> None:
+        """Write the sheet as a PNG that holds the request of every cell: `read_ledger(..., cell=(2, 1))`."""
+        metadata.save(draw(self, font), target, self, overwrite, "PNG")
 
 
-def wrap(text: str, width: int, font: Any) -> str:
-    """The text in lines that are at most `width` pixels wide, as far as its words allow."""
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        lines[-1:] = [longer] if font.getlength(longer) <= width else [lines[-1], word]
-    return "\n".join(line for line in lines if line)
+@dataclass(frozen=True)
+class Stage:
+    """`call` of `calls` model evaluations are done; `sheet` has the cells that are finished."""
+
+    call: int
+    calls: int
+    sheet: Sheet
+
+
+def steps(
+    base: Request, axes: Sequence[Axis], opened: Callable[[str | None], AbstractContextManager[Pipeline]]
+) -> Iterator[Stage]:
+    """Make a sheet, yielding whenever its cells have moved on; to cancel, stop iterating.
+
+    `opened` gives the pipeline of a value of the axis `store`, of None where there is no such axis. Everything is
+    checked before the first cell is made. Cells of one kind are made together, as many as share calls of the network.
+    """
+    cells = requests(base, *axes)
+    along = next((i for i, axis in enumerate(axes) if axis.field == STORE), None)
+    stores = (None,) if along is None else axes[along].values
+    which = [0 if along is None else place[along] for place in places(axes)]
+    sheet = Sheet(base, tuple(axes), (None,) * len(cells))
+    with ExitStack() as everything:
+        holds = [everything.enter_context(ExitStack()) for _ in stores]
+        pipes = [hold.enter_context(opened(store)) for hold, store in zip(holds, stores, strict=True)]
+        kinds = kinds_of(cells, [pipes[store] for store in which], sheet.names())
+        order = sorted(range(len(cells)), key=lambda i: kinds.index(kinds[i]))
+        done, left = 0, sum(calls for _, calls, *_ in kinds)
+        for number, hold in enumerate(holds):
+            with hold:
+                for (together, calls, *_), alike in groupby(
+                    (i for i in order if which[i] == number), kinds.__getitem__
+                ):
+                    while group := list(islice(alike, together)):
+                        left -= calls * len(group)
+                        for state in pipes[number].steps(*(cells[i] for i in group)):
+                            yield Stage(done + state.call, done + state.calls + left, sheet)
+                        done += state.calls
+                        made = dict(zip(group, state.results, strict=True))
+                        sheet = replace(sheet, results=tuple(made.get(i, old) for i, old in enumerate(sheet.results)))
+                        yield Stage(done, done + left, sheet)
+
+
+def kinds_of(cells: Sequence[Request], pipes: Sequence[Pipeline], names: Sequence[str]) -> list[Kind]:
+    """The kind of every cell: what those have in common that share calls. A refusal names its cell."""
+    kinds: list[Kind] = []
+    for cell, pipe, name in zip(cells, pipes, names, strict=True):
+        try:
+            resolved = pipe.check(cell)
+        except ClipskipError as error:
+            error.message = f"{name}: {error.message}" if kinds else error.message  # the first: it may be every cell's
+            raise
+        loras = tuple((each.lora.sha256, each.unet) for each in resolved.loras)  # in the network
+        kinds.append((pipe.together(resolved), resolved.calls, resolved.passes[0].size, resolved.chunks, loras))
+    return kinds
+
+
+def merged(notes: Sequence[Sequence[str]]) -> list[str]:
+    """Every note once; those that differ in their numbers alone are one, with all the numbers."""
+    groups: dict[tuple[str, ...], list[list[str]]] = {}
+    for note in (note for own in notes for note in dict.fromkeys(own)):
+        parts = _NUMBER.split(note)
+        groups.setdefault(tuple(parts[::2]), []).append(parts[1::2])
+    said = []
+    for words, numbers in groups.items():
+        columns = [sorted(set(column), key=float) for column in zip(*numbers, strict=True)]
+        listed = [", ".join(each) if len(each) < 4 else f"{each[0]} to {each[-1]}" for each in columns]
+        note = "".join(part for pair in zip(words, [*listed, ""], strict=True) for part in pair)
+        said.append(note if len(numbers) == len(notes) else f"{note} ({len(numbers)} of {len(notes)} cells)")
+    return said
+
+
+def draw(sheet: Sheet, font: str | os.PathLike[str] | None = None) -> Image.Image:
+    """The cells with x's labels above and y's at the left, a block for each value of z, and on top what all share.
+
+    Larger than a picture that can be read back, cells are drawn smaller, with a warning. `font`: see `lettering`.
+    """
+    columns, rows, blocks = sheet.labels
+    width, height = _cell(sheet)
+    letters = lettering([*columns, *rows, *blocks, sheet.header], max(11, width // 11), font)
+    beside = [letters.fitted(label, width, max(1, height // letters.line)) for label in rows]
+    left = GAP + (max(map(letters.wide, beside)) + 2 * GAP if len(sheet.axes) > 1 else 0)
+    whole = left + len(columns) * (width + GAP)
+    head = letters.fitted(sheet.header, whole - 2 * GAP, 8)
+    above = [letters.fitted(label, width, 3) for label in columns]
+    titles = [letters.fitted(label, whole - 2 * GAP, 2) for label in blocks]
+    first = max(map(letters.tall, above)) + GAP
+    tall = sum(letters.tall(title) + first + GAP for title in titles) + len(blocks) * len(rows) * (height + GAP)
+    picture = Image.new("RGB", (whole, 2 * GAP + letters.tall(head) + tall), "white")
+    pen = ImageDraw.Draw(picture)
+    letters.write(pen, (GAP, GAP), head)
+    top, results = 2 * GAP + letters.tall(head), iter(sheet.results)
+    for title in titles:
+        letters.write(pen, (GAP, top), title)
+        top += letters.tall(title)
+        for column, label in enumerate(above):
+            letters.write(pen, (left + column * (width + GAP) + width // 2, top), label, "ma")
+        top += first
+        for label in beside:
+            letters.write(pen, (GAP, top + (height - letters.tall(label)) // 2), label)
+            for column, result in enumerate(islice(results, len(columns))):
+                cell = Image.new("RGB", (width, height), "#dddddd") if result is None else result.images[0]
+                if cell.width > width or cell.height > height:
+                    cell = ImageOps.contain(cell, (width, height))
+                picture.paste(cell, (left + column * (width + GAP), top))
+            top += height + GAP
+        top += GAP
+    return picture
+
+
+def _cell(sheet: Sheet) -> tuple[int, int]:
+    """The size that cells are drawn in: the largest picture's, or less where the sheet would be too large."""
+    sizes = [result.images[0].size for result in sheet.made] or [(64, 64)]
+    width, height = (max(sides) for sides in zip(*sizes, strict=True))
+    pixels = len(sheet.results) * (width + GAP) * (height + GAP) * 1.2
+    if pixels <= MOST_PIXELS:
+        return width, height
+    part = math.sqrt(MOST_PIXELS / pixels)
+    message = f"the sheet would have {pixels / 1e6:.0f} million pixels: its cells are drawn at {part:.0%} of their size"
+    warnings.warn(message, RuntimeWarning, stacklevel=3)
+    return int(width * part), int(height * part)

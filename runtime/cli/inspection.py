@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+from clipskip.axes import places
+from clipskip.cells import Cells
 from clipskip.engines import identify, report
 from clipskip.engines.files import readable_size
 from clipskip.engines.identify import FileFacts
 from clipskip.errors import RequestError
 from clipskip.files import read
-from clipskip.metadata import read_ledger
+from clipskip.metadata import read_any
 
 from . import Outcome, output
 
@@ -62,7 +64,9 @@ def _rows(facts: FileFacts) -> Iterator[tuple[str, str]]:
 
 
 def _of_picture(path: Path) -> Outcome:
-    ledger = read_ledger(path)
+    ledger = read_any(path)
+    if isinstance(ledger, Cells):
+        return _of_sheet(path, ledger)
     rows = [("file", str(path)), ("program", ledger.program), ("model", ledger.model)]
     rows += [("model hash", ledger.model_hash), ("prompt", ledger.request.prompt)]
     rows.append(("negative prompt", ledger.request.negative_prompt))
@@ -76,3 +80,26 @@ def _of_picture(path: Path) -> Outcome:
     return Outcome(
         {"file": str(path), **asdict(ledger), "honoured": honoured, "refused": refusals}, output.printable(text)
     )
+
+
+def _of_sheet(path: Path, cells: Cells) -> Outcome:
+    """Its axes, and what made every cell: all of the first one, and of the others what is different."""
+    rows = [("file", str(path)), ("program", "clipskip"), ("shows", f"a sheet of {len(cells.truths)} cells")]
+    rows += [(name, ", ".join(map(axis.label, axis.values))) for name, axis in zip("xyz", cells.axes, strict=False)]
+    told, first = [], dict[str, str]()
+    for place, truth in zip(places(cells.axes), cells.truths, strict=True):
+        number = [index + 1 for index in place]
+        name = "cell " + ",".join(map(str, number))
+        if truth is None:
+            rows.append((name, "not made"))
+            continue
+        ledger = cells.ledger(number)
+        own = {"model": ledger.model, "prompt": ledger.request.prompt, "negative": ledger.request.negative_prompt}
+        own |= ledger.honoured
+        lines = [f"{field}: {value}" for field, value in own.items() if first.get(field, "") != value]
+        rows += [(name, ", ".join(lines))] if first else [(name, line) for line in lines]
+        first = first or own
+        told.append({"cell": number, **asdict(ledger)})
+    axes = [asdict(axis) for axis in cells.axes]
+    text = report.table([(name, line) for name, value in rows for line in value.split("\n") if line])
+    return Outcome({"file": str(path), "program": "clipskip", "axes": axes, "cells": told}, output.printable(text))

@@ -22,9 +22,7 @@ from clipskip.errors import ClipskipError, RequestError, StorageError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from clipskip.pipeline import Pipeline
-    from clipskip.request import Request
-    from clipskip.result import Progress, Result
+    from clipskip.result import Progress
 
 INTERVAL = 5.0  # seconds between lines where there is no terminal to draw on
 SHOWN, LONGEST = 1.0, 86400  # seconds between previews
@@ -133,15 +131,6 @@ def _side_by_side(pictures: Sequence[Image]) -> Image:
     return whole
 
 
-def run(pipe: Pipeline, requests: Sequence[Request]) -> Sequence[Result]:
-    """Make one picture of each request, and show how far they are."""
-    bar = Bar(len(requests))
-    for state in pipe.steps(*requests):
-        bar.show(state.call, state.calls)
-    bar.clear()
-    return state.results
-
-
 def _show(text: str) -> None:
     if sys.stderr is not None:
         write(sys.stderr, text)
@@ -177,20 +166,21 @@ def _abandon(stream: TextIO) -> None:
 
 
 class Destination:
-    """Where `count` pictures go: the file `out` if it ends as pictures do, stdout if it is "-", or else a folder.
+    """Where `count` pictures go: the file `out` if it ends as pictures do (or in `suffix`), stdout for "-", a folder.
 
     There they are "00001-SEED.png", ..., in the order of the requests, and on after what is there. What can be refused
     is refused when this is made, before any work; also a new folder whose name ends like a file's. Several processes
     may write into one folder, and no number is there twice.
     """
 
-    def __init__(self, out: Path, overwrite: bool, count: int, option: str = "out") -> None:
+    def __init__(self, out: Path, overwrite: bool, count: int, option: str = "out", suffix: str = "") -> None:
         from clipskip.metadata import FORMATS, format_of
 
-        if re.search("[^0-9.]", out.suffix) and not os.path.isdir(out):  # v1.5 may be a new folder
-            format_of(out, option)
+        suffixes = [suffix] if suffix else FORMATS
+        if out.suffix.lower() not in suffixes and re.search("[^0-9.]", out.suffix) and not os.path.isdir(out):
+            format_of(out, option)  # v1.5 may be a new folder
         self.is_stdout = str(out) == "-"
-        self._file = out if self.is_stdout or (out.suffix.lower() in FORMATS and not os.path.isdir(out)) else None
+        self._file = out if self.is_stdout or (out.suffix.lower() in suffixes and not os.path.isdir(out)) else None
         self._folder = out.parent if self._file else out
         self._overwrite, self._number, self._option = overwrite, 0, option
         if self._file and count > 1:

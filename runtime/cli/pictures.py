@@ -1,4 +1,4 @@
-"""The verbs that make pictures, `generate` and `grid`, and the lists of prompts that they read."""
+"""The verb that makes pictures, `generate`, the lists of prompts that it reads, and what `grid` shares with it."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import clipskip
 from clipskip.errors import CheckpointError, ClipskipError, RequestError, StoreError
+from clipskip.fields import whole
 from clipskip.request import FIELDS, Request, given_twice
 
 from . import Outcome, Parser, Verbs, output, path, store_verb
@@ -45,7 +46,7 @@ class Job:
 def add_to(verbs: Verbs) -> None:
     """Let argparse know these verbs."""
     verb = store_verb(verbs, generate, "make pictures", "Make pictures from an engine store.")
-    _add_making(verb, "a .png, .jpg or .webp file, - (stdout), or a folder (default: this one)", default=Path())
+    add_making(verb, "a .png, .jpg or .webp file, - (stdout), or a folder (default: this one)", default=Path())
     verb.add_argument(
         "--from", dest="repeat", type=path, metavar="IMAGE", help="repeat a picture, or the .txt beside one"
     )
@@ -55,14 +56,11 @@ def add_to(verbs: Verbs) -> None:
     verb.add_argument("--preview", type=path, metavar="FILE", help=text)
     text = "between previews; 0 is every call (default: 1, and more where they would take above a fifth of the time)"
     verb.add_argument("--preview-interval", type=float, metavar="SECONDS", help=text)
-    verb = store_verb(verbs, grid, "draw a labelled X/Y sheet", "Vary a request along two axes.")
-    _add_making(verb, "the sheet: a .png file, or - for stdout", required=True)
-    verb.add_argument("--x", required=True, metavar="FIELD=VALUES", help='such as "clip_skip=1-13"')
-    verb.add_argument("--y", metavar="FIELD=VALUES", help='such as "cfg=1,4,7,12"')
-    verb.set_defaults(repeat=None, lines=None)
+    text = "of a sheet: the place of the cell to repeat along its axes, such as 2,1"
+    verb.add_argument("--cell", metavar="X,Y,Z", help=text)
 
 
-def _add_making(verb: Parser, out: str, **row: Any) -> None:
+def add_making(verb: Parser, out: str, **row: Any) -> None:
     """What both verbs take: a prompt, how the store is opened, and every field of a request under all its names."""
     verb.names = _names
     verb.add_argument("prompt", nargs="?", metavar="PROMPT", help="a prompt, a /render line, or - for lines from stdin")
@@ -107,10 +105,12 @@ def generate(args: argparse.Namespace) -> Outcome:
     from_lines = args.lines is not None or "-" in (args.prompt, args.prompt_option)
     if args.preview_interval is not None and args.preview is None:
         raise RequestError("--preview-interval is for --preview FILE", field="preview", hint="name the file")
-    alone = _repeated if args.repeat is not None else _request
+    if args.cell is not None and args.repeat is None:
+        raise RequestError("--cell is for --from SHEET", field="cell", hint="name the sheet")
+    alone = _repeated if args.repeat is not None else request_of
     requests, refused = read_list(args) if from_lines else ({0: alone(args)}, {})
     count = sum(request.batch for request in requests.values())
-    destination = _destination(args, count)
+    destination = destination_of(args, count)
     pictures: list[dict[str, Any]] = []
     warnings: list[str] = []
     bar = output.Bar(count)
@@ -118,7 +118,7 @@ def generate(args: argparse.Namespace) -> Outcome:
     if args.preview is not None:
         preview = output.Preview(args.preview, args.out, args.overwrite, args.preview_interval, bar)
     try:
-        with _opened(args) as pipe:
+        with opened(args) as pipe:
             for number, result in _results(pipe, plan(pipe, requests, refused, args.lines), bar, preview):
                 warnings += result.warnings
                 for picture in _saved(result, destination):
@@ -128,16 +128,17 @@ def generate(args: argparse.Namespace) -> Outcome:
         bar.clear()
         if from_lines and 0 < len(pictures) < count:
             output.say(f"{len(pictures)} of {count} pictures are saved")
-        args.kept |= {"pictures": pictures, **_noted(warnings)}
+        args.kept |= {"pictures": pictures, **noted(warnings)}
     return Outcome(args.kept, "")
 
 
-def _opened(args: argparse.Namespace) -> Pipeline:
+def opened(args: argparse.Namespace, store: str | None = None) -> Pipeline:
+    """The pipeline of a verb's store, or of another one."""
     files = {"embeddings": args.embeddings, "loras": args.lora_files}
-    return clipskip.open(args.store, backend=args.target, **files)
+    return clipskip.open(args.store if store is None else store, backend=args.target, **files)
 
 
-def _noted(warnings: Iterable[str]) -> dict[str, list[str]]:
+def noted(warnings: Iterable[str]) -> dict[str, list[str]]:
     """Every warning once: said on stderr, and for the data."""
     once = list(dict.fromkeys(warnings))
     for warning in once:
@@ -169,27 +170,8 @@ def _saved(result: Result, destination: output.Destination) -> Iterator[dict[str
         yield {"file": str(path), "request": request, "engines": result.engines, "timings": result.timings}
 
 
-def grid(args: argparse.Namespace) -> Outcome:
-    """Draw one labelled sheet of a request varied along one or two axes."""
-    from clipskip import metadata, sheet
-
-    base, x = _request(args), sheet.parse_axis(args.x)
-    y = sheet.parse_axis(args.y) if args.y else sheet.Axis("prompt", (base.prompt,))
-    if args.y and x.field == y.field:
-        raise RequestError(f"both axes vary {x.field}", field="axis")
-    cells = sheet.requests(base, x, y)
-    destination = _destination(args, 1)
-    with _opened(args) as pipe:
-        results = output.run(pipe, cells)
-    first = results[0]
-    origin = replace(first.origin(0), request=first.request.over(first.pictures))
-    path = destination.save(0, partial(metadata.save, sheet.draw(results, x, y), origin=origin))
-    noted = _noted(warning for result in results for warning in result.warnings)
-    data = {"file": str(path), "cells": [asdict(result.request) for result in results], "timings": first.timings}
-    return Outcome({**data, **noted}, "" if destination.is_stdout else str(path))
-
-
-def _destination(args: argparse.Namespace, count: int) -> output.Destination:
+def destination_of(args: argparse.Namespace, count: int) -> output.Destination:
+    """Where a verb's pictures go."""
     destination = output.Destination(args.out, args.overwrite, count)
     if destination.is_stdout and (args.json or sys.stdout is None or sys.stdout.isatty()):
         message = "--out - writes the PNG to standard output: not beside --json, and not to a terminal"
@@ -211,7 +193,7 @@ def _given(args: argparse.Namespace) -> dict[str, str]:
     return given | sides
 
 
-def _request(args: argparse.Namespace) -> Request:
+def request_of(args: argparse.Namespace) -> Request:
     """The request of a prompt. What a /render line says goes before the options."""
     from clipskip import render
 
@@ -224,7 +206,8 @@ def _repeated(args: argparse.Namespace) -> Ledger:
     from clipskip import metadata
 
     given = _given(args)
-    return metadata.read_ledger(args.repeat).given(given)
+    cell = None if args.cell is None else [whole("cell", number.strip()) for number in args.cell.split(",")]
+    return metadata.read_ledger(args.repeat, cell).given(given)
 
 
 def read_list(args: argparse.Namespace) -> tuple[dict[int, Request | Ledger], dict[int, ClipskipError]]:

@@ -624,7 +624,7 @@ def test_a_setting_has_the_names_that_other_programs_give_it(options, field, val
         [*options, "S", "a cat"],
         ["S", *options, "-p", "a cat"],
     ):
-        request = pictures._request(parse(["generate", *arguments]))
+        request = pictures.request_of(parse(["generate", *arguments]))
         assert (request.prompt, getattr(request, field)) == ("a cat", value)
 
 

@@ -14,9 +14,9 @@ from reference_text import BREAK, Text
 from resolving import resolved
 
 import clipskip
+from clipskip.axes import parse_axis
 from clipskip.errors import RequestError
 from clipskip.request import Request
-from clipskip.sheet import parse_axis
 
 TOLERANCE = 1e-5  # relative L2 of a context
 RED: Text = (("a red circle", 1.0),)
