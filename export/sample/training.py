@@ -137,6 +137,7 @@ class Trainer:
     def _load(self) -> None:
         state: dict[str, Any] = torch.load(self.path, weights_only=True, map_location=self.device)
         self.step, self.earlier, self.averaged = state["step"], state["progress"], state["averaged"]
+        self.log.since_step = self.step
         self.module.load_state_dict(state["module"])
         self.optimiser.load_state_dict(state["optimiser"])
 
