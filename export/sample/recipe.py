@@ -89,7 +89,10 @@ def _unet(run: Run, generator: Generator, vae: AutoencoderKL, words: Words, part
     data = encoded(vae, parts, run.began + DATA_SHARE * run.seconds)
     print(f"{time.monotonic() - run.began:.1f} s: {len(data.mean)} pictures as latents", flush=True)
     empty = torch.from_numpy(words([""])).to(data.mean.device)
-    train_unet(UNET, generator, data, empty, run.work, run.began + run.seconds - WRITING)
+    until = run.began + run.seconds - WRITING
+    if time.monotonic() > until:
+        raise SystemExit("the time was over before the U-Net could be trained: give more --minutes")
+    train_unet(UNET, generator, data, empty, run.work, until)
     _save(run, generator, vae)
 
 

@@ -84,7 +84,12 @@ class Trainer:
         """How much of the phase is done, 0 to 1: of its steps, or of the time left when it was begun or resumed."""
         if self.plan.steps is not None:
             return self.step / self.plan.steps
-        return self.earlier + (1 - self.earlier) * (time.monotonic() - self.began) / (self.until - self.began)
+        now = time.monotonic()
+        return (
+            self.earlier + (1 - self.earlier) * (now - self.began) / (self.until - self.began)
+            if now < self.until
+            else 1
+        )
 
     def steps(self) -> Iterator[int]:
         """The steps still to do; saves a checkpoint now and then."""
