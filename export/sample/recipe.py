@@ -25,7 +25,7 @@ TEXT = Plan("text", 1300, 2e-3, linear, 0.4, 0.995)
 UNET = Plan("unet", None, 1e-3, cosine, 0.2, 0.998, warm_up=200)
 DECODER = Plan("decoder", 500, 1e-3, linear, 0.4, 0.995)
 VAE_FILE, READER_FILE = "vae.pt", "reader.pt"
-DATA_SHARE = 0.2  # of the time, at most, for drawing and encoding
+DATA_SHARE = 0.2  # of the time, at most, for encoding what is drawn
 WRITING = 3.0  # seconds
 
 
@@ -86,7 +86,7 @@ def _unet(run: Run, generator: Generator, vae: AutoencoderKL, words: Words, part
     """The U-Net's phase within the run's time, its data included; then the folder."""
     generator.begin_last_layer()
     vae.requires_grad_(False)
-    data = encoded(vae, parts, run.began + DATA_SHARE * run.seconds)
+    data = encoded(vae, parts, time.monotonic() + DATA_SHARE * run.seconds)
     print(f"{time.monotonic() - run.began:.1f} s: {len(data.mean)} pictures as latents", flush=True)
     empty = torch.from_numpy(words([""])).to(data.mean.device)
     until = run.began + run.seconds - WRITING
