@@ -30,7 +30,8 @@ class Drawn:
 
 def workers() -> Pool:
     """A process for each core, as copies of this one, so before torch is loaded here."""
-    return get_context("fork").Pool(len(os.sched_getaffinity(0)))
+    one_thread = ("TOKENIZERS_PARALLELISM", "false")
+    return get_context("fork").Pool(len(os.sched_getaffinity(0)), os.environ.__setitem__, one_thread)
 
 
 def drawings(tokenizer: Path, seed: int) -> Generator[Drawn, None, None]:

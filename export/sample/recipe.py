@@ -25,7 +25,7 @@ TEXT = Plan("text", 1300, 2e-3, linear, 0.4, 0.995)
 UNET = Plan("unet", None, 1e-3, cosine, 0.2, 0.998, warm_up=200)
 DECODER = Plan("decoder", 500, 1e-3, linear, 0.4, 0.995)
 VAE_FILE, READER_FILE = "vae.pt", "reader.pt"
-DATA_SHARE = 0.2  # of the time, at most, for drawing and encoding
+DATA_SHARE = 0.2  # of the time, at most, for encoding what is drawn
 WRITING = 3.0  # seconds
 
 
@@ -86,10 +86,13 @@ def _unet(run: Run, generator: Generator, vae: AutoencoderKL, words: Words, part
     """The U-Net's phase within the run's time, its data included; then the folder."""
     generator.begin_last_layer()
     vae.requires_grad_(False)
-    data = encoded(vae, parts, run.began + DATA_SHARE * run.seconds)
+    data = encoded(vae, parts, time.monotonic() + DATA_SHARE * run.seconds)
     print(f"{time.monotonic() - run.began:.1f} s: {len(data.mean)} pictures as latents", flush=True)
     empty = torch.from_numpy(words([""])).to(data.mean.device)
-    train_unet(UNET, generator, data, empty, run.work, run.began + run.seconds - WRITING)
+    until = run.began + run.seconds - WRITING
+    if time.monotonic() > until:
+        raise SystemExit("the time was over before the U-Net could be trained: give more --minutes")
+    train_unet(UNET, generator, data, empty, run.work, until)
     _save(run, generator, vae)
 
 

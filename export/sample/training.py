@@ -84,7 +84,12 @@ class Trainer:
         """How much of the phase is done, 0 to 1: of its steps, or of the time left when it was begun or resumed."""
         if self.plan.steps is not None:
             return self.step / self.plan.steps
-        return self.earlier + (1 - self.earlier) * (time.monotonic() - self.began) / (self.until - self.began)
+        now = time.monotonic()
+        return (
+            self.earlier + (1 - self.earlier) * (now - self.began) / (self.until - self.began)
+            if now < self.until
+            else 1
+        )
 
     def steps(self) -> Iterator[int]:
         """The steps still to do; saves a checkpoint now and then."""
@@ -137,6 +142,7 @@ class Trainer:
     def _load(self) -> None:
         state: dict[str, Any] = torch.load(self.path, weights_only=True, map_location=self.device)
         self.step, self.earlier, self.averaged = state["step"], state["progress"], state["averaged"]
+        self.log.since_step = self.step
         self.module.load_state_dict(state["module"])
         self.optimiser.load_state_dict(state["optimiser"])
 

@@ -15,18 +15,22 @@ from text_phase import Reader, at, attribute_loss, end_positions, pad_positions
 from torch import Tensor, nn
 from torch.nn import functional
 from training import Plan, Trainer, captured
+from transformers import CLIPTextModel
 
 BATCH = {"cuda": 256, "cpu": 32}
 DROPPED_CAPTIONS = 0.1
 SNR_LIMIT = 5.0
-ATTRIBUTE_WEIGHT, MATCH_WEIGHT = 0.03, 0.02
+ATTRIBUTE_WEIGHT = 0.03
 LAST = f"reader.text.encoder.layers.{LAYERS - 1}."
-RATES = {LAST: 1e-3, "reader.text.": 2e-4}  # all else at the plan's
+RATES = {LAST: 2e-3, "matcher.": 2e-3, "reader.text.": 2e-4}  # all else at the plan's
 SHARPEST = 100.0
 
 
 class Matcher(nn.Module):
-    """Tells which caption belongs to which latents: the task of the last text layer. It is not kept."""
+    """Tells which caption belongs to which latents: the task of the last text layer. It is not kept.
+
+    It has no projection of captions as CLIP has: the last hidden state itself must become the vector, so it moves far.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,13 +38,12 @@ class Matcher(nn.Module):
             nn.Conv2d(4, 64, 3, 2, 1), nn.GELU(), nn.Conv2d(64, 128, 3, 2, 1), nn.GELU(),
             nn.Conv2d(128, 128, 3, 2, 1), nn.GELU(), nn.Flatten(), nn.Linear(128 * 2 * 2, WIDTH),
         )  # fmt: skip
-        self.projection = nn.Linear(WIDTH, WIDTH, bias=False)
         self.sharpness = nn.Parameter(torch.tensor(2.7))
 
     def forward(self, latents: Tensor, pooled: Tensor) -> Tensor:
         """How well each caption matches each picture, [captions, pictures]."""
         seen = functional.normalize(self.eye(latents), dim=1)
-        told = functional.normalize(self.projection(pooled), dim=1)
+        told = functional.normalize(pooled, dim=1)
         return self.sharpness.exp().clamp(max=SHARPEST) * told @ seen.T
 
 
@@ -84,14 +87,16 @@ def train_unet(plan: Plan, generator: Generator, data: Latents, empty: Tensor, w
     `empty`: the token ids of the empty caption.
     """
     device = data.mean.device
-    generator.reader.text.embeddings.requires_grad_(False)  # every word has been learned
+    text = generator.reader.text
+    text.embeddings.requires_grad_(False)  # every word has been learned
+    text.final_layer_norm.requires_grad_(False)  # of both tasks
     trainer = Trainer(generator, plan, work, RATES, until)
     chance = Chance(BATCH[device.type], device)
     abar = new_scheduler().alphas_cumprod.to(device)
 
     def learn() -> Tensor:
         noise, asked, match = losses(generator, data, empty, chance, abar)
-        trainer.learn(noise + ATTRIBUTE_WEIGHT * asked + MATCH_WEIGHT * match)
+        trainer.learn(noise + ATTRIBUTE_WEIGHT * asked + match)
         return torch.stack([noise, asked, match]).detach()
 
     step = None
@@ -118,8 +123,16 @@ def losses(
     noise = noise_loss(generator.unet, latents, context, abar, chance)
     ends, depths = end_positions(ids), 1 + chance.below(3, USED)
     asked = attribute_loss(reader(states, depths, pad_positions(ends, chance.even[4])), labels, depths)
-    pooled = reader.text.final_layer_norm(at(states, torch.full_like(depths, LAYERS), ends))
-    return noise, asked, match_loss(generator.matcher(latents, pooled), kept)
+    return noise, asked, match_loss(generator.matcher(latents, pooled(reader.text, states[USED].detach(), ends)), kept)
+
+
+def pooled(text: CLIPTextModel, states: Tensor, ends: Tensor) -> Tensor:
+    """Captions as vectors: what the last layer alone makes of the states before it, at the end tokens."""
+    causal = torch.full((states.shape[1],) * 2, -torch.inf, device=states.device).triu(1)
+    last = text.encoder.layers[-1](states, attention_mask=causal[None, None])
+    chosen = at(last[None], torch.zeros_like(ends), ends)
+    vectors: Tensor = text.final_layer_norm(chosen)
+    return vectors
 
 
 def noise_loss(unet: nn.Module, latents: Tensor, context: Tensor, abar: Tensor, chance: Chance) -> Tensor:
