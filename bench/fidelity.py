@@ -11,11 +11,11 @@ import argparse
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 import clipskip
 from clipskip.bench import recipe
@@ -24,51 +24,19 @@ from clipskip.cli.recommend import empty_figure
 from clipskip.engines import report
 from clipskip.errors import RequestError
 
+facts, checker, scenes = map(recipe.module, ("facts", "checker", "scenes"))
 Facts = Mapping[str, str]
+Asked = Mapping[str, Sequence[Any]]  # captions by form
 Figures = dict[str, dict[str, float]]  # group of facts -> its share, the interval of that, and what chance gives
-FORMS = {"tags": 1.0, "sentences": 0.0}
-FINE = {"size": ("size",), "colour": ("colour",), "place": ("place", "axis"), "background": ("background",),
-        "pattern": ("texture",)}  # fmt: skip
 DEEP = 12  # where guidance is varied beside the recommended clip skip
 CFGS = (1.0, 2.0, 5.0, 9.0, 15.0)
 SETTINGS: dict[str, Any] = {"sampler": "DDIM", "schedule": "uniform", "steps": 20, "cfg": 5.0}  # as the sample's check
-PROMPT_SEED, SURE = 20_000, 1.96  # normal deviations: 95 %
+SURE = 1.96  # normal deviations: 95 %
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """One scene in words, and the facts that these name."""
-
-    text: str
-    named: Facts
-
-
-def prompts(count: int) -> dict[str, list[Prompt]]:
-    """The same scenes, which no training picture shows, as lists of tags and as sentences; everything is named."""
-    captions, scenes = recipe.module("captions"), recipe.module("scenes")
-    rng, written = np.random.default_rng(PROMPT_SEED), dict[str, list[Prompt]]()
-    drawn = [scenes.random_scene(rng, held_out=True) for _ in range(count)]
-    for form, tags in FORMS.items():
-        naming = replace(captions.EVERYTHING, plain=1.0, tags=tags)
-        writer = captions.Writer(np.random.default_rng(PROMPT_SEED + 1), naming)
-        written[form] = [Prompt(caption.text, caption.named) for caption in map(writer.caption, drawn)]
-    return written
-
-
-def shares(seen: Facts, named: Facts) -> dict[str, float]:
-    """How much of each group of the named facts a picture shows; coarse are the first two."""
-    kinds, shown = ({value for name, value in facts.items() if name.startswith("kind")} for facts in (named, seen))
-    found = {"a shape": float(bool(shown)), "the kind": float(bool(kinds & shown))}
-    right = {name: seen.get(name) == value for name, value in named.items()}
-    fine = {group: [right[name] for name in right if name.startswith(starts)] for group, starts in FINE.items()}
-    found |= {group: sum(each) / len(each) for group, each in fine.items() if each}
-    every = [value for each in fine.values() for value in each]
-    return {**found, "fine": sum(every) / len(every), "everything": float(all(right.values()))}
-
-
-def interval(scores: Sequence[float]) -> tuple[float, float, float]:
+def interval(scores: npt.ArrayLike) -> tuple[float, float, float]:
     """Their mean and its 95 % interval: Wilson 1927, for as many yes and no as would scatter like these shares."""
-    count, share, scatter = len(scores), float(np.mean(scores)), float(np.var(scores, ddof=1))
+    count, share, scatter = np.size(scores), float(np.mean(scores)), float(np.var(scores, ddof=1))
     effective = count * max(1.0, share * (1 - share) / scatter) if scatter else count
     centre = share + SURE**2 / (2 * effective)
     spread = SURE * math.sqrt(share * (1 - share) / effective + SURE**2 / (4 * effective**2))
@@ -76,49 +44,39 @@ def interval(scores: Sequence[float]) -> tuple[float, float, float]:
     return share, low, high
 
 
-def figures(seen: Mapping[str, Sequence[Facts]], asked: Mapping[str, Sequence[Prompt]]) -> Figures:
+def figures(seen: Mapping[str, Sequence[Facts]], asked: Asked) -> Figures:
     """Shares over scenes, those of the forms averaged; chance: the same pictures held against the other scenes."""
-    own = [
-        [shares(facts, prompt.named) for facts, prompt in zip(seen[form], asked[form], strict=True)] for form in seen
-    ]
-    others = [
-        shares(facts, prompt.named)
-        for form in seen
-        for number, facts in enumerate(seen[form])
-        for other, prompt in enumerate(asked[form])
-        if other != number
-    ]
+    pairs = {form: [[facts.shares(each, other.named) for other in asked[form]] for each in seen[form]] for form in seen}
     found: Figures = {}
-    for group in ("a shape", "the kind", *FINE, "fine", "everything"):
-        scenes = [float(np.mean([form[group] for form in forms])) for forms in zip(*own, strict=True)]
-        share, low, high = interval(scenes)
-        chance = float(np.mean([each[group] for each in others]))
-        found[group] = {"share": share, "low": low, "high": high, "chance": chance}
+    for group in facts.GROUPS:
+        tables = np.array([[[pair[group] for pair in row] for row in pairs[form]] for form in seen])
+        share, low, high = interval(np.diagonal(tables, axis1=1, axis2=2).mean(0))
+        others = tables[:, ~np.eye(tables.shape[1], dtype=bool)]
+        found[group] = {"share": share, "low": low, "high": high, "chance": float(others.mean())}
     return found
 
 
-def drawn(pipe: clipskip.Pipeline, asked: Mapping[str, Sequence[Prompt]], **settings: Any) -> dict[str, list[Facts]]:
+def drawn(pipe: clipskip.Pipeline, asked: Asked, **settings: Any) -> dict[str, list[Facts]]:
     """What the checker reads from a picture of each prompt. A scene has its own noise, whatever the settings."""
-    look = recipe.module("checker").look
-    facts = dict[str, list[Facts]]()
+    seen = dict[str, list[Facts]]()
     for form, written in asked.items():
         requests = [clipskip.Request(prompt=each.text, seed=n, **SETTINGS | settings) for n, each in enumerate(written)]
-        facts[form] = [look(np.asarray(result.images[0])) for result in output.run(pipe, requests)]
-    return facts
+        seen[form] = [checker.look(np.asarray(result.images[0])) for result in output.run(pipe, requests)]
+    return seen
 
 
 def measure(store: Path, count: int, skips: Sequence[int] | None = None) -> dict[str, Any]:
     """All figures by clip skip, and by guidance at the recommended one and at DEEP. RequestError for another model."""
-    asked = prompts(count)
+    asked = facts.prompts(count)
     with clipskip.open(store) as pipe, output.stages() as say:
-        if pipe.model.default_size != recipe.module("scenes").SIZE:
+        if pipe.model.default_size != scenes.SIZE:
             message = f"{pipe.model.name} draws no scenes that can be checked: fidelity is measured on the sample model"
             raise RequestError(message, field="store", hint="clipskip export export/sample --out build/sample")
         by_skip, by_cfg = dict[int, dict[str, Figures]](), dict[int, dict[float, Figures]]()
         for skip in skips or pipe.clip_skips:
             say(f"clip skip {skip}: {2 * count} pictures")
             seen = drawn(pipe, asked, clip_skip=skip)
-            by_skip[skip] = {form: figures({form: seen[form]}, asked) for form in FORMS}
+            by_skip[skip] = {form: figures({form: seen[form]}, asked) for form in facts.FORMS}
             by_skip[skip]["both"] = figures(seen, asked)
         for skip in (pipe.model.recommended_clip_skip, DEEP):
             say(f"{len(CFGS)} guidances at clip skip {skip}: {2 * len(CFGS) * count} pictures")
@@ -137,15 +95,15 @@ def kept(figure: Mapping[str, float], name: str = "share") -> float:
 
 def table(measured: Mapping[str, Any]) -> str:
     """One line per clip skip and per guidance, for people."""
-    rows = [("", "a shape", "the kind", *FINE, "kind kept", "fine kept", "everything", "tags", "sentences")]
+    rows = [("", "a shape", "the kind", *facts.FINE, "kind kept", "fine kept", "everything", "tags", "sentences")]
     settings = {f"clip skip {skip}": forms for skip, forms in measured["by_clip_skip"].items()}
     for skip, by_cfg in measured["by_cfg"].items():
         settings |= {f"cfg {cfg:g} at {skip}": {"both": found} for cfg, found in by_cfg.items()}
     for name, forms in settings.items():
         found = forms["both"]
-        cells = [f"{found[group]['share']:.2f}" for group in ("a shape", "the kind", *FINE)]
+        cells = [f"{found[group]['share']:.2f}" for group in ("a shape", "the kind", *facts.FINE)]
         cells += [f"{kept(found[group]):.2f}" for group in ("the kind", "fine")]
-        every = [forms[form]["everything"] for form in ("both", *FORMS) if form in forms]
+        every = [forms[form]["everything"] for form in ("both", *facts.FORMS) if form in forms]
         cells += [f"{each['share']:.2f} ({each['low']:.2f}-{each['high']:.2f})" for each in every]
         cells += [""] * (len(rows[0]) - 1 - len(cells))
         rows.append((name, *cells))
@@ -163,7 +121,7 @@ def plot(found: Mapping[str, Any], file: Path) -> None:
     for (skip, rows), style in zip(found["by_cfg"].items(), ("o-", "x:"), strict=True):
         for colour, group in (("tab:blue", "the kind"), ("tab:red", "fine")):
             line(by_cfg, {cfg: row[group] for cfg, row in rows.items()}, colour, f"{group}, at {skip}", style)
-    for colour, form in zip(("tab:green", "tab:purple"), FORMS, strict=True):
+    for colour, form in zip(("tab:green", "tab:purple"), facts.FORMS, strict=True):
         everything = {skip: forms[form]["everything"] for skip, forms in found["by_clip_skip"].items()}
         line(by_form, everything, colour, form)
     by_skip.set(title="what is right, by clip skip (dashed: by chance)", xlabel="clip skip", ylabel="share, 95 %")

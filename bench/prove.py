@@ -27,7 +27,7 @@ from clipskip.engines.manifest import Manifest
 from clipskip.engines.store import Store
 
 PROMPT = "a large red circle on a green background"
-FACTORS = (1, 10, 100)
+FACTORS, MINUTES = (1, 10, 100), 4
 COMMAND = f"{OWN_PATH}from clipskip.__main__ import main; raise SystemExit(main())"
 Found = dict[str, Any]
 
@@ -91,7 +91,7 @@ def examine(args: argparse.Namespace) -> Found:
     if args.pictures:
         plot = args.out / "recommend.png"
         found["recommend"] = said("recommend", args.store, "--pictures", args.pictures, "--plot", plot, *where)
-    found["times"] = said("bench", args.store, "--target", args.target)
+    found["times"] = said("bench", args.store, "--target", args.target, "--minutes", MINUTES)
     found["outliers"] = exaggerated(args.checkpoint, args.out / "copies", model.prediction)
     return found
 

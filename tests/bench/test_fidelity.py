@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,8 +14,8 @@ import clipskip
 from clipskip.bench import fidelity, recipe
 from clipskip.errors import BackendUnavailable, RequestError
 
-scenes = recipe.module("scenes")
-look = recipe.module("checker").look
+scenes, captions = recipe.module("scenes"), recipe.module("captions")
+look, shares = recipe.module("checker").look, recipe.module("facts").shares
 
 
 def seen(**changed: str) -> dict[str, str]:
@@ -34,14 +32,14 @@ NAMED = {"count": "one", "kind0": "circle", "colour0": "red", "size0": "large", 
 
 
 def test_a_picture_that_keeps_the_shape_alone_is_coarsely_right_and_finely_wrong() -> None:
-    right = fidelity.shares(seen(), NAMED)
+    right = shares(seen(), NAMED)
     assert set(right.values()) == {1.0}
-    pale = fidelity.shares(seen(colour="blue", background="white"), NAMED)
+    pale = shares(seen(colour="blue", background="white"), NAMED)
     assert (pale["a shape"], pale["the kind"], pale["colour"], pale["background"]) == (1, 1, 0, 0)
     assert pale["fine"] == pytest.approx(3 / 5)
     assert pale["everything"] == 0
-    assert fidelity.shares(seen(kind="star"), NAMED)["the kind"] == 0
-    empty = fidelity.shares(look(np.full((128, 128, 3), 200, np.uint8)), NAMED)
+    assert shares(seen(kind="star"), NAMED)["the kind"] == 0
+    empty = shares(look(np.full((128, 128, 3), 200, np.uint8)), NAMED)
     assert (empty["a shape"], empty["the kind"], empty["size"]) == (0, 0, 0)
 
 
@@ -54,14 +52,14 @@ def test_the_interval_is_wilsons_for_yes_and_no_and_narrower_for_shares_that_sca
 
 
 def test_both_forms_name_the_same_scenes_and_only_one_writes_sentences() -> None:
-    written = fidelity.prompts(12)
+    written = fidelity.facts.prompts(12)
     for tags, sentence in zip(written["tags"], written["sentences"], strict=True):
         assert sorted(tags.named.values()) == sorted(sentence.named.values())
         assert tags.text.count(",") > sentence.text.count(",")
 
 
 def test_chance_is_what_pictures_of_other_scenes_would_get() -> None:
-    asked = {"tags": [fidelity.Prompt("", NAMED), fidelity.Prompt("", {**NAMED, "kind0": "star"})]}
+    asked = {"tags": [captions.Caption("", NAMED), captions.Caption("", {**NAMED, "kind0": "star"})]}
     pictures = {"tags": [seen(), seen(kind="star")]}
     found = fidelity.figures(pictures, asked)
     assert (found["the kind"]["share"], found["the kind"]["chance"]) == (1, 0)
@@ -90,10 +88,7 @@ def test_few_pictures_of_the_sample_model_make_a_table_a_drawing_and_a_json_line
 def test_another_model_and_an_installed_wheel_are_refused(
     sample_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other: Any = SimpleNamespace(SIZE=512)
-    honest = recipe.module
-    monkeypatch.setattr(recipe, "module", lambda name: other if name == "scenes" else honest(name))
-    monkeypatch.setattr(fidelity, "prompts", lambda count: {})
+    monkeypatch.setattr(fidelity.scenes, "SIZE", 512)
     with pytest.raises(RequestError, match="the sample model"):
         fidelity.measure(sample_store, 1)
     monkeypatch.undo()
