@@ -59,6 +59,7 @@ def wanted(number: int, setting: Setting) -> Wanted:
         negative=negative,
         clip_skip=skip,
         seed=1000 + number,
+        steps=8,
         cfg=cfg,
         sampler=sampler,
         schedule=schedule,

