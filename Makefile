@@ -170,7 +170,7 @@ bench: setup export ## how long OUT takes, stage by stage, and what it costs
 bench-peers: setup export ## MODEL beside diffusers, torch.compile, OpenVINO, optimum-onnx: one run; with FULL=1 of SD 1.5's size
 ifdef FULL
 	$(BIN)/python -m clipskip.bench.full_size build/full
-	$(BIN)/python -m clipskip.bench.peers build/full/checkpoint build/full/store --steps 4 --rounds 5 --out build/bench/full-peers.json
+	$(BIN)/python -m clipskip.bench.peers build/full/random-sd15 build/full/store --steps 4 --rounds 5 --out build/bench/full-peers.json
 else
 	$(BIN)/python -m clipskip.bench.peers $(call quote,$(MODEL)) $(call quote,$(OUT)) --out build/bench/peers.json
 endif

@@ -92,7 +92,7 @@ class Peer:
             line = self._process.stdout.readline()
         answer: dict[str, Any] = json.loads(line) if line else {"error": f"ended with status {self._process.wait()}"}
         if "error" in answer:
-            raise Failed(answer["error"])
+            raise Failed(answer["error"], field=self.name)
         return answer
 
     def ready(self, stage: Stage) -> bool:
@@ -138,31 +138,32 @@ class Comparison:
         script = str(Path(__file__).with_name("peer.py"))
         arguments = [str(self.checkpoint), str(self.store)]
         with ExitStack() as stack:
-            peers = [Peer(name, [pythons.get(name, sys.executable), script, name, *arguments]) for name in names]
-            for peer in peers:
-                stack.callback(peer.close)
+            peers = []
+            for name in names:
+                peers.append(Peer(name, [pythons.get(name, sys.executable), script, name, *arguments]))
+                stack.callback(peers[-1].close)
             for number, stage in enumerate(self.stages):
                 self.say(f"{stage.part} {stage.size}: {', '.join(names)}")
-                parts = (later + 1) * len(self.stages) - number
+                parts = (later + 1) * len(self.stages) - number + 1  # the last is for processes that start
                 self.compare(stage, peers, time.monotonic() + (self.until - time.monotonic()) / parts)
             self.facts |= {peer.name: peer.facts for peer in peers}
 
     def compare(self, stage: Stage, peers: Sequence[Peer], until: float) -> None:
-        results: dict[str, dict[int, Any]] = {}
-        ready = []
-        for peer in peers:
+        """One stage by all who can; who fails is left out, and the others begin anew."""
+        ready = list(peers)
+        while True:
             try:
-                if peer.ready(stage):
-                    results[peer.name] = {skip: peer.result(skip) for skip in stage.skips}
-                    ready.append(peer)
+                ready = [peer for peer in ready if peer.ready(stage)]
+                results = {peer.name: {skip: peer.result(skip) for skip in stage.skips} for peer in ready}
+                runs = {(peer.name, skip): partial(peer.run, skip) for skip in stage.skips for peer in ready}
+                contenders: Contenders = {f"{name}\n{stage.name(skip)}": run for (name, skip), run in runs.items()}
+                taken = Turns(self.rounds, 1.0, PAUSE, until).take(contenders)
+                break
             except Failed as error:
-                if peer.name == OURS:
+                if error.field == OURS:
                     raise
-                self.left_out[f"{stage.part} {stage.size}: {peer.name}"] = error.message
-        contenders: Contenders = {
-            f"{peer.name}\n{stage.name(skip)}": partial(peer.run, skip) for skip in stage.skips for peer in ready
-        }
-        taken = Turns(self.rounds, 1.0, PAUSE, until).take(contenders)
+                self.left_out[f"{stage.part} {stage.size}, {error.field}"] = error.message
+                ready = [peer for peer in ready if peer.name != error.field]
         for key, seconds in taken.items():
             name, row = key.split("\n")
             self.seconds.setdefault(row, {}).setdefault(name, []).extend(seconds)

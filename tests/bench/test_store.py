@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -139,3 +141,26 @@ def test_the_kernel_s_figures_of_memory_are_read_as_bytes() -> None:
     said = "VmHWM:\t    900 kB\nRss:                 800 kB\nPss_Anon: 3 kB\nPss:  700 kB\nAnonymous:  600 kB\n"
     expected = {"peak": 921600, "rss": 819200, "pss": 716800, "anonymous": 614400}
     assert machine.memory(said) == expected
+
+
+def test_fidelity_is_measured_by_its_own_module_and_what_that_lacks_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = ModuleType("clipskip.bench.fidelity")
+    vars(module).update(measure=lambda path, scenes: {"scenes": scenes}, table=lambda report: "the table")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    assert main(["bench", "store", "--fidelity", "--out", str(tmp_path / "out.json")]) == 0
+    assert capsys.readouterr().out.splitlines() == ["the table", '{"scenes": 48}']
+    assert json.loads((tmp_path / "out.json").read_text()) == {"scenes": 48}
+    monkeypatch.setitem(sys.modules, module.__name__, None)
+    assert main(["bench", "store", "--fidelity"]) == 5
+    assert "fidelity needs clipskip.bench.fidelity" in capsys.readouterr().err
+
+
+def test_a_report_that_cannot_be_written_is_refused_before_minutes_of_measuring(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delattr(store, "measure")
+    (tmp_path / "file").touch()
+    assert main(["bench", "store", "--out", str(tmp_path / "file" / "out.json")]) == 7
+    assert f"cannot write {tmp_path}/file/out.json" in capsys.readouterr().err
