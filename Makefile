@@ -35,7 +35,7 @@ TARGETS  := onnxruntime onnxruntime-cuda tensorrt tensorrt-rtx
 known     = $(if $(filter $(2),$(TARGETS)),,$(error $(1)=$(2): there are $(TARGETS)))
 
 .DEFAULT_GOAL := help
-.PHONY: driver target help setup demo test fuzz check-install test-gpu test-gpu-onnxruntime bench-gpu report-gpu check lock format export engines verify bench bench-peers clean
+.PHONY: driver target help setup demo test fuzz check-install test-gpu test-gpu-onnxruntime bench-gpu report-gpu check lock format export engines verify bench bench-peers performance clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-21s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -174,6 +174,15 @@ ifdef FULL
 else
 	$(BIN)/python -m clipskip.bench.peers $(call quote,$(MODEL)) $(call quote,$(OUT)) --out build/bench/peers.json
 endif
+
+performance: setup ## docs/performance.md anew, of the sample model and one of SD 1.5's size: an hour on two quiet cores
+	$(CLIPSKIP) export export/sample --out build/sample
+	$(CLIPSKIP) bench build/sample --out docs/performance/sample-store.json
+	$(BIN)/python -m clipskip.bench.peers export/sample build/sample --out docs/performance/sample-peers.json
+	$(BIN)/python -m clipskip.bench.full_size build/full
+	$(CLIPSKIP) bench build/full/store --size 256 --minutes 8 --out docs/performance/full-store.json
+	$(BIN)/python -m clipskip.bench.peers build/full/random-sd15 build/full/store --steps 4 --rounds 5 --out docs/performance/full-peers.json
+	$(BIN)/python -m clipskip.bench.report docs/performance/*.json
 
 clean: ## remove everything that can be made again, but .venv
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis

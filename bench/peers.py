@@ -29,8 +29,8 @@ from clipskip.bench import flops, machine
 from clipskip.bench.baseline import AGREE
 from clipskip.bench.measure import OWN_PATH, Contenders, Seconds, Took, Turns, difference, noise, summary
 from clipskip.bench.peer import NEGATIVE, PEERS, PROMPT, Stage
+from clipskip.bench.report import chapter
 from clipskip.bench.store import PAUSE, child
-from clipskip.engines import report as reports
 from clipskip.engines.files import folder_size
 from clipskip.engines.manifest import DECODE, STEP, Role
 from clipskip.engines.store import Store
@@ -310,28 +310,6 @@ def measure(comparison: Comparison, names: Sequence[str], folder: Path) -> dict[
     }  # fmt: skip
 
 
-def text(report: Mapping[str, Any]) -> str:
-    """The report for people: a row per stage, a column per peer."""
-    names = list(report["peers"])
-    rows = {**report["stages"], "first picture of a process": report["first picture of a process"]}
-    cells = {row: {name: f"{peers[name]['median_ms']:.2f}" for name in peers} for row, peers in rows.items()}
-    lines = [("milliseconds", *names)] + [(row, *(of.get(name, "-") for name in names)) for row, of in cells.items()]
-    ratios = [("their time over ours", *names)]
-    for row, peers in report["ratios"].items():
-        ratios.append((row, *(f"{peers[name]['ratio']:.2f}" if name in peers else "-" for name in names)))
-    skips = []
-    for skip, row in report["by_skip"].items():
-        told = f"{row['longer_ms']:+.1f} ms, +- {row['error_ms']:.1f}" if "longer_ms" in row else ""
-        apart = "" if row["told"] or not told else ": not distinguishable"
-        skips.append(f"picture at clip skip {skip}: {row['median_ms']:.1f} ms {told}{apart}")
-    said = [f"left out: {name}: {why}" for name, why in report["left_out"].items()]
-    said += [f"does not reproduce within {AGREE:.0%}: {row}" for row in report["not_reproduced"]]
-    said += [
-        f"doubtful: {what}: {len(of)} rows" if of else f"doubtful: {what}" for what, of in report["doubts"].items()
-    ]
-    return "\n".join([reports.table(lines), "", reports.table(ratios), "", *skips, *said])
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="clipskip.bench.peers", description=__doc__)
@@ -357,7 +335,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     until = time.monotonic() + 60 * args.minutes
     comparison = Comparison(args.checkpoint.absolute(), args.store.absolute(), stages, max(5, args.rounds), until)
     report = measure(comparison, [OURS, *(name for name in names if name != OURS)], args.folder.absolute())
-    print(text(report))
+    print("\n".join(chapter(report["model"], None, report)))
     line = json.dumps(report)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -20,6 +20,7 @@ SCENES = 48  # enough for intervals of some hundredths
 def run(args: argparse.Namespace) -> Outcome:
     """Measure, write the report where that is asked for, and compare."""
     from clipskip.bench import baseline, store
+    from clipskip.bench.report import chapter
 
     if args.fidelity:
         return fidelity(args)
@@ -32,12 +33,12 @@ def run(args: argparse.Namespace) -> Outcome:
     _write(args.out)  # minutes before the report
     with output.stages() as say:
         report = store.measure(args.store, asked, say)
-    lines = [store.text(report)]
+    lines = [*chapter(report["model"], report, None)]
     slower: list[str] = []
     if old:
         comparison = baseline.compare(report, old, threshold)
         slower, report = comparison["slower"], {**report, "comparison": comparison}
-        lines += ["", baseline.text(comparison)]
+        lines.append(f"{baseline.text(comparison)}\n")
     return Outcome(report, "\n".join([*lines, _write(args.out, json.dumps(report))]), 1 if slower else 0)
 
 

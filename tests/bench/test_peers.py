@@ -13,6 +13,7 @@ import pytest
 from clipskip.bench import peers
 from clipskip.bench.peer import Stage
 from clipskip.bench.peers import Comparison, Failed, not_reproduced, over, waves
+from clipskip.bench.report import chapter
 
 
 def test_a_peer_computes_the_same_and_one_that_cannot_run_is_left_out_with_its_reason(
@@ -32,9 +33,9 @@ def test_a_peer_computes_the_same_and_one_that_cannot_run_is_left_out_with_its_r
     assert {name.partition(",")[2] for name in report["left_out"]} == {" optimum-onnx"}
     assert {*report["by_skip"]} == {"1", "12"}
     assert report["counts"]["step"]["flops"] > report["counts"]["text-12"]["flops"] > 0
-    shown = peers.text(report).splitlines()
-    assert any(line.startswith("left out: step 64, optimum-onnx: ") for line in shown)
-    assert any("picture at clip skip 12: " in line and line.endswith("not distinguishable") for line in shown)
+    shown = "\n".join(chapter("sample", None, report)).splitlines()
+    assert any(line.startswith("- left out: step 64, optimum-onnx: ") for line in shown)
+    assert any(line.startswith("| 12 ") and "**not distinguishable**" in line for line in shown)
 
 
 def test_an_environment_that_pip_cannot_fill_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

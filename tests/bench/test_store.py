@@ -13,6 +13,7 @@ import pytest
 
 from clipskip.__main__ import main
 from clipskip.bench import baseline, machine, store
+from clipskip.bench.report import chapter
 
 DEPTHS = [f"text-{layers:02}" for layers in range(13)]
 ENGINES = [*DEPTHS, "step", "decode"]
@@ -57,10 +58,10 @@ def test_a_report_has_every_figure_and_says_which_have_few_runs(written: Path) -
 
 def test_the_last_line_is_json_and_the_rest_is_for_people(written: Path) -> None:
     report = json.loads(written.read_text())
-    lines = store.text(report).splitlines()
-    assert all(any(line.startswith(name) for line in lines) for name in report["stages"])
-    assert any(line.startswith("doubtful: few runs: open text-00 (1)") for line in lines)
-    assert any(line.startswith("13 depths open: ") for line in lines)
+    lines = "\n".join(chapter(report["model"], report, None)).splitlines()
+    assert all(any(line.startswith(f"| {name} ") for line in lines) for name in report["stages"])
+    assert any("**Doubtful:** " in line and "few runs: open text-00 (1), open text-01 (1)" in line for line in lines)
+    assert any(line.startswith("| 13 depths open, ") for line in lines)
 
 
 def test_a_slower_row_is_named_and_is_the_exit_status(
@@ -76,7 +77,7 @@ def test_a_slower_row_is_named_and_is_the_exit_status(
     *people, last = capsys.readouterr().out.splitlines()
     assert json.loads(last)["comparison"]["slower"] == ["step"]
     assert [line.split() for line in people if "SLOWER" in line] == [["step", "2.000", "SLOWER"]]
-    assert people[-2:] == ["not within 10%: step", "slower by more than 90%: step"]
+    assert people[-3:] == ["not within 10%: step", "slower by more than 90%: step", ""]
 
 
 def test_a_wide_row_is_slower_only_where_its_middle_half_is() -> None:
