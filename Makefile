@@ -38,7 +38,7 @@ TARGETS  := onnxruntime onnxruntime-cuda tensorrt tensorrt-rtx
 known     = $(if $(filter $(2),$(TARGETS)),,$(error $(1)=$(2): there are $(TARGETS)))
 
 .DEFAULT_GOAL := help
-.PHONY: driver target help setup demo test fuzz check-install test-gpu test-gpu-onnxruntime bench-gpu report-gpu check lock format export engines verify bench bench-peers prove prove-recommend clean
+.PHONY: driver target help setup demo test fuzz check-install test-gpu test-gpu-onnxruntime bench-gpu report-gpu check lock format export engines verify bench bench-peers performance prove prove-recommend clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-21s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -183,10 +183,19 @@ prove-recommend: setup ## is `clipskip recommend` right? Trains three toy models
 bench-peers: setup export ## MODEL beside diffusers, torch.compile, OpenVINO, optimum-onnx: one run; with FULL=1 of SD 1.5's size
 ifdef FULL
 	$(BIN)/python -m clipskip.bench.full_size build/full
-	$(BIN)/python -m clipskip.bench.peers build/full/checkpoint build/full/store --steps 4 --rounds 5 --out build/bench/full-peers.json
+	$(BIN)/python -m clipskip.bench.peers build/full/random-sd15 build/full/store --steps 4 --rounds 5 --out build/bench/full-peers.json
 else
 	$(BIN)/python -m clipskip.bench.peers $(call quote,$(MODEL)) $(call quote,$(OUT)) --out build/bench/peers.json
 endif
+
+performance: setup ## docs/performance.md anew, of the sample model and one of SD 1.5's size: an hour on two quiet cores
+	$(CLIPSKIP) export export/sample --out build/sample
+	$(CLIPSKIP) bench build/sample --out docs/performance/sample-store.json
+	$(BIN)/python -m clipskip.bench.peers export/sample build/sample --out docs/performance/sample-peers.json
+	$(BIN)/python -m clipskip.bench.full_size build/full
+	$(CLIPSKIP) bench build/full/store --size 256 --minutes 8 --out docs/performance/full-store.json
+	$(BIN)/python -m clipskip.bench.peers build/full/random-sd15 build/full/store --steps 4 --rounds 5 --out docs/performance/full-peers.json
+	$(BIN)/python -m clipskip.bench.report docs/performance/*.json
 
 clean: ## remove everything that can be made again, but .venv
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis

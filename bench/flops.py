@@ -20,8 +20,6 @@ from clipskip.engines.store import Store
 from clipskip.errors import EngineIncompatible
 
 Shape = Sequence[int | None]
-# Of the makers' data sheets: dense operations a second in half precision with sums in float32, and bytes a second.
-GPUS = {"H100 SXM": (989e12, 3.35e12), "A100 SXM 80 GB": (312e12, 2.04e12), "RTX 4090": (165e12, 1.01e12)}
 
 
 def operations(artefact: Artefact, store: Store, size: int) -> int:

@@ -1,6 +1,6 @@
 """A Stable Diffusion of full size to measure with: `python -m clipskip.bench.full_size FOLDER`.
 
-Makes SD 1.5's networks with random weights and CLIP's own tokenizer in FOLDER/checkpoint (its pictures are noise, but
+Makes SD 1.5's networks with random weights and CLIP's own tokenizer in FOLDER/random-sd15 (its pictures are noise, but
 every matrix has its size) and exports them to FOLDER/store. With `--target tensorrt-rtx` it exports in fp16, to
 FOLDER/store-fp16, and builds all engines for 256 to 768 pixels, one to four images and three chunks, without a GPU; it
 prints what each took. Whatever stands in FOLDER already is used again. The last line is JSON for machines.
@@ -69,7 +69,7 @@ def make_checkpoint(folder: Path) -> None:
 
 def measure(folder: Path, target: str) -> dict[str, Any]:
     """Seconds of the export and, of TensorRT-RTX's engines, seconds and bytes; what was up to date costs nothing."""
-    checkpoint, store = folder / "checkpoint", folder / ("store" if target == "onnxruntime" else "store-fp16")
+    checkpoint, store = folder / "random-sd15", folder / ("store" if target == "onnxruntime" else "store-fp16")
     if not (checkpoint / "model_index.json").exists():
         shutil.rmtree(checkpoint, ignore_errors=True)
         make_checkpoint(checkpoint)

@@ -11,8 +11,6 @@ from math import inf
 
 import numpy as np
 
-from clipskip.engines import report
-
 Seconds = list[float]
 Contenders = Mapping[str, Callable[[], object]]
 OWN_PATH = "import sys; sys.path = [folder for folder in sys.path if folder]; "  # not the working folder's modules
@@ -98,13 +96,3 @@ def noise(stages: Mapping[str, Mapping[str, float]], rounds: int) -> dict[str, l
     few = [f"{name} ({row['runs']})" for name, row in stages.items() if row["runs"] < rounds]
     said = {"the middle half of the runs is wide": wide, "the runs lie in two heaps": heaps, "few runs": few}
     return {what: rows for what, rows in said.items() if rows}
-
-
-def table(rows: Mapping[str, Mapping[str, float]]) -> str:
-    """One line per stage, for people."""
-    keys = ("median_ms", "p90_ms", "p99_ms")
-    lines = [("", *(f"{title:>10}" for title in ("median", "p90", "p99", "spread", "runs")))]
-    for name, row in rows.items():
-        figures = *(f"{row[key]:.2f}" for key in keys), f"{row['spread']:.1%}", f"{row['runs']:.0f}"
-        lines.append((name, *(f"{figure:>10}" for figure in figures)))
-    return f"{report.table(lines)}\n(milliseconds; spread: the middle half of the runs over their median)"

@@ -29,8 +29,8 @@ from clipskip.bench import flops, machine
 from clipskip.bench.baseline import AGREE
 from clipskip.bench.measure import OWN_PATH, Contenders, Seconds, Took, Turns, difference, noise, summary
 from clipskip.bench.peer import NEGATIVE, PEERS, PROMPT, Stage
+from clipskip.bench.report import chapter
 from clipskip.bench.store import PAUSE, child
-from clipskip.engines import report as reports
 from clipskip.engines.files import folder_size
 from clipskip.engines.manifest import DECODE, STEP, Role
 from clipskip.engines.store import Store
@@ -92,7 +92,7 @@ class Peer:
             line = self._process.stdout.readline()
         answer: dict[str, Any] = json.loads(line) if line else {"error": f"ended with status {self._process.wait()}"}
         if "error" in answer:
-            raise Failed(answer["error"])
+            raise Failed(answer["error"], field=self.name)
         return answer
 
     def ready(self, stage: Stage) -> bool:
@@ -138,31 +138,32 @@ class Comparison:
         script = str(Path(__file__).with_name("peer.py"))
         arguments = [str(self.checkpoint), str(self.store)]
         with ExitStack() as stack:
-            peers = [Peer(name, [pythons.get(name, sys.executable), script, name, *arguments]) for name in names]
-            for peer in peers:
-                stack.callback(peer.close)
+            peers = []
+            for name in names:
+                peers.append(Peer(name, [pythons.get(name, sys.executable), script, name, *arguments]))
+                stack.callback(peers[-1].close)
             for number, stage in enumerate(self.stages):
                 self.say(f"{stage.part} {stage.size}: {', '.join(names)}")
-                parts = (later + 1) * len(self.stages) - number
+                parts = (later + 1) * len(self.stages) - number + 1  # the last is for processes that start
                 self.compare(stage, peers, time.monotonic() + (self.until - time.monotonic()) / parts)
             self.facts |= {peer.name: peer.facts for peer in peers}
 
     def compare(self, stage: Stage, peers: Sequence[Peer], until: float) -> None:
-        results: dict[str, dict[int, Any]] = {}
-        ready = []
-        for peer in peers:
+        """One stage by all who can; who fails is left out, and the others begin anew."""
+        ready = list(peers)
+        while True:
             try:
-                if peer.ready(stage):
-                    results[peer.name] = {skip: peer.result(skip) for skip in stage.skips}
-                    ready.append(peer)
+                ready = [peer for peer in ready if peer.ready(stage)]
+                results = {peer.name: {skip: peer.result(skip) for skip in stage.skips} for peer in ready}
+                runs = {(peer.name, skip): partial(peer.run, skip) for skip in stage.skips for peer in ready}
+                contenders: Contenders = {f"{name}\n{stage.name(skip)}": run for (name, skip), run in runs.items()}
+                taken = Turns(self.rounds, 1.0, PAUSE, until).take(contenders)
+                break
             except Failed as error:
-                if peer.name == OURS:
+                if error.field == OURS:
                     raise
-                self.left_out[f"{stage.part} {stage.size}: {peer.name}"] = error.message
-        contenders: Contenders = {
-            f"{peer.name}\n{stage.name(skip)}": partial(peer.run, skip) for skip in stage.skips for peer in ready
-        }
-        taken = Turns(self.rounds, 1.0, PAUSE, until).take(contenders)
+                self.left_out[f"{stage.part} {stage.size}, {error.field}"] = error.message
+                ready = [peer for peer in ready if peer.name != error.field]
         for key, seconds in taken.items():
             name, row = key.split("\n")
             self.seconds.setdefault(row, {}).setdefault(name, []).extend(seconds)
@@ -309,28 +310,6 @@ def measure(comparison: Comparison, names: Sequence[str], folder: Path) -> dict[
     }  # fmt: skip
 
 
-def text(report: Mapping[str, Any]) -> str:
-    """The report for people: a row per stage, a column per peer."""
-    names = list(report["peers"])
-    rows = {**report["stages"], "first picture of a process": report["first picture of a process"]}
-    cells = {row: {name: f"{peers[name]['median_ms']:.2f}" for name in peers} for row, peers in rows.items()}
-    lines = [("milliseconds", *names)] + [(row, *(of.get(name, "-") for name in names)) for row, of in cells.items()]
-    ratios = [("their time over ours", *names)]
-    for row, peers in report["ratios"].items():
-        ratios.append((row, *(f"{peers[name]['ratio']:.2f}" if name in peers else "-" for name in names)))
-    skips = []
-    for skip, row in report["by_skip"].items():
-        told = f"{row['longer_ms']:+.1f} ms, +- {row['error_ms']:.1f}" if "longer_ms" in row else ""
-        apart = "" if row["told"] or not told else ": not distinguishable"
-        skips.append(f"picture at clip skip {skip}: {row['median_ms']:.1f} ms {told}{apart}")
-    said = [f"left out: {name}: {why}" for name, why in report["left_out"].items()]
-    said += [f"does not reproduce within {AGREE:.0%}: {row}" for row in report["not_reproduced"]]
-    said += [
-        f"doubtful: {what}: {len(of)} rows" if of else f"doubtful: {what}" for what, of in report["doubts"].items()
-    ]
-    return "\n".join([reports.table(lines), "", reports.table(ratios), "", *skips, *said])
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="clipskip.bench.peers", description=__doc__)
@@ -356,7 +335,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     until = time.monotonic() + 60 * args.minutes
     comparison = Comparison(args.checkpoint.absolute(), args.store.absolute(), stages, max(5, args.rounds), until)
     report = measure(comparison, [OURS, *(name for name in names if name != OURS)], args.folder.absolute())
-    print(text(report))
+    print("\n".join(chapter(report["model"], None, report)))
     line = json.dumps(report)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from clipskip.bench.baseline import AGREE, read
-from clipskip.bench.flops import GPUS
+from clipskip.bench.machine import QUIET
 from clipskip.engines.files import readable_size
 from clipskip.errors import BackendUnavailable
 
@@ -22,8 +22,12 @@ HEAD = """# Performance
 
 Written by `python -m clipskip.bench.report`; no figure here was typed. `clipskip bench STORE --out FILE` measures one
 store, `make bench-peers` compares with others, and both say what makes their figures doubtful. Times are medians, in
-milliseconds unless a unit stands beside them; ratios are between things that took turns in one run.
+milliseconds unless a unit stands beside them, and the spread is the middle half of the runs over that; ratios are
+between things that took turns in one run.
 """
+# Of the makers' data sheets: dense operations a second in half precision with sums in float32, and bytes a second.
+GPUS = {"H100 SXM": (989e12, 3.35e12), "A100 SXM 80 GB": (312e12, 2.04e12), "RTX 4090": (165e12, 1.01e12)}
+SHOWN = 3  # rows that are named
 SHORT = {
     "clipskip on OpenVINO, step in bf16": "ours on OpenVINO, step bf16",
     "clipskip on OpenVINO": "ours on OpenVINO",
@@ -32,19 +36,19 @@ SHORT = {
 
 def document(reports: Sequence[Report]) -> str:
     """All of it: a chapter for each model."""
-    models = dict.fromkeys(report["model"] for report in reports)
-    kinds = {kind: {each["model"]: each for each in reports if each["bench"] == kind} for kind in ("store", "peers")}
-    chapters = [
-        line for model in models for line in chapter(model, kinds["store"].get(model), kinds["peers"].get(model))
-    ]
-    return "\n".join([HEAD, *chapters]).rstrip() + "\n"
+    shown = "Latency by depth, where a picture's time goes, memory by depths open, the host's time"
+    busy = any((report["load"]["others"] or 0) > QUIET for report in reports)
+    parts = [HEAD, "**Provisional: the machine was busy with other programs. Do not quote these figures.**\n" * busy]
+    for model in dict.fromkeys(report["model"] for report in reports):
+        of = {report["bench"]: report for report in reports if report["model"] == model}
+        title, *rest = chapter(model, of.get("store"), of.get("peers"))
+        parts += [title, f"![{shown}](performance-{model}.png)\n", *rest]
+    return "\n".join(parts).rstrip() + "\n"
 
 
 def chapter(model: str, store: Report | None, peers: Report | None) -> Iterator[str]:
-    """What was measured of one model."""
+    """What was measured of one model, for people: what the benchmarks print, too."""
     yield f"## {model}\n"
-    shown = "Latency by depth, where a picture's time goes, memory by depths open, the host's time"
-    yield f"![{shown}](performance-{model}.png)\n"
     for report in filter(None, (store, peers)):
         yield provenance(report)
     if store:
@@ -55,7 +59,7 @@ def chapter(model: str, store: Report | None, peers: Report | None) -> Iterator[
         yield "### Beside others\n"
         yield "Their time over ours: above 1 clipskip is faster; in brackets how far their result is from ours (L2).\n"
         yield beside(peers)
-        yield from (f"- left out: {name}: {why}" for name, why in peers["left_out"].items())
+        yield "".join(f"- left out: {name}: {why}\n" for name, why in peers["left_out"].items())
         yield f"{reproduction(peers)}\n"
         yield whole_processes(peers)
         yield "### Does clip skip make a picture faster?\n"
@@ -68,7 +72,10 @@ def provenance(report: Report) -> str:
     """Where a report is from, and what makes it doubtful."""
     box, seen = report["machine"], report["load"]
     others = "an unknown share" if seen["others"] is None else f"{seen['others']:.0%}"
-    doubts = [what + (f" ({len(rows)} rows)" if rows else "") for what, rows in report["doubts"].items()]
+    doubts = [
+        what + f": {', '.join(rows[:SHOWN])}" * bool(rows) + f" and {len(rows) - SHOWN} more rows" * (len(rows) > SHOWN)
+        for what, rows in report["doubts"].items()
+    ]
     what = "`clipskip bench`" if report["bench"] == "store" else "`make bench-peers`"
     cards = "".join(f", {card['name']}" for card in box["gpus"])
     said = f"**Doubtful:** {'; '.join(doubts)}." if doubts else "Nothing makes these figures doubtful."
@@ -79,8 +86,11 @@ def provenance(report: Report) -> str:
 
 
 def table(head: Sequence[str], rows: Table) -> str:
-    """In Markdown."""
-    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)) + "\n"
+    """In Markdown, aligned."""
+    lines = [head, ["-" * 3] * len(head), *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    aligned = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in aligned) + "\n"
 
 
 def number(value: float) -> str:
@@ -122,9 +132,11 @@ def beside(peers: Report) -> str:
 
 def reproduction(peers: Report) -> str:
     """Whether the two halves of the run agree."""
-    bad, count = peers["not_reproduced"], sum(map(len, peers["ratios"].values()))
+    bad, ratios = peers["not_reproduced"], [found for row in peers["ratios"].values() for found in row.values()]
+    count = sum(bool(found["halves"]) for found in ratios)
+    few = f" {len(ratios) - count} had too few rounds to tell." if len(ratios) > count else ""
     told = f": not so {'; '.join(bad)}" if bad else ""
-    return f"\n{count - len(bad)} of {count} ratios are the same within {AGREE:.0%} in both halves of the run{told}."
+    return f"{count - len(bad)} of {count} ratios are the same within {AGREE:.0%} in both halves of the run{told}.{few}"
 
 
 def whole_processes(peers: Report) -> str:
@@ -163,8 +175,10 @@ def possible(peers: Report) -> str:
 
     rows = []
     for role in (deepest, "text-00", "step", "decode"):
-        times = [f"{number(1000 * least(role, *rates))} ms" for rates in machines.values()]
-        rows.append((role, f"{counts[role]['flops'] / 1e12:.4f} TFLOP", readable_size(counts[role]["bytes"]), *times))
+        times = [f"{number(1e6 * least(role, *rates))} µs" for rates in machines.values()]
+        rows.append(
+            (role, f"{number(counts[role]['flops'] / 1e9)} GFLOP", readable_size(counts[role]["bytes"]), *times)
+        )
     saved = []
     for rates in machines.values():
         text, skipped = least(deepest, *rates), least("text-00", *rates)

@@ -21,9 +21,8 @@ import numpy as np
 import clipskip
 from clipskip.backends import Array, Backend, Engine, backend_named
 from clipskip.bench import machine
-from clipskip.bench.measure import OWN_PATH, Contenders, Seconds, Turns, noise, summary, table
+from clipskip.bench.measure import OWN_PATH, Contenders, Seconds, Turns, noise, summary
 from clipskip.engine_cache import EngineCache
-from clipskip.engines import files
 from clipskip.engines.manifest import DECODE, STEP, Artefact, Role
 from clipskip.engines.shapes import LATENT, TOKENS
 from clipskip.engines.store import Store
@@ -214,32 +213,6 @@ def feeds(artefact: Artefact, size: int, images: int = 1) -> dict[str, Array]:
     sizes = {"B": images, "N": 2 * images, "R": 2, "T": TOKENS, "E": 1, "h": latent, "w": latent}
     ports = artefact.inputs
     return {port.name: (random.standard_normal(port.sized(sizes)) / 10).astype(port.dtype) for port in ports}
-
-
-def text(report: Mapping[str, Any]) -> str:
-    """The report for people."""
-    memory, opened = report["memory"]["first_picture"], report["memory"]["depths_open"]
-    seen, box = report["load"], report["machine"]
-    lines = [
-        f"{report['model']}, {report['size']}x{report['size']}, {report['target']}, on {box['processor']}, "
-        f"{box['cores']} cores, commit {box['commit'] or 'unknown'}",
-        *(f"{card['name']}, compute capability {card['compute_capability']}" for card in box["gpus"]),
-        table(report["stages"]),
-        "steps a second, each image's counted, by images in a call: "
-        + ", ".join(f"{images}: {rate:.3g}" for images, rate in report["image_steps_per_second"].items()),
-        "memory of a process with one picture: "
-        + (", ".join(f"{kind} {files.readable_size(size)}" for kind, size in memory.items()) or "not told here"),
-        *(
-            f"{len(opened)} depths open: {opened[-1][kind] / opened[0][kind]:.3f} x the {kind} memory of one"
-            for kind in ("pss", "anonymous")
-            if opened and kind in opened[0]
-        ),
-        "disk: " + ", ".join(f"{part} {files.readable_size(size)}" for part, size in report["disk"].items()),
-        f"load {seen['load_before']} before, {seen['load_after']} after; others' share of the processor time: "
-        + ("unknown" if seen["others"] is None else f"{seen['others']:.0%}"),
-        *(f"doubtful: {what}: {', '.join(of)}" if of else f"doubtful: {what}" for what, of in report["doubts"].items()),
-    ]
-    return "\n".join(lines)
 
 
 def disk(bench: Bench) -> dict[str, int]:

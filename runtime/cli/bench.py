@@ -6,7 +6,6 @@ import argparse
 import importlib
 import json
 from pathlib import Path
-from typing import Any
 
 from clipskip import fields
 from clipskip.engines import hints
@@ -21,6 +20,7 @@ SCENES = 48  # enough for intervals of some hundredths
 def run(args: argparse.Namespace) -> Outcome:
     """Measure, write the report where that is asked for, and compare."""
     from clipskip.bench import baseline, store
+    from clipskip.bench.report import chapter
 
     if args.fidelity:
         return fidelity(args)
@@ -30,24 +30,25 @@ def run(args: argparse.Namespace) -> Outcome:
     threshold = numbers.pop("threshold") / 100
     batches = () if args.batch is None else fields.ranges("batch", args.batch)
     asked, old = store.Options(args.target, batches, **numbers), args.baseline and baseline.read(args.baseline)
+    _write(args.out)  # minutes before the report
     with output.stages() as say:
         report = store.measure(args.store, asked, say)
-    lines = [store.text(report)]
+    lines = [*chapter(report["model"], report, None)]
     slower: list[str] = []
     if old:
         comparison = baseline.compare(report, old, threshold)
         slower, report = comparison["slower"], {**report, "comparison": comparison}
-        lines += ["", baseline.text(comparison)]
-    return Outcome(report, "\n".join([*lines, _written(report, args.out)]), 1 if slower else 0)
+        lines.append(f"{baseline.text(comparison)}\n")
+    return Outcome(report, "\n".join([*lines, _write(args.out, json.dumps(report))]), 1 if slower else 0)
 
 
-def _written(report: dict[str, Any], path: Path | None) -> str:
-    """The report as one line, which a file gets too."""
-    line = json.dumps(report)
+def _write(path: Path | None, line: str = "") -> str:
+    """Write the line, where there is a file for it; without one, see that it can be written. StorageError."""
     if path is not None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(f"{line}\n")
+            with path.open("w" if line else "a", encoding="utf-8") as file:
+                file.write(line and f"{line}\n")
         except OSError as error:
             raise StorageError(f"cannot write {path}: {error.strerror}", path=path) from error
     return line
@@ -63,4 +64,4 @@ def fidelity(args: argparse.Namespace) -> Outcome:
         hint = f"{hints.install('.[bench]')}, in the folder of clipskip's source"
         raise BackendUnavailable(f"fidelity needs {error.name}", hint=hint) from error
     report = module.measure(args.store, SCENES)
-    return Outcome(report, f"{module.table(report)}\n{_written(report, args.out)}")
+    return Outcome(report, f"{module.table(report)}\n{_write(args.out, json.dumps(report))}")

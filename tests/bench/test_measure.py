@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from clipskip.bench.measure import Took, Turns, bimodal, difference, interleaved, noise, summary, table
+from clipskip.bench.measure import Took, Turns, bimodal, difference, interleaved, noise, summary
 
 
 def test_contenders_take_turns_and_warm_ups_do_not_count() -> None:
@@ -27,15 +27,12 @@ def test_when_time_is_over_there_is_one_round_and_no_warm_up() -> None:
     assert (order, [len(seconds) for seconds in taken.values()]) == (["run"] * 2, [1, 1])
 
 
-def test_a_summary_is_in_milliseconds_and_a_table_has_a_line_per_stage() -> None:
+def test_a_summary_is_in_milliseconds() -> None:
     figures = summary([0.001, 0.003, 0.002, 0.002, 0.004])
     assert figures == {
         "median_ms": 2.0, "p25_ms": 2.0, "p75_ms": 3.0, "p90_ms": 3.6, "p99_ms": 3.96, "min_ms": 1.0, "max_ms": 4.0,
         "spread": 0.5, "bimodal": False, "runs": 5,
     }  # fmt: skip
-    lines = table({"one stage": figures, "two": figures}).splitlines()
-    assert lines[1].split() == ["one", "stage", "2.00", "3.60", "3.96", "50.0%", "5"]
-    assert len(lines) == 4
 
 
 @pytest.mark.parametrize(

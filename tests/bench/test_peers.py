@@ -3,33 +3,51 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from clipskip.bench import peers
+from clipskip.bench.peer import Stage
 from clipskip.bench.peers import Comparison, Failed, not_reproduced, over, waves
+from clipskip.bench.report import chapter
 
 
 def test_a_peer_computes_the_same_and_one_that_cannot_run_is_left_out_with_its_reason(
-    sample_store: Path, sample_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    sample_store: Path, sample_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(peers, "FIRST_PICTURES", {})
     monkeypatch.setattr(peers, "IMPORTS", {})
-    monkeypatch.setattr(peers, "OPTIONAL", {"optimum-onnx": ("--no-index", "no-such-package")})
+    monkeypatch.setattr(peers, "INSTALLED", {})
+    monkeypatch.setattr(peers, "environment", lambda name, folder: sys.executable)
     monkeypatch.setattr(peers.machine, "available", lambda: 1 << 50)
-    asked = ["--peers", "OpenVINO,optimum-onnx", "--sizes", "64", "--size", "64", "--steps", "3", "--rounds", "5"]
-    out = ["--minutes", "0.01", "--folder", str(tmp_path / "peers"), "--out", str(tmp_path / "report.json")]
-    peers.main([str(sample_checkpoint), str(sample_store), *asked, *out])
-    report = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert json.loads((tmp_path / "report.json").read_text()) == report
-    rows = [*(f"text, clip skip {skip}" for skip in range(1, 14)), "step 64", "decode 64"]
+    stages = [Stage("text", 64, [1, 12], 0), Stage("step", 64, [1], 0), Stage("picture", 64, [1, 12], 2)]
+    comparison = Comparison(sample_checkpoint, sample_store, stages, 5, 0.0, say=lambda text: None)
+    report = json.loads(json.dumps(peers.measure(comparison, ["clipskip", "OpenVINO", "optimum-onnx"], Path("/no"))))
+    rows = ["text, clip skip 1", "text, clip skip 12", "step 64"]
     assert [*report["ratios"]] == rows
-    assert max(report["apart"][row]["OpenVINO"] for row in rows[:-1]) < 2e-5
-    assert report["left_out"]["optimum-onnx"].startswith("does not install: ERROR: No matching distribution")
-    assert {*report["by_skip"]} == {"1", "2", "12"}
+    assert all(0 < report["apart"][row]["OpenVINO"] < 2e-5 for row in rows)
+    assert {name.partition(",")[2] for name in report["left_out"]} == {" optimum-onnx"}
+    assert {*report["by_skip"]} == {"1", "12"}
     assert report["counts"]["step"]["flops"] > report["counts"]["text-12"]["flops"] > 0
+    shown = "\n".join(chapter("sample", None, report)).splitlines()
+    assert any(line.startswith("- left out: step 64, optimum-onnx: ") for line in shown)
+    assert any(line.startswith("| 12 ") and "**not distinguishable**" in line for line in shown)
+
+
+def test_an_environment_that_pip_cannot_fill_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(command: list[str], **settings: Any) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(command, int("pip" in command), "", "Looking\nERROR: No such package\n")
+
+    monkeypatch.setattr(peers.subprocess, "run", run)
+    with pytest.raises(Failed, match="does not install: ERROR: No such package"):
+        peers.environment("optimum-onnx", tmp_path)
+    (tmp_path / "optimum-onnx").mkdir()
+    (tmp_path / "optimum-onnx" / "installed").touch()
+    assert peers.environment("optimum-onnx", tmp_path) == str(tmp_path / "optimum-onnx" / "bin" / "python")
 
 
 def test_a_ratio_that_one_half_of_the_rounds_does_not_confirm_is_named() -> None:

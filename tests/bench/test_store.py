@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 from clipskip.__main__ import main
 from clipskip.bench import baseline, machine, store
+from clipskip.bench.report import chapter
 
 DEPTHS = [f"text-{layers:02}" for layers in range(13)]
 ENGINES = [*DEPTHS, "step", "decode"]
@@ -55,10 +58,10 @@ def test_a_report_has_every_figure_and_says_which_have_few_runs(written: Path) -
 
 def test_the_last_line_is_json_and_the_rest_is_for_people(written: Path) -> None:
     report = json.loads(written.read_text())
-    lines = store.text(report).splitlines()
-    assert all(any(line.startswith(name) for line in lines) for name in report["stages"])
-    assert any(line.startswith("doubtful: few runs: open text-00 (1)") for line in lines)
-    assert any(line.startswith("13 depths open: ") for line in lines)
+    lines = "\n".join(chapter(report["model"], report, None)).splitlines()
+    assert all(any(line.startswith(f"| {name} ") for line in lines) for name in report["stages"])
+    assert any("**Doubtful:** " in line and "few runs: open text-00 (1), open text-01 (1)" in line for line in lines)
+    assert any(line.startswith("| 13 depths open, ") for line in lines)
 
 
 def test_a_slower_row_is_named_and_is_the_exit_status(
@@ -74,7 +77,7 @@ def test_a_slower_row_is_named_and_is_the_exit_status(
     *people, last = capsys.readouterr().out.splitlines()
     assert json.loads(last)["comparison"]["slower"] == ["step"]
     assert [line.split() for line in people if "SLOWER" in line] == [["step", "2.000", "SLOWER"]]
-    assert people[-2:] == ["not within 10%: step", "slower by more than 90%: step"]
+    assert people[-3:] == ["not within 10%: step", "slower by more than 90%: step", ""]
 
 
 def test_a_wide_row_is_slower_only_where_its_middle_half_is() -> None:
@@ -139,3 +142,26 @@ def test_the_kernel_s_figures_of_memory_are_read_as_bytes() -> None:
     said = "VmHWM:\t    900 kB\nRss:                 800 kB\nPss_Anon: 3 kB\nPss:  700 kB\nAnonymous:  600 kB\n"
     expected = {"peak": 921600, "rss": 819200, "pss": 716800, "anonymous": 614400}
     assert machine.memory(said) == expected
+
+
+def test_fidelity_is_measured_by_its_own_module_and_what_that_lacks_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = ModuleType("clipskip.bench.fidelity")
+    vars(module).update(measure=lambda path, scenes: {"scenes": scenes}, table=lambda report: "the table")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    assert main(["bench", "store", "--fidelity", "--out", str(tmp_path / "out.json")]) == 0
+    assert capsys.readouterr().out.splitlines() == ["the table", '{"scenes": 48}']
+    assert json.loads((tmp_path / "out.json").read_text()) == {"scenes": 48}
+    monkeypatch.setitem(sys.modules, module.__name__, None)
+    assert main(["bench", "store", "--fidelity"]) == 5
+    assert "fidelity needs clipskip.bench.fidelity" in capsys.readouterr().err
+
+
+def test_a_report_that_cannot_be_written_is_refused_before_minutes_of_measuring(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delattr(store, "measure")
+    (tmp_path / "file").touch()
+    assert main(["bench", "store", "--out", str(tmp_path / "file" / "out.json")]) == 7
+    assert f"cannot write {tmp_path}/file/out.json" in capsys.readouterr().err
