@@ -22,6 +22,7 @@ from clipskip.engines.files import readable_size
 FOLDER, RECORD = "prepacked", "record.json"
 LIMIT_VARIABLE, LIMIT = "CLIPSKIP_CACHE_GIB", "20"
 RESERVE = 2 << 30  # bytes of the disk that stay free
+PATIENCE = 50  # tenths of a second, within which files that were written show later changes
 _told: set[str] = set()  # each is said once in a process
 
 
@@ -38,16 +39,18 @@ def folder(name: str, needs: int, make: Callable[[Path], object]) -> Path | None
     `needs`: bytes that it takes at most. Who finds another process at work does without.
     """
     own, most = files.own_folder(), limit()
-    if own is None or needs > most or not hasattr(os, "geteuid"):  # Windows: times do not tell of every change
+    if own is None or not most or not hasattr(os, "geteuid"):  # Windows: times do not tell of every change
         return None
     place = own / FOLDER / name
     if not intact(place):
         try:
+            if needs > most:
+                raise files.full(own, readable_size(needs), f" (where {LIMIT_VARIABLE} allows {readable_size(most)})")
             place.parent.mkdir(mode=0o700, exist_ok=True)
             with locks.locked(place.parent / ".lock", lambda line: None, limit=-1):
                 if not intact(place):
                     _make(place, needs, make)
-            trim(place.parent, most, place)
+                    trim(place.parent, most, place)
         except (OSError, ClipskipError) as error:
             busy = isinstance(error, StorageError) and (place.parent / ".lock").exists()
             if not busy:
@@ -82,11 +85,10 @@ def clear(*, dry_run: bool = False) -> dict[str, int]:
     if (own := files.own_folder()) is None:
         return {}
     with files.translated(own):
-        paths = [path for path in own.iterdir() if path.name != FOLDER and not path.name.endswith(".lock")]
-        paths += [path for path in (own / FOLDER).glob("*") if not path.name.endswith(".lock")]
         sizes = {
             str(path.relative_to(own)): files.folder_size(path) if path.is_dir() else path.lstat().st_size
-            for path in sorted(paths)
+            for path in sorted([*own.iterdir(), *(own / FOLDER).glob("*")])
+            if path.name != FOLDER and not path.name.endswith(".lock")
         }
         for name in () if dry_run else sizes:
             path = own / name
@@ -108,8 +110,12 @@ def _make(place: Path, needs: int, make: Callable[[Path], object]) -> None:
         names = sorted(path.name for path in temporary.iterdir())
         for name in names:
             files.flush(temporary / name)
-        while not all(stamps.settled(tuple(state)) for state in _states(temporary, names).values()):
+        for _ in range(PATIENCE):
+            if all(stamps.settled(tuple(state)) for state in _states(temporary, names).values()):
+                break
             time.sleep(0.1)
+        else:
+            raise StorageError(f"the clock of {place.parent} is ahead of this machine's", path=place.parent)
         (temporary / RECORD).write_text(json.dumps(_states(temporary, names)))
         temporary.rename(place)
     finally:

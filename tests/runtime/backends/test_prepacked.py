@@ -69,8 +69,7 @@ def test_what_is_kept_computes_the_same_bits(sample_store, cache, monkeypatch, r
     assert same(first(sample_store, role=role), plain)
     (folder,) = cache.iterdir()
     monkeypatch.setattr(prepacked, "_saving", lambda *arguments: pytest.fail("made again"))
-    for threads in 1, 2:
-        assert same(run(sample_store, role, threads), plain)
+    assert same(run(sample_store, role, threads=2), plain)
     assert folder.name.startswith(f"{role}-cpu-")
     assert {path.name for path in folder.iterdir()} == {"graph.onnx", "weights.bin", "record.json"}
     assert folder.stat().st_mode & 0o077 == 0
@@ -228,6 +227,23 @@ def test_a_record_is_written_only_when_later_changes_show(sample_store, cache, m
     first(sample_store)
     assert slept == [0.1, 0.1, 0.1]
     assert len(asked[0]) == 5
+
+
+def test_a_disk_whose_clock_is_ahead_is_not_waited_for(sample_store, cache, monkeypatch):
+    monkeypatch.setattr(stamps, "settled", lambda state: False)
+    monkeypatch.setattr(kept, "time", SimpleNamespace(sleep=lambda seconds: None))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        run(sample_store)
+    assert "the clock of" in str(told[-1].message)
+    assert list(cache.iterdir()) == []
+
+
+def test_a_model_beyond_the_limit_is_said_to_be_so(sample_store, cache, monkeypatch):
+    monkeypatch.setenv(kept.LIMIT_VARIABLE, "0.001")
+    with pytest.warns(RuntimeWarning, match=r"CLIPSKIP_CACHE_GIB allows 1\.1 MB"):
+        run(sample_store)
+    assert not cache.exists()
 
 
 def test_where_the_system_has_no_users_nothing_is_kept(sample_store, cache, monkeypatch):
