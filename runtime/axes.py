@@ -12,7 +12,7 @@ from itertools import product
 from typing import Any
 
 from .errors import RequestError
-from .fields import CLIP_SKIP, CLIP_SKIPS, FLAG, FRACTION, TEXT, WHOLE, Kind, shown, written
+from .fields import CLIP_SKIP, CLIP_SKIPS, FRACTION, TEXT, WHOLE, Kind, shown, written
 from .loras import called
 from .request import ALIASES, FIELDS, PICTURES, Request, unknown_field
 from .resolve import random_seed
@@ -78,11 +78,8 @@ def _values(kind: Kind, name: str, item: str) -> Sequence[object]:
     values = [kind.read(item.strip())] if found is None else spread(item, *found.groups())
     taken = [kind.take(value) for value in values]
     if None in taken:
-        what = "neither a number nor a range such as 1-13 or 4-7(+0.5)" if numbers else f"not {kind.what}"
-        if found:
-            what = f"a range of {name} with fractions, and {name} is {kind.what}"
-        hint = "write true and false" if kind is FLAG else None
-        raise RequestError(f"{item.strip()!r} is {what}", field="axis", hint=hint)
+        hint = "ranges are written 1-13, 1-13(+3), 4-7(+0.5) or 0-1[5]" if numbers else None
+        raise RequestError(f"{name} is {kind.what}, not {item.strip()!r}", field="axis", hint=hint)
     return taken
 
 
@@ -94,7 +91,7 @@ def spread(item: str, low: str, high: str, step: str | None, count: str | None) 
         hint = f"downwards is written {low}-{high}(-1)" if last < first else None
         raise RequestError(f"the range {item!r} never gets from {low} to {high}", field="axis", hint=hint)
     if (last - first) / by >= MAX_CELLS:
-        raise RequestError(f"the range {item!r} has more values than the {MAX_CELLS} cells of a sheet", field="axis")
+        raise RequestError(f"the range {item!r} has more than the {MAX_CELLS} cells of a sheet", field="axis")
     if 0 < abs(last - first) < abs(by):
         raise RequestError(f"the range {item!r} is {low} alone", field="axis", hint=f"name a step: {low}-{high}(+0.1)")
     values = [first + by * place for place in range(int((last - first) / by + Decimal("1e-9")) + 1)]
@@ -109,20 +106,18 @@ def places(axes: Sequence[Axis]) -> list[tuple[int, ...]]:
 
 def requests(base: Request, *axes: Axis) -> list[Request]:
     """One request per cell, in order. A random seed is drawn once, so that only the axes differ. RequestError."""
+    if not 1 <= len(axes) <= 3 or not all(axis.values for axis in axes):
+        raise RequestError("a sheet has one to three axes, and each of them has values", field="axis")
     fields = [axis.field if axis.field != SEARCH else f"{SEARCH} {axis.values[0]}" for axis in axes]
     if twice := [field for field in fields if fields.count(field) > 1]:
         raise RequestError(f"two axes vary {twice[0]}", field="axis")
-    if not 1 <= len(axes) <= 3 or not all(axis.values for axis in axes):
-        raise RequestError("a sheet has one to three axes, and each of them has values", field="axis")
     if (count := len(places(axes))) > MAX_CELLS:
         raise RequestError(f"a sheet has at most {MAX_CELLS} cells, not {count}", field="axis")
     if base.batch != 1:
         raise RequestError(f"a cell shows one picture, not a batch of {base.batch}", field="batch", hint="leave it out")
     varied = base.subseed is not None or base.subseed_strength or "subseed_strength" in fields
-    drawn: dict[str, Any] = {
-        name: random_seed() for name in ("seed", *["subseed"] * bool(varied)) if getattr(base, name) in (None, -1)
-    }
-    base = replace(base, **drawn)
+    open_ones = [name for name in ("seed", *["subseed"] * bool(varied)) if getattr(base, name) in (None, -1)]
+    base = base.over({name: random_seed() for name in open_ones})
     return [_request(base, axes, place) for place in places(axes)]
 
 

@@ -98,7 +98,7 @@ def _cell(result: Result | None, name: str, place: tuple[int, int, int]) -> str:
     told = {field: written(getattr(request, field)) for field, row in FIELDS.items()
             if getattr(request, field) != row.default or field in ("steps", "cfg", "sampler")}  # fmt: skip
     attribute = escape(json.dumps({"model": result.model.name} | told))
-    data, where = base64.b64encode(result.png()).decode(), ",".join(map(str, place))
+    data, where = base64.b64encode(result.png()).decode(), ",".join(str(index + 1) for index in place)
     picture = f'<img src="data:image/png;base64,{data}" alt="{escape(name)}">'
     return f'<td><button type="button" data-place="{where}" data-told="{attribute}">{picture}</button></td>'
 

@@ -151,7 +151,7 @@ def test_grid_draws_a_labelled_sheet(run, sample_store, tmp_path):
     status, out, _ = run("grid", sample_store, "a red circle", *axes, "--out", sheet, "--json", *FAST)
     cells = json.loads(out)["cells"]
     assert (status, len(cells), len({cell["seed"] for cell in cells})) == (0, 6, 1)
-    assert picture(sheet).width > 4 * 64
+    assert picture(sheet).width > 3 * 64
 
 
 @pytest.mark.parametrize(

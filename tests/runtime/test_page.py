@@ -54,7 +54,7 @@ def parsed(sheet):
 def test_every_cell_is_a_button_with_its_settings_and_its_whole_picture(parsed, sheet):
     buttons = [each for each in parsed.all("button") if "data-told" in each]
     images = [each for each in parsed.all("img") if each["alt"]]
-    assert [each["data-place"] for each in buttons][:3] == ["0,0,0", "1,0,0", "0,1,0"]
+    assert [each["data-place"] for each in buttons][:3] == ["1,1,1", "2,1,1", "1,2,1"]
     for button, image, result in zip(buttons, images, sheet.results, strict=True):
         told = json.loads(button["data-told"])
         assert (told["prompt"], told["cfg"]) == (result.request.prompt, str(int(result.request.cfg)))
