@@ -67,6 +67,7 @@ def finish(folder: Path, name: str) -> None:
     unet = denoiser(data["latents"], data["contexts"], name)
     shutil.copytree(HERE / "tokenizer", folder / name / "tokenizer", dirs_exist_ok=True)
     save_pipeline(folder / name, {"text_encoder": text, "unet": unet, "vae": autoencoder()})
+    unet.half().save_pretrained(folder / name / "unet")  # without the clip skip that the sample's file may note
 
 
 def captioned(rng: np.random.Generator, count: int, held_out: bool) -> list[tuple[Image.Image, str]]:
@@ -97,7 +98,7 @@ def text_encoder(words: Words) -> Any:
     writer = Writer(rng)
     for step, learn in _steps([text, head], TEXT_STEPS):
         written = [writer.caption(random_scene(rng)) for _ in range(CAPTIONS)]
-        ids = words([caption.text for caption in written])[:, :40]  # no caption is longer
+        ids = torch.as_tensor(words([caption.text for caption in written]))[:, :40]  # no caption is longer
         ends = (ids == words.end).int().argmax(1)
         answers = head(text(input_ids=ids).last_hidden_state[torch.arange(CAPTIONS), ends])
         labels = torch.tensor([caption.labels() for caption in written])
@@ -122,7 +123,7 @@ def encoded(vae: Any, pictures: Sequence[Image.Image]) -> Tensor:
 @torch.no_grad()
 def read(text: Any, words: Words, captions: Sequence[str]) -> Tensor:
     """The contexts [7,n+1,77,64] in fp16: at each depth of each caption and, last, of the empty one."""
-    parts = words([*captions, ""]).split(BATCH)
+    parts = torch.as_tensor(words([*captions, ""])).split(BATCH)
     states = [torch.stack(text(input_ids=ids, output_hidden_states=True).hidden_states) for ids in parts]
     return torch.cat([text.final_layer_norm(state).half() for state in states], 1)
 
