@@ -87,7 +87,7 @@ demo: setup ## checkpoint -> engines -> pictures, on the CPU
 	$(BIN)/python -m clipskip.bench.demo build/sample --out build/demo
 
 test: setup ## the whole test suite, on the CPU
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-gpu: setup ## build for the NVIDIA GPU that is here and compare everything with the CPU
 	$(BIN)/python -m pytest -m gpu tests/gpu
@@ -128,16 +128,17 @@ fuzz: setup ## the tests of random input for much longer than `make test` takes 
 	FUZZ=1 $(BIN)/python -m pytest -n 2 -m hypothesis
 
 check-install: setup ## the wheel in empty environments, at the newest and the lowest versions that it allows
-	$(CLIPSKIP) export export/sample --out build/sample
+	$(CLIPSKIP) export export/sample --out build/test-store-sample
 	rm -rf $(INSTALL)
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir $(INSTALL) .
 	touch $(INSTALL)/newest.txt
 	$(BIN)/python tests/lowest.py > $(INSTALL)/lowest.txt
-	for ends in newest lowest; do \
-	    $(PYTHON) -m venv $(INSTALL)/$$ends && \
-	    $(INSTALL)/$$ends/bin/$(PIP) -c $(INSTALL)/$$ends.txt "$$(echo $(INSTALL)/*.whl)[cpu]" && \
-	    $(INSTALL)/$$ends/bin/python -I tests/installed.py build/sample || exit 1; \
-	done
+	$(MAKE) -j 2 -f $(firstword $(MAKEFILE_LIST)) $(INSTALL)/newest $(INSTALL)/lowest
+
+$(INSTALL)/%: $(INSTALL)/%.txt
+	$(PYTHON) -m venv $@
+	$@/bin/$(PIP) -c $< "$$(echo $(INSTALL)/*.whl)[cpu]"
+	$@/bin/python -I tests/installed.py build/test-store-sample
 
 lock: setup ## requirements.lock anew: what is in .venv, with the hashes of its files
 	$(PYTHON) -m venv build/uv

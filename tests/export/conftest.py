@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import pickle
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from string import ascii_lowercase
+from types import SimpleNamespace
 from typing import Any
 
+import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -16,12 +21,16 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 import clipskip
+from clipskip.engines.forms import origins
 from clipskip.engines.store import Store
-from clipskip.export import cases, export
+from clipskip.export import build, cases, export, onnxfile
+from clipskip.export.graphs import Graph
+from clipskip.export.models import float_attention
 from clipskip.pipeline import Pipeline
 
 MERGES = ["c a", "ca t</w>"]
 WIDTH = 32
+Once = Callable[[str, Callable[[Path], object]], Path]
 
 
 def _vocabulary() -> list[str]:
@@ -59,23 +68,63 @@ def _save(folder: Path, network: torch.nn.Module, config: dict[str, Any], stem: 
     save_file(weights, folder / f"{stem}.safetensors")
 
 
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the tiny model. Not to be changed: see `checkpoint`."""
-    root = tmp_path_factory.mktemp("models") / "tiny"
+def _tiny(root: Path) -> None:
     root.mkdir()
     torch.manual_seed(0)
     text, unet, vae = _text(), _unet(), _vae()
     _save(root / "text_encoder", text, text.config.to_dict(), "model", prefix="text_model.")
     for name, network in (("unet", unet), ("vae", vae)):
-        _save(root / name, network, dict(network.config), "diffusion_pytorch_model")
+        said = {key: value for key, value in network.config.items() if key != "_use_default_values"}  # never in a file
+        _save(root / name, network, said, "diffusion_pytorch_model")
     (root / "tokenizer").mkdir()
     (root / "tokenizer" / "vocab.json").write_text(json.dumps({each: i for i, each in enumerate(_vocabulary())}))
     (root / "tokenizer" / "merges.txt").write_text("\n".join(["#version: 0.2", *MERGES, ""]))
     (root / "scheduler").mkdir()
     (root / "scheduler" / "scheduler_config.json").write_text(json.dumps({"beta_schedule": "scaled_linear"}))
     (root / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
-    return root
+
+
+PLAIN = (bool, int, float, str, tuple, type(None))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def traced_once(once: Once) -> Iterator[None]:
+    """No export traces what torch traced in this run with the same weights; it measures it all the same."""
+
+    def trace(graph: Graph, names: Mapping[torch.Tensor, str]) -> ir.Model:
+        module, content = graph.module, hashlib.sha256()
+        for name, value in module.state_dict(keep_vars=True).items():
+            content.update(repr((name, value.dtype, names.get(value))).encode())
+            content.update(value.detach().contiguous().numpy().tobytes())
+        for each in module.modules():
+            plain = {name: value for name, value in vars(each).items() if isinstance(value, PLAIN)}
+            processor = type(getattr(each, "processor", None)), getattr(each, "processor", None) is float_attention
+            config = getattr(each, "config", {})
+            config = config.to_dict() if isinstance(config, CLIPTextConfig) else dict(config)
+            said = sorted((key, repr(value)) for key, value in config.items() if key[0] != "_")  # no paths
+            content.update(repr((type(each), plain, processor, said)).encode())
+        content.update(repr((graph.role, graph.inputs, graph.outputs)).encode())
+
+        def make(path: Path) -> None:
+            model = onnxfile.trace(graph, names)
+            marks = {name: origins.of(value) for name, value in model.graph.initializers.items()}
+            path.write_bytes(pickle.dumps((ir.to_proto(model).SerializeToString(), marks)))
+
+        stored, marks = pickle.loads(once(f"traced-{content.hexdigest()}", make).read_bytes())
+        model = ir.from_proto(onnx.load_model_from_string(stored))
+        for name, origin in marks.items():
+            origins.mark(model.graph.initializers[name], origin)
+        return model
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "onnxfile", SimpleNamespace(**{**vars(onnxfile), "trace": trace}))
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny(once: Once) -> Path:
+    """The folder of the tiny model. Not to be changed: see `checkpoint`."""
+    return once("tiny", _tiny)
 
 
 @pytest.fixture
@@ -85,15 +134,9 @@ def checkpoint(tiny: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def store(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """All graphs of the tiny model in fp32. Not to be changed.
-
-    Each parallel worker has its own: diffusers writes configurations in an order that differs between processes, so the
-    workers' models are not the same, and one would rebuild what another reads.
-    """
-    root = tmp_path_factory.mktemp("stores") / "tiny"
-    export(tiny, root)
-    return Store(root)
+def store(tiny: Path, once: Once) -> Store:
+    """All graphs of the tiny model in fp32. Not to be changed."""
+    return Store(once("tiny-store", lambda root: export(tiny, root)))
 
 
 @pytest.fixture(scope="module")
@@ -112,14 +155,16 @@ def opened(exported: Store) -> Iterator[Pipeline]:
 
 
 @pytest.fixture(scope="session")
-def half_store(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
+def half_store(tiny: Path, once: Once) -> Store:
     """All its graphs in fp16. Not to be changed."""
-    root = tmp_path_factory.mktemp("stores") / "tiny-fp16"
-    with pytest.MonkeyPatch.context() as patch:
-        parts = record(patch)
-        export(tiny, root, precision="fp16")
-    assert parts == ["text", "step", "decode", "encode"]  # each once, though the step takes the texts too
-    return Store(root)
+
+    def make(root: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            parts = record(patch)
+            export(tiny, root, precision="fp16")
+        assert parts == ["text", "step", "decode", "encode"]  # each once, though the step takes the texts too
+
+    return Store(once("tiny-fp16", make))
 
 
 def record(patch: pytest.MonkeyPatch) -> list[str]:

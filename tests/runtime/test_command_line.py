@@ -550,7 +550,7 @@ def test_a_signal_at_any_moment_of_the_start_has_its_status_and_one_line_e5(samp
         return subprocess.run(arguments, capture_output=True, text=True, timeout=120)
 
     events = int(start(0, signal.SIGINT).stderr.split()[-1])
-    for at, number in zip(range(1, events, events // 6), [signal.SIGINT, signal.SIGTERM] * 4, strict=False):
+    for at, number in zip(range(1, events, events // 12), [signal.SIGINT, signal.SIGTERM] * 7, strict=False):
         done = start(at, number)
         word = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}[number]
         assert (done.returncode, json.loads(done.stdout)["error"]["code"]) == (128 + number, word), (at, done.stderr)
