@@ -34,7 +34,7 @@ SETTINGS: dict[str, Any] = {"sampler": "DDIM", "schedule": "uniform", "steps": 2
 SURE = 1.96  # normal deviations: 95 %
 
 
-def interval(scores: npt.ArrayLike) -> tuple[float, float, float]:
+def interval(scores: npt.NDArray[np.float64] | Sequence[float]) -> tuple[float, float, float]:
     """Their mean and its 95 % interval: Wilson 1927, for as many yes and no as would scatter like these shares."""
     count, share, scatter = np.size(scores), float(np.mean(scores)), float(np.var(scores, ddof=1))
     effective = count * max(1.0, share * (1 - share) / scatter) if scatter else count
@@ -61,7 +61,11 @@ def drawn(pipe: clipskip.Pipeline, asked: Asked, **settings: Any) -> dict[str, l
     seen = dict[str, list[Facts]]()
     for form, written in asked.items():
         requests = [clipskip.Request(prompt=each.text, seed=n, **SETTINGS | settings) for n, each in enumerate(written)]
-        seen[form] = [checker.look(np.asarray(result.images[0])) for result in output.run(pipe, requests)]
+        bar = output.Bar(len(requests))
+        for state in pipe.steps(*requests):
+            bar.show(state.call, state.calls)
+        bar.clear()
+        seen[form] = [checker.look(np.asarray(result.images[0])) for result in state.results]
     return seen
 
 

@@ -26,7 +26,7 @@ STYLE = """
 body { margin: 1rem } h1 { font-size: 1.2rem } h2 { font-size: 1rem } .wide { overflow-x: auto }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 0 1rem; overflow-wrap: anywhere }
 dt { opacity: .7 } dd { margin: 0; white-space: pre-wrap }
-th { font-weight: normal; max-width: 16rem; padding: .2rem .4rem; overflow-wrap: anywhere }
+th { font-weight: normal; max-width: 16rem; padding: .2rem .4rem; overflow-wrap: break-word }
 td { padding: 2px } td button { padding: 0; border: 0; background: none; cursor: zoom-in; display: block }
 td img { display: block; max-width: 16rem; max-height: 16rem } td button:focus-visible { outline: 3px solid Highlight }
 dialog { max-width: 96vw; max-height: 96vh } dialog img { max-width: 100%; display: block; image-rendering: pixelated }
