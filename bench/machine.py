@@ -54,12 +54,13 @@ def processor() -> str:
 
 def commit() -> str | None:
     """The commit of the source tree that this runs from, with a + where files were changed, or None."""
-    options = "--always", "--abbrev=12", "--dirty=+", "--exclude=*"
+    git = ["git", "--no-optional-locks", "-C", str(Path(__file__).parent)]  # which would write into the tree
     with suppress(OSError):
-        done = subprocess.run(
-            ["git", "-C", Path(__file__).parent, "describe", *options], capture_output=True, text=True
+        head, changed = (
+            subprocess.run([*git, *command], capture_output=True, text=True).stdout.strip()
+            for command in (("rev-parse", "--short=12", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
         )
-        return done.stdout.strip() or None
+        return head + "+" * bool(changed) if head else None
     return None
 
 

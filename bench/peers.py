@@ -63,7 +63,7 @@ FIRST_PICTURES = {
 IMPORTS = {
     OURS: "import clipskip.pipeline; from clipskip.engines import gpu; gpu.onnxruntime()",
     "diffusers": "import torch; from diffusers import StableDiffusionPipeline",
-    "OpenVINO": "import openvino",
+    "OpenVINO": "sys.modules['openvino_telemetry'] = None; import openvino",  # which would report to its maker
 }
 INSTALLED = {OURS: "clipskip[cpu]", "diffusers": "diffusers[torch] transformers", "OpenVINO": "openvino numpy"}
 
@@ -227,9 +227,11 @@ def starts(comparison: Comparison, stage: Stage) -> dict[str, Any]:
     def run(name: str, code: str, *arguments: str) -> None:
         said[name] = child([sys.executable, "-c", code, *arguments])
 
-    imports = {name: partial(run, name, OWN_PATH + code) for name, code in {"Python alone": "", **IMPORTS}.items()}
+    there = [name for name, facts in comparison.facts.items() if facts]  # what could be loaded at all
+    imported = {"Python alone": "", **{name: IMPORTS[name] for name in there if name in IMPORTS}}
+    imports = {name: partial(run, name, OWN_PATH + code) for name, code in imported.items()}
     common = str(comparison.checkpoint), str(comparison.store), PROMPT, NEGATIVE, str(stage.size), str(stage.steps)
-    codes = {name: f"{code}{machine.SAY_MEMORY}" for name, code in FIRST_PICTURES.items()}
+    codes = {name: f"{FIRST_PICTURES[name]}{machine.SAY_MEMORY}" for name in there if name in FIRST_PICTURES}
     pictures = {name: partial(run, name, code, *common) for name, code in codes.items()}
     turns = Turns(comparison.rounds, 0.0, PAUSE, comparison.until)
     taken = {"import": turns.take(imports), "first picture of a process": turns.take(pictures, warmups=0)}
@@ -296,7 +298,7 @@ def measure(comparison: Comparison, names: Sequence[str], folder: Path) -> dict[
     begun, ratios, seen = starts(comparison, comparison.stages[-1]), comparison.ratios(), watch.report()
     stages = {row: {name: summary(taken) for name, taken in peers.items()} for row, peers in comparison.seconds.items()}
     flat = {f"{row}, {name}": figures for row, peers in stages.items() for name, figures in peers.items()}
-    sizes = {name: installed(asked) for name, asked in INSTALLED.items()}
+    sizes = {name: installed(INSTALLED[name]) for name in INSTALLED if comparison.facts.get(name)}
     picture = comparison.stages[-1]
     return {
         "bench": "peers", "model": model.name, "version": clipskip.__version__, "machine": machine.facts(),

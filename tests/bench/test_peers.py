@@ -84,3 +84,15 @@ def test_a_peer_that_ends_is_said_to_have_ended() -> None:
 
 def test_ratios_are_of_medians() -> None:
     assert over([(2.0, 1.0), (4.0, 1.0), (90.0, 1.0)]) == 4.0
+
+
+def test_only_peers_that_could_be_loaded_are_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    comparison = Comparison(Path("checkpoint"), Path("store"), [], 5, 0.0)
+    comparison.facts = {"clipskip": {"onnxruntime": "1"}, "diffusers": {}}
+    commands: list[Any] = []
+    monkeypatch.setattr(peers, "child", lambda command: commands.append(command) or "Rss: 1 kB\n")
+    rows = peers.starts(comparison, Stage("picture", 64, [1], 2))
+    assert [*rows["import"]] == ["Python alone", "clipskip"]
+    assert rows["memory"] == {"clipskip": {"rss": 1024}}
+    assert commands[-1][3:] == ["checkpoint", "store", peers.PROMPT, peers.NEGATIVE, "64", "2"]
+    assert not any("diffusers" in command[2] for command in commands)
