@@ -17,7 +17,7 @@ from clipskip.engines import files
 from clipskip.engines.errors import StorageError
 
 NAME = "proved.json"  # in the user's own folder
-LEAST = 1 << 20  # bytes of a file: less is hashed sooner than it is looked up
+LEAST = 64 << 20  # bytes of a file: less is hashed in a moment, and small models leave nothing in the user's folders
 MOST, LARGEST = 1000, 1 << 19  # stamps, and bytes of them all
 SETTLED = 2_000_000_000  # nanoseconds: the coarsest clock of a file system, which could hide a second change
 

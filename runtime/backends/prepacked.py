@@ -15,12 +15,12 @@ from typing import Any
 
 from clipskip.engines import kept
 from clipskip.engines.manifest import Artefact, key_of
+from clipskip.engines.stamps import LEAST
 from clipskip.errors import EngineIncompatible, StorageError
 
 from .sessions import Sessions
 
 GRAPH, WEIGHTS = "graph.onnx", "weights.bin"
-LEAST = 64 << 20  # bytes of weights: fewer are packed in a moment
 GROWS = 2  # at most, by the packed copies that lie beside the weights
 INLINE = 1024  # bytes: smaller constants stay in the graph
 CPUINFO = Path("/proc/cpuinfo")

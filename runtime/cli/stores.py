@@ -141,7 +141,8 @@ def gc(args: argparse.Namespace) -> Outcome:
     lines = [f"{name}  {files.readable_size(size)}" for name, size in (removed | cached).items()]
     if args.cache:
         total, most = (files.readable_size(size) for size in (sum(cached.values()), kept.limit()))
-        lines.append(f"cache: {files.own_folder() or 'none'}, {total}; prepacked weights take at most {most}")
+        where = files.own_folder() or "no folder"
+        lines.append(f"{total} {'in' if args.dry_run else 'from'} {where}; prepacked weights take at most {most}")
     text = "\n".join(lines or ["nothing to remove"])
     return Outcome({"removed": removed, "cache": cached, "dry_run": args.dry_run}, text)
 

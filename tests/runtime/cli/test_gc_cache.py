@@ -31,7 +31,7 @@ def test_it_is_listed_and_then_removed_but_for_locks(own: Path, capsys: pytest.C
         assert json.loads(capsys.readouterr().out)["cache"] == there
     assert sorted(path.name for path in own.rglob("*")) == [".lock", "gpu-abc.lock", "prepacked"]
     assert main(["gc", "--cache"]) == 0
-    assert capsys.readouterr().out == f"cache: {own}, 0 bytes; prepacked weights take at most 21.5 GB\n"
+    assert capsys.readouterr().out == f"0 bytes from {own}; prepacked weights take at most 21.5 GB\n"
 
 
 def test_a_store_and_the_cache_can_be_cleared_at_once(
@@ -51,4 +51,4 @@ def test_without_a_folder_of_one_s_own_there_is_nothing_to_clear(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
     assert main(["gc", "--cache"]) == 0
-    assert capsys.readouterr().out.startswith("cache: none, 0 bytes")
+    assert capsys.readouterr().out.startswith("0 bytes from no folder")
