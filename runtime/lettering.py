@@ -71,7 +71,7 @@ class Lettering:
         for piece in _PIECES.findall(re.sub(r"\s+", " ", drawable).strip()):
             if rows[-1] and self.font.getlength((rows[-1] + piece).rstrip()) > width:
                 rows.append("")
-            while 1 < len(piece) and len(rows) <= lines and self.font.getlength(piece.rstrip()) > width:  # a long word
+            while len(piece) > 1 and len(rows) <= lines and self.font.getlength(piece.rstrip()) > width:  # a long word
                 most = next(n for n in range(1, len(piece)) if self.font.getlength(piece[: n + 1]) > width)
                 rows[-1:], piece = [piece[:most], ""], piece[most:]
             rows[-1] += piece

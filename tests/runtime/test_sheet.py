@@ -155,12 +155,22 @@ def test_a_cell_that_was_not_made_is_grey_and_says_so(made, tmp_path):
         '{"axes": [{"field": "cfg", "values": [1]}], "first": {"request": {}}, "cells": [3]}',
         '{"axes": [{"field": "cfg", "values": [1]}], "first": {"request": {}}, "cells": [{"request": 1}]}',
         '{"axes": [{"field": "cfg", "values": [1]}], "first": [], "cells": [{"request": {}}]}',
+        '{"axes": [{"field": "cfg", "values": [1]}, {"field": "a", "values": [1]}, {"field": "b", "values": [1]}, '
+        '{"field": "c", "values": [1]}], "first": {"request": {}}, "cells": [{"request": {}}]}',
+        f'{{"axes": [{{"field": "cfg", "values": {[1] * 9000}}}], "first": {{}}, "cells": [{"null," * 8999}null]}}',
         "3",
     ],
 )
 def test_a_broken_text_is_refused(broken):
     with pytest.raises(CheckpointError, match="the text `clipskip` is broken"):
         cells.of_truth(f'{{"schema": 1, "sheet": {broken}}}')
+
+
+def test_a_cell_whose_request_is_none_is_refused_by_its_place():
+    text = '{"schema": 1, "sheet": {"axes": [{"field": "cfg", "values": [1]}], "first": {"schema": 1, "request": {}}, '
+    told = cells.of_truth(text + '"cells": [{"request": {"steps": "many"}}]}}')
+    with pytest.raises(CheckpointError, match="the cell 1: "):
+        told.ledger((1,))
 
 
 def test_the_header_tells_what_all_cells_share_and_no_axis(made):
