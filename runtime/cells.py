@@ -14,8 +14,8 @@ from typing import Any
 from clipskip.engines import strict
 
 from . import ledger
-from .axes import Axis, places
-from .errors import CheckpointError, ManifestError
+from .axes import MAX_CELLS, Axis, places
+from .errors import CheckpointError, ManifestError, RequestError
 from .ledger import Ledger
 
 Truth = Mapping[str, Any]  # of a picture, as its text `clipskip` has it: schema, request, model, ...
@@ -49,7 +49,10 @@ class Cells:
             raise CheckpointError(f"there is no cell {name} in a sheet of {every} cells", field="cell")
         if (truth := self.truths[places(self.axes).index(place)]) is None:
             raise CheckpointError(f"the cell {name} was not made: the sheet was interrupted", field="cell")
-        return ledger.of_truth(json.dumps(truth))
+        try:
+            return ledger.of_truth(json.dumps(truth))
+        except RequestError as error:
+            raise CheckpointError(f"the cell {name}: {error.message}", field=error.field, hint=error.hint) from error
 
 
 def of_truth(text: str) -> Cells | None:
@@ -66,7 +69,8 @@ def of_truth(text: str) -> Cells | None:
             [tuple(each) if isinstance(each, list) else each for each in axis["values"]] for axis in sheet["axes"]
         ]
         axes = tuple(Axis(str(axis["field"]), tuple(own)) for axis, own in zip(sheet["axes"], values, strict=True))
-        if prod(len(axis.values) for axis in axes) != len(sheet["cells"]):
+        count = prod(len(axis.values) for axis in axes)
+        if not 1 <= len(axes) <= 3 or count != len(sheet["cells"]) or count > MAX_CELLS:
             raise ValueError
         truths = [None if each is None else first | each | {"request": first["request"] | each["request"]}
                   for each in sheet["cells"]]  # fmt: skip

@@ -20,7 +20,7 @@ from .errors import CheckpointError
 from .files import read
 
 LARGEST = 128 << 20  # bytes of a font file
-LONGEST = 2000  # characters of a label
+LONGEST = 1000  # characters of a label
 MOST_FILES = 2000  # fonts that are looked at
 NO_CHARACTER = "\U0010ffff"  # no font has it: what is drawn for it is drawn for all that a font lacks
 PREFERRED = (  # with Chinese, Japanese and Korean: names without marks, as files of Linux, Windows and macOS begin
@@ -71,7 +71,7 @@ class Lettering:
         for piece in _PIECES.findall(re.sub(r"\s+", " ", drawable).strip()):
             if rows[-1] and self.font.getlength((rows[-1] + piece).rstrip()) > width:
                 rows.append("")
-            while len(piece) > 1 and self.font.getlength(piece.rstrip()) > width:  # one word, longer than a line
+            while len(piece) > 1 and len(rows) <= lines and self.font.getlength(piece.rstrip()) > width:  # a long word
                 most = next(n for n in range(1, len(piece)) if self.font.getlength(piece[: n + 1]) > width)
                 rows[-1:], piece = [piece[:most], ""], piece[most:]
             rows[-1] += piece

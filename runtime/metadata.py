@@ -142,7 +142,8 @@ def encode(image: PIL.Image.Image, origin: Described | None, format: str = "PNG"
     elif texts:
         extra["exif"] = exif = PIL.Image.Exif()
         exif[_DESCRIPTION] = _OURS + texts["clipskip"]
-        exif[_EXIF_IFD] = {_USER_COMMENT: _MARKS[0] + texts["parameters"].encode("utf-16-be", "replace")}
+        if "parameters" in texts:  # a sheet has none
+            exif[_EXIF_IFD] = {_USER_COMMENT: _MARKS[0] + texts["parameters"].encode("utf-16-be", "replace")}
     try:
         image.save(encoded, format, **extra)
     except (ValueError, OSError) as error:  # JPEG has 64 KiB for texts and 65500 pixels a side, WEBP 16383

@@ -92,11 +92,14 @@ class Sheet:
     def texts(self) -> dict[str, str]:
         """The text of the sheet's picture: the axes, and the request of every cell."""
         own = [None if each is None else json.loads(each.origin(0).texts()["clipskip"]) for each in self.results]
-        return {"clipskip": Cells(self.axes, tuple(own)).text()}
+        if len(text := Cells(self.axes, tuple(own)).text()) <= metadata.LARGEST_TEXT:
+            return {"clipskip": text}
+        warnings.warn("the sheet is without the requests of its cells: above 1 MiB", RuntimeWarning, stacklevel=2)
+        return {}
 
     def save(self, target: metadata.Target, font: str | os.PathLike[str] | None = None, overwrite: bool = True) -> None:
-        """Write the sheet as a PNG that holds the request of every cell: `read_ledger(..., cell=(2, 1))`."""
-        metadata.save(draw(self, font), target, self, overwrite, "PNG")
+        """Write the sheet as `Result.save` does, with the request of every cell: `read_ledger(..., cell=(2, 1))`."""
+        metadata.save(draw(self, font), target, self, overwrite)
 
 
 @dataclass(frozen=True)

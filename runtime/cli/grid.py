@@ -75,7 +75,8 @@ def grid(args: argparse.Namespace) -> Outcome:
             args.kept |= {"cells": [result and asdict(result.request) for result in sheet.results]}
             args.kept |= {"files": [files.get(i) for i in range(len(sheet.results))]} if files else {}
             args.kept |= {"timings": sheet.made[0].timings, **pictures.noted(sheet.notes)}
-    return Outcome(args.kept, "\n".join(shown for shown in (*written.values(), *files.values()) if shown != "-"))
+    names = [] if destination.is_stdout else [*written.values(), *files.values()]
+    return Outcome(args.kept, "\n".join(names))
 
 
 def _axes(args: argparse.Namespace) -> list[Axis]:

@@ -101,6 +101,22 @@ def test_the_picture_of_a_sheet_holds_the_request_of_every_cell(made, real, tmp_
     assert np.array_equal(real(ledger).images[0], made.results[5].images[0])
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "webp"])
+def test_a_sheet_of_another_format_holds_the_requests_too(made, tmp_path, suffix):
+    made.save(tmp_path / f"s.{suffix}")
+    assert clipskip.read_ledger(tmp_path / f"s.{suffix}", cell=(2, 1, 2)).request == made.results[5].request
+
+
+def test_a_sheet_of_too_many_words_is_kept_without_them(pipe, tmp_path):
+    words = tuple("x" * 60_000 + str(i) for i in range(20))
+    long = pipe.grid(Request(prompt="", emphasis="None", **SMALL | {"steps": 1}), Axis("prompt", ("a", "b")))
+    long = Sheet(long.base, (Axis("prompt", words),), long.results * 10)
+    with pytest.warns(RuntimeWarning, match="above 1 MiB"):
+        long.save(tmp_path / "s.png")
+    with pytest.raises(CheckpointError, match="no settings are in this picture"):
+        clipskip.read_ledger(tmp_path / "s.png", cell=(1,))
+
+
 @pytest.mark.parametrize(
     ("cell", "told"),
     [
@@ -139,12 +155,22 @@ def test_a_cell_that_was_not_made_is_grey_and_says_so(made, tmp_path):
         '{"axes": [{"field": "cfg", "values": [1]}], "first": {"request": {}}, "cells": [3]}',
         '{"axes": [{"field": "cfg", "values": [1]}], "first": {"request": {}}, "cells": [{"request": 1}]}',
         '{"axes": [{"field": "cfg", "values": [1]}], "first": [], "cells": [{"request": {}}]}',
+        '{"axes": [{"field": "cfg", "values": [1]}, {"field": "a", "values": [1]}, {"field": "b", "values": [1]}, '
+        '{"field": "c", "values": [1]}], "first": {"request": {}}, "cells": [{"request": {}}]}',
+        f'{{"axes": [{{"field": "cfg", "values": {[1] * 9000}}}], "first": {{}}, "cells": [{"null," * 8999}null]}}',
         "3",
     ],
 )
 def test_a_broken_text_is_refused(broken):
     with pytest.raises(CheckpointError, match="the text `clipskip` is broken"):
         cells.of_truth(f'{{"schema": 1, "sheet": {broken}}}')
+
+
+def test_a_cell_whose_request_is_none_is_refused_by_its_place():
+    text = '{"schema": 1, "sheet": {"axes": [{"field": "cfg", "values": [1]}], "first": {"schema": 1, "request": {}}, '
+    told = cells.of_truth(text + '"cells": [{"request": {"steps": "many"}}]}}')
+    with pytest.raises(CheckpointError, match="the cell 1: "):
+        told.ledger((1,))
 
 
 def test_the_header_tells_what_all_cells_share_and_no_axis(made):

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import lora_files
 import PIL.Image
@@ -96,6 +98,15 @@ def test_an_interrupt_before_the_first_cell_leaves_nothing(run, sample_store, tm
     monkeypatch.setattr(Pipeline, "steps", interrupted)
     status, _, _ = run("grid", sample_store, "a ring", "--x", "cfg=1,7", "-o", tmp_path / "s.png", *FAST)
     assert (status, os.listdir(tmp_path)) == (130, [])
+
+
+def test_a_sheet_on_standard_output_is_nothing_but_the_picture(sample_store, tmp_path):
+    words = ["a ring", "--x", "cfg=1", "-o", "-", "--html", str(tmp_path / "s.html"), "--cells", str(tmp_path / "c")]
+    command = [sys.executable, "-m", "clipskip", "grid", str(sample_store), *words, *FAST]
+    done = subprocess.run(command, capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert clipskip.read_ledger(done.stdout, cell=(1,)).request.prompt == "a ring"
+    assert done.stdout.endswith(b"IEND\xaeB`\x82")
 
 
 def test_checkpoints_stand_side_by_side(run, sample_store, tmp_path):
