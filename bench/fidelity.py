@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 import clipskip
 from clipskip.bench import recipe
@@ -36,7 +35,7 @@ SURE = 1.96  # normal deviations: 95 %
 
 def interval(scores: npt.NDArray[np.float64] | Sequence[float]) -> tuple[float, float, float]:
     """Their mean and its 95 % interval: Wilson 1927, for as many yes and no as would scatter like these shares."""
-    count, share, scatter = np.size(scores), float(np.mean(scores)), float(np.var(scores, ddof=1))
+    count, share, scatter = len(scores), float(np.mean(scores)), float(np.var(scores, ddof=1))
     effective = count * max(1.0, share * (1 - share) / scatter) if scatter else count
     centre = share + SURE**2 / (2 * effective)
     spread = SURE * math.sqrt(share * (1 - share) / effective + SURE**2 / (4 * effective**2))
@@ -50,7 +49,7 @@ def figures(seen: Mapping[str, Sequence[Facts]], asked: Asked) -> Figures:
     found: Figures = {}
     for group in facts.GROUPS:
         tables = np.array([[[pair[group] for pair in row] for row in pairs[form]] for form in seen])
-        share, low, high = interval(np.diagonal(tables, axis1=1, axis2=2).mean(0))
+        share, low, high = interval(np.diagonal(tables, axis1=1, axis2=2).mean(0).tolist())
         others = tables[:, ~np.eye(tables.shape[1], dtype=bool)]
         found[group] = {"share": share, "low": low, "high": high, "chance": float(others.mean())}
     return found

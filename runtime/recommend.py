@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 Losses = npt.NDArray[np.float64]  # [pictures, clip skips]
 SURE = 3.0  # standard errors: of twelve comparisons that should show nothing, one in thirty does
+CLOSE = 1.0  # standard errors: nearer to the best there is no telling that another is better
 LEAST = 24  # pictures before an answer
 ROUND = 8  # pictures between two looks at the losses
 LEVELS = 3  # noise levels of each picture, one in each third of the model's timesteps
@@ -64,9 +65,11 @@ class Verdict:
 
     @property
     def recommended(self) -> int | None:
-        """The clip skip that this model wants: of those that are alike the least, where 1 is surely worse."""
-        told = self.decided or (1 in self.skips and 1 not in self.alike and len(self.losses) >= LEAST)
-        return min(self.alike) if told else None
+        """The clip skip that this model wants: of those that are alike the least if it is close, where 1 is worse."""
+        if not self.decided and (1 not in self.skips or 1 in self.alike or len(self.losses) < LEAST):
+            return None
+        above, error = self.worse(least := min(self.alike))
+        return least if above <= CLOSE * error else None
 
     @property
     def evidence(self) -> str:

@@ -79,6 +79,17 @@ def test_depths_that_are_alike_are_recommended_only_where_another_and_the_first_
     assert Verdict((2, 3, 5), alike).recommended is None
 
 
+def test_the_least_of_those_that_are_alike_is_no_answer_where_it_is_not_close_to_the_best() -> None:
+    rng = np.random.default_rng(0)
+    noise = rng.normal(0, 0.01, (LEAST, 3))
+    noise -= noise.mean(0)
+    for above, answer in ((0.0, 2), (0.004, None)):  # about 2 standard errors, of the 3 that make it worse
+        verdict = Verdict((1, 2, 3), noise + np.array([1, above, 0]))
+        assert verdict.alike == (2, 3)
+        assert verdict.recommended == answer
+    assert "cannot tell" in verdict.evidence
+
+
 def test_clip_skips_of_a_single_layer_are_refused_before_a_picture_is_read() -> None:
     pipe: Any = SimpleNamespace(model=SimpleNamespace(kept=(12, 12, 11)), clip_skips=[1])
     for skips in (None, (2,), (1, 2), (2, 2)):
