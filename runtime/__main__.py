@@ -122,7 +122,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     import argparse
 
     from . import __version__
-    from .cli import Parser, builds, listings, pictures, stores
+    from .cli import Parser, builds, listings, pictures, serve, stores
 
     parser = Parser(prog="clipskip", description="Stable Diffusion with clip skip per request.")
     anywhere: dict[str, Any] = {"action": "store_true", "help": "print one JSON object on stdout"}
@@ -133,6 +133,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     stores.add_to(verbs)
     pictures.add_to(verbs)
     listings.add_to(verbs)
+    serve.add_to(verbs)
     for verb in verbs.choices.values():
         verb.add_argument("--json", default=argparse.SUPPRESS, **anywhere)
     args, rest = parser.parse_known_args(arguments)

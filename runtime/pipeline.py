@@ -83,6 +83,10 @@ class Settings:
 Limit: TypeAlias = "Callable[[Resolved], object]"  # refuses by raising
 
 
+def unlimited(resolved: Resolved) -> None:
+    """Refuses nothing."""
+
+
 class Pipeline:
     """One model, opened. Threads may share it, and share calls of the network. Close it, or use `with`.
 
@@ -155,13 +159,13 @@ class Pipeline:
         results = self.finish(work)
         yield Progress(done, total, lambda: [image for result in results for image in result.images], results)
 
-    def begin(self, requests: Sequence[Request | Ledger | str], limit: Limit | None = None) -> Work:
+    def begin(self, requests: Sequence[Request | Ledger | str], limit: Limit = unlimited) -> Work:
         """The pictures of requests before their first call: checked, by `limit` as well, and their texts encoded."""
         self.driver.check_process()
         clock = _Clock()
         ledgers = [request if isinstance(request, Ledger) else None for request in requests]
         resolved = [self.check(request) for request in requests]
-        for each in resolved if limit else ():
+        for each in resolved:
             limit(each)
         self._warn_of_memory(resolved)
         groups = [list(self._passes.of(*each)) for each in zip(resolved, self._text.rows(resolved), strict=True)]

@@ -10,7 +10,7 @@ import asyncio
 import threading
 import time
 import uuid
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -23,11 +23,11 @@ import PIL.Image
 from .errors import Busy, Closed, DeadlineExceeded
 from .fields import FRACTION, WHOLE
 from .making import Making
+from .pipeline import Limit, Pipeline, Work, unlimited
 from .result import Progress, Result
 
 if TYPE_CHECKING:
     from .ledger import Ledger
-    from .pipeline import Limit, Pipeline, Work
     from .request import Request
 
 LONGEST_RETRY = 60.0  # seconds that a client is told to wait at most
@@ -38,7 +38,7 @@ STAGES = ("text", "step", "decode")
 class Done:
     """What a scheduler did so far: seconds and runs by stage, pictures by clip skip, requests by how they ended."""
 
-    seconds: Counter[str] = field(default_factory=Counter)
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     runs: Counter[str] = field(default_factory=Counter)
     pictures: Counter[str] = field(default_factory=Counter)
     ended: Counter[str] = field(default_factory=Counter)
@@ -57,13 +57,13 @@ class Generation:
         self.following: set[Making] = set()  # pictures between two passes
         self.progress: Progress | None = None
         self._scheduler, self._loop = scheduler, asyncio.get_running_loop()
-        self._future: asyncio.Future[Result] = self._loop.create_future()
-        self._future.add_done_callback(self._ended)
+        self.future: asyncio.Future[Result] = self._loop.create_future()
+        self.future.add_done_callback(self._ended)
         self._moved = asyncio.Event()
         self._alarm: asyncio.TimerHandle | None = None
 
     def __await__(self) -> Generator[object, None, Result]:
-        return self._future.__await__()
+        return self.future.__await__()
 
     async def __aiter__(self) -> AsyncIterator[Progress]:
         """Progress whenever the pictures moved on, the newest alone if several came; the last one has the result."""
@@ -72,8 +72,8 @@ class Generation:
             while seen is None or not seen.results:
                 await self._moved.wait()
                 self._moved.clear()
-                if self._future.done():
-                    self._future.result()  # raises what went wrong
+                if self.future.done():
+                    self.future.result()  # raises what went wrong
                 if self.progress is not None and self.progress is not seen:
                     seen = self.progress
                     yield seen
@@ -82,11 +82,16 @@ class Generation:
 
     def cancel(self) -> None:
         """End the work within a call of the network; nothing happens where it has ended."""
-        self._future.cancel()
+        self.future.cancel()
 
     @property
     def ended(self) -> bool:
-        return self._future.done()
+        return self.future.done()
+
+    @property
+    def seconds_left(self) -> float | None:
+        """About how long it takes from now on, at the speed so far; None before anything was made."""
+        return self._scheduler.seconds_left(self)
 
     @property
     def position(self) -> int:
@@ -108,14 +113,14 @@ class Generation:
             self._loop.call_soon_threadsafe(self._set, progress, error)
 
     def _set(self, progress: Progress | None, error: BaseException | None) -> None:
-        if self._future.done():
+        if self.future.done():
             return
         if error is not None:
-            self._future.set_exception(error)
+            self.future.set_exception(error)
         elif progress is not None:
             self.progress = progress
             if progress.results:
-                self._future.set_result(progress.results[0])
+                self.future.set_result(progress.results[0])
         self._moved.set()
 
     def _ended(self, future: asyncio.Future[Result]) -> None:
@@ -137,12 +142,12 @@ class Scheduler:
         self.done = Done()
         self._pipe, self._max_queue = pipe, max_queue
         self._stages = {name: ThreadPoolExecutor(1, f"clipskip-{name}") for name in STAGES}
-        self._open: dict[str, Generation] = {}
+        self._open: dict[Generation, None] = {}  # as they came
         self._lock = threading.RLock()
         self._advancing = self._closed = False
 
     def submit(
-        self, asked: Request | Ledger, timeout: float | None = None, priority: int = 0, limit: Limit | None = None
+        self, asked: Request | Ledger, timeout: float | None = None, priority: int = 0, limit: Limit = unlimited
     ) -> Generation:
         """Take a request; Busy where too many wait, RequestError for a wrong timeout or priority.
 
@@ -158,7 +163,7 @@ class Scheduler:
                 busy.retry_after = self.retry_after()
                 raise busy
             generation = Generation(self, asked, priority)
-            self._open[generation.id] = generation
+            self._open[generation] = None
         if seconds is not None:
             generation.limit_time(max(seconds, 0))
         self._submit("text", generation, partial(self._begin, generation, limit))
@@ -171,7 +176,7 @@ class Scheduler:
     @property
     def queued(self) -> int:
         """How many requests wait for their first call."""
-        return sum(each.state == "queued" for each in list(self._open.values()))
+        return sum(each.state == "queued" for each in list(self._open))
 
     @property
     def running(self) -> int:
@@ -182,7 +187,7 @@ class Scheduler:
         """How many that wait come before this one."""
         if generation.state != "queued":
             return 0
-        waiting = [each for each in list(self._open.values()) if each.state == "queued"]
+        waiting = [each for each in list(self._open) if each.state == "queued"]
         earlier = waiting.index(generation) if generation in waiting else 0
         return sum(
             each.priority > generation.priority or (each.priority == generation.priority and place < earlier)
@@ -191,16 +196,29 @@ class Scheduler:
 
     def retry_after(self) -> float:
         """Seconds after which one of all requests should be done, at the speed of the calls so far."""
-        tally, works = self._pipe.driver.tally, [each.work for each in list(self._open.values())]
-        left = sum(work.calls - work.done for work in works if work is not None)
+        tally, works = self._pipe.driver.tally, self._works()
+        left = sum(work.calls - work.done for work in works)
         seconds = left * tally.seconds / max(tally.images, 1) / max(len(works), 1)
         return min(max(seconds, 1.0), LONGEST_RETRY)
+
+    def seconds_left(self, generation: Generation) -> float | None:
+        """Calls to come, times what one takes while batches take turns, and what those in front take."""
+        tally, work = self._pipe.driver.tally, generation.work
+        if not tally.calls or work is None:
+            return None
+        turns = max(1, len({each.image.latents.shape for other in self._works() for each in other.making}))
+        own = max((each.calls - each.past - each.image.call for each in work.making), default=0)
+        return own * turns * tally.seconds / tally.calls + self.position(generation) * self.retry_after()
+
+    def _works(self) -> list[Work]:
+        return [each.work for each in list(self._open) if each.work is not None]
 
     def drop(self, generation: Generation, how: str) -> None:
         """Forget one that ended, and let its pictures leave the batch."""
         with self._lock:
-            if self._open.pop(generation.id, None) is None:
+            if generation not in self._open:
                 return
+            del self._open[generation]
             self.done.ended[how] += 1
             generation.state = "ended"
         if generation.work is not None:
@@ -210,7 +228,7 @@ class Scheduler:
         """End everything that is on its way with Closed, and the threads. May be called twice."""
         with self._lock:
             self._closed = True
-            left = list(self._open.values())
+            left = list(self._open)
         for each in left:
             each.tell(error=Closed("the pipeline was closed while this request was on its way"))
             self.drop(each, "closed")
@@ -242,7 +260,7 @@ class Scheduler:
         with suppress(RuntimeError):  # it was closed meanwhile, and its requests were told
             self._stages[stage].submit(run)
 
-    def _begin(self, generation: Generation, limit: Limit | None) -> None:
+    def _begin(self, generation: Generation, limit: Limit) -> None:
         """Check a request, encode its texts, and let its pictures wait for their slots."""
         work = self._pipe.begin([generation.asked], limit)
         with self._lock:  # it may have ended meanwhile
@@ -264,23 +282,23 @@ class Scheduler:
     def _advance(self) -> None:
         """Run the network while any picture is on its way; what goes wrong ends those whose call it was."""
         while live := self._live():
-            images, raised = [each.image for _, making in live for each in making], None
+            images, raised = [each.image for _, making in live for each in making], list[Exception]()
             try:
                 self._pipe.driver.advance(images, sum(image.call for image in images))
             except Exception as error:
-                raised = error
+                raised = [error]
             failures = [self._pipe.driver.failure([each.image for each in making]) for _, making in live]
             for (generation, _), failure in zip(live, failures, strict=True):
-                if error := failure or (None if any(failures) else raised):
-                    generation.tell(error=error)
-                    self.drop(generation, getattr(error, "code", "bug"))
+                if failure or (raised and not any(failures)):
+                    generation.tell(error=failure or raised[0])
+                    self.drop(generation, getattr(failure or raised[0], "code", "bug"))
                 else:
                     self._follow(generation)
 
     def _live(self) -> list[tuple[Generation, list[Making]]]:
         """The pictures that have calls to come, by request; none: whoever brings the next one starts `_advance`."""
         with self._lock:
-            there = [(each, each.work) for each in self._open.values() if each.work is not None]
+            there = [(each, each.work) for each in self._open if each.work is not None]
             made = [
                 (generation, [each for each in work.making if not each.image.done and each not in generation.following])
                 for generation, work in there

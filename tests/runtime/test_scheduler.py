@@ -1,4 +1,4 @@
-"""Many requests at once for asyncio: what they give, who waits, who is refused, and what becomes of those that leave."""
+"""Many requests at once for asyncio: what they give, who waits, who is refused, what becomes of those that leave."""
 
 import asyncio
 import time
