@@ -226,7 +226,8 @@ class Driver:
         """Those who wait, the highest priority first, and then as they came.
 
         In front of all stands a kind that has waited for a batch of its own for more than PATIENCE calls: nobody else
-        opens or prolongs a batch then, so that one ends.
+        opens or prolongs a batch then, so that one ends. So a kind waits at most for PATIENCE calls, and then, for itself
+        and each kind in front of it, as many as there are loops times the longest table.
         """
         open_kinds = {(batch.mix, batch.size, batch.chunks) for batch in self._batches}
 
