@@ -225,16 +225,16 @@ class Driver:
     def _line(self) -> list[Image]:
         """Those who wait, the highest priority first, and then as they came.
 
-        In front of all stands a kind that has waited for a batch of its own for more than PATIENCE calls: nobody else
-        opens or prolongs a batch then, so that one ends. So a kind waits at most for PATIENCE calls, and then, for itself
-        and each kind in front of it, as many as there are loops times the longest table.
+        In front of all stands a kind that has waited for a batch of its own for PATIENCE calls: nobody else opens or
+        prolongs a batch then, so that one ends. So a kind waits at most for PATIENCE calls, and then, for itself and
+        each kind in front of it, as many as there are loops times the longest table.
         """
         open_kinds = {(batch.mix, batch.size, batch.chunks) for batch in self._batches}
 
         def rank(item: tuple[Image, _Place]) -> tuple[bool, int, int]:
             image, place = item
             alone = (image.mix, image.latents.shape, image.chunks) not in open_kinds
-            patient = not (alone and self.tally.calls - place.since > PATIENCE)
+            patient = not (alone and self.tally.calls - place.since >= PATIENCE)
             return patient, -place.priority if patient else place.since, place.since
 
         with self._changed:
