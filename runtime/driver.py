@@ -39,7 +39,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class _Place:
-    """An image's place in the line: its priority, and how many calls had been made when it came."""
+    """An image's place in the line: its priority, and the calls made when it came, or its kind's batch ended."""
 
     priority: int
     since: int
@@ -295,7 +295,12 @@ class Driver:
         return len(batch.images) < most and rows <= min(places, self._limits.rows)
 
     def _close(self, batch: Batch) -> None:
+        """Give the loop back; who waits for another batch of this kind stands behind the other kinds."""
         self._batches.remove(batch)
+        with self._changed:
+            for image, place in self._waiting.items():
+                if (image.mix, image.latents.shape, image.chunks) == (batch.mix, batch.size, batch.chunks):
+                    self._waiting[image] = _Place(place.priority, self.tally.calls)
         try:
             batch.close()
         finally:
