@@ -45,6 +45,8 @@ def add_to(verbs: Verbs) -> None:
     verb.add_argument(
         "--timeout", default="600", metavar="SECONDS", help="for a request, waiting included (default: 600)"
     )
+    text = "for a client to send its request, and to take each part of the answer (default: 30)"
+    verb.add_argument("--client-timeout", default="30", metavar="SECONDS", help=text)
     verb.add_argument("--log-prompts", action="store_true", help="write prompts to the log")
     verb.set_defaults(run=serve)
 
@@ -68,6 +70,7 @@ def serve(args: argparse.Namespace) -> Outcome:
         max_pixels=numbers["max_pixels"],
         max_calls=numbers["max_calls"],
         timeout=numbers["timeout"],
+        client_timeout=numbers["client_timeout"],
         log_prompts=args.log_prompts,
     )
     opener = partial(
@@ -90,7 +93,7 @@ def serve(args: argparse.Namespace) -> Outcome:
     return Outcome({}, "")
 
 
-NUMBERS = ("max_queue", "max_pixels", "max_calls", "max_body", "timeout")
+NUMBERS = ("max_queue", "max_pixels", "max_calls", "max_body", "timeout", "client_timeout")
 
 
 def _secret(option: str, given: str | None) -> str:

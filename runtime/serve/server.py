@@ -17,7 +17,6 @@ from .app import create_app
 from .models import LOG, Models
 from .service import Settings
 
-HEADERS = 15.0  # seconds for a request's head to come, from the first byte or the connection on
 IDLE = 30  # seconds that a connection may be kept without a request
 CONNECTIONS = 1000
 MOST_HEADERS = 64 << 10  # bytes
@@ -50,7 +49,8 @@ class Impatient(H11Protocol):
         if self.conn.their_state is not h11.IDLE:
             self._unwatch()
         elif self._clock is None:
-            self._clock = self.loop.call_later(HEADERS, self.transport.abort)
+            seconds = self.config.app.state.service.settings.client_timeout  # type: ignore[union-attr]
+            self._clock = self.loop.call_later(seconds, self.transport.abort)
 
     def _unwatch(self) -> None:
         if self._clock is not None:

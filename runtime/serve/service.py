@@ -43,7 +43,8 @@ class Settings:
     """What a server allows. `user` is NAME:PASSWORD; "" for it and for `token`: everybody may.
 
     `max_pixels` is for all pictures of a request, as made and as given; `max_calls`: of the network, for each picture;
-    `timeout`: seconds that a request may take. `loopback`: only this machine connects.
+    `timeout`: seconds that a request may take. `client_timeout`: those for its head to come, for its body, and for each
+    part of the answer to be taken. `loopback`: only this machine connects.
     """
 
     token: str = ""
@@ -54,7 +55,7 @@ class Settings:
     max_pixels: int = 16 << 20
     max_calls: int = 1000
     timeout: float = 600.0
-    client_timeout: float = 30.0  # seconds for a body to come, and for a client to take a part of the answer
+    client_timeout: float = 30.0
     log_prompts: bool = False
 
 
