@@ -33,7 +33,7 @@ SETTINGS: dict[str, Any] = {"sampler": "DDIM", "schedule": "uniform", "steps": 2
 SURE = 1.96  # normal deviations: 95 %
 
 
-def interval(scores: npt.NDArray[np.float64] | Sequence[float]) -> tuple[float, float, float]:
+def interval(scores: Sequence[float]) -> tuple[float, float, float]:
     """Their mean and its 95 % interval: Wilson 1927, for as many yes and no as would scatter like these shares."""
     count, share, scatter = len(scores), float(np.mean(scores)), float(np.var(scores, ddof=1))
     effective = count * max(1.0, share * (1 - share) / scatter) if scatter else count

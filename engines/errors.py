@@ -17,6 +17,7 @@ __all__ = [
     "CheckpointError",
     "ClipskipError",
     "Closed",
+    "DeadlineExceeded",
     "DeviceLost",
     "DeviceOutOfMemory",
     "EngineCorrupt",
@@ -163,7 +164,14 @@ class Closed(ClipskipError, RuntimeError):
 
 
 class Busy(ClipskipError):
-    """Every context is in use and none came free in time."""
+    """Every context is in use and none came free in time, or too many wait; again in about `retry_after` seconds."""
 
     code = "busy"
     exit_status = 5
+    retry_after: float = 1.0
+
+
+class DeadlineExceeded(Busy):
+    """A request that was not done in the time that it was given."""
+
+    code = "deadline"

@@ -56,6 +56,7 @@ def open(
     share_lengths: bool = False,
     tile_pixels: int | None = 1024 * 1024,
     warm: Sequence[tuple[int, int, int]] = (),
+    max_queue: int = 64,
 ) -> Pipeline:
     """Open the engine store in the folder `path`.
 
@@ -70,7 +71,8 @@ def open(
     different length share calls: pictures are then within 1/255 of those made alone, and results say so. `tile_pixels`
     (at least 256 * 256): a picture of more is decoded or encoded in tiles that overlap, which bounds the memory and
     differs a little from the whole; results say so. None: never. `warm`: sizes as (width, height, images) for which
-    everything is opened, compiled and captured now, so that the first request finds it done.
+    everything is opened, compiled and captured now, so that the first request finds it done. `max_queue` bounds the
+    requests of `Pipeline.generate` that wait for their first call of the network.
 
     Raises RequestError for a wrong argument, EngineMissing, ManifestError, EngineCorrupt or EngineIncompatible for the
     store, and BackendUnavailable. Engines are verified and opened when a request first needs them.
@@ -92,7 +94,7 @@ def open(
         [abspath(location(field, each)) for each in (given if isinstance(given, (list, tuple)) else [given])]
         for field, given in (("embeddings", embeddings), ("loras", loras))
     )
-    settings = Settings(text_engine_budget, max_batch, share_lengths, tile_pixels, warm, lora_engines)
+    settings = Settings(text_engine_budget, max_batch, share_lengths, tile_pixels, warm, lora_engines, max_queue)
     chosen = backend_named(backend, device) if isinstance(backend, str) or not hasattr(backend, "loops") else backend
     vectors = inversions.load(named, store.manifest().model.width)
     pipeline = Pipeline(store, chosen, vectors, settings, adapters)

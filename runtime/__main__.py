@@ -122,7 +122,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     import argparse
 
     from . import __version__
-    from .cli import Parser, builds, grid, listings, pictures, stores
+    from .cli import Parser, builds, grid, listings, pictures, serve, stores
 
     parser = Parser(prog="clipskip", description="Stable Diffusion with clip skip per request.")
     anywhere: dict[str, Any] = {"action": "store_true", "help": "print one JSON object on stdout"}
@@ -134,6 +134,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     pictures.add_to(verbs)
     grid.add_to(verbs)
     listings.add_to(verbs)
+    serve.add_to(verbs)
     for verb in verbs.choices.values():
         verb.add_argument("--json", default=argparse.SUPPRESS, **anywhere)
     args, rest = parser.parse_known_args(arguments)

@@ -53,6 +53,11 @@ class Image:
         return self.call == len(self.table)
 
     @property
+    def left(self) -> int:
+        """How many calls are to come."""
+        return len(self.table) - self.call
+
+    @property
     def names(self) -> set[str]:
         """All inputs of the step engine that this image has values for."""
         rows = {name for row in self.rows for variant in row.variants for name in variant}
@@ -109,6 +114,11 @@ class Batch:
     def fits(self) -> bool:
         """Whether there is a loop for the images; when there is none after a failed step, none of them was fed."""
         return self._loop is not None
+
+    @property
+    def slots(self) -> int:
+        """How many images the loop that is bound has room for."""
+        return len(self._slots)
 
     @property
     def images(self) -> list[Image]:

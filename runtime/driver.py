@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 
 from clipskip.engines.manifest import STEP
 from clipskip.engines.shapes import LATENT
@@ -20,6 +22,27 @@ from .batch import Batch, Image
 from .engine_cache import EngineCache
 from .errors import BackendUnavailable, Busy, DeviceOutOfMemory, RequestError
 from .resolve import UNBOUNDED, Limits
+
+PATIENCE = 50  # calls of the network after which a kind of image that has no batch comes first
+
+
+@dataclass
+class Tally:
+    """What was done so far: calls of the network, images and slots in them, images that joined, seconds in calls."""
+
+    calls: int = 0
+    images: int = 0
+    slots: int = 0
+    joins: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Place:
+    """An image's place in the line: its priority, and the calls made when it came, or its kind's batch ended."""
+
+    priority: int
+    since: int
 
 
 class Driver:
@@ -34,7 +57,8 @@ class Driver:
     ) -> None:
         self._engines, self._limits, self._loops = engines, limits, loops
         self._exact_rows, self._share_lengths = exact_rows, share_lengths
-        self._waiting: list[Image] = []
+        self.tally = Tally()
+        self._waiting: dict[Image, _Place] = {}
         self._leaving: list[Image] = []
         self._batches: list[Batch] = []  # the one whose turn it is first
         self._failures: dict[Image, BaseException] = {}
@@ -44,11 +68,15 @@ class Driver:
         self._visitors = 0  # threads that want to, and not for a call of the network
         self._process = os.getpid()
 
-    def add(self, images: Sequence[Image]) -> None:
-        """Let images join as soon as there is room; where lengths are shared the longest come first."""
+    def add(self, images: Sequence[Image], priority: int = 0) -> None:
+        """Let images join as soon as there is room, those of a higher priority before others.
+
+        Where lengths are shared the longest come first.
+        """
         with self._changed:
             longest = sorted(images, key=lambda image: -image.chunks) if self._share_lengths else images
-            self._waiting += sorted(longest, key=lambda image: image.mix.key)  # each set of LoRAs is opened once
+            for image in sorted(longest, key=lambda image: image.mix.key):  # each set of LoRAs is opened once
+                self._waiting[image] = _Place(priority, self.tally.calls)
 
     def remove(self, images: Sequence[Image]) -> None:
         """Forget images, now or after the call that runs; never waits, for Python's garbage collector may call it."""
@@ -83,6 +111,16 @@ class Driver:
                 self._step()
             finally:
                 self._end_turn()
+
+    def failure(self, images: Sequence[Image]) -> BaseException | None:
+        """What went wrong with one of these images, if anything."""
+        with self._changed:
+            return next((self._failures[image] for image in images if image in self._failures), None)
+
+    @property
+    def waiting(self) -> int:
+        """How many images wait for a slot."""
+        return len(self._waiting)
 
     def latents(self, images: Sequence[Image]) -> list[Array]:
         """What the last call took for the finished latents [4,h,w] of each image; the noise before its first call.
@@ -139,7 +177,8 @@ class Driver:
         while self._leaving:  # one by one: the garbage collector may add some at any moment
             leaving.add(self._leaving.pop())
         with self._changed:
-            self._waiting = [image for image in self._waiting if image not in leaving]
+            for image in leaving:
+                self._waiting.pop(image, None)
         for batch in list(self._batches):
             for image in leaving.intersection(batch.images):
                 batch.remove(image)
@@ -155,9 +194,13 @@ class Driver:
         if batch is None:
             return
         self._batches = [*(other for other in self._batches if other is not batch), batch]
-        images = batch.images
+        images, start = batch.images, time.perf_counter()
         try:
             batch.step()
+            self.tally.seconds += time.perf_counter() - start
+            self.tally.calls += 1
+            self.tally.images += len(images)
+            self.tally.slots += batch.slots
         except BaseException as error:
             late = [image for image in images if not image.call]
             cannot_grow = isinstance(error, DeviceOutOfMemory) and not batch.fits and 0 < len(late) < len(images)
@@ -179,15 +222,32 @@ class Driver:
             for image in images:
                 batch.remove(image)
 
-    def _admit(self) -> None:
-        """First come, first served; an image waits for room in the batch of its kind, or for a free loop.
+    def _line(self) -> list[Image]:
+        """Those who wait, the highest priority first, and then as they came.
 
-        Nobody overtakes one that waits, or batches that never end would keep it waiting for ever.
+        In front of all stands a kind that has waited for a batch of its own for PATIENCE calls: nobody else opens or
+        prolongs a batch then, so that one ends. So a kind waits at most for PATIENCE calls, and then, for itself and
+        each kind in front of it, as many as there are loops times the longest table.
         """
+        open_kinds = {(batch.mix, batch.size, batch.chunks) for batch in self._batches}
+
+        def rank(item: tuple[Image, _Place]) -> tuple[bool, int, int]:
+            image, place = item
+            alone = (image.mix, image.latents.shape, image.chunks) not in open_kinds
+            patient = not (alone and self.tally.calls - place.since >= PATIENCE)
+            return patient, -place.priority if patient else place.since, place.since
+
         with self._changed:
-            waiting = list(self._waiting)
-        full = set()
-        for image in waiting:
+            return [image for image, _ in sorted(self._waiting.items(), key=rank)]
+
+    def _admit(self) -> None:
+        """In the order of the line; an image waits for room in the batch of its kind, or for a free loop.
+
+        Nobody overtakes one that waits for a loop, or batches that never end would keep it waiting for ever; but who
+        is done no later than the batch that he joins keeps nobody waiting.
+        """
+        full, stuck = set(), False
+        for image in self._line():
             alike = [batch for batch in self._batches if (batch.mix, batch.size) == (image.mix, image.latents.shape)]
             lengths = [batch.chunks for batch in alike]
             length = image.chunks
@@ -197,18 +257,23 @@ class Driver:
             batch = next((batch for batch in alike if batch.chunks == length), None)
             open_ones = sum(bool(mix.key) for mix in self._held)
             no_engine = image.mix.key and image.mix not in self._held and open_ones >= self._engines.lora_engines
-            if batch is None and (len(self._batches) == self._loops or no_engine):
-                return
+            if batch is None and (stuck or len(self._batches) == self._loops or no_engine):
+                stuck = True
+                continue
+            prolongs = stuck and batch is not None and image.left > max((each.left for each in batch.images), default=0)
+            if prolongs:
+                continue
             if batch is not None and (kind in full or not self._has_room(batch, image)):
                 full.add(kind)
                 continue
             with self._changed:
-                self._waiting.remove(image)
+                self._waiting.pop(image)
             try:
                 if batch is None:
                     batch = Batch(self._hold(image.mix), image, exact_rows=self._exact_rows)
                     self._batches.append(batch)
                 batch.add(image)
+                self.tally.joins += 1
             except BaseException as error:
                 self._release(image.mix)
                 self._fail([image], error, "the engine was being opened when that was interrupted")
@@ -230,7 +295,12 @@ class Driver:
         return len(batch.images) < most and rows <= min(places, self._limits.rows)
 
     def _close(self, batch: Batch) -> None:
+        """Give the loop back; who waits for another batch of this kind stands behind the other kinds."""
         self._batches.remove(batch)
+        with self._changed:
+            for image, place in self._waiting.items():
+                if (image.mix, image.latents.shape, image.chunks) == (batch.mix, batch.size, batch.chunks):
+                    self._waiting[image] = _Place(place.priority, self.tally.calls)
         try:
             batch.close()
         finally:

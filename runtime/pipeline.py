@@ -12,9 +12,9 @@ import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import PIL.Image
 
@@ -46,6 +46,7 @@ from .tokenizer import Tokenizer
 from .vae import DECODERS, SMALLEST_TILE, Vae
 
 if TYPE_CHECKING:
+    from .scheduler import Generation, Scheduler
     from .sheet import Sheet
 
 SCORES = 8 * 4  # bytes for two places of a picture, in float32: Stable Diffusion 1 has 8 heads
@@ -64,10 +65,12 @@ class Settings:
     tile_pixels: int | None
     warm: Sequence[tuple[int, int, int]]
     lora_engines: int = 1
+    max_queue: int = 64
 
     def __post_init__(self) -> None:
         at_least("text_engine_budget", self.text_engine_budget, 0)
         at_least("lora_engines", self.lora_engines, 1)
+        at_least("max_queue", self.max_queue, 1)
         if self.max_batch is not None:
             at_least("max_batch", self.max_batch, 1)
         FLAG.check("share_lengths", self.share_lengths)
@@ -77,6 +80,13 @@ class Settings:
         if not all(isinstance(size, (list, tuple)) and len(size) == 3 for size in sizes):
             message = f"warm is a list of (width, height, images), not {shown(self.warm)}"
             raise RequestError(message, field="warm", hint="such as warm=[(512, 512, 1)]")
+
+
+Limit: TypeAlias = "Callable[[Resolved], object]"  # refuses by raising
+
+
+def unlimited(resolved: Resolved) -> None:
+    """Refuses nothing."""
 
 
 class Pipeline:
@@ -106,14 +116,14 @@ class Pipeline:
                 check_vectors(inversions.vectors, each)
         self._inversions = with_usable_names(inversions, self._tokenizer)
         self.noise_model = noise_model(facts)
-        self._max_batch = settings.max_batch
+        self._max_batch, self._max_queue = settings.max_batch, settings.max_queue
         self._limits = self._limits_with(())
         compiles = backend.compiles_per_shape
         self._vae = Vae(self._engines, self._limits, settings.tile_pixels)
         self._text = TextEncoder(self._engines, inversions.vectors, compiles, facts.context_parts)
         self._passes = Passes(self._engines, self._vae, self.noise_model)
         how = {"exact_rows": not compiles, "share_lengths": settings.share_lengths}
-        self._driver = Driver(self._engines, self._limits, loops=backend.loops, **how)
+        self.driver = Driver(self._engines, self._limits, loops=backend.loops, **how)
         try:
             for size in settings.warm:
                 self._warm(*size)
@@ -143,30 +153,61 @@ class Pipeline:
 
         They move on by calls that other threads make as well: who looks rarely sees fewer of them.
         """
-        self._driver.check_process()
+        work = self.begin(requests)
+        total, done, making = work.calls, 0, work.making
+        with closing(self._moves(making)) as moves:
+            for done in moves:
+                yield Progress(done, total, partial(self.previews, [each.image for each in making], done))
+        results = self.finish(work)
+        yield Progress(done, total, lambda: [image for result in results for image in result.images], results)
+
+    def begin(self, requests: Sequence[Request | Ledger | str], limit: Limit = unlimited) -> Work:
+        """The pictures of requests before their first call: checked, by `limit` as well, and their texts encoded."""
+        self.driver.check_process()
         clock = _Clock()
         ledgers = [request if isinstance(request, Ledger) else None for request in requests]
         resolved = [self.check(request) for request in requests]
+        for each in resolved:
+            limit(each)
         self._warn_of_memory(resolved)
         groups = [list(self._passes.of(*each)) for each in zip(resolved, self._text.rows(resolved), strict=True)]
-        making = [each for group in groups for each in group]
         clock.lap("text")
-        total, done = sum(each.calls for each in making), 0
-        with closing(self._moves(making)) as moves:
-            for done in moves:
-                yield Progress(done, total, partial(self._previews, [each.image for each in making], done))
-        clock.lap("denoise")
-        decoders = [asked.request.decoder for asked, group in zip(resolved, groups, strict=True) for _ in group]
-        latents = [each.image.latents for each in making]
+        return Work(resolved, ledgers, groups, clock)
+
+    def finish(self, work: Work) -> tuple[Result, ...]:
+        """The results of pictures that had all of their calls."""
+        work.clock.lap("denoise")
+        groups = list(zip(work.resolved, work.groups, strict=True))
+        decoders = [asked.request.decoder for asked, group in groups for _ in group]
+        latents = [each.image.latents for each in work.making]
         decoded = iter(self._vae.decode(latents, "the finished latents", decoders))
         finished = [
             [asked.source.onto(picture) if asked.source else picture for picture in islice(decoded, len(group))]
-            for asked, group in zip(resolved, groups, strict=True)
+            for asked, group in groups
         ]
-        clock.lap("decode")
-        made = zip(resolved, ledgers, groups, finished, strict=True)
-        results = tuple(self._result(*each, clock) for each in made)
-        yield Progress(done, total, lambda: [image for group in finished for image in group], results)
+        work.clock.lap("decode")
+        made = zip(work.resolved, work.ledgers, work.groups, finished, strict=True)
+        return tuple(self._result(*each, work.clock) for each in made)
+
+    def generate(
+        self, prompt: str | Request | Ledger, *, timeout: float | None = None, priority: int = 0, **fields: Any
+    ) -> Generation:
+        """Make the pictures of one request for asyncio: `await` it for the Result, `async for` its Progress.
+
+        Several at once share calls of the network; three threads serve all of them. Cancelling the task that awaits it,
+        or its `cancel()`, ends the work within a call of the network. `timeout` in seconds, waiting included:
+        DeadlineExceeded. A higher `priority` joins before others. Busy, here, where too many wait (`max_queue` of
+        clipskip.open); what else is wrong is raised by awaiting it, as `pipe(...)` raises it.
+        """
+        asked = prompt.over(fields) if isinstance(prompt, Ledger) else as_request(prompt, **fields)
+        return self.scheduler.submit(asked, timeout, priority)
+
+    @cached_property
+    def scheduler(self) -> Scheduler:
+        """What `generate` puts its requests in front of."""
+        from .scheduler import Scheduler  # asyncio loads for those alone who use it
+
+        return Scheduler(self, self._max_queue)
 
     def grid(self, prompt: str | Request, *axes: Axis | str, **fields: Any) -> Sheet:
         """A sheet: one picture for every combination of the values of up to three axes, such as "clip_skip=1-13".
@@ -186,15 +227,15 @@ class Pipeline:
         """Make pictures, whoever else's are made with them: how many calls are done, whenever they have moved on."""
         total, done = sum(each.calls for each in making), 0
         try:
-            self._driver.add([each.image for each in making if not each.image.done])
+            self.driver.add([each.image for each in making if not each.image.done])
             while done < total:
-                self._driver.advance([each.image for each in making], done - sum(each.past for each in making))
+                self.driver.advance([each.image for each in making], done - sum(each.past for each in making))
                 for each in making:
-                    each.follow(self._driver)
+                    each.follow(self.driver)
                 done = sum(each.past + each.image.call for each in making)
                 yield done
         finally:
-            self._driver.remove([each.image for each in making])
+            self.driver.remove([each.image for each in making])
 
     def _warn_of_memory(self, resolved: Sequence[Resolved]) -> None:
         """Say before the work what this machine will hardly do: attention holds all of its scores, but in a form."""
@@ -272,6 +313,8 @@ class Pipeline:
 
     def close(self) -> None:
         """Close the engines. May be called twice; a closed pipeline refuses further requests."""
+        if "scheduler" in vars(self):
+            self.scheduler.close()
         self._engines.close()
 
     def __reduce__(self) -> tuple[Callable[..., Pipeline], tuple[object, ...]]:
@@ -283,12 +326,13 @@ class Pipeline:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _previews(self, images: Sequence[Image], done: int) -> list[PIL.Image.Image]:
+    def previews(self, images: Sequence[Image], done: int) -> list[PIL.Image.Image]:
+        """What call `done` took for the finished pictures of these images, decoded."""
         decoder = "vae"
         with suppress(EngineMissing):  # previews are looked at and thrown away
             self._engines.artefact(DECODERS["tiny"])
             decoder = "tiny"
-        latents = self._driver.latents(images)
+        latents = self.driver.latents(images)
         return self._vae.decode(latents, f"the latents after call {done}", [decoder] * len(images))
 
     def _result(
@@ -328,6 +372,30 @@ class Pipeline:
             pictures=digests,
             ledger=ledger,
         )
+
+
+@dataclass(frozen=True)
+class Work:
+    """The pictures of several requests in the making, a group for each."""
+
+    resolved: Sequence[Resolved]
+    ledgers: Sequence[Ledger | None]
+    groups: Sequence[Sequence[Making]]
+    clock: _Clock
+
+    @property
+    def making(self) -> list[Making]:
+        return [each for group in self.groups for each in group]
+
+    @property
+    def calls(self) -> int:
+        """How many calls all of them take."""
+        return sum(each.calls for each in self.making)
+
+    @property
+    def done(self) -> int:
+        """How many calls they had."""
+        return sum(each.past + each.image.call for each in self.making)
 
 
 def _reopened(reopen: Callable[[], Pipeline], model_sha256: str) -> Pipeline:

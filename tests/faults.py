@@ -18,7 +18,6 @@ WAITING = {  # rows whose feature does not exist yet
     "D30": "there is no LoRA",
     "D41": "no latents or embeddings of a user's own are taken",
     "D43": "no picture is taken as a start",
-    "E14": "there is no deadline per request",
 }
 _NAME = re.compile(r"^ *(?:async )?def (test_\w+?)((?:_[a-e]\d{1,2})+)\(", re.MULTILINE)
 _CASE = re.compile(r"""(?:id=|^ *)["']([a-e]\d{1,2})\b[^"']*["'](?:: \(|[,)])""", re.MULTILINE)

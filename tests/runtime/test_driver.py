@@ -4,42 +4,13 @@ import gc
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from facts import step_artefact
+from driving import Engines, driver, limits, sized
 from fake_step import SETTINGS, FakeStep, finished, image, row
 
-from clipskip.driver import Driver
 from clipskip.errors import Busy, DeviceLost, DeviceOutOfMemory, EngineCorrupt
-from clipskip.resolve import Limits
-
-
-class Engines:
-    """The step engine, and how many users it has."""
-
-    def __init__(self):
-        self.step, self.users, self.fail = FakeStep(), 0, None
-
-    @contextmanager
-    def use(self, role, mix=None):
-        assert str(role) == "step"
-        if self.fail:
-            raise self.fail
-        self.users += 1
-        yield self.step
-        self.users -= 1
-
-
-def limits(pixels=2**30, max_batch=None, **axes):
-    built = step_artefact(**{"h": (1, 64), "w": (1, 64), "B": (1, 8), "N": (1, 16), "T": (77, 6 * 77), **axes})
-    return Limits.of(built, pixels, max_batch, build_command="clipskip build S")
-
-
-def driver(engines, limits=None, loops=4, share_lengths=False):
-    limits = limits or globals()["limits"]()
-    return Driver(engines, limits, loops=loops, exact_rows=True, share_lengths=share_lengths)
 
 
 def run(driver, *images):
@@ -55,12 +26,6 @@ def finish(driver, *images):
             done = sum(each.call for each in images)
     finally:
         driver.remove(images)
-
-
-def sized(height, width, **settings):
-    made = image(**settings)
-    made.latents = np.resize(made.latents, (4, height, width))
-    return made
 
 
 def test_images_share_a_batch_only_when_size_and_length_agree():

@@ -187,7 +187,7 @@ def test_nothing_is_computed_for_a_request_that_was_cancelled_and_all_it_held_is
         next(cancelled)
         cancelled.close()
         assert backend.slots == (1,), "one call was made before"
-        assert not pipe._driver._batches, "the batch and its loop are given back"
+        assert not pipe.driver._batches, "the batch and its loop are given back"
         cancelled, running = pipe.steps(one), pipe.steps(other)
         next(cancelled)
         next(running)

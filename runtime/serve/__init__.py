@@ -1,0 +1,1 @@
+"""clipskip over HTTP: `clipskip serve`. Needs the extra `serve`; nothing else of clipskip imports it."""

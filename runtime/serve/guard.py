@@ -1,0 +1,145 @@
+"""What stands before every route: who may ask, how much and how slowly, and the access log. Knows no route's work."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hmac
+import ipaddress
+import re
+import time
+import traceback
+import uuid
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from clipskip.errors import ClipskipError
+
+from .answers import BUG, Refusal, refused
+from .models import LOG
+from .service import Service, Settings
+
+PUBLIC = ("/", "/healthz", "/readyz")  # without a token: nothing in them is a secret
+READING = ("GET", "HEAD", "OPTIONS")
+CLOSED = 499  # in the log: the client was gone before the answer
+_ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
+Message = MutableMapping[str, Any]
+
+
+class Guard:
+    """ASGI middleware: authority, limits of bytes and of time, one line in the log for each request."""
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app, self._service, self._settings = app, service, service.settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        headers, start = Headers(scope=scope), time.monotonic()
+        given = headers.get("x-request-id", "")
+        name = given if _ID.fullmatch(given) else uuid.uuid4().hex[:16]
+        answer = _Answer(send, name, self._settings.client_timeout)
+        try:
+            check_authority(scope, headers, self._settings)
+            await self._app(scope, self._limited(headers, receive), answer.send)
+        except ClipskipError as error:
+            self._service.note(error)
+            if not answer.status:
+                await refused(error)(scope, receive, answer.send)
+        except ClientDisconnect:
+            answer.status = answer.status or CLOSED
+        except Exception:
+            LOG.error("%s a bug:\n%s", name, traceback.format_exc())
+            if not answer.status:
+                await JSONResponse(BUG, 500)(scope, receive, answer.send)
+        finally:
+            target = scope["raw_path"].decode("ascii", "replace")[:200]  # what follows "?" may be a secret
+            seconds = time.monotonic() - start
+            LOG.info("%s %s %s %s %d %.3f s", name, _client(scope), scope["method"], target, answer.status, seconds)
+
+    def _limited(self, headers: Headers, receive: Receive) -> Receive:
+        """`receive` within bytes and seconds until the body is there, and as it is from then on."""
+        most, deadline = self._settings.max_body, time.monotonic() + self._settings.client_timeout
+        length, complete = headers.get("content-length", "0"), False
+        size = 0
+
+        async def limited() -> Message:
+            nonlocal size, complete
+            if complete:
+                return await receive()
+            if length.isdecimal() and int(length) > most:
+                raise Refusal(413, f"the body has {length} bytes; this server takes {most}", hint="smaller pictures")
+            try:
+                message = await asyncio.wait_for(receive(), max(deadline - time.monotonic(), 0))
+            except asyncio.TimeoutError:
+                raise Refusal(408, f"the body did not come within {self._settings.client_timeout:g} s") from None
+            size += len(message.get("body", b""))
+            if size > most:
+                raise Refusal(413, f"the body has more than {most} bytes", hint="smaller pictures")
+            complete = not message.get("more_body", False)
+            return message
+
+        return limited
+
+
+class _Answer:
+    """`send` with the request's id, and an end for clients that take nothing."""
+
+    def __init__(self, send: Callable[[Message], Awaitable[None]], name: str, timeout: float) -> None:
+        self._send, self._name, self._timeout, self.status = send, name, timeout, 0
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            extra = [(b"x-request-id", self._name.encode()), (b"x-content-type-options", b"nosniff")]
+            message = {**message, "headers": [*message.get("headers", []), *extra]}
+        try:
+            await asyncio.wait_for(self._send(message), self._timeout)
+        except asyncio.TimeoutError:
+            raise ClientDisconnect from None
+
+
+def check_authority(scope: Scope, headers: Headers, settings: Settings) -> None:
+    """Refusal for who has no token where one is asked for, and for pages of other sites that a browser shows."""
+    host, origin = headers.get("host", ""), headers.get("origin")
+    elsewhere = origin and urlsplit(origin).netloc != host and not {origin, "*"}.intersection(settings.origins)
+    if elsewhere and scope["method"] not in READING:
+        raise Refusal(403, "pages of other sites may not ask here", hint="--cors ORIGIN allows one")
+    if not settings.token and not settings.user:
+        if settings.loopback and not is_loopback(urlsplit(f"//{host}").hostname or ""):
+            message = "without a token, this server is asked by the names of this machine alone (Host)"
+            raise Refusal(403, message, hint="ask 127.0.0.1, or start it with --token")
+    elif scope["path"] not in PUBLIC and not _may(headers.get("authorization", ""), settings):
+        raise Refusal(401, "this server asks for its token", hint="send the header Authorization: Bearer TOKEN")
+
+
+def is_loopback(name: str) -> bool:
+    """Whether a host's name or address means this machine and nothing else."""
+    try:
+        return name == "localhost" or ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+def _may(authorization: str, settings: Settings) -> bool:
+    """Whether the header has the token or the user's name and password; compared in a time that tells nothing."""
+    kind, _, secret = authorization.partition(" ")
+    if kind.lower() == "bearer" and settings.token:
+        return hmac.compare_digest(secret.strip().encode(), settings.token.encode())
+    if kind.lower() != "basic" or not settings.user:
+        return False
+    try:
+        return hmac.compare_digest(base64.b64decode(secret, validate=True), settings.user.encode())
+    except (binascii.Error, ValueError):
+        return False
+
+
+def _client(scope: Scope) -> str:
+    return scope["client"][0] if scope.get("client") else "-"

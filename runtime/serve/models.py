@@ -1,0 +1,159 @@
+"""The stores that are served: opened on demand, within a budget of bytes, and anew when they were built anew."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias
+
+from clipskip.engines.manifest import Manifest
+from clipskip.engines.store import MANIFEST, read_manifest
+from clipskip.errors import Busy, ClipskipError, DeviceLost, RequestError, StoreError
+from clipskip.pipeline import Pipeline
+from clipskip.request import unknown
+
+from .answers import Refusal
+
+Opener: TypeAlias = "Callable[[Path], Pipeline]"
+Stamp: TypeAlias = "tuple[int, ...]"
+
+LOG = logging.getLogger("clipskip.serve")
+
+
+@dataclass(eq=False)
+class Loaded:
+    """An opened store, and how many requests use it. `retired`: another one has its place."""
+
+    pipe: Pipeline
+    stamp: Stamp | None
+    size: int
+    users: int = 0
+    used: float = field(default_factory=time.monotonic)
+    retired: bool = False
+
+
+class Models:
+    """Stores by name. All methods but `close` belong to one event loop.
+
+    `budget`: bytes that the files of the open ones may have; None: as many as there are. The least recently used one
+    that nobody uses is closed to make room.
+    """
+
+    def __init__(self, stores: Iterable[Path], opener: Opener, budget: int | None = None) -> None:
+        self.paths: dict[str, Path] = {}
+        for path in stores:
+            if (name := path.resolve().name) in self.paths:
+                raise RequestError(f"two stores are named {name}: {self.paths[name]} and {path}", field="store")
+            self.paths[name] = path
+            if budget is not None and (size := size_of(read_manifest(path))) > budget:
+                message = f"{path} has {size / 1e6:.0f} MB of engines, and all models may have {budget / 1e6:.0f}"
+                raise RequestError(message, field="models_memory", hint="give it more")
+        if not self.paths:
+            raise RequestError("there is no store to serve", field="store")
+        self.lost: str | None = None  # why no picture can be made any more
+        self.loaded: dict[str, Loaded] = {}
+        self._opener, self._budget, self._lock = opener, budget, asyncio.Lock()
+        self._refused: dict[str, Stamp | None] = {}  # what could not be opened in place of an older one
+
+    def name(self, asked: str | None) -> str:
+        """The store that a request names, or the first one. Refusal (404) for one that is not there."""
+        if asked is None:
+            return next(iter(self.paths))
+        if asked not in self.paths:
+            error = unknown("model", asked, dict(zip(self.paths, self.paths, strict=True)))
+            raise Refusal(404, error.message, field="model", hint=error.hint)
+        return asked
+
+    def manifests(self) -> Mapping[str, Manifest | StoreError]:
+        """What each store holds now, or why that cannot be said."""
+        found: dict[str, Manifest | StoreError] = {}
+        for name, path in self.paths.items():
+            try:
+                found[name] = read_manifest(path)
+            except StoreError as error:
+                found[name] = error
+        return found
+
+    @asynccontextmanager
+    async def use(self, asked: str | None = None) -> AsyncIterator[Pipeline]:
+        """The pipeline of a store, opened if need be, and kept while it is used. As `clipskip.open`; Busy; Refusal."""
+        name = self.name(asked)
+        async with self._lock:
+            stamp, loaded = stamp_of(self.paths[name]), self.loaded.get(name)
+            if loaded is None or (stamp not in (loaded.stamp, None) and self._refused.get(name) != stamp):
+                loaded = await self._opened(name, stamp, loaded)
+            loaded.users += 1
+        try:
+            yield loaded.pipe
+        except DeviceLost as error:
+            self.lost = error.message
+            raise
+        finally:
+            loaded.users, loaded.used = loaded.users - 1, time.monotonic()
+            if loaded.retired and not loaded.users:
+                _close_beside(loaded)
+
+    async def _opened(self, name: str, stamp: Stamp | None, old: Loaded | None) -> Loaded:
+        """A store opened, in place of what it was before; that goes on where the new one cannot be opened."""
+        path = self.paths[name]
+        try:
+            size = size_of(await asyncio.to_thread(read_manifest, path))
+            self._make_room(size, name)
+            pipe = await asyncio.to_thread(self._opener, path)
+        except ClipskipError as error:
+            if old is None:
+                raise
+            LOG.warning("%s was built anew and cannot be opened; the older one goes on: %s", name, error.message)
+            self._refused[name] = stamp
+            return old
+        LOG.info("%s is open", name)
+        if old is not None:
+            self._retire(name)
+        loaded = self.loaded[name] = Loaded(pipe, stamp, size)
+        return loaded
+
+    def _make_room(self, size: int, name: str) -> None:
+        while self._budget is not None:
+            others = {key: each for key, each in self.loaded.items() if key != name}
+            if sum(each.size for each in others.values()) + size <= self._budget:
+                return
+            idle = [key for key, each in others.items() if not each.users]
+            if not idle:
+                raise Busy("all open models are in use, and memory has no room for another", hint="try again later")
+            self._retire(min(idle, key=lambda key: others[key].used))
+
+    def _retire(self, name: str) -> None:
+        """Close a pipeline when its last request is done."""
+        loaded = self.loaded.pop(name)
+        loaded.retired = True
+        if not loaded.users:
+            _close_beside(loaded)
+
+    def close(self) -> None:
+        """Close all of them."""
+        while self.loaded:
+            self.loaded.popitem()[1].pipe.close()
+
+
+def _close_beside(loaded: Loaded) -> None:
+    """Close in a thread: no request waits for it, and none is interrupted with its task."""
+    asyncio.get_running_loop().run_in_executor(None, loaded.pipe.close)
+
+
+def stamp_of(path: Path) -> Stamp | None:
+    """What changes when a store is published anew; None where it is not there."""
+    try:
+        status = (path / MANIFEST).stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+def size_of(manifest: Manifest) -> int:
+    """Bytes of all engines, each file once."""
+    return sum({each.path: each.size for artefact in manifest.artefacts for each in artefact.files}.values())
