@@ -137,9 +137,9 @@ class Pipeline:
         Raises RequestError before any engine runs, EngineMissing for a depth that was not built, and NumericalError
         instead of returning a broken picture.
         """
-        if isinstance(prompt, Ledger):
-            return self.run([prompt.over(fields)])[0]
-        return self.run([as_request(prompt, **fields)])[0]
+        request = prompt.over(fields) if isinstance(prompt, Ledger) else as_request(prompt, **fields)
+        *_, last = self.steps(request)
+        return last.results[0]
 
     def run(self, requests: Sequence[Request | Ledger | str]) -> list[Result]:
         """The results of several requests, which share calls of the network wherever size and length allow."""
