@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 
 import clipskip
+from clipskip import fields
 from clipskip.bench import recipe
 from clipskip.cli import output
 from clipskip.cli.recommend import empty_figure
 from clipskip.engines import report
 from clipskip.errors import RequestError
 
-facts, checker, scenes = map(recipe.module, ("facts", "checker", "scenes"))
+facts, checker, scenes = map(recipe.module, ("named_facts", "checker", "scenes"))
 Facts = Mapping[str, str]
 Asked = Mapping[str, Sequence[Any]]  # captions by form
 Figures = dict[str, dict[str, float]]  # group of facts -> its share, the interval of that, and what chance gives
@@ -70,7 +71,7 @@ def drawn(pipe: clipskip.Pipeline, asked: Asked, **settings: Any) -> dict[str, l
 
 def measure(store: Path, count: int, skips: Sequence[int] | None = None) -> dict[str, Any]:
     """All figures by clip skip, and by guidance at the recommended one and at DEEP. RequestError for another model."""
-    asked = facts.prompts(count)
+    asked = facts.prompts(fields.at_least("prompts", count, 2))
     with clipskip.open(store) as pipe, output.stages() as say:
         if pipe.model.default_size != scenes.SIZE:
             message = f"{pipe.model.name} draws no scenes that can be checked: fidelity is measured on the sample model"

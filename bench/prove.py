@@ -81,6 +81,7 @@ def examine(args: argparse.Namespace) -> Found:
     request = ["--steps", args.steps, "--seed", 1, *(["--size", args.size] if args.size else [])]
     axis, where = f"clip_skip={','.join(map(str, chosen))}", ["--overwrite", "--target", args.target]
     sheet = said("grid", args.store, args.prompt, "--x", axis, *request, "--out", args.out / "sheet.png", *where)
+    sheet.pop("cells", None)  # thirteen times the same request
     found = {
         "bench": "prove", "model": model.name, "family": model.family, "model_sha256": model.model_sha256,
         "prediction": model.prediction, "date": datetime.date.today().isoformat(), "version": clipskip.__version__,
@@ -118,6 +119,7 @@ def markdown(found: Mapping[str, Any]) -> Iterator[str]:
     yield problem(found["times"]) or "| stage | median, ms | runs |\n|---|---|---|"
     for name, stage in found["times"].get("stages", {}).items():
         yield f"| {name} | {stage['median_ms']:.2f} | {stage['runs']} |"
+    yield from (f"\nDoubtful: {doubt}." for doubt in found["times"].get("doubts", {}))
     yield "\n## fp16 with outliers\n"
     yield f"Of copies in whose residual streams {outliers.CHANNELS} channels are so many times as large."
     yield "Activations are the largest, and the largest relative to the root mean square of its tensor.\n"

@@ -15,7 +15,7 @@ from clipskip.bench import fidelity, recipe
 from clipskip.errors import BackendUnavailable, RequestError
 
 scenes, captions = recipe.module("scenes"), recipe.module("captions")
-look, shares = recipe.module("checker").look, recipe.module("facts").shares
+look, shares = recipe.module("checker").look, recipe.module("named_facts").shares
 
 
 def seen(**changed: str) -> dict[str, str]:
@@ -90,8 +90,9 @@ def test_another_model_and_an_installed_wheel_are_refused(
 ) -> None:
     monkeypatch.setattr(fidelity.scenes, "SIZE", 512)
     with pytest.raises(RequestError, match="the sample model"):
+        fidelity.measure(sample_store, 2)
+    with pytest.raises(RequestError, match="prompts must be at least 2"):
         fidelity.measure(sample_store, 1)
-    monkeypatch.undo()
     monkeypatch.setattr(recipe, "FOLDER", tmp_path)
     with pytest.raises(BackendUnavailable, match=r"(?s)is not here.*a checkout"):
         recipe.module("scenes")

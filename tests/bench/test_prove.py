@@ -45,7 +45,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch, sample_fp16_store: Path) -> dict[s
         "grid": {"file": "sheet.png"},
         "recommend": {"evidence": "clip skip 2: on 64 captioned pictures"},
         "export": {},
-        "bench": {"stages": {"step": {"median_ms": 3.25, "runs": 5}}},
+        "bench": {"stages": {"step": {"median_ms": 3.25, "runs": 5}}, "doubts": {"the machine was busy": []}},
     }
 
     def said(verb: str, *rest: Any) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def test_a_report_has_every_part_and_ends_with_a_json_line(
     assert found["parity"]["fp32"]["text-12"]["relative_l2"] < 1e-5
     assert "| text-11 | 2 | relative_l2 " in text
     assert "clip skip 2: on 64 captioned pictures" in text
-    assert "| step | 3.25 | 5 |" in text
+    assert "| step | 3.25 | 5 |\n\nDoubtful: the machine was busy.\n" in text
     assert "| 100 | 12 (9) | - | decode" in text
     assert found["outliers"]["10"]["fp16"]["step"]["relative_l2"] < 1e-2
 
