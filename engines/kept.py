@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from clipskip.engines import files, locks, stamps
-from clipskip.engines.errors import ClipskipError, StorageError
+from clipskip.engines.errors import StorageError
 from clipskip.engines.files import readable_size
 
 FOLDER, RECORD = "prepacked", "record.json"
@@ -51,9 +51,8 @@ def folder(name: str, needs: int, make: Callable[[Path], object]) -> Path | None
                 if not intact(place):
                     _make(place, needs, make)
                     trim(place.parent, most, place)
-        except (OSError, ClipskipError) as error:
-            busy = isinstance(error, StorageError) and (place.parent / ".lock").exists()
-            if not busy:
+        except (OSError, StorageError) as error:
+            if not (place.parent / ".lock").exists():  # else another process is at work
                 _say(f"weights are not kept as this processor takes them, which costs time at every start: {error}")
             return None
     with suppress(OSError):

@@ -24,18 +24,20 @@ MANIFEST = "manifest.json"
 ANY_LORA = "--lora FILE:WEIGHT"  # in a command, for who knows which ones to put in its place
 FORM_TARGETS = {"cpu": "onnxruntime", "cuda": "onnxruntime-cuda"}  # variant -> what it is built for
 _verified: dict[tuple[int, ...], str] = {}  # state of a file -> its SHA-256, for the life of the process
+_hashing = Lock()  # two threads do not hash one file
 Digest = Callable[[FileIO], str]  # the SHA-256 of an open file
 
 
 def hashed(file: FileIO) -> str:
     """Of its bytes, read by this process."""
     state = files.state_of(file)
-    if state not in _verified:
-        digest = stamps.sha256_of(file, state)
-        if files.state_of(file) != state:
-            return "changed while it was read"
-        _verified[state] = digest
-    return _verified[state]
+    with _hashing:
+        if state not in _verified:
+            digest = stamps.sha256_of(file, state)
+            if files.state_of(file) != state:
+                return "changed while it was read"
+            _verified[state] = digest
+        return _verified[state]
 
 
 def stamped(file: FileIO) -> str:

@@ -109,7 +109,7 @@ class OnnxRuntime:
         pack = partial(self._sessions.graph, artefact, path)
         session = None
         if not changed and artefact.role.part != "text" and self.providers == (CPU,):
-            session = prepacked.opened(self._sessions, artefact, pack)
+            session = prepacked.opened(self._sessions, artefact, path.parent.parent, pack)
         session = session or pack(session_options)
         shared = self._sessions.provider.kind == "cpu" and (mapped or artefact.role.part != "text")
         nbytes = SESSION_BYTES + sum(file.size for file in artefact.files[: 1 if shared else None])

@@ -16,7 +16,8 @@ from typing import Any
 from clipskip.engines import kept
 from clipskip.engines.manifest import Artefact, key_of
 from clipskip.engines.stamps import LEAST
-from clipskip.errors import EngineIncompatible, StorageError
+from clipskip.engines.store import problem_of, stamped
+from clipskip.errors import EngineCorrupt, EngineIncompatible, StorageError
 
 from .sessions import Sessions
 
@@ -27,8 +28,11 @@ CPUINFO = Path("/proc/cpuinfo")
 TELLING = ("vendor", "cpu family", "model", "stepping", "flags", "features", "cpu impl", "cpu var", "cpu part", "isa")
 
 
-def opened(sessions: Sessions, artefact: Artefact, pack: Callable[[Any], object]) -> Any | None:
-    """A session of the graph as it is kept, or None where it cannot be. `pack` opens the graph itself with options."""
+def opened(sessions: Sessions, artefact: Artefact, root: Path, pack: Callable[[Any], object]) -> Any | None:
+    """A session of a graph of the store `root` as it is kept, or None where it cannot be.
+
+    `pack` opens the graph itself with options. EngineCorrupt: what is kept is made of nothing that was not published.
+    """
     size = sum(file.size for file in artefact.files)
     if size < LEAST:
         return None
@@ -40,6 +44,9 @@ def opened(sessions: Sessions, artefact: Artefact, pack: Callable[[Any], object]
     name = f"{artefact.identity.stem}-{key_of(facts)[:16]}"
 
     def save(folder: Path) -> None:
+        for record in artefact.files:  # else damage that is repaired in the store would live on here
+            if problem := problem_of(root, record, stamped):
+                raise EngineCorrupt(problem, path=root / record.path)
         try:
             pack(_saving(sessions, folder))
         except EngineIncompatible as error:

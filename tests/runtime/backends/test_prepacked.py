@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from copies import copy_of
 
 from clipskip.backends import prepacked
 from clipskip.backends.onnxruntime import OnnxRuntime
@@ -20,6 +21,7 @@ from clipskip.engines import files, kept, locks, stamps
 from clipskip.engines.manifest import Role
 from clipskip.engines.store import Store
 from clipskip.engines.variants import Changed
+from clipskip.errors import EngineCorrupt
 
 SIZES = {"B": 1, "N": 2, "R": 2, "T": 77, "h": 8, "w": 8}
 Usage = namedtuple("Usage", "total used free")
@@ -218,6 +220,23 @@ def test_weights_that_a_lora_changed_are_neither_kept_nor_taken_from_there(sampl
     before = sorted(cache.rglob("*"))
     assert not same(run(sample_store, changed=changed), plain)
     assert sorted(cache.rglob("*")) == before
+
+
+@pytest.mark.parametrize("least", [0, 2**40])
+def test_damaged_weights_get_into_no_cache_whether_or_not_they_are_hashed_meanwhile_c1(
+    sample_store, cache, monkeypatch, tmp_path, least
+):
+    monkeypatch.setattr(stamps, "LEAST", least)
+    store = Store(copy_of(sample_store, tmp_path / "store"))
+    encode = store.find(Role("encode"), "onnx", "fp32", "cpu")
+    weights = store.root / encode.files[-1].path
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-100] + bytes(100))
+    with pytest.raises(EngineCorrupt, match=weights.name):
+        store.opened(encode, OnnxRuntime(threads=1).open)
+    assert not cache.exists() or list(cache.iterdir()) == []
+    weights.write_bytes(whole)
+    assert same(first(store.root), run(sample_store))
 
 
 def test_a_record_is_written_only_when_later_changes_show(sample_store, cache, monkeypatch):
