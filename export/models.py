@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -100,10 +101,11 @@ def float_attention(
 
 
 def forget(*networks: nn.Module) -> None:
-    """Give back the memory of the networks' weights, in place."""
+    """Give back the memory of the networks' weights, in place, and of graphs that were made of them."""
     for network in networks:
         for parameter in network.parameters():
             parameter.data = torch.empty(0)
+    gc.collect()  # a traced graph holds itself and, turned over, the matrices of its linear layers
 
 
 class FloatNorm(nn.Module):
