@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from inspect import signature
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import onnx_ir as ir
@@ -60,10 +60,10 @@ def trace(graph: Graph, names: Mapping[Tensor, str]) -> ir.Model:
     shapes = tuple({axis: dims[str(size)] for axis, size in sizes.items()} for sizes in axes)
     named = sum(each.kind is each.POSITIONAL_OR_KEYWORD for each in signature(graph.module.forward).parameters.values())
     examples = tuple(torch.zeros(port.sized(_EXAMPLE), dtype=getattr(torch, port.dtype)) for port in graph.inputs)
-    shapes = (*shapes[:named], *[shapes[named:]] * (len(shapes) > named))  # the rest is one argument
+    dynamic: tuple[Any, ...] = (*shapes[:named], *[shapes[named:]] * (len(shapes) > named))  # the rest is one argument
     try:
         with quiet(), torch.no_grad():
-            program = torch.export.export(graph.module.eval(), examples, dynamic_shapes=shapes)
+            program = torch.export.export(graph.module.eval(), examples, dynamic_shapes=dynamic)
             try:
                 model = _translated(_plain(program), graph)
             except torch.onnx.errors.OnnxExporterError:  # an operator that only a second trace takes apart
