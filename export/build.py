@@ -117,6 +117,8 @@ def trace(
                     (kept,) * bool(norms.kept(piece)), variant=identity.variant,
                 )  # fmt: skip
                 written.append(Written(artefact, path, expected))
+    for value in model.graph.initializers.values():
+        value.const_value = None  # rules of the exporter keep the last graph that they saw, and it all weights
     return written
 
 

@@ -60,7 +60,8 @@ class Text(nn.Module):
                 state = states[len(states) - 1 - left_out]
                 context.append(encoder.final_layer_norm(state) if use.normed else state)
             if use.pooled:
-                last = torch.where((is_end & ~ended)[..., None], encoder.final_layer_norm(states[-1]), 0.0)
+                first_end = torch.logical_and(is_end, ~ended)[..., None]
+                last = torch.where(first_end, encoder.final_layer_norm(states[-1]), 0.0)
                 pooled.append(encoder.text_projection(last.sum(dim=1)))
         return *(torch.cat(context, dim=-1) for context in contexts), *pooled
 

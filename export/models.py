@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -93,17 +94,18 @@ def float_attention(
     """diffusers' attention of a U-Net with its scores in float32: those of SD 2.x are beyond fp16's largest number."""
     context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
     rows = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
-    heads = [row.float().unflatten(-1, (attn.heads, -1)).transpose(1, 2) for row in rows]
-    seen = nn.functional.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+    heads = [row.float().view(*row.shape[:2], attn.heads, row.shape[2] // attn.heads).transpose(1, 2) for row in rows]
+    seen = nn.functional.scaled_dot_product_attention(*heads).transpose(1, 2).reshape(rows[0].shape)
     mixed: Tensor = attn.to_out[0](seen.to(hidden_states.dtype))
     return mixed
 
 
 def forget(*networks: nn.Module) -> None:
-    """Give back the memory of the networks' weights, in place."""
+    """Give back the memory of the networks' weights, in place, and of graphs that were made of them."""
     for network in networks:
         for parameter in network.parameters():
             parameter.data = torch.empty(0)
+    gc.collect()  # a traced graph holds itself and, turned over, the matrices of its linear layers
 
 
 class FloatNorm(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import hashlib
 import logging
 import warnings
@@ -10,12 +11,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from inspect import signature
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from clipskip.engines import files, weights
 from clipskip.engines.errors import ExportError
@@ -57,21 +59,17 @@ def trace(graph: Graph, names: Mapping[Tensor, str]) -> ir.Model:
     dims |= {str(d): d.factor * dims[d.axis] for sizes in axes for d in sizes.values() if d.factor > 1}
     shapes = tuple({axis: dims[str(size)] for axis, size in sizes.items()} for sizes in axes)
     named = sum(each.kind is each.POSITIONAL_OR_KEYWORD for each in signature(graph.module.forward).parameters.values())
+    examples = tuple(torch.zeros(port.sized(_EXAMPLE), dtype=getattr(torch, port.dtype)) for port in graph.inputs)
+    dynamic: tuple[Any, ...] = (*shapes[:named], *[shapes[named:]] * (len(shapes) > named))  # the rest is one argument
     try:
         with quiet(), torch.no_grad():
-            program = torch.onnx.export(
-                graph.module.eval(),
-                tuple(torch.zeros(port.sized(_EXAMPLE), dtype=getattr(torch, port.dtype)) for port in graph.inputs),
-                dynamic_shapes=(*shapes[:named], *[shapes[named:]] * (len(shapes) > named)),  # the rest is one argument
-                input_names=[port.name for port in graph.inputs],
-                output_names=[port.name for port in graph.outputs],
-                opset_version=OPSET,
-                dynamo=True,
-                verbose=False,
-            )
-    except torch.onnx.errors.OnnxExporterError as error:
+            program = torch.export.export(graph.module.eval(), examples, dynamic_shapes=dynamic)
+            try:
+                model = _translated(_plain(program), graph)
+            except torch.onnx.errors.OnnxExporterError:  # an operator that only a second trace takes apart
+                model = _translated(program, graph)
+    except Exception as error:  # those of torch.export have no common type
         raise files.shortage(error) or ExportError(f"torch could not export {graph.role}: {error}") from error
-    model = cast(torch.onnx.ONNXProgram, program).model  # None is for the old exporter
     _mark(model, graph.module, names)
     _tidy(model)
     for value, port in zip([*model.graph.inputs, *model.graph.outputs], [*graph.inputs, *graph.outputs], strict=True):
@@ -79,6 +77,39 @@ def trace(graph: Graph, names: Mapping[Tensor, str]) -> ir.Model:
             raise ExportError(f"the exporter gave {value.name} {value.dtype} where {port.name} {port.dtype} belongs")
         value.shape = ir.Shape([size if isinstance(size, int) else str(size) for size in port.shape])
     return model
+
+
+def _translated(program: ExportedProgram, graph: Graph) -> ir.Model:
+    """What torch's exporter makes of the program. OnnxExporterError."""
+    written = torch.onnx.export(
+        program,
+        input_names=[port.name for port in graph.inputs],
+        output_names=[port.name for port in graph.outputs],
+        opset_version=OPSET,
+        dynamo=True,
+        verbose=False,
+    )
+    return cast(torch.onnx.ONNXProgram, written).model  # None is for the old exporter
+
+
+def _plain(program: ExportedProgram) -> ExportedProgram:
+    """The program in operators that have a counterpart in ONNX, and that says so.
+
+    The exporter would trace it once more to take the others apart, which takes as long as the first trace.
+    """
+    aten, plain = torch.ops.aten, copy.copy(program)
+    for node in list(program.graph.nodes):
+        if node.target is aten.to.dtype:
+            node.target, node.args, node.kwargs = aten._to_copy.default, node.args[:1], {"dtype": node.args[1]}
+        elif node.target is aten.rsub.Scalar:
+            node.target, node.args = aten.sub.Tensor, (node.args[1], node.args[0])
+        elif node.target is aten.reshape.default and not any(user.op == "output" for user in node.users):
+            shape, new = (str(each.meta["val"].shape) for each in (node.args[0], node))
+            if new == shape:
+                node.replace_all_uses_with(node.args[0])
+                program.graph.erase_node(node)
+    vars(plain)["run_decompositions"] = lambda table: plain
+    return plain
 
 
 def _mark(model: ir.Model, module: nn.Module, names: Mapping[Tensor, str]) -> None:
