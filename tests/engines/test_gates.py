@@ -19,7 +19,14 @@ def off(by: float) -> gates.Pairs:
 
 
 @pytest.mark.parametrize(
-    ("own", "limit"), [({}, 1e-5), ({gates.TORCH_FP16: 2e-3}, 4e-3), ({gates.TORCH_FP16: 1}, 1e-2)]
+    ("own", "limit"),
+    [
+        ({}, 1e-5),
+        ({gates.TORCH_FP16: 2e-3}, 4e-3),
+        ({gates.TORCH_FP16: 8e-3}, 1e-2),
+        ({gates.TORCH_FP16: 2e-2}, 2e-2),
+        ({gates.TORCH_FP16: 1}, 5e-2),
+    ],
 )
 def test_the_limit_is_that_of_the_precision_and_at_most_twice_torchs_own_error(own: gates.Parity, limit: float) -> None:
     parity = gates.judge(STEP, off(0.99 * limit), own)
