@@ -1,6 +1,6 @@
 """Graphs as ONNX Runtime optimises and packs them for this very processor, kept in the user's cache.
 
-What is opened from there is mapped, not read: in a seventh of the time, without a copy of the weights in memory, and
+What is opened from there is mapped, not read: in a quarter of the time, without a copy of the weights in memory, and
 it computes the same bits. Knows nothing of engines.
 """
 
