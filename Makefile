@@ -184,7 +184,7 @@ prove-recommend: setup ## is `clipskip recommend` right? Trains three toy models
 bench-peers: setup export ## MODEL beside diffusers, torch.compile, OpenVINO, optimum-onnx: one run; with FULL=1 of SD 1.5's size
 ifdef FULL
 	$(BIN)/python -m clipskip.bench.full_size build/full
-	$(BIN)/python -m clipskip.bench.peers build/full/random-sd15 build/full/store --steps 4 --rounds 5 --out build/bench/full-peers.json
+	$(BIN)/python -m clipskip.bench.peers build/full/random-sd15 build/full/store --steps 4 --rounds 5 --minutes 12 --out build/bench/full-peers.json
 else
 	$(BIN)/python -m clipskip.bench.peers $(call quote,$(MODEL)) $(call quote,$(OUT)) --out build/bench/peers.json
 endif
@@ -195,7 +195,7 @@ performance: setup ## docs/performance.md anew, of the sample model and one of S
 	$(BIN)/python -m clipskip.bench.peers export/sample build/sample --out docs/performance/sample-peers.json
 	$(BIN)/python -m clipskip.bench.full_size build/full
 	$(CLIPSKIP) bench build/full/store --size 256 --minutes 8 --out docs/performance/full-store.json
-	$(BIN)/python -m clipskip.bench.peers build/full/random-sd15 build/full/store --steps 4 --rounds 5 --out docs/performance/full-peers.json
+	$(BIN)/python -m clipskip.bench.peers build/full/random-sd15 build/full/store --steps 4 --rounds 5 --minutes 12 --out docs/performance/full-peers.json
 	$(BIN)/python -m clipskip.bench.report docs/performance/*.json
 
 clean: ## remove everything that can be made again, but .venv

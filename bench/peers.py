@@ -65,7 +65,7 @@ IMPORTS = {
     "diffusers": "import torch; from diffusers import StableDiffusionPipeline",
     "OpenVINO": "sys.modules['openvino_telemetry'] = None; import openvino",  # which would report to its maker
 }
-INSTALLED = {OURS: "clipskip[cpu]", "diffusers": "diffusers[torch] transformers", "OpenVINO": "openvino numpy"}
+INSTALLED = {OURS: "clipskip onnxruntime", "diffusers": "diffusers[torch] transformers", "OpenVINO": "openvino numpy"}
 
 
 class Failed(ClipskipError):

@@ -13,6 +13,7 @@ from typing import Any
 
 from clipskip.bench.baseline import AGREE, read
 from clipskip.bench.machine import QUIET
+from clipskip.engines import hints
 from clipskip.engines.files import readable_size
 from clipskip.errors import BackendUnavailable
 
@@ -203,7 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         from clipskip.bench import plots
     except ImportError as error:
-        raise BackendUnavailable("drawing needs matplotlib", hint="pip install '.[plots]'") from error
+        raise BackendUnavailable("drawing needs matplotlib", hint=hints.install(".[plots]")) from error
     args.out.write_text(document(reports))
     for model in {report["model"] for report in reports}:
         of = {report["bench"]: report for report in reports if report["model"] == model}

@@ -96,3 +96,9 @@ def test_only_peers_that_could_be_loaded_are_started(monkeypatch: pytest.MonkeyP
     assert rows["memory"] == {"clipskip": {"rss": 1024}}
     assert commands[-1][3:] == ["checkpoint", "store", peers.PROMPT, peers.NEGATIVE, "64", "2"]
     assert not any("diffusers" in command[2] for command in commands)
+
+
+def test_what_is_installed_is_counted_with_all_that_it_requires() -> None:
+    assert peers.installed("onnxruntime") > peers.installed("numpy") > 1 << 20
+    assert peers.installed("numpy onnxruntime") == peers.installed("onnxruntime")  # which requires it
+    assert peers.installed("no-such-package") == 0
