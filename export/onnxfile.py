@@ -190,11 +190,11 @@ class Weights:
 
     def _place(self, tensor: ir.TensorProtocol) -> tuple[int, int]:
         if id(tensor) not in self._digests:
-            data = tensor.tobytes()
+            data = np.ascontiguousarray(tensor.numpy()).data  # of most no copy, as `tobytes` makes one
             digest = hashlib.sha256(data).hexdigest()
             self._digests[id(tensor)] = digest, tensor
             if digest not in self._places:
                 self._file.seek(-self._file.tell() % PAGE, 1)
-                self._places[digest] = self._file.tell(), len(data)
+                self._places[digest] = self._file.tell(), data.nbytes
                 self._file.write(data)
         return self._places[self._digests[id(tensor)][0]]
