@@ -68,7 +68,7 @@ class Webui:
         given = await asyncio.to_thread(object_of, await json_body(http))
         settings = Settings.of(given.get("override_settings") or {})
         model = self.model if settings.checkpoint is None else await self._model(settings.checkpoint)
-        asked, notes = await asyncio.to_thread(request_of, given, {**self.fields, **settings.fields}, image)
+        asked, notes = await asyncio.to_thread(request_of, given, settings.fields, self.fields, image)
         left_out = ignored(given, settings, image)
         if given.get("override_settings_restore_afterwards") is False:
             self.fields, self.model = {**self.fields, **settings.fields}, model

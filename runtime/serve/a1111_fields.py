@@ -82,13 +82,19 @@ class Settings:
         return cls(fields, name if name and name.lower() not in AUTOMATIC else None, tuple(unknown))
 
 
-def request_of(given: Mapping[str, Any], base: Mapping[str, Any], image: bool) -> tuple[Request, list[str]]:
-    """The request, and what its user must know. `base`: fields that count where none is given; `image`: of img2img."""
+def request_of(
+    given: Mapping[str, Any], overrides: Mapping[str, Any], base: Mapping[str, Any], image: bool
+) -> tuple[Request, list[str]]:
+    """The request, and what its user must know.
+
+    Its own fields and `overrides` come first, as in A1111; then what is in an infotext, or else `base`. `image`: of
+    img2img.
+    """
     for name, off in REFUSED.items():
         if (value := given.get(name)) and value != off and value != -1 and str(value).lower() != "none":
             raise not_here(name)
     _check_scripts(given.get("alwayson_scripts"))
-    fields, notes = dict(base), list[str]()
+    fields = dict(overrides)
     text = given.get("infotext")
     info = infotext.read(str(TEXT.check("infotext", text))) if text else None
     if text and info is None:
@@ -107,9 +113,9 @@ def request_of(given: Mapping[str, Any], base: Mapping[str, Any], image: bool) -
     elif whole.get("enable_hr"):
         fields |= _hires(whole)
     if info is None:
-        return Request.from_json(fields), notes
-    found = ledger.of_text(info).over(fields)  # as in A1111, what the request itself says comes first
-    return Request.from_json({name: getattr(found.request, name) for name in FIELDS}), [*notes, *found.notes()]
+        return Request.from_json({**base, **fields}), []
+    found = ledger.of_text(info).over(fields)
+    return Request.from_json({name: getattr(found.request, name) for name in FIELDS}), found.notes()
 
 
 def ignored(given: Mapping[str, Any], settings: Settings, image: bool) -> list[str]:
