@@ -100,9 +100,9 @@ class Passes:
         """The pictures of one request: they share everything but their noise."""
         known = self._known(resolved) if resolved.source else None
         last = tuple(replace(row, ends=row.ends[-1:], which=row.which[-1:]) for row in rows)
-        first, *later = (
+        first, *later = [
             self._stage(resolved, run, texts, known) for run, texts in zip(resolved.passes, (rows, last), strict=False)
-        )
+        ]
         calls = len(first.plan.rows) + sum(len(stage.plan.rows) for stage in later)
         for seeds in resolved.seeds:
             follow = [partial(self._enlarged, stage, seeds) for stage in later]

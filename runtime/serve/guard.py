@@ -62,7 +62,8 @@ class Guard:
         finally:
             target = scope["raw_path"].decode("ascii", "replace")[:200]  # what follows "?" may be a secret
             seconds = time.monotonic() - start
-            LOG.info("%s %s %s %s %d %.3f s", name, _client(scope), scope["method"], target, answer.status, seconds)
+            client = scope["client"][0] if scope.get("client") else "-"
+            LOG.info("%s %s %s %s %d %.3f s", name, client, scope["method"], target, answer.status, seconds)
 
     def _limited(self, headers: Headers, receive: Receive) -> Receive:
         """`receive` within bytes and seconds until the body is there, and as it is from then on."""
@@ -139,7 +140,3 @@ def _may(authorization: str, settings: Settings) -> bool:
         return hmac.compare_digest(base64.b64decode(secret, validate=True), settings.user.encode())
     except (binascii.Error, ValueError):
         return False
-
-
-def _client(scope: Scope) -> str:
-    return scope["client"][0] if scope.get("client") else "-"

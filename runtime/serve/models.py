@@ -50,8 +50,10 @@ class Models:
             if (name := path.resolve().name) in self.paths:
                 raise RequestError(f"two stores are named {name}: {self.paths[name]} and {path}", field="store")
             self.paths[name] = path
-            if budget is not None and (size := size_of(read_manifest(path))) > budget:
-                message = f"{path} has {size / 1e6:.0f} MB of engines, and all models may have {budget / 1e6:.0f}"
+            if (size := size_of(read_manifest(path))) > (budget or size):
+                message = (
+                    f"{path} has {size / 1e6:.0f} MB of engines, and all models may have {(budget or 0) / 1e6:.0f}"
+                )
                 raise RequestError(message, field="models_memory", hint="give it more")
         if not self.paths:
             raise RequestError("there is no store to serve", field="store")
