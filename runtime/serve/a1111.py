@@ -11,6 +11,7 @@ import base64
 import json
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,15 +76,16 @@ class Webui:
         name = uuid.uuid4().hex
         job = self.jobs[name] = Job(address(http), model)
         try:
-            result, save = await self.service.result(http, asked, Options(model=model, id=name)), finished
+            result = await self.service.result(http, asked, Options(model=model, id=name))
         except Refusal:
             if job.unfinished is None:
                 raise
-            result, save = job.unfinished, unfinished
+            result = job.unfinished
         finally:
             del self.jobs[name]
         told = {name: value for name, value in given.items() if name in KNOWN - HIDDEN}
-        images = await asyncio.to_thread(save, result) if given.get("send_images") is not False else []
+        encode: Callable[[Result], list[str]] = unfinished if result is job.unfinished else pictures
+        images = await asyncio.to_thread(encode, result) if given.get("send_images") is not False else []
         info = json.dumps(info_of(result, [*notes, *result.warnings], left_out))
         return JSONResponse({"images": images, "parameters": {**DEFAULTS, **told}, "info": info})
 
@@ -242,11 +244,6 @@ def info_of(result: Result, notes: list[str], left_out: list[str]) -> dict[str, 
         "version": f"clipskip {__version__}",
         "warnings": [*([f"ignored: {', '.join(left_out)}"] if left_out else []), *notes],
     }
-
-
-def finished(result: Result) -> list[str]:
-    """Pictures, each with its request."""
-    return pictures(result)
 
 
 def unfinished(result: Result) -> list[str]:

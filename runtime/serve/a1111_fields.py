@@ -5,6 +5,7 @@ Names, defaults and meanings are those of its API (1.10), and of clients that se
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -103,11 +104,17 @@ def request_of(
     fields |= {name: whole[name] for name in PLAIN if name in whole}
     whole["sampler_name"] = whole.get("sampler_name") or whole.get("sampler_index")
     fields |= {name: whole[name] for name in ("sampler_name", "scheduler") if whole.get(name)}
-    fields |= _noise(whole) | _count(whole)
+    fields |= _noise(whole)
+    if counts := [at_least(name, whole[name], 1) for name in ("batch_size", "n_iter") if name in whole]:
+        fields["batch"] = math.prod(counts)
     if whole.get("subseed_strength"):
         fields["subseed"] = whole.get("subseed", -1)
     if "clip_skip" in whole:
-        fields["clip_skip"] = _one_clip_skip(whole["clip_skip"], given.get("override_settings"), fields)
+        skip = clip_skip(whole["clip_skip"])
+        if (told := overrides.get("clip_skip", skip)) != skip:
+            message = f"clip_skip is {skip}, and CLIP_stop_at_last_layers in override_settings {told}"
+            raise RequestError(message, field="clip_skip", hint="give one of them, or both the same")
+        fields["clip_skip"] = skip
     if image:
         fields |= _picture(whole)
     elif whole.get("enable_hr"):
@@ -138,15 +145,6 @@ def clip_skip(value: object) -> int:
     return int(given)
 
 
-def _one_clip_skip(value: object, overrides: object, fields: Mapping[str, Any]) -> int:
-    """SD.Next's field, which may be given beside the setting, where both say the same."""
-    skip, told = clip_skip(value), isinstance(overrides, Mapping) and overrides.get("CLIP_stop_at_last_layers")
-    if told and skip != fields["clip_skip"]:
-        message = f"clip_skip is {skip}, and CLIP_stop_at_last_layers in override_settings {fields['clip_skip']}"
-        raise RequestError(message, field="clip_skip", hint="give one of them, or both the same")
-    return skip
-
-
 def _noise(given: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of noise, where they say anything.
 
@@ -156,11 +154,6 @@ def _noise(given: Mapping[str, Any]) -> dict[str, Any]:
     if fields.get("eta") == 1 and "ddim" not in str(given.get("sampler_name")).lower():
         del fields["eta"]
     return fields
-
-
-def _count(given: Mapping[str, Any]) -> dict[str, int]:
-    counts = [at_least(name, given[name], 1) for name in ("batch_size", "n_iter") if name in given]
-    return {"batch": counts[0] * counts[-1] if len(counts) > 1 else counts[0]} if counts else {}
 
 
 def _check_scripts(scripts: object) -> None:

@@ -9,8 +9,8 @@ import asyncio
 import base64
 import time
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import PIL.Image
@@ -29,7 +29,7 @@ from clipskip.scheduler import Generation
 
 from .answers import Refusal, facts, status_of
 from .foreign import pictures, sentence, telling
-from .generate import Events, aiter_of, event, json_body, object_of
+from .generate import event, json_body, object_of, streamed
 from .service import Options, Service
 
 UNUSED = ("quality", "style", "background", "moderation", "user", "input_fidelity", "safety_identifier")
@@ -49,7 +49,7 @@ class Asked:
     options: Options
     format: str = "png"
     quality: int | None = None
-    partial: int | None = None  # how many pictures in the making a stream has; None: no stream
+    previews: int | None = None  # how many pictures in the making a stream has; None: no stream
     kind: str = "image_generation"  # of its events
 
     @classmethod
@@ -62,10 +62,10 @@ class Asked:
         if format not in FORMATS:
             raise RequestError(f"output_format must be one of {', '.join(FORMATS)}", field="output_format")
         quality = _within("output_compression", rest.pop("output_compression", None), 0, 100)
-        partial = _within("partial_images", rest.pop("partial_images", 0), 0, MOST_PARTIAL)
+        previews = _within("partial_images", rest.pop("partial_images", 0), 0, MOST_PARTIAL)
         stream = FLAG.check("stream", rest.pop("stream", False))
         options = Options.of({name: rest.pop(name) for name in OWN if name in rest})
-        return cls(_request(rest), options, format, quality, partial if stream else None, kind)
+        return cls(_request(rest), options, format, quality, previews if stream else None, kind)
 
 
 def _request(given: dict[str, Any]) -> Request:
@@ -137,8 +137,8 @@ def _url(data: bytes) -> str:
 
 async def _answer(http: HttpRequest, asked: Asked) -> Response:
     service: Service = http.app.state.service
-    if asked.partial is not None:
-        return await _stream(service, asked)
+    if asked.previews is not None:
+        return await streamed(service, asked.request, asked.options, partial(_events, service, asked))
     result = await service.result(http, asked.request, asked.options)
     made = await asyncio.to_thread(pictures, result, asked.format.upper(), asked.quality)
     data = [{"b64_json": each} for each in made]
@@ -146,17 +146,8 @@ async def _answer(http: HttpRequest, asked: Asked) -> Response:
     return JSONResponse({"created": int(time.time()), "data": data, **_told(asked, result.images[0]), **warnings})
 
 
-async def _stream(service: Service, asked: Asked) -> Response:
-    async with AsyncExitStack() as stack:
-        generation = await stack.enter_async_context(service.generation(asked.request, asked.options))
-        progress = aiter_of(generation)
-        await anext(progress)  # it was checked, and waits for its first call
-        return Events(_events(service, generation, progress, asked), stack.pop_all())
-    raise AssertionError
-
-
 async def _events(
-    service: Service, generation: Generation, progress: AsyncIterator[Any], asked: Asked
+    service: Service, asked: Asked, generation: Generation, progress: AsyncIterator[Any]
 ) -> AsyncIterator[bytes]:
     """Pictures in the making, evenly over the calls; in the end each finished one, or an error."""
     shown = 0
@@ -164,7 +155,7 @@ async def _events(
         async for state in progress:
             if state.results:
                 break
-            if shown < asked.partial and state.call * (asked.partial + 1) >= state.calls * (shown + 1):  # type: ignore[operator]
+            if shown < asked.previews and state.call * (asked.previews + 1) >= state.calls * (shown + 1):  # type: ignore[operator]
                 for image in await generation.preview():
                     told = {"partial_image_index": shown, "b64_json": await asyncio.to_thread(_bare, image, asked)}
                     yield _event(asked, "partial_image", image, told)
