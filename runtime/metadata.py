@@ -84,11 +84,16 @@ def parameters(origin: Origin) -> str:
     skips = {name: last(getattr(request, name), request.steps) for name in ("clip_skip", "negative_clip_skip")}
     values = {name: skips.get(name, getattr(request, name)) for name in FIELDS}
     plain = {name: (field.infotext, written(values[name])) for name, field in FIELDS.items()}
-    schedule = " ".join(_CAPITALS.get(word, word.capitalize()) for word in request.schedule.split("_"))
     plain["decoder"] = plain["decoder"][0], ledger.DECODERS.get(request.decoder, request.decoder)
     if request.sampler in ("DDIM", "DDIM CFG++"):
         plain["eta"] = f"{plain['eta'][0]} DDIM", plain["eta"][1]
-    settings = [plain["steps"], ("Sampler", request.sampler), ("Schedule type", schedule), plain["cfg"], plain["seed"]]
+    settings = [
+        plain["steps"],
+        ("Sampler", request.sampler),
+        ("Schedule type", label(request.schedule)),
+        plain["cfg"],
+        plain["seed"],
+    ]
     settings += [("Size", f"{request.width}x{request.height}"), ("Model hash", digest)]
     left_out = {"steps", "cfg", "seed"} | {name for name in FIELDS if getattr(request, name) == FIELDS[name].default}
     left_out |= set() if request.subseed_strength else {"subseed"}
@@ -116,6 +121,11 @@ def parameters(origin: Origin) -> str:
     return "\n".join([*lines, ", ".join(quoted)]).strip()
 
 
+def label(schedule: str) -> str:
+    """What A1111 calls a schedule where people read it."""
+    return " ".join(_CAPITALS.get(word, word.capitalize()) for word in schedule.split("_"))
+
+
 def format_of(path: Path, option: str = "out") -> str:
     """Pillow's name of the format that a path's suffix means. RequestError for another suffix, or none."""
     if (found := FORMATS.get(path.suffix.lower())) is None:
@@ -130,11 +140,15 @@ class Described(Protocol):
     def texts(self) -> dict[str, str]: ...
 
 
-def encode(image: PIL.Image.Image, origin: Described | None, format: str = "PNG") -> bytes:
-    """The bytes of a picture's file; without an origin it has no texts. JPEG is of quality 95, WEBP lossless."""
+def encode(image: PIL.Image.Image, origin: Described | None, format: str = "PNG", quality: int | None = None) -> bytes:
+    """The bytes of a picture's file; without an origin it has no texts.
+
+    JPEG is of quality 95, and WEBP lossless, where no `quality` (0..100) is given; PNG has none.
+    """
     if (format := str(TEXT.check("format", format)).upper().replace("JPG", "JPEG")) not in _QUALITY:
         raise RequestError(f"format must be one of {', '.join(_QUALITY)}, not {format!r}", field="format")
     texts, encoded, extra = origin.texts() if origin else {}, BytesIO(), dict(_QUALITY[format])
+    extra = extra if quality is None or format == "PNG" else {"quality": quality}
     if format == "PNG":
         extra["pnginfo"] = info = PngInfo()
         for name, text in texts.items():
@@ -266,7 +280,14 @@ def _opened(data: bytes) -> PIL.Image.Image:
     return opened
 
 
-def _in_picture(image: PIL.Image.Image) -> Ledger | Cells:
+def texts_in(data: bytes) -> tuple[dict[str, str], list[str]]:
+    """The texts of a picture's file by name, and those in Exif. CheckpointError for what is no sound picture."""
+    with _FILTERS, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _texts(_opened(data))
+
+
+def _texts(image: PIL.Image.Image) -> tuple[dict[str, str], list[str]]:
     texts = {str(name): str(value) for name, value in image.info.items() if isinstance(value, str)}
     for name, value in texts.items():
         with suppress(UnicodeError):  # a PNG's text is Latin-1, but many programs write UTF-8
@@ -275,17 +296,25 @@ def _in_picture(image: PIL.Image.Image) -> Ledger | Cells:
         comments, description = list(_comments(image)), str(image.getexif().get(_DESCRIPTION, ""))
     except Exception as error:  # as above
         raise CheckpointError(f"its Exif data is broken ({type(error).__name__})") from error
-    candidates = {**texts, **{f"Exif {number}": text for number, text in enumerate(comments)}}
-    if large := [name for name, text in candidates.items() if len(text) > LARGEST_TEXT]:
+    if large := [name for name, text in _all(texts, comments).items() if len(text) > LARGEST_TEXT]:
         raise CheckpointError(f"the text {large[0][:40]!r} has more than 1 MiB")
     if description.startswith(_OURS):
         texts.setdefault("clipskip", description.removeprefix(_OURS))
+    return texts, comments
+
+
+def _all(texts: Mapping[str, str], comments: list[str]) -> dict[str, str]:
+    return {**texts, **{f"Exif {number}": text for number, text in enumerate(comments)}}
+
+
+def _in_picture(image: PIL.Image.Image) -> Ledger | Cells:
+    texts, comments = _texts(image)
     if "clipskip" in texts:
         return cells.of_truth(texts["clipskip"]) or ledger.of_truth(texts["clipskip"])
     for text in (texts.get("parameters", ""), *comments):
         if (info := infotext.read(text)) is not None:
             return ledger.of_text(info)
-    if (program := ledger.foreign(candidates)) is not None:
+    if (program := ledger.foreign(_all(texts, comments))) is not None:
         hint = "clipskip reads its own, and AUTOMATIC1111's, which Civitai, Forge, SD.Next and others write as well"
         raise CheckpointError(f"this picture is {program}'s, whose settings are not supported", hint=hint)
     if "parameters" in texts or comments:

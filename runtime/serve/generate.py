@@ -6,11 +6,12 @@ import asyncio
 import base64
 import json
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import asdict
+from functools import partial
 from io import BytesIO
-from typing import Any
+from typing import Any, TypeAlias
 
 import PIL.Image
 from starlette.requests import Request as HttpRequest
@@ -29,6 +30,8 @@ from clipskip.scheduler import Generation
 from .answers import Refusal, facts
 from .service import OPTIONS, Options, Service
 
+Told: TypeAlias = "Callable[[Generation, AsyncIterator[Any]], AsyncIterator[bytes]]"  # with its progress
+
 HEARTBEAT = 10.0  # seconds after which a stream says that it is there, and where its request stands in the queue
 TYPES = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP"}
 
@@ -39,7 +42,7 @@ async def generate(http: HttpRequest) -> Response:
     accept = [each.partition(";")[0].strip() for each in http.headers.get("accept", "*/*").lower().split(",")]
     asked, options = await asyncio.to_thread(parsed, await json_body(http), accept)
     if "text/event-stream" in accept:
-        return await _stream(service, asked, options)
+        return await streamed(service, asked, options, partial(_events, service, options))
     result = await service.result(http, asked, options)
     if "application/json" in accept or len(result.images) > 1:
         return JSONResponse(await asyncio.to_thread(described, result, options.format))
@@ -98,18 +101,18 @@ class _Events(StreamingResponse):
             await super().__call__(scope, receive, send)
 
 
-async def _stream(service: Service, asked: Request, options: Options) -> Response:
+async def streamed(service: Service, asked: Request, options: Options, events: Told) -> Response:
     """Events once the request is accepted; one that is refused is an error like any other."""
     async with AsyncExitStack() as stack:
         generation = await stack.enter_async_context(service.generation(asked, options))
         progress = generation.__aiter__()
         await anext(progress)  # it was checked, and waits for its first call
-        return _Events(_events(service, generation, progress, options), stack.pop_all())
+        return _Events(events(generation, progress), stack.pop_all())
     raise AssertionError
 
 
 async def _events(
-    service: Service, generation: Generation, progress: AsyncIterator[Any], options: Options
+    service: Service, options: Options, generation: Generation, progress: AsyncIterator[Any]
 ) -> AsyncIterator[bytes]:
     """queued, progress, preview; in the end result or error."""
     shown = time.monotonic()

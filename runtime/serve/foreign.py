@@ -1,0 +1,57 @@
+"""What the routes in other servers' forms share: their errors, and pictures in base64. Knows neither's fields."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeAlias
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
+
+from clipskip.errors import ClipskipError, RequestError
+from clipskip.fields import TEXT
+from clipskip.metadata import encode
+from clipskip.result import Result
+
+from .answers import as_refusal, refused
+
+Handler: TypeAlias = "Callable[[HttpRequest], Awaitable[Response]]"
+KEPT = ("retry-after", "www-authenticate")  # headers of a refusal
+
+
+def telling(form: Callable[[ClipskipError], tuple[int, Mapping[str, Any]]], handler: Handler) -> Handler:
+    """A route whose errors are told in this form: a status, and an object."""
+
+    async def answered(http: HttpRequest) -> Response:
+        try:
+            return await handler(http)
+        except (ClipskipError, HTTPException) as error:
+            refusal = error if isinstance(error, ClipskipError) else as_refusal(error)
+            http.app.state.service.note(refusal)
+            (status, told), headers = form(refusal), refused(refusal).headers
+            return JSONResponse(told, status, {name: headers[name] for name in KEPT if name in headers})
+
+    return answered
+
+
+def sentence(error: ClipskipError) -> str:
+    """An error for clients that show one text."""
+    return f"{error.message} ({error.hint})" if error.hint else error.message
+
+
+def data_url(name: str, text: object) -> str:
+    """A picture in base64, or in a data URL, as a data URL. RequestError for anything else, such as an address."""
+    given = "".join(str(TEXT.check(name, text)).split())
+    if given.startswith("data:"):
+        return given
+    if not given or ":" in given[:20]:
+        raise RequestError(f"{name} must be a picture in base64; addresses and paths are not opened", field=name)
+    return f"data:;base64,{given}"
+
+
+def pictures(result: Result, format: str = "PNG", quality: int | None = None) -> list[str]:
+    """The pictures of a result in base64, each with its request."""
+    images = enumerate(result.images)
+    return [base64.b64encode(encode(image, result.origin(i), format, quality)).decode() for i, image in images]
