@@ -17,7 +17,7 @@ from starlette.routing import Route
 from clipskip.engines.manifest import Manifest
 from clipskip.errors import ClipskipError
 
-from . import generate, metrics, openapi
+from . import generate, metrics, openapi, page, sheets
 from .answers import as_refusal, refused
 from .guard import Guard
 from .models import Models
@@ -42,7 +42,7 @@ def create_app(models: Models, settings: Settings) -> Starlette:
     origins = list(settings.origins)
     cors = Middleware(CORSMiddleware, allow_origins=origins, allow_methods=methods, allow_headers=headers)
     app = Starlette(
-        routes=[*OPERATIONS, *generate.ROUTES],
+        routes=[*OPERATIONS, *generate.ROUTES, *sheets.ROUTES, *page.ROUTES],
         middleware=[*([cors] if origins else []), Middleware(Guard, service=service)],
         exception_handlers={ClipskipError: answer, HTTPException: answer},
         lifespan=lifespan,

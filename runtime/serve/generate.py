@@ -86,7 +86,7 @@ def described(result: Result, format: str) -> dict[str, Any]:
     return {"images": images, "format": format.upper(), "model": result.model.name, **made}
 
 
-class _Events(StreamingResponse):
+class Events(StreamingResponse):
     """A stream that lets go of its request also where it never begins."""
 
     def __init__(self, events: AsyncIterator[bytes], held: AsyncExitStack) -> None:
@@ -104,7 +104,7 @@ async def _stream(service: Service, asked: Request, options: Options) -> Respons
         generation = await stack.enter_async_context(service.generation(asked, options))
         progress = aiter_of(generation)
         await anext(progress)  # it was checked, and waits for its first call
-        return _Events(_events(service, generation, progress, options), stack.pop_all())
+        return Events(_events(service, generation, progress, options), stack.pop_all())
     raise AssertionError
 
 
