@@ -25,17 +25,17 @@ from clipskip.ledger import Ledger
 from clipskip.metadata import read_any
 from clipskip.pipeline import Pipeline
 from clipskip.request import FIELDS
+from clipskip.resolve import DEEP_CLIP_SKIPS
 from clipskip.samplers import SAMPLERS
 from clipskip.schedules import SCHEDULES
 
 from .service import Service
 
 DEPTHS = {  # from this clip skip on, what to say beside the slider
-    1: "no skip: the last layer, which most models that are not of anime's descent read",
-    2: "the layer before the last, which most descendants of the anime models of 2022 read",
-    3: "less of the prompt is said the deeper it goes: how things stand together goes before which things there are",
-    12: "one layer is left: words, and little of what they mean together",
-    13: "the embeddings alone: each word by itself",
+    1: "no skip: the last layer",
+    2: "the layer before the last; for models trained with it",
+    **{limit + 1: f"above {limit} {what}" for limit, what in DEEP_CLIP_SKIPS},
+    13: "only the embeddings are left",
 }
 CLOSED = "default-src 'none'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'"
 
