@@ -8,7 +8,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from itertools import product
+from itertools import islice, product
+from math import prod
 from typing import Any
 
 from .errors import RequestError
@@ -50,23 +51,26 @@ class Axis:
 def parse_axis(text: str) -> Axis:
     """An axis such as `clip_skip=1-13`, `cfg=1,4,7.5`, `steps=10-30(+5)`, `eta=0-1[5]`, `prompt_sr=red,blue`,
     `lora:NAME=0-1(+0.25)`, `store=FOLDER,FOLDER` or `prompt="a cat, sitting","a dog"` (CSV). RequestError."""
-    name, equals, values = text.partition("=")
+    name, equals, listed = text.partition("=")
     name = name.strip()
     if not name.startswith(LORA):
         name = name.replace("-", "_")
         name = ALIASES.get(name, name)
-    if not equals or not values.strip():
+    if not equals or not listed.strip():
         raise RequestError(f"an axis is written FIELD=VALUES, as in clip_skip=1-13; not {text!r}", field="axis")
     if name not in (*FIELDS, STORE, SEARCH) and name.removeprefix(LORA) in (name, ""):
         raise unknown_field(name)
     if name == "batch":
         raise RequestError("batch is no axis: a cell shows one picture", field="axis", hint="vary the seed: seed=1-4")
     try:
-        items = next(csv.reader([values], skipinitialspace=True))
+        items = next(csv.reader([listed], skipinitialspace=True))
     except (csv.Error, StopIteration) as error:
         raise RequestError(f"the values of the axis {name} are no list ({error})", field="axis") from error
     kind = FIELDS[name].kind if name in FIELDS else FRACTION if name.startswith(LORA) else TEXT
-    return Axis(name, tuple(value for item in items for value in _values(kind, name, item)))
+    values = tuple(islice((value for item in items for value in _values(kind, name, item)), MAX_CELLS + 1))
+    if len(values) > MAX_CELLS:  # before memory is full of them
+        raise RequestError(f"the axis {name} has more values than a sheet has cells, {MAX_CELLS}", field="axis")
+    return Axis(name, values)
 
 
 def _values(kind: Kind, name: str, item: str) -> Sequence[object]:
@@ -111,7 +115,7 @@ def requests(base: Request, *axes: Axis) -> list[Request]:
     fields = [axis.field if axis.field != SEARCH else f"{SEARCH} {axis.values[0]}" for axis in axes]
     if twice := [field for field in fields if fields.count(field) > 1]:
         raise RequestError(f"two axes vary {twice[0]}", field="axis")
-    if (count := len(places(axes))) > MAX_CELLS:
+    if (count := prod(len(axis.values) for axis in axes)) > MAX_CELLS:
         raise RequestError(f"a sheet has at most {MAX_CELLS} cells, not {count}", field="axis")
     if base.batch != 1:
         raise RequestError(f"a cell shows one picture, not a batch of {base.batch}", field="batch", hint="leave it out")

@@ -1,6 +1,6 @@
 """Pages of pictures for a browser: one file without a network, which the keyboard works as well as the mouse.
 
-All HTML of clipskip is here. Knows sheets; trusts no text in them.
+What every page of clipskip has is here: look, table of cells, viewer. Knows sheets; trusts no text in them.
 """
 
 from __future__ import annotations
@@ -33,42 +33,46 @@ dialog { max-width: 96vw; max-height: 96vh } dialog img { max-width: 100%; displ
 .none { width: 4rem; text-align: center; opacity: .6 }
 """
 SCRIPT = """
-const cells = [...document.querySelectorAll('td button')], box = document.querySelector('dialog'), KEYS =
+const box = document.querySelector('dialog'), KEYS =
   {ArrowLeft: [-1, 0, 0], ArrowRight: [1, 0, 0], ArrowUp: [0, -1, 0], ArrowDown: [0, 1, 0], PageUp: [0, 0, -1],
    PageDown: [0, 0, 1]};
-let at = 0;
-function show(number) {
-  at = number;
-  const picture = cells[at].firstElementChild, told = JSON.parse(cells[at].dataset.told);
+let at = null;
+function show(cell) {
+  at = cell;
+  const picture = at.firstElementChild, told = JSON.parse(at.dataset.told);
   box.querySelector('h2').textContent = picture.alt;
   box.querySelector('img').src = picture.src;
   box.querySelector('img').alt = picture.alt;
   box.querySelector('a').href = picture.src;
-  box.querySelector('a').download = `cell-${cells[at].dataset.place.replaceAll(',', '-')}.png`;
+  box.querySelector('a').download = `cell-${at.dataset.place.replaceAll(',', '-')}.png`;
   box.querySelector('dl').replaceChildren(...Object.entries(told).flatMap(pair => pair.map((text, i) =>
     Object.assign(document.createElement(i ? 'dd' : 'dt'), {textContent: text}))));
   if (!box.open) box.showModal();
 }
-cells.forEach((cell, number) => cell.onclick = () => show(number));
-box.onclose = () => cells[at].focus();
+document.addEventListener('click', event => {
+  const cell = event.target.closest('td button');
+  if (cell) show(cell);
+});
+box.onclose = () => at.focus();
 box.querySelector('button').onclick = () => box.close();
-document.onkeydown = event => {
-  const from = box.open ? at : cells.indexOf(document.activeElement);
-  if (!(event.key in KEYS) || from < 0 || event.ctrlKey || event.altKey || event.metaKey) return;
-  const place = cells[from].dataset.place.split(',').map((part, i) => +part + KEYS[event.key][i]);
-  const next = cells.findIndex(cell => cell.dataset.place === place.join());
+document.addEventListener('keydown', event => {
+  const from = box.open ? at : document.activeElement.closest('td button');
+  if (!(event.key in KEYS) || !from || event.ctrlKey || event.altKey || event.metaKey) return;
+  const place = from.dataset.place.split(',').map((part, i) => +part + KEYS[event.key][i]);
+  const next = document.querySelector(`td button[data-place="${place.join()}"]`);
   event.preventDefault();
-  if (next >= 0) box.open ? show(next) : cells[next].focus();
-};
+  if (next) box.open ? show(next) : next.focus();
+});
 """
+VIEWER = """<dialog aria-labelledby="name"><form method="dialog"><button type="button">Close</button> <a>Save</a></form>
+<h2 id="name"></h2><img src="data:," alt=""><dl></dl></dialog>"""
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width"><title>{title}</title><style>{style}</style></head>
 <body><h1>{title}</h1>{locked}
 <p>A click, or Enter, shows a cell in full size with its settings; arrow keys go to the next one, Escape back.</p>
 {tables}
-<dialog aria-labelledby="name"><form method="dialog"><button type="button">Close</button> <a>Save</a></form>
-<h2 id="name"></h2><img src="data:," alt=""><dl></dl></dialog>
+{viewer}
 <script>{script}</script></body></html>
 """
 
@@ -86,7 +90,7 @@ def of_sheet(sheet: Sheet) -> str:
         title = f"<h2>{escape(block)}</h2>" if block else ""
         tables.append(f'{title}<div class="wide"><table>{"".join(lines)}</table></div>')
     locked = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in sheet.locked().items())
-    fixed = {"policy": escape(POLICY), "style": STYLE, "script": SCRIPT, "title": "clipskip sheet"}
+    fixed = {"policy": escape(POLICY), "style": STYLE, "viewer": VIEWER, "script": SCRIPT, "title": "clipskip sheet"}
     return PAGE.format(**fixed, locked=f"<dl>{locked}</dl>", tables="\n".join(tables))
 
 

@@ -21,6 +21,7 @@ from .cells import Cells
 from .errors import ClipskipError
 from .fields import written
 from .lettering import lettering
+from .pipeline import Limit, unlimited
 from .request import FIELDS, Request
 
 if TYPE_CHECKING:
@@ -145,12 +146,14 @@ def steps(
                         yield Stage(done, done + left, sheet)
 
 
-def kinds_of(cells: Sequence[Request], pipes: Sequence[Pipeline], names: Sequence[str]) -> list[Kind]:
-    """The kind of every cell: what those have in common that share calls. A refusal names its cell."""
+def kinds_of(
+    cells: Sequence[Request], pipes: Sequence[Pipeline], names: Sequence[str], limit: Limit = unlimited
+) -> list[Kind]:
+    """The kind of every cell: what those have in common that share calls. A refusal, also `limit`'s, names its cell."""
     kinds: list[Kind] = []
     for cell, pipe, name in zip(cells, pipes, names, strict=True):
         try:
-            resolved = pipe.check(cell)
+            limit(resolved := pipe.check(cell))
         except ClipskipError as error:
             error.message = f"{name}: {error.message}" if kinds else error.message  # the first: it may be every cell's
             raise

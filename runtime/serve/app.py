@@ -17,7 +17,7 @@ from starlette.routing import Route
 
 from clipskip.errors import ClipskipError
 
-from . import a1111, generate, metrics, openai, openapi
+from . import a1111, generate, metrics, openai, openapi, page, sheets
 from .answers import as_refusal, refused
 from .guard import Guard
 from .models import Models
@@ -42,7 +42,14 @@ def create_app(models: Models, settings: Settings) -> Starlette:
     origins = list(settings.origins)
     cors = Middleware(CORSMiddleware, allow_origins=origins, allow_methods=methods, allow_headers=headers)
     app = Starlette(
-        routes=[*OPERATIONS, *generate.ROUTES, *openai.ROUTES, *a1111.routes(service)],
+        routes=[
+            *OPERATIONS,
+            *generate.ROUTES,
+            *sheets.ROUTES,
+            *page.ROUTES,
+            *openai.ROUTES,
+            *a1111.routes(service),
+        ],  # fmt: skip
         middleware=[*([cors] if origins else []), Middleware(Guard, service=service)],
         exception_handlers={ClipskipError: answer, HTTPException: answer},
         lifespan=lifespan,

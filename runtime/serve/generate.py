@@ -89,7 +89,7 @@ def described(result: Result, format: str) -> dict[str, Any]:
     return {"images": images, "format": format.upper(), "model": result.model.name, **made}
 
 
-class _Events(StreamingResponse):
+class Events(StreamingResponse):
     """A stream that lets go of its request also where it never begins."""
 
     def __init__(self, events: AsyncIterator[bytes], held: AsyncExitStack) -> None:
@@ -107,7 +107,7 @@ async def streamed(service: Service, asked: Request, options: Options, events: T
         generation = await stack.enter_async_context(service.generation(asked, options))
         progress = generation.__aiter__()
         await anext(progress)  # it was checked, and waits for its first call
-        return _Events(events(generation, progress), stack.pop_all())
+        return Events(events(generation, progress), stack.pop_all())
     raise AssertionError
 
 

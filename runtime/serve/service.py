@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
-from typing import Any
+from typing import Any, Protocol
 
 import PIL.Image
 from starlette.requests import ClientDisconnect
@@ -91,13 +91,20 @@ class Options:
             raise RequestError(f"format must be PNG, JPEG or WEBP, not {self.format!r}", field="format")
 
 
+class Cancels(Protocol):
+    """What a client may end by its id."""
+
+    def cancel(self) -> None: ...
+
+
 @dataclass
 class Service:
     """One running server."""
 
     models: Models
     settings: Settings
-    running: dict[str, Generation] = field(default_factory=dict)  # by id
+    running: dict[str, Cancels] = field(default_factory=dict)  # by id
+    reading: asyncio.Lock = field(default_factory=asyncio.Lock)  # one dropped picture in memory at a time
     refused: Counter[tuple[str, str]] = field(default_factory=Counter)  # by code and field
 
     @asynccontextmanager

@@ -1,0 +1,200 @@
+"""Sheets over HTTP: a request varied along up to three axes. Its cells join the running batch as all pictures do."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from typing import Any
+
+from starlette.requests import Request as HttpRequest
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from clipskip import page, sheet
+from clipskip.axes import STORE, Axis, parse_axis, places, requests
+from clipskip.errors import Busy, ClipskipError, RequestError
+from clipskip.fields import TEXT
+from clipskip.metadata import encode
+from clipskip.pipeline import Pipeline
+from clipskip.request import Request, without_paths
+from clipskip.resolve import Resolved
+from clipskip.result import Result
+from clipskip.scheduler import Generation
+from clipskip.sheet import Sheet
+
+from .answers import Refusal, facts
+from .generate import Events, described, event, json_body, object_of
+from .service import OPTIONS, Options, Service, disconnected
+
+TOGETHER = 16  # cells of one sheet on their way at once: enough to fill a batch, and others find the queue empty
+LONGEST = 1 << 16  # characters of an axis
+MOVED = 0.5  # seconds between two events of progress
+
+
+async def sheets(http: HttpRequest) -> Response:
+    """POST /v1/sheets: as `Accept` says, the sheet as a PNG or a page, JSON with every cell, or server-sent events."""
+    service: Service = http.app.state.service
+    accept = http.headers.get("accept", "*/*").lower()
+    base, axes, options = await asyncio.to_thread(parsed, await json_body(http))
+    async with AsyncExitStack() as stack:
+        pipe = await stack.enter_async_context(service.models.use(options.model))
+        run = await asyncio.to_thread(Run, service, pipe, Sheet(base, axes, ()), options)
+        run.fill()
+        stack.callback(run.end)
+        if "text/event-stream" in accept:
+            return Events(events(run, service), stack.pop_all())
+        gone = asyncio.ensure_future(disconnected(http))
+        gone.add_done_callback(lambda _: run.cancel())
+        stack.callback(gone.cancel)
+        async for _ in run.results():
+            pass
+        return await asyncio.to_thread(answer, run.sheet, accept)
+    raise AssertionError
+
+
+def parsed(body: bytes) -> tuple[Request, tuple[Axis, ...], Options]:
+    """A request, what varies in it, and how it is served. RequestError, also for an axis of paths."""
+    given = object_of(body)
+    options = Options.of({name: given.pop(name) for name in OPTIONS if name in given})
+    for name in ("preview", "format"):
+        if getattr(options, name) != getattr(Options(), name):
+            raise RequestError(f"a sheet has no {name}", field=name, hint="the header Accept chooses its form")
+    texts = [TEXT.check(name, given.pop(name)) for name in "xyz" if given.get(name) is not None]
+    if any(len(text) > LONGEST for text in texts):
+        raise RequestError(f"an axis has at most {LONGEST} characters", field="axis")
+    axes = tuple(map(parse_axis, texts))
+    for axis in axes:
+        if axis.field == STORE:
+            raise RequestError("store is no axis here", field="axis", hint="ask for a sheet of each `model`")
+        for value in axis.values:
+            without_paths({axis.field: value})
+    return Request.from_json(given), axes, options
+
+
+class Run:
+    """The cells of one sheet on their way. RequestError for one that is refused, before any is begun."""
+
+    def __init__(self, service: Service, pipe: Pipeline, empty: Sheet, options: Options) -> None:
+        self._service, self._pipe, self._options = service, pipe, options
+        cells = requests(empty.base, *empty.axes)
+        self.sheet = Sheet(empty.base, empty.axes, (None,) * len(cells))
+        self.calls, self._pixels, self._past = 0, 0, 0
+        sheet.kinds_of(cells, [pipe] * len(cells), self.sheet.names(), self.limit)
+        self._left, self._open = deque(enumerate(cells)), dict[asyncio.Future[Result], tuple[int, Generation]]()
+        self._start = time.monotonic()
+        self.id = ""
+
+    def limit(self, resolved: Resolved) -> None:
+        """The server's limits: those of a picture for each, and that of all pixels for all of them."""
+        self._service.limit(resolved)
+        self._pixels, self.calls = self._pixels + resolved.pixels, self.calls + resolved.calls
+        if self._pixels > (most := self._service.settings.max_pixels):
+            message = f"so far, the cells of this sheet have {self._pixels} pixels, and this server's limit is {most}"
+            raise RequestError(message, field="axis", hint="smaller or fewer cells")
+
+    def fill(self) -> None:
+        """Let cells wait for their calls, as many as may. Busy where there is no room for the first one."""
+        most = self._service.settings.timeout
+        seconds = min(self._options.timeout or most, most) - (time.monotonic() - self._start)
+        while self._left and len(self._open) < TOGETHER:
+            place, cell = self._left[0]
+            if not self.id and self._options.id in self._service.running:
+                raise Refusal(409, "a request of this id is on its way", field="id")
+            try:
+                generation = self._pipe.scheduler.submit(cell, seconds, self._options.priority)
+            except Busy:
+                if not self.id:
+                    raise
+                return
+            if not self.id:
+                self.id = self._options.id or generation.id
+                self._service.running[self.id] = self
+            self._open[generation.future] = place, generation
+            self._left.popleft()
+
+    async def results(self) -> AsyncIterator[tuple[int, Result]]:
+        """Each cell's place and result, as they are finished. Refusal (409) once it was cancelled."""
+        while self._open or self._left:
+            if not self._open:  # others have the whole queue
+                await asyncio.sleep(MOVED)
+            for future in (
+                (await asyncio.wait(self._open, return_when=asyncio.FIRST_COMPLETED))[0] if self._open else ()
+            ):
+                place, generation = self._open.pop(future)
+                if future.cancelled():
+                    raise Refusal(409, "this sheet was cancelled", field="id")
+                result, results = future.result(), list(self.sheet.results)
+                results[place] = result
+                self.sheet = Sheet(self.sheet.base, self.sheet.axes, tuple(results))
+                self._past += generation.work.calls if generation.work else 0
+                yield place, result
+            self.fill()
+
+    def standing(self) -> dict[str, Any]:
+        """Where it stands, as of one picture."""
+        own = [generation for _, generation in self._open.values()]
+        call = self._past + sum(each.work.done for each in own if each.work)
+        spent, position = time.monotonic() - self._start, min((each.position for each in own), default=0)
+        left = round(spent / call * (self.calls - call), 1) if call else None
+        state = "running" if call else "queued"
+        return {"state": state, "position": position, "seconds_left": left, "call": call, "calls": self.calls}
+
+    def cancel(self) -> None:
+        """End all cells within a call of the network."""
+        self._left.clear()
+        for _, generation in list(self._open.values()):
+            generation.cancel()
+
+    def end(self) -> None:
+        self.cancel()
+        self._service.running.pop(self.id, None)
+
+
+def answer(made: Sheet, accept: str) -> Response:
+    """A sheet in the form that is accepted."""
+    headers = {"X-Clipskip-Notes": str(len(made.notes))}
+    if "text/html" in accept:
+        return HTMLResponse(page.of_sheet(made).encode("utf-8", "replace"), headers=headers)
+    if "application/json" in accept:
+        cells = [_cell(made, place, result) for place, result in enumerate(made.results) if result]
+        return JSONResponse({"labels": made.labels, "cells": cells, "notes": made.notes, "locked": made.locked()})
+    return Response(encode(sheet.draw(made), made), 200, headers, "image/png")
+
+
+def _cell(made: Sheet, place: int, result: Result) -> dict[str, Any]:
+    """A cell as JSON: where it is along x, y and z, counted from 1, its name, and what a picture's JSON has."""
+    where = [*places(made.axes)[place], 0, 0][:3]
+    return {"cell": [at + 1 for at in where], "name": made.names()[place], **described(result, "PNG")}
+
+
+async def events(run: Run, service: Service) -> AsyncIterator[bytes]:
+    """queued, progress, and cell for each; in the end the result, with the whole sheet's picture, or an error."""
+    yield event("queued", {"id": run.id, **run.standing(), "labels": run.sheet.labels})
+    results = run.results()
+    coming = asyncio.ensure_future(anext(results, None))
+    try:
+        while True:
+            if not (await asyncio.wait({coming}, timeout=MOVED))[0]:
+                yield event("progress", run.standing())
+                continue
+            if (cell := coming.result()) is None:
+                break
+            yield event("cell", await asyncio.to_thread(_cell, run.sheet, *cell))
+            yield event("progress", run.standing())
+            coming = asyncio.ensure_future(anext(results, None))
+        made = run.sheet
+        drawn = await asyncio.to_thread(lambda: encode(sheet.draw(made), made))
+        whole = {"b64_json": base64.b64encode(drawn).decode(), "notes": made.notes, "locked": made.locked()}
+        yield event("result", whole)
+    except ClipskipError as error:
+        service.note(error)
+        yield event("error", facts(error))
+    finally:
+        coming.cancel()
+
+
+ROUTES = [Route("/v1/sheets", sheets, methods=["POST"])]
