@@ -172,8 +172,9 @@ class Webui:
         return JSONResponse({})
 
     def _mine(self, http: HttpRequest) -> list[tuple[Job, Generation]]:
-        running, own = self.service.running, address(http)
-        return [(job, running[id]) for id, job in self.jobs.items() if job.address == own and id in running]
+        mine = [job for job in self.jobs.items() if job[1].address == address(http)]
+        running = [(job, self.service.running.get(id)) for id, job in mine]
+        return [(job, generation) for job, generation in running if isinstance(generation, Generation)]
 
     async def models(self, http: HttpRequest) -> Response:
         """GET /sdapi/v1/sd-models."""

@@ -49,7 +49,7 @@ def create_app(models: Models, settings: Settings) -> Starlette:
             *page.ROUTES,
             *openai.ROUTES,
             *a1111.routes(service),
-        ],  # fmt: skip
+        ],
         middleware=[*([cors] if origins else []), Middleware(Guard, service=service)],
         exception_handlers={ClipskipError: answer, HTTPException: answer},
         lifespan=lifespan,
