@@ -273,6 +273,27 @@ def test_every_error_has_a_status_and_those_that_pass_say_when():
     assert "retry-after" not in refused(errors.StorageError("x")).headers
 
 
+def test_a_full_queue_is_a_503_that_says_when_to_come_again(ask, pipe, monkeypatch):
+    monkeypatch.setattr(pipe.scheduler, "_max_queue", 0)
+    answer = ask("POST", "/v1/generate", json={"prompt": "a ring"})
+    assert error(answer, 503)["code"] == "busy"
+    assert 1 <= int(answer.headers["retry-after"]) <= 60
+
+
+def test_a_request_that_is_late_is_a_504(ask):
+    asked = {"prompt": "a ring", **SMALL, "steps": 900, "timeout": 0.2}
+    assert error(ask("POST", "/v1/generate", json=asked), 504)["code"] == "deadline"
+
+
+def test_a_preflight_needs_no_token_and_names_what_may_be_sent(ask):
+    settings = Settings(token="secret", origins=("https://our.example",))
+    head = {"origin": "https://our.example", "access-control-request-method": "POST"}
+    answer = ask(
+        "OPTIONS", "/v1/generate", settings, headers={**head, "access-control-request-headers": "authorization"}
+    )
+    assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, "https://our.example")
+
+
 def test_a_bug_is_a_500_that_tells_nothing(ask, monkeypatch, caplog):
     ask("GET", "/healthz")
     monkeypatch.setattr(ask.app.state.service, "generation", None)

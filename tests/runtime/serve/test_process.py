@@ -75,7 +75,7 @@ class Server:
 def server(sample_store):
     server = Server(sample_store, "--client-timeout", "1")
     yield server
-    assert server.end() == 143
+    assert server.end(signal.SIGINT) == 130
     assert not any("bug" in line for line in server.log)
 
 
