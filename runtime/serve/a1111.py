@@ -12,6 +12,7 @@ import json
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,9 +35,18 @@ from .a1111_fields import CHECKPOINT, DEFAULTS, KNOWN, SETTINGS, Settings, ignor
 from .answers import Refusal, facts, status_of
 from .foreign import data_url, pictures, sentence, telling
 from .generate import json_body, object_of
+from .models import LOG
 from .service import Options, Service
 
-HIDDEN = {"init_images", "mask", "alwayson_scripts", "script_args", "comments", "infotext"}  # not told back
+HIDDEN = {
+    "init_images",
+    "mask",
+    "override_settings",
+    "alwayson_scripts",
+    "script_args",
+    "comments",
+    "infotext",
+}  # not told back
 
 
 @dataclass
@@ -71,8 +81,6 @@ class Webui:
         model = self.model if settings.checkpoint is None else await self._model(settings.checkpoint)
         asked, notes = await asyncio.to_thread(request_of, given, settings.fields, self.fields, image)
         left_out = ignored(given, settings, image)
-        if given.get("override_settings_restore_afterwards") is False:
-            self.fields, self.model = {**self.fields, **settings.fields}, model
         name = uuid.uuid4().hex
         job = self.jobs[name] = Job(address(http), model)
         try:
@@ -83,6 +91,8 @@ class Webui:
             result = job.unfinished
         finally:
             del self.jobs[name]
+        if given.get("override_settings_restore_afterwards") is False:
+            self.fields, self.model = {**self.fields, **settings.fields}, model
         told = {name: value for name, value in given.items() if name in KNOWN - HIDDEN}
         encode: Callable[[Result], list[str]] = unfinished if result is job.unfinished else pictures
         images = await asyncio.to_thread(encode, result) if given.get("send_images") is not False else []
@@ -143,7 +153,8 @@ class Webui:
         done, calls = sum(each.call for each in told), sum(each.calls for each in told)
         images = []
         if done and http.query_params.get("skip_current_image", "").lower() not in ("true", "1"):
-            images = await mine[0].preview()
+            with suppress(ClipskipError):  # where it goes wrong, its request says so
+                images = await mine[0].preview()
         state = {"skipped": False, "interrupted": False, "stopping_generation": False, "job": "", "job_no": 0}
         state |= {"job_count": len(mine), "job_timestamp": timestamp(), "sampling_step": done, "sampling_steps": calls}
         return JSONResponse(
@@ -167,8 +178,9 @@ class Webui:
                     seeds = tuple(seed for seed, _ in resolved.seeds)
                     model = loaded.pipe.model
                     job.unfinished = Result(tuple(images), seeds, resolved.request, notes, {}, {}, model)
-            finally:
-                generation.cancel()
+            except ClipskipError as error:
+                LOG.warning("%s is interrupted without its pictures: %s", generation.id, error.message)
+            generation.cancel()
         return JSONResponse({})
 
     def _mine(self, http: HttpRequest) -> list[tuple[Job, Generation]]:

@@ -201,6 +201,19 @@ def test_override_settings_count_for_their_own_request_unless_they_are_kept(clie
     assert json.loads(ask()["info"])["clip_skip"] == 1
 
 
+def test_whole_numbers_may_be_written_as_floats_and_a_schedule_in_a_samplers_name(ask):
+    floats = ask(width=64.0, steps=2.0, seed=7.0, batch_size=1.0, sampler_name="DPM++ 2M Karras", scheduler="Automatic")
+    assert floats["images"] == ask(sampler_name="DPM++ 2M", scheduler="karras")["images"]
+    assert json.loads(ask(override_settings={"eta_noise_seed_delta": 3.0})["info"])["warnings"] == []
+
+
+def test_a_refused_request_keeps_no_setting(client, ask):
+    keep = {"override_settings_restore_afterwards": False}
+    ask(422, override_settings={"CLIP_stop_at_last_layers": 14}, **keep)
+    ask(422, override_settings={"CLIP_stop_at_last_layers": 4}, width=9, **keep)
+    assert client.get("/sdapi/v1/options").json()["CLIP_stop_at_last_layers"] == 1
+
+
 def test_options_refuse_what_no_request_could_have(client):
     for body in (
         {"CLIP_stop_at_last_layers": 14},
