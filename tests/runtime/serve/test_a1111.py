@@ -338,15 +338,16 @@ def test_lists_of_what_there_is_none_of_have_the_right_shape(client):
         assert client.post(f"/sdapi/v1/refresh-{name}").json() is None
 
 
+TEXT = st.text("a1 /:,\0\N{SNOWMAN}\ud800", max_size=9)  # halves of characters as well
 ANYTHING = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
     max_leaves=5,
 )
-NAMES = st.sampled_from(sorted({*KNOWN, *SETTINGS, "image", "sd_model_checkpoint", "sd_vae"}))
+NAMES = st.sampled_from(sorted({*KNOWN, *SETTINGS, "image", "sd_model_checkpoint", "sd_vae", "\ud800"}))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(["txt2img", "img2img", "options", "png-info"]), st.dictionaries(NAMES, ANYTHING, max_size=6))
 def test_no_body_is_our_fault(sample_store, pipe, route, fields):
     tight = Settings(max_pixels=64 * 64, max_calls=2)
