@@ -102,7 +102,9 @@ class Generation:
         return self._scheduler.position(self)
 
     async def preview(self) -> list[PIL.Image.Image]:
-        """What the last call took for the finished pictures; noise, or none, before the first one."""
+        """What the last call took for the finished pictures: noise before the first one; none when it has ended."""
+        if self.ended:
+            return []
         return await self._loop.run_in_executor(self._scheduler.stage("decode"), self._scheduler.preview, self)
 
     def limit_time(self, seconds: float) -> None:

@@ -120,7 +120,7 @@ async def _events(
     coming: asyncio.Future[Any] | None = None
     try:
         while True:
-            coming = coming or asyncio.ensure_future(_next(progress))
+            coming = coming or asyncio.ensure_future(anext(progress))
             if not (await asyncio.wait({coming}, timeout=HEARTBEAT))[0]:
                 yield event("progress", standing(generation))
                 continue
@@ -143,10 +143,6 @@ async def _events(
     finally:
         if coming is not None:
             coming.cancel()
-
-
-async def _next(progress: AsyncIterator[Any]) -> Any:
-    return await progress.__anext__()
 
 
 def _clean(images: list[PIL.Image.Image]) -> list[str]:

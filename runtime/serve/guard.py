@@ -11,14 +11,12 @@ import re
 import time
 import traceback
 import uuid
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from clipskip.errors import ClipskipError
 
@@ -30,7 +28,6 @@ PUBLIC = ("/", "/healthz", "/readyz")  # without a token: nothing in them is a s
 READING = ("GET", "HEAD", "OPTIONS")
 CLOSED = 499  # in the log: the client was gone before the answer
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
-Message = MutableMapping[str, Any]
 
 
 class Guard:
@@ -93,7 +90,7 @@ class Guard:
 class _Answer:
     """`send` with the request's id, and an end for clients that take nothing."""
 
-    def __init__(self, send: Callable[[Message], Awaitable[None]], name: str, timeout: float) -> None:
+    def __init__(self, send: Send, name: str, timeout: float) -> None:
         self._send, self._name, self._timeout, self.status = send, name, timeout, 0
 
     async def send(self, message: Message) -> None:
