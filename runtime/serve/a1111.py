@@ -12,31 +12,34 @@ import json
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import PIL.Image
 from starlette.requests import Request as HttpRequest
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from clipskip import __version__, infotext, metadata
 from clipskip.engines.manifest import Manifest, ModelFacts
 from clipskip.errors import CheckpointError, ClipskipError, RequestError
-from clipskip.fields import whole_clip_skip
+from clipskip.fields import number, whole_clip_skip
 from clipskip.prompt.parts import last
-from clipskip.request import FIELDS
+from clipskip.request import FIELDS, Request, check_types
+from clipskip.resolve import refusals
 from clipskip.result import Result
 from clipskip.scheduler import Generation
 
 from . import a1111_lists
 from .a1111_fields import CHECKPOINT, DEFAULTS, KNOWN, SETTINGS, Settings, ignored, request_of
 from .answers import Refusal, facts, status_of
-from .foreign import data_url, pictures, sentence, telling
+from .foreign import AsciiResponse, data_url, pictures, sentence, telling
 from .generate import json_body, object_of
+from .models import LOG
 from .service import Options, Service
 
-HIDDEN = {"init_images", "mask", "alwayson_scripts", "script_args", "comments", "infotext"}  # not told back
+HIDDEN = {"mask", "comments", "infotext"}  # not told back, nor is what is no single value
 
 
 @dataclass
@@ -71,8 +74,6 @@ class Webui:
         model = self.model if settings.checkpoint is None else await self._model(settings.checkpoint)
         asked, notes = await asyncio.to_thread(request_of, given, settings.fields, self.fields, image)
         left_out = ignored(given, settings, image)
-        if given.get("override_settings_restore_afterwards") is False:
-            self.fields, self.model = {**self.fields, **settings.fields}, model
         name = uuid.uuid4().hex
         job = self.jobs[name] = Job(address(http), model)
         try:
@@ -83,11 +84,16 @@ class Webui:
             result = job.unfinished
         finally:
             del self.jobs[name]
-        told = {name: value for name, value in given.items() if name in KNOWN - HIDDEN}
+        if given.get("override_settings_restore_afterwards") is False:
+            self.fields, self.model = {**self.fields, **settings.fields}, model
+        known = {name: value for name, value in given.items() if name in KNOWN - HIDDEN}
+        told = {
+            name: value for name, value in known.items() if isinstance(value, str | bool) or number(value) is not None
+        }
         encode: Callable[[Result], list[str]] = unfinished if result is job.unfinished else pictures
         images = await asyncio.to_thread(encode, result) if given.get("send_images") is not False else []
         info = json.dumps(info_of(result, [*notes, *result.warnings], left_out))
-        return JSONResponse({"images": images, "parameters": {**DEFAULTS, **told}, "info": info})
+        return AsciiResponse({"images": images, "parameters": {**DEFAULTS, **told}, "info": info})
 
     async def _model(self, asked: str) -> str:
         """The store that a checkpoint's title, name or hash means. RequestError for none."""
@@ -106,7 +112,7 @@ class Webui:
 
     async def options(self, http: HttpRequest) -> Response:
         """GET /sdapi/v1/options."""
-        return JSONResponse(await self._options())
+        return AsciiResponse(await self._options())
 
     async def _options(self) -> dict[str, Any]:
         name, models = self.service.models.name(self.model), await self._models()
@@ -129,12 +135,12 @@ class Webui:
         model = self.model if settings.checkpoint is None else await self._model(settings.checkpoint)
         there = (await self._models()).get(self.service.models.name(model))
         fields = {**self.fields, **settings.fields}
-        for name, value in fields.items():
-            checked = FIELDS[name].check(value)
-            if name == "clip_skip" and there is not None:
-                whole_clip_skip(name, checked, len(there.kept) - 1)
+        for error in refusals(check_types(Request(prompt="", **fields))).values():
+            raise error
+        if "clip_skip" in fields and there is not None:
+            whole_clip_skip("clip_skip", fields["clip_skip"], len(there.kept) - 1)
         self.fields, self.model = fields, model
-        return JSONResponse(None)
+        return AsciiResponse(None)
 
     async def progress(self, http: HttpRequest) -> Response:
         """GET /sdapi/v1/progress: of the requests from the asking address."""
@@ -143,10 +149,11 @@ class Webui:
         done, calls = sum(each.call for each in told), sum(each.calls for each in told)
         images = []
         if done and http.query_params.get("skip_current_image", "").lower() not in ("true", "1"):
-            images = await mine[0].preview()
+            with suppress(ClipskipError):  # where it goes wrong, its request says so
+                images = await mine[0].preview()
         state = {"skipped": False, "interrupted": False, "stopping_generation": False, "job": "", "job_no": 0}
         state |= {"job_count": len(mine), "job_timestamp": timestamp(), "sampling_step": done, "sampling_steps": calls}
-        return JSONResponse(
+        return AsciiResponse(
             {
                 "progress": max(done / max(calls, 1), 0.01) if mine else 0.0,  # 0 is idle
                 "eta_relative": max((each.seconds_left or 0.0 for each in mine), default=0.0),
@@ -167,9 +174,10 @@ class Webui:
                     seeds = tuple(seed for seed, _ in resolved.seeds)
                     model = loaded.pipe.model
                     job.unfinished = Result(tuple(images), seeds, resolved.request, notes, {}, {}, model)
-            finally:
-                generation.cancel()
-        return JSONResponse({})
+            except ClipskipError as error:
+                LOG.warning("%s is interrupted without its pictures: %s", generation.id, error.message)
+            generation.cancel()
+        return AsciiResponse({})
 
     def _mine(self, http: HttpRequest) -> list[tuple[Job, Generation]]:
         mine = [job for job in self.jobs.items() if job[1].address == address(http)]
@@ -178,7 +186,7 @@ class Webui:
 
     async def models(self, http: HttpRequest) -> Response:
         """GET /sdapi/v1/sd-models."""
-        return JSONResponse([a1111_lists.checkpoint(*each) for each in (await self._models()).items()])
+        return AsciiResponse([a1111_lists.checkpoint(*each) for each in (await self._models()).items()])
 
 
 async def png_info(http: HttpRequest) -> Response:
@@ -193,7 +201,7 @@ async def png_info(http: HttpRequest) -> Response:
     text = texts.get("parameters") or next((each for each in comments if infotext.read(each)), "")
     info = infotext.read(text)
     prompts = {"Prompt": info.prompt, "Negative prompt": info.negative_prompt, **info.settings} if info else {}
-    return JSONResponse({"info": text, "items": texts, "parameters": prompts})
+    return AsciiResponse({"info": text, "items": texts, "parameters": prompts})
 
 
 def address(http: HttpRequest) -> str:

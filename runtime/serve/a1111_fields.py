@@ -72,7 +72,7 @@ class Settings:
         vae = given.get("sd_vae")
         if vae is not None and str(vae).lower() not in AUTOMATIC:
             raise not_here("sd_vae", "a checkpoint's own VAE is used")
-        fields = {SETTINGS[name]: value for name, value in given.items() if name in SETTINGS and value is not None}
+        fields = {SETTINGS[name]: value for name, value in _whole(given).items() if name in SETTINGS}
         if "clip_skip" in fields:
             fields["clip_skip"] = clip_skip(fields["clip_skip"])
         if "rng" in fields:
@@ -100,7 +100,7 @@ def request_of(
     info = infotext.read(str(TEXT.check("infotext", text))) if text else None
     if text and info is None:
         raise RequestError("infotext has no line of settings (Steps: ..., Sampler: ..., Seed: ...)", field="infotext")
-    whole = {**({} if info else DEFAULTS), **{name: value for name, value in given.items() if value is not None}}
+    whole = {**({} if info else DEFAULTS), **_whole(given)}
     fields |= {name: whole[name] for name in PLAIN if name in whole}
     whole["sampler_name"] = whole.get("sampler_name") or whole.get("sampler_index")
     fields |= {name: whole[name] for name in ("sampler_name", "scheduler") if whole.get(name)}
@@ -130,6 +130,12 @@ def ignored(given: Mapping[str, Any], settings: Settings, image: bool) -> list[s
     silent = KNOWN if image else KNOWN - {"init_images", "mask"}
     names = [name for name in given if name not in silent or (name == "save_images" and given[name])]
     return [name[:60] for name in (*names, *(f"override_settings.{name}" for name in settings.ignored))][:50]
+
+
+def _whole(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What was given, where some clients write whole numbers as 3.0, and null for nothing."""
+    known = {name: value for name, value in given.items() if value is not None}
+    return {name: int(each) if isinstance(each, float) and each.is_integer() else each for name, each in known.items()}
 
 
 def not_here(name: str, why: str = "leave it out") -> RequestError:

@@ -52,7 +52,8 @@ def status_of(error: ClipskipError) -> int:
 
 def facts(error: ClipskipError) -> dict[str, Any]:
     """An error for machines and people. No path of the server is among it, but those that its message names."""
-    return {"code": error.code, "message": error.message, "field": error.field, "hint": error.hint}
+    name = error.field and str(error.field).encode("utf-8", "backslashreplace").decode()  # a client's own, if unknown
+    return {"code": error.code, "message": error.message, "field": name, "hint": error.hint}
 
 
 def refused(error: ClipskipError) -> JSONResponse:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -21,6 +22,13 @@ Handler: TypeAlias = "Callable[[HttpRequest], Awaitable[Response]]"
 KEPT = ("retry-after", "www-authenticate")  # headers of a refusal
 
 
+class AsciiResponse(JSONResponse):
+    """JSON in ASCII: what is told back may be halves of characters, which UTF-8 cannot have."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content).encode()
+
+
 def telling(form: Callable[[ClipskipError], tuple[int, Mapping[str, Any]]], handler: Handler) -> Handler:
     """A route whose errors are told in this form: a status, and an object."""
 
@@ -31,7 +39,7 @@ def telling(form: Callable[[ClipskipError], tuple[int, Mapping[str, Any]]], hand
             refusal = error if isinstance(error, ClipskipError) else as_refusal(error)
             http.app.state.service.note(refusal)
             (status, told), headers = form(refusal), refused(refusal).headers
-            return JSONResponse(told, status, {name: headers[name] for name in KEPT if name in headers})
+            return AsciiResponse(told, status, {name: headers[name] for name in KEPT if name in headers})
 
     return answered
 

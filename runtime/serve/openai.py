@@ -16,7 +16,7 @@ from typing import Any
 import PIL.Image
 from starlette.datastructures import UploadFile
 from starlette.requests import Request as HttpRequest
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from clipskip import pictures as files
@@ -28,7 +28,7 @@ from clipskip.request import Request, canonical, check_types, without_paths
 from clipskip.scheduler import Generation
 
 from .answers import Refusal, facts, status_of
-from .foreign import pictures, sentence, telling
+from .foreign import AsciiResponse, pictures, sentence, telling
 from .generate import event, json_body, object_of, streamed
 from .service import Options, Service
 
@@ -143,7 +143,7 @@ async def _answer(http: HttpRequest, asked: Asked) -> Response:
     made = await asyncio.to_thread(pictures, result, asked.format.upper(), asked.quality)
     data = [{"b64_json": each} for each in made]
     warnings = {"warnings": result.warnings} if result.warnings else {}
-    return JSONResponse({"created": int(time.time()), "data": data, **_told(asked, result.images[0]), **warnings})
+    return AsciiResponse({"created": int(time.time()), "data": data, **_told(asked, result.images[0]), **warnings})
 
 
 async def _events(

@@ -201,6 +201,19 @@ def test_override_settings_count_for_their_own_request_unless_they_are_kept(clie
     assert json.loads(ask()["info"])["clip_skip"] == 1
 
 
+def test_whole_numbers_may_be_written_as_floats_and_a_schedule_in_a_samplers_name(ask):
+    floats = ask(width=64.0, steps=2.0, seed=7.0, batch_size=1.0, sampler_name="DPM++ 2M Karras", scheduler="Automatic")
+    assert floats["images"] == ask(sampler_name="DPM++ 2M", scheduler="karras")["images"]
+    assert json.loads(ask(override_settings={"eta_noise_seed_delta": 3.0})["info"])["warnings"] == []
+
+
+def test_a_refused_request_keeps_no_setting(client, ask):
+    keep = {"override_settings_restore_afterwards": False}
+    ask(422, override_settings={"CLIP_stop_at_last_layers": 14}, **keep)
+    ask(422, override_settings={"CLIP_stop_at_last_layers": 4}, width=9, **keep)
+    assert client.get("/sdapi/v1/options").json()["CLIP_stop_at_last_layers"] == 1
+
+
 def test_options_refuse_what_no_request_could_have(client):
     for body in (
         {"CLIP_stop_at_last_layers": 14},
@@ -325,15 +338,16 @@ def test_lists_of_what_there_is_none_of_have_the_right_shape(client):
         assert client.post(f"/sdapi/v1/refresh-{name}").json() is None
 
 
+TEXT = st.text("a1 /:,\0\N{SNOWMAN}\ud800", max_size=9)  # halves of characters as well
 ANYTHING = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
     max_leaves=5,
 )
-NAMES = st.sampled_from(sorted({*KNOWN, *SETTINGS, "image", "sd_model_checkpoint", "sd_vae"}))
+NAMES = st.sampled_from(sorted({*KNOWN, *SETTINGS, "image", "sd_model_checkpoint", "sd_vae", "\ud800"}))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(["txt2img", "img2img", "options", "png-info"]), st.dictionaries(NAMES, ANYTHING, max_size=6))
 def test_no_body_is_our_fault(sample_store, pipe, route, fields):
     tight = Settings(max_pixels=64 * 64, max_calls=2)
