@@ -164,7 +164,7 @@ def test_a_field_named_by_half_a_character_is_told_back_as_a_code(client, route,
 
 def test_the_work_of_a_stream_that_is_closed_stops(client, openai):
     extra = {**EXTRA, "num_inference_steps": 900}
-    stream = openai.images.generate(prompt="a ring", size="64x64", stream=True, partial_images=3, extra_body=extra)
+    stream = openai.images.generate(prompt="a ring", size="128x128", stream=True, partial_images=3, extra_body=extra)
     until(lambda: client.service.running)
     stream.close()
     until(lambda: not client.service.running)
