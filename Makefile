@@ -38,7 +38,7 @@ TARGETS  := onnxruntime onnxruntime-cuda tensorrt tensorrt-rtx
 known     = $(if $(filter $(2),$(TARGETS)),,$(error $(1)=$(2): there are $(TARGETS)))
 
 .DEFAULT_GOAL := help
-.PHONY: driver target help setup demo test fuzz check-install test-gpu test-gpu-onnxruntime bench-gpu report-gpu check lock format export engines verify bench bench-peers performance prove prove-recommend clean
+.PHONY: driver target help setup demo test test-page fuzz check-install test-gpu test-gpu-onnxruntime bench-gpu report-gpu check lock format export engines verify bench bench-peers performance prove prove-recommend clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-21s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -123,6 +123,10 @@ report-gpu: driver $(GPU_BIN:bin=installed) ## one file to send: what this machi
 	-$(GPU_BIN)/python -m pytest -m gpu tests/gpu --junitxml=$(REPORT)/tests.xml > $(REPORT)/tests.txt 2>&1
 	-$(MAKE) -s -f $(firstword $(MAKEFILE_LIST)) bench-gpu > $(REPORT)/bench.txt 2>&1
 	$(GPU_BIN)/python tests/gpu/report.py $(REPORT)
+
+test-page: setup ## the page of `clipskip serve` in Chromium (with chromedriver), and docs/serve-page.png; installs selenium
+	$(BIN)/python -c 'import selenium' 2> /dev/null || $(BIN)/$(PIP) -c constraints.txt -e '.[page]'
+	$(BIN)/python -m pytest tests/page -rs
 
 fuzz: setup ## the tests of random input for much longer than `make test` takes them
 	FUZZ=1 $(BIN)/python -m pytest -n 2 -m hypothesis
