@@ -9,12 +9,12 @@ the drawings into a folder that can be sent.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import platform
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,7 @@ def examine(args: argparse.Namespace) -> Found:
     sheet.pop("cells", None)  # thirteen times the same request
     found = {
         "bench": "prove", "model": model.name, "family": model.family, "model_sha256": model.model_sha256,
-        "prediction": model.prediction, "date": datetime.date.today().isoformat(), "version": clipskip.__version__,
+        "prediction": model.prediction, "date": time.strftime("%Y-%m-%d"), "version": clipskip.__version__,
         "machine": platform.platform(), "python": platform.python_version(), "target": args.target,
         "clip_skips": chosen, "recommended_clip_skip": model.recommended_clip_skip, "parity": parity(manifest),
         "prompt": args.prompt, "sheet": sheet,
