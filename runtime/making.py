@@ -78,14 +78,14 @@ class Making:
     past: int = 0
     stretched: bool = False
 
-    def follow(self, driver: Driver) -> None:
+    def follow(self, driver: Driver, priority: int = 0) -> None:
         """Let the next image take the place of one that is done."""
         self.stretched |= self.image.stretched
         if self.image.done and self.then:
             self.past += self.image.call
             self.image = self.then.pop(0)(self.image.latents)
             if not self.image.done:
-                driver.add([self.image])
+                driver.add([self.image], priority)
 
 
 @dataclass(frozen=True)

@@ -336,7 +336,7 @@ class Scheduler:
 
     def _enlarge(self, generation: Generation, making: Making) -> None:
         """Begin the next pass of a picture."""
-        making.follow(self._pipe.driver)
+        making.follow(self._pipe.driver, generation.priority)
         with self._lock:
             generation.following.discard(making)
             if generation.state == "ended":
