@@ -143,7 +143,7 @@ def test_without_the_package_the_bodies_are_what_it_reads(client, pipe):
         "usage",
     }
     np.testing.assert_array_equal(pixels(decoded(told[-1]["b64_json"])), same)
-    form = {"prompt": "a star", "steps": "4", "strength": "1", "seed": "7", "mask_blur": "0"}
+    form = {"prompt": "a star", "steps": "4", "strength": "1", "rng_seed": "7", "priority": "2", "mask_blur": "0"}
     mask = PIL.Image.new("RGBA", (64, 64), "black")
     mask.paste((0, 0, 0, 0), (0, 0, 32, 64))
     files = {"image[]": ("a.png", png(PIL.Image.fromarray(same))), "mask": ("m.png", png(mask))}
@@ -180,6 +180,8 @@ def test_a_form_without_a_picture_with_two_or_with_a_path_is_refused(client):
     part = ("a.png", b"x", "image/png")
     bodies = [{"data": {"prompt": "a"}}, {"data": {"image": "/etc/passwd"}}, {"files": [("image[]", part)] * 2}]
     bodies += [{"files": {"image": part}}, {"content": b"x", "headers": {"content-type": "multipart/form-data"}}]
+    PIL.Image.new("1", (9000, 9000)).save(bomb := BytesIO(), "PNG")
+    bodies += [{"files": {"image": ("a.png", png(PIL.Image.new("L", (8, 8)))), "mask": bomb}, "data": {"prompt": "a"}}]
     bodies += [{"json": {}}, {"files": {"image": part}, "data": {"mask": "/etc/passwd"}}]
     for body in bodies:
         answer = client.post("/v1/images/edits", **body)
