@@ -6,7 +6,7 @@ import threading
 import time
 from contextlib import contextmanager
 
-import httpx
+import httpx2 as httpx
 import uvicorn
 
 from clipskip.serve.app import create_app

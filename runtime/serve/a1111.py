@@ -86,10 +86,8 @@ class Webui:
             del self.jobs[name]
         if given.get("override_settings_restore_afterwards") is False:
             self.fields, self.model = {**self.fields, **settings.fields}, model
-        known = {name: value for name, value in given.items() if name in KNOWN - HIDDEN}
-        told = {
-            name: value for name, value in known.items() if isinstance(value, str | bool) or number(value) is not None
-        }
+        known = {name: given[name] for name in given if name in KNOWN - HIDDEN}
+        told = {name: each for name, each in known.items() if isinstance(each, str | bool) or number(each) is not None}
         encode: Callable[[Result], list[str]] = unfinished if result is job.unfinished else pictures
         images = await asyncio.to_thread(encode, result) if given.get("send_images") is not False else []
         info = json.dumps(info_of(result, [*notes, *result.warnings], left_out))
@@ -120,13 +118,8 @@ class Webui:
         values = {"clip_skip": model.recommended_clip_skip if model else 1, **self.fields}
         told = {theirs: values.get(ours, FIELDS[ours].default) for theirs, ours in SETTINGS.items()}
         told["randn_source"] = str(told["randn_source"]).upper()
-        shown = {CHECKPOINT: a1111_lists.title(name, model) if model else name, "sd_vae": "Automatic"}
-        return {
-            **told,
-            **shown,
-            "sd_checkpoint_hash": a1111_lists.digest(model) if model else "",
-            "samples_format": "png",
-        }
+        title = a1111_lists.title(name, model) if model else name
+        return {**told, CHECKPOINT: title, "sd_vae": "Automatic", "samples_format": "png"}
 
     async def set_options(self, http: HttpRequest) -> Response:
         """POST /sdapi/v1/options: what differs from what GET tells, for some clients post back all of it."""

@@ -30,7 +30,7 @@ from clipskip.scheduler import Generation
 from .answers import Refusal, facts, status_of
 from .foreign import AsciiResponse, pictures, sentence, telling
 from .generate import event, json_body, object_of, streamed
-from .service import Options, Service
+from .service import Options, Service, check_pictures
 
 UNUSED = ("quality", "style", "background", "moderation", "user", "input_fidelity", "safety_identifier")
 OWN = ("model", "timeout", "priority")  # of a request over HTTP
@@ -115,17 +115,19 @@ async def edits(http: HttpRequest) -> Response:
             given[name] = _url(await value.read()) if isinstance(value, UploadFile) else value
     if not isinstance(given.get("image"), str):
         raise RequestError("the field 'image' is missing: a form (multipart/form-data) with a picture", field="image")
-    return await _answer(http, await asyncio.to_thread(_edit, given))
+    return await _answer(http, await asyncio.to_thread(_edit, given, http.app.state.service.settings.max_pixels))
 
 
-def _edit(given: dict[str, Any]) -> Asked:
+def _edit(given: dict[str, Any], most: int) -> Asked:
     """What a form asks for: texts are read as on a command line, and a transparent mask means its other part."""
-    own = {"n": parse, "output_compression": parse, "partial_images": parse, "stream": FLAG.read, "timeout": parse}
-    names = (*own, *OWN, *UNUSED, "size", "response_format", "output_format", "prompt")
-    typed = {name: own.get(name, str)(value) for name, value in given.items() if name in names}
+    numbers = ("n", "output_compression", "partial_images", "timeout", "priority", "rng_seed")
+    readers = {**dict.fromkeys(numbers, parse), "stream": FLAG.read}
+    names = (*readers, *OWN, *UNUSED, "size", "response_format", "output_format", "prompt")
+    typed = {name: readers.get(name, str)(value) for name, value in given.items() if name in names}
     rest = {name: value for name, value in given.items() if name not in names}
-    asked = Asked.of({"prompt": "", **typed}, "image_edit")
+    asked = Asked.of(typed, "image_edit")
     request = Request.from_text(without_paths(canonical(rest)), base=asked.request)
+    check_pictures(request, most)
     if "mask" in given and "A" in files.opened("mask", str(request.mask)).getbands():
         request = replace(request, mask_invert=not request.mask_invert)
     return replace(asked, request=check_types(request))

@@ -312,6 +312,19 @@ def test_no_address_and_no_path_is_opened(client, ask, image):
     assert client.post("/sdapi/v1/png-info", json={"image": image}).status_code == 422
 
 
+def test_without_a_client_a_mask_paints_and_the_picture_tells_its_settings(client, ask, pipe):
+    first = pipe(**SAME).images[0]
+    how = {"inpainting_fill": 1, "inpaint_full_res": False, "mask_blur": 0, "denoising_strength": 1}
+    made = ask(200, "img2img", prompt="a star", init_images=[data(first)], mask=data(left_half()), **how)
+    painted = pixels(made["images"][0])
+    np.testing.assert_array_equal(painted[:, 32:], pixels(first)[:, 32:])
+    assert np.abs(painted[:, :32].astype(int) - pixels(first)[:, :32]).mean() > 5
+    told = client.post("/sdapi/v1/png-info", json={"image": made["images"][0]}).json()
+    assert told["info"] == json.loads(made["info"])["infotexts"][0]
+    assert (told["parameters"]["Prompt"], told["parameters"]["Seed"]) == ("a star", "7")
+    assert told["items"].keys() == {"parameters", "clipskip"}
+
+
 def test_img2img_takes_one_picture_and_numbers_of_choices(ask, pipe):
     image = pipe(**SAME).images[0]
     assert "one picture" in ask(422, "img2img", init_images=[])

@@ -8,7 +8,7 @@ import random
 import time
 from io import BytesIO
 
-import httpx
+import httpx2 as httpx
 import numpy as np
 import PIL.Image
 import pytest

@@ -40,8 +40,12 @@ def openai(client):
         yield openai
 
 
+def decoded(text):
+    return PIL.Image.open(BytesIO(base64.b64decode(text)))
+
+
 def opened(image):
-    return PIL.Image.open(BytesIO(base64.b64decode(image.b64_json)))
+    return decoded(image.b64_json)
 
 
 def pixels(image):
@@ -119,6 +123,35 @@ def test_errors_are_in_openais_form(openai):
         openai.images.generate(prompt="a ring", model="gpt-image-1")
 
 
+def test_without_the_package_the_bodies_are_what_it_reads(client, pipe):
+    body = {"prompt": "a ring", "size": "64x64", "clip_skip": 2, **EXTRA}
+    made = client.post("/v1/images/generations", json=body).json()
+    same = pixels(pipe("a ring", clip_skip=2, **SAME).images[0])
+    assert made.keys() >= {"created", "data", "output_format", "size"}
+    np.testing.assert_array_equal(pixels(decoded(made["data"][0]["b64_json"])), same)
+    text = client.post("/v1/images/generations", json={**body, "stream": True, "partial_images": 1}).text
+    told = [json.loads(line.removeprefix("data: ")) for line in text.splitlines() if line.startswith("data: ")]
+    assert text.startswith("event: image_generation.")
+    assert told[-1].keys() >= {
+        "type",
+        "b64_json",
+        "created_at",
+        "size",
+        "quality",
+        "background",
+        "output_format",
+        "usage",
+    }
+    np.testing.assert_array_equal(pixels(decoded(told[-1]["b64_json"])), same)
+    form = {"prompt": "a star", "steps": "4", "strength": "1", "rng_seed": "7", "priority": "2", "mask_blur": "0"}
+    mask = PIL.Image.new("RGBA", (64, 64), "black")
+    mask.paste((0, 0, 0, 0), (0, 0, 32, 64))
+    files = {"image[]": ("a.png", png(PIL.Image.fromarray(same))), "mask": ("m.png", png(mask))}
+    edited = pixels(decoded(client.post("/v1/images/edits", data=form, files=files).json()["data"][0]["b64_json"]))
+    np.testing.assert_array_equal(edited[:, 32:], same[:, 32:])
+    assert np.abs(edited[:, :32].astype(int) - same[:, :32]).mean() > 5
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
@@ -147,6 +180,8 @@ def test_a_form_without_a_picture_with_two_or_with_a_path_is_refused(client):
     part = ("a.png", b"x", "image/png")
     bodies = [{"data": {"prompt": "a"}}, {"data": {"image": "/etc/passwd"}}, {"files": [("image[]", part)] * 2}]
     bodies += [{"files": {"image": part}}, {"content": b"x", "headers": {"content-type": "multipart/form-data"}}]
+    PIL.Image.new("1", (9000, 9000)).save(bomb := BytesIO(), "PNG")
+    bodies += [{"files": {"image": ("a.png", png(PIL.Image.new("L", (8, 8)))), "mask": bomb}, "data": {"prompt": "a"}}]
     bodies += [{"json": {}}, {"files": {"image": part}, "data": {"mask": "/etc/passwd"}}]
     for body in bodies:
         answer = client.post("/v1/images/edits", **body)
