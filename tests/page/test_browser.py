@@ -27,8 +27,17 @@ CHROMIUM, DRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))
 pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no chromium with chromedriver is on the PATH")
 ROOT = Path(__file__).parents[2]
 RECORDED = ROOT / "tests" / "runtime" / "serve" / "data" / "page_requests.json"
-FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
---disable-component-update --disable-sync --force-prefers-reduced-motion""".split()
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--force-prefers-reduced-motion",
+]
 LISTEN = """
 window.sent = [];
 const plain = window.fetch;
@@ -116,7 +125,9 @@ class Page:
 def page(browser, address):
     page = Page(browser, address)
     yield page
-    problems = [line for line in browser.get_log("browser") if line["level"] == "SEVERE" and "422" not in line["message"]]
+    problems = [
+        line for line in browser.get_log("browser") if line["level"] == "SEVERE" and "422" not in line["message"]
+    ]
     assert not problems
 
 
