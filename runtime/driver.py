@@ -28,13 +28,17 @@ PATIENCE = 50  # calls of the network after which a kind of image that has no ba
 
 @dataclass
 class Tally:
-    """What was done so far: calls of the network, images and slots in them, images that joined, seconds in calls."""
+    """What was done so far: calls of the network, images and slots in them, images that joined, seconds in calls.
+
+    `since`: when the call that runs began, by `time.perf_counter`.
+    """
 
     calls: int = 0
     images: int = 0
     slots: int = 0
     joins: int = 0
     seconds: float = 0.0
+    since: float | None = None
 
 
 @dataclass(frozen=True)
@@ -194,7 +198,8 @@ class Driver:
         if batch is None:
             return
         self._batches = [*(other for other in self._batches if other is not batch), batch]
-        images, start = batch.images, time.perf_counter()
+        images = batch.images
+        self.tally.since = start = time.perf_counter()
         try:
             batch.step()
             self.tally.seconds += time.perf_counter() - start
@@ -207,6 +212,8 @@ class Driver:
             self._lose(batch, late if cannot_grow else images, error)
             if not isinstance(error, Exception):
                 raise
+        finally:
+            self.tally.since = None
 
     def _fail(self, images: Sequence[Image], error: BaseException, interrupted: str) -> None:
         """What went wrong is these images'; an interrupt is somebody else's, and `interrupted` says what it ended."""

@@ -78,14 +78,14 @@ class Making:
     past: int = 0
     stretched: bool = False
 
-    def follow(self, driver: Driver) -> None:
+    def follow(self, driver: Driver, priority: int = 0) -> None:
         """Let the next image take the place of one that is done."""
         self.stretched |= self.image.stretched
         if self.image.done and self.then:
             self.past += self.image.call
             self.image = self.then.pop(0)(self.image.latents)
             if not self.image.done:
-                driver.add([self.image])
+                driver.add([self.image], priority)
 
 
 @dataclass(frozen=True)
@@ -100,9 +100,9 @@ class Passes:
         """The pictures of one request: they share everything but their noise."""
         known = self._known(resolved) if resolved.source else None
         last = tuple(replace(row, ends=row.ends[-1:], which=row.which[-1:]) for row in rows)
-        first, *later = (
+        first, *later = [
             self._stage(resolved, run, texts, known) for run, texts in zip(resolved.passes, (rows, last), strict=False)
-        )
+        ]
         calls = len(first.plan.rows) + sum(len(stage.plan.rows) for stage in later)
         for seeds in resolved.seeds:
             follow = [partial(self._enlarged, stage, seeds) for stage in later]

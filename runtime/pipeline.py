@@ -14,7 +14,7 @@ from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import PIL.Image
 
@@ -82,13 +82,6 @@ class Settings:
             raise RequestError(message, field="warm", hint="such as warm=[(512, 512, 1)]")
 
 
-Limit: TypeAlias = "Callable[[Resolved], object]"  # refuses by raising
-
-
-def unlimited(resolved: Resolved) -> None:
-    """Refuses nothing."""
-
-
 class Pipeline:
     """One model, opened. Threads may share it, and share calls of the network. Close it, or use `with`.
 
@@ -153,7 +146,8 @@ class Pipeline:
 
         They move on by calls that other threads make as well: who looks rarely sees fewer of them.
         """
-        work = self.begin(requests)
+        self.driver.check_process()
+        work = self.begin(requests, [self.check(request) for request in requests])
         total, done, making = work.calls, 0, work.making
         with closing(self._moves(making)) as moves:
             for done in moves:
@@ -161,14 +155,10 @@ class Pipeline:
         results = self.finish(work)
         yield Progress(done, total, lambda: [image for result in results for image in result.images], results)
 
-    def begin(self, requests: Sequence[Request | Ledger | str], limit: Limit = unlimited) -> Work:
-        """The pictures of requests before their first call: checked, by `limit` as well, and their texts encoded."""
-        self.driver.check_process()
+    def begin(self, requests: Sequence[Request | Ledger | str], resolved: Sequence[Resolved]) -> Work:
+        """The pictures of requests that were checked, before their first call: their texts are encoded here."""
         clock = _Clock()
         ledgers = [request if isinstance(request, Ledger) else None for request in requests]
-        resolved = [self.check(request) for request in requests]
-        for each in resolved:
-            limit(each)
         self._warn_of_memory(resolved)
         groups = [list(self._passes.of(*each)) for each in zip(resolved, self._text.rows(resolved), strict=True)]
         clock.lap("text")

@@ -16,19 +16,22 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import PIL.Image
 
 from .errors import Busy, Closed, DeadlineExceeded
 from .fields import FRACTION, WHOLE
 from .making import Making
-from .pipeline import Limit, Pipeline, Work, unlimited
 from .result import Progress, Result
 
 if TYPE_CHECKING:
     from .ledger import Ledger
+    from .pipeline import Pipeline, Work
     from .request import Request
+    from .resolve import Resolved
+
+    Limit: TypeAlias = Callable[[Resolved], None]  # refuses by raising
 
 LONGEST_RETRY = 60.0  # seconds that a client is told to wait at most
 STAGES = ("text", "step", "decode")
@@ -99,7 +102,9 @@ class Generation:
         return self._scheduler.position(self)
 
     async def preview(self) -> list[PIL.Image.Image]:
-        """What the last call took for the finished pictures; noise, or none, before the first one."""
+        """What the last call took for the finished pictures: noise before the first one; none when it has ended."""
+        if self.ended:
+            return []
         return await self._loop.run_in_executor(self._scheduler.stage("decode"), self._scheduler.preview, self)
 
     def limit_time(self, seconds: float) -> None:
@@ -147,11 +152,11 @@ class Scheduler:
         self._advancing = self._closed = False
 
     def submit(
-        self, asked: Request | Ledger, timeout: float | None = None, priority: int = 0, limit: Limit = unlimited
+        self, asked: Request | Ledger, timeout: float | None = None, priority: int = 0, limit: Limit | None = None
     ) -> Generation:
         """Take a request; Busy where too many wait, RequestError for a wrong timeout or priority.
 
-        `limit` sees the request resolved, before anything is encoded, and refuses it by raising.
+        `limit` sees the request resolved, before anything is encoded.
         """
         priority = int(WHOLE.check("priority", priority))
         seconds = None if timeout is None else float(FRACTION.check("timeout", timeout))
@@ -260,9 +265,13 @@ class Scheduler:
         with suppress(RuntimeError):  # it was closed meanwhile, and its requests were told
             self._stages[stage].submit(run)
 
-    def _begin(self, generation: Generation, limit: Limit) -> None:
+    def _begin(self, generation: Generation, limit: Limit | None) -> None:
         """Check a request, encode its texts, and let its pictures wait for their slots."""
-        work = self._pipe.begin([generation.asked], limit)
+        self._pipe.driver.check_process()
+        resolved = self._pipe.check(generation.asked)
+        if limit is not None:
+            limit(resolved)
+        work = self._pipe.begin([generation.asked], [resolved])
         with self._lock:  # it may have ended meanwhile
             generation.work = work
             if generation.state == "ended":
@@ -327,7 +336,7 @@ class Scheduler:
 
     def _enlarge(self, generation: Generation, making: Making) -> None:
         """Begin the next pass of a picture."""
-        making.follow(self._pipe.driver)
+        making.follow(self._pipe.driver, generation.priority)
         with self._lock:
             generation.following.discard(making)
             if generation.state == "ended":

@@ -62,8 +62,8 @@ def serve(args: argparse.Namespace) -> Outcome:
         raise BackendUnavailable(f"serving needs a package that is not installed: {error.name}", hint=hint) from error
     numbers = {name: at_least(name, whole(name, getattr(args, name)), 1) for name in NUMBERS}
     settings = Settings(
-        token=_secret("token", args.token),
-        user=_secret("user", args.user),
+        token=secret("token", args.token),
+        user=secret("user", args.user),
         origins=tuple(args.cors),
         loopback=is_loopback(args.host),
         max_body=numbers["max_body"] << 20,
@@ -83,6 +83,7 @@ def serve(args: argparse.Namespace) -> Outcome:
     memory = args.models_memory
     budget = None if memory is None else at_least("models_memory", whole("models_memory", memory), 1) << 20
     served = models.Models(args.stores, opener, budget)
+    opener(args.stores[0]).close()  # what no request could pass is said now: the target, embeddings, LoRAs
     listening = server.listen(args.host, at_least("port", whole("port", args.port), 0))
     server.log_to(sys.stderr)
     if not settings.loopback and not settings.token and not settings.user:
@@ -96,7 +97,7 @@ def serve(args: argparse.Namespace) -> Outcome:
 NUMBERS = ("max_queue", "max_pixels", "max_calls", "max_body", "timeout", "client_timeout")
 
 
-def _secret(option: str, given: str | None) -> str:
+def secret(option: str, given: str | None) -> str:
     """A token, or a name with its password: as given, from the file after "@", or from the environment."""
     text = given if given is not None else os.environ.get(SECRETS[option], "")
     if text.startswith("@"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -14,7 +15,6 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from clipskip.engines.manifest import Manifest
 from clipskip.errors import ClipskipError
 
 from . import generate, metrics, openapi, page, sheets
@@ -58,10 +58,9 @@ async def healthz(http: HttpRequest) -> Response:
 
 
 async def readyz(http: HttpRequest) -> Response:
-    """GET /readyz: 503 where the device is lost, or no store can be read."""
-    models: Models = http.app.state.service.models
-    ready = models.lost is None and any(isinstance(each, Manifest) for each in models.manifests().values())
-    return JSONResponse({"ready": ready}, 200 if ready else 503)
+    """GET /readyz: 503, and why, where it should get no requests."""
+    trouble = await asyncio.to_thread(http.app.state.service.models.trouble)
+    return JSONResponse({"ready": trouble is None, "trouble": trouble}, 503 if trouble else 200)
 
 
 async def figures(http: HttpRequest) -> Response:

@@ -102,14 +102,10 @@ async def _stream(service: Service, asked: Request, options: Options) -> Respons
     """Events once the request is accepted; one that is refused is an error like any other."""
     async with AsyncExitStack() as stack:
         generation = await stack.enter_async_context(service.generation(asked, options))
-        progress = aiter_of(generation)
+        progress = generation.__aiter__()
         await anext(progress)  # it was checked, and waits for its first call
         return Events(_events(service, generation, progress, options), stack.pop_all())
     raise AssertionError
-
-
-def aiter_of(generation: Generation) -> AsyncIterator[Any]:
-    return generation.__aiter__()
 
 
 async def _events(
@@ -121,7 +117,7 @@ async def _events(
     coming: asyncio.Future[Any] | None = None
     try:
         while True:
-            coming = coming or asyncio.ensure_future(_next(progress))
+            coming = coming or asyncio.ensure_future(anext(progress))
             if not (await asyncio.wait({coming}, timeout=HEARTBEAT))[0]:
                 yield event("progress", standing(generation))
                 continue
@@ -144,10 +140,6 @@ async def _events(
     finally:
         if coming is not None:
             coming.cancel()
-
-
-async def _next(progress: AsyncIterator[Any]) -> Any:
-    return await progress.__anext__()
 
 
 def _clean(images: list[PIL.Image.Image]) -> list[str]:

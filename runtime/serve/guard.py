@@ -11,14 +11,12 @@ import re
 import time
 import traceback
 import uuid
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from clipskip.errors import ClipskipError
 
@@ -30,7 +28,6 @@ PUBLIC = ("/", "/healthz", "/readyz")  # without a token: nothing in them is a s
 READING = ("GET", "HEAD", "OPTIONS")
 CLOSED = 499  # in the log: the client was gone before the answer
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
-Message = MutableMapping[str, Any]
 
 
 class Guard:
@@ -62,7 +59,8 @@ class Guard:
         finally:
             target = scope["raw_path"].decode("ascii", "replace")[:200]  # what follows "?" may be a secret
             seconds = time.monotonic() - start
-            LOG.info("%s %s %s %s %d %.3f s", name, _client(scope), scope["method"], target, answer.status, seconds)
+            client = scope["client"][0] if scope.get("client") else "-"
+            LOG.info("%s %s %s %s %d %.3f s", name, client, scope["method"], target, answer.status, seconds)
 
     def _limited(self, headers: Headers, receive: Receive) -> Receive:
         """`receive` within bytes and seconds until the body is there, and as it is from then on."""
@@ -92,7 +90,7 @@ class Guard:
 class _Answer:
     """`send` with the request's id, and an end for clients that take nothing."""
 
-    def __init__(self, send: Callable[[Message], Awaitable[None]], name: str, timeout: float) -> None:
+    def __init__(self, send: Send, name: str, timeout: float) -> None:
         self._send, self._name, self._timeout, self.status = send, name, timeout, 0
 
     async def send(self, message: Message) -> None:
@@ -139,7 +137,3 @@ def _may(authorization: str, settings: Settings) -> bool:
         return hmac.compare_digest(base64.b64decode(secret, validate=True), settings.user.encode())
     except (binascii.Error, ValueError):
         return False
-
-
-def _client(scope: Scope) -> str:
-    return scope["client"][0] if scope.get("client") else "-"

@@ -22,6 +22,7 @@ from .answers import Refusal
 Opener: TypeAlias = "Callable[[Path], Pipeline]"
 Stamp: TypeAlias = "tuple[int, ...]"
 
+HUNG = 600.0  # seconds
 LOG = logging.getLogger("clipskip.serve")
 
 
@@ -50,14 +51,17 @@ class Models:
             if (name := path.resolve().name) in self.paths:
                 raise RequestError(f"two stores are named {name}: {self.paths[name]} and {path}", field="store")
             self.paths[name] = path
-            if budget is not None and (size := size_of(read_manifest(path))) > budget:
-                message = f"{path} has {size / 1e6:.0f} MB of engines, and all models may have {budget / 1e6:.0f}"
+            if (size := size_of(read_manifest(path))) > (budget or size):
+                message = (
+                    f"{path} has {size / 1e6:.0f} MB of engines, and all models may have {(budget or 0) / 1e6:.0f}"
+                )
                 raise RequestError(message, field="models_memory", hint="give it more")
         if not self.paths:
             raise RequestError("there is no store to serve", field="store")
         self.lost: str | None = None  # why no picture can be made any more
         self.loaded: dict[str, Loaded] = {}
         self._opener, self._budget, self._lock = opener, budget, asyncio.Lock()
+        self._seen: dict[str, tuple[Stamp | None, Manifest]] = {}
         self._refused: dict[str, Stamp | None] = {}  # what could not be opened in place of an older one
 
     def name(self, asked: str | None) -> str:
@@ -70,14 +74,24 @@ class Models:
         return asked
 
     def manifests(self) -> Mapping[str, Manifest | StoreError]:
-        """What each store holds now, or why that cannot be said."""
+        """What each store holds now, or why that cannot be said; read again where it changed."""
         found: dict[str, Manifest | StoreError] = {}
         for name, path in self.paths.items():
+            stamp, seen = stamp_of(path), self._seen.get(name)
             try:
-                found[name] = read_manifest(path)
+                found[name] = manifest = seen[1] if seen and seen[0] == stamp else read_manifest(path)
+                self._seen[name] = stamp, manifest
             except StoreError as error:
                 found[name] = error
         return found
+
+    def trouble(self) -> str | None:
+        """Why this server should get no requests, if so: a lost or hung device, or no store that can be read."""
+        now, tallies = time.perf_counter(), [each.pipe.driver.tally for each in self.loaded.values()]
+        if any(tally.since is not None and now - tally.since > HUNG for tally in tallies):
+            return f"a call of the network has been running for more than {HUNG:.0f} s"
+        errors = [each for each in self.manifests().values() if isinstance(each, StoreError)]
+        return self.lost or (errors[0].message if len(errors) == len(self.paths) else None)
 
     @asynccontextmanager
     async def use(self, asked: str | None = None) -> AsyncIterator[Pipeline]:

@@ -39,7 +39,9 @@ def document() -> dict[str, Any]:
     }
     for path, summary in READING.items():
         paths[path] = {"get": {"summary": summary, "responses": {"200": done}}}
-    schemas = {"Request": request_schema(), "Error": _error_schema()}
+    facts = {name: {"type": ["string", "null"]} for name in ("code", "message", "field", "hint")}
+    error = {"type": "object", "properties": {"error": {"type": "object", "properties": facts}}}
+    schemas = {"Request": request_schema(), "Error": error}
     secured = {"bearer": {"type": "http", "scheme": "bearer"}, "basic": {"type": "http", "scheme": "basic"}}
     return {
         "openapi": "3.1.0",
@@ -80,8 +82,3 @@ def _type(kind: Kind) -> dict[str, Any]:
 
 def _json(name: str) -> dict[str, Any]:
     return {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}
-
-
-def _error_schema() -> dict[str, Any]:
-    facts = {name: {"type": ["string", "null"]} for name in ("code", "message", "field", "hint")}
-    return {"type": "object", "properties": {"error": {"type": "object", "properties": facts}}}

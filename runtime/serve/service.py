@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import re
 import warnings
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
@@ -36,6 +37,9 @@ OPTIONS: Mapping[str, tuple[Kind, str]] = {  # of a request over HTTP, beside th
     "preview": (FRACTION, "seconds between previews in a stream of events (default: none)"),
     "format": (TEXT, "PNG, JPEG or WEBP (default: PNG)"),
 }
+
+
+_ID = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ class Options:
         return cls(**{name: OPTIONS[name][0].check(name, value) for name, value in given.items() if value is not None})
 
     def __post_init__(self) -> None:
-        if self.id is not None and not (0 < len(self.id) <= 64 and self.id.replace("-", "").replace("_", "").isalnum()):
+        if self.id is not None and not _ID.fullmatch(self.id):
             raise RequestError("id must be 1 to 64 letters, digits, - and _", field="id")
         if not -100 <= self.priority <= 100:
             raise RequestError(f"priority must be -100..100, not {self.priority}", field="priority")

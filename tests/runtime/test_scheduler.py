@@ -1,6 +1,7 @@
 """Many requests at once for asyncio: what they give, who waits, who is refused, what becomes of those that leave."""
 
 import asyncio
+import threading
 import time
 
 import numpy as np
@@ -38,6 +39,7 @@ def test_sixteen_clients_of_four_mixed_requests_get_what_each_request_gives_alon
 
     results = [result for each in asyncio.run(all_clients()) for result in each]
     assert [result.seeds[0] for result in results] == [request.seed for request in requests]
+    assert sum(thread.name.startswith("clipskip-") for thread in threading.enumerate()) <= 3
     for request, result in zip(requests, results, strict=True):
         np.testing.assert_array_equal(np.asarray(result.images[0]), np.asarray(pipe(request).images[0]))
 
@@ -66,6 +68,46 @@ def test_a_second_pass_and_a_request_without_any_call_are_made_as_alone(pipe):
 
     for request, result in zip((enlarged, untouched), asyncio.run(both()), strict=True):
         np.testing.assert_array_equal(np.asarray(result.images[0]), np.asarray(pipe(request).images[0]))
+
+
+def test_one_is_decoded_while_the_others_run_on(pipe, monkeypatch):
+    finish, moved = pipe.finish, threading.Event()
+
+    def decode(work):
+        assert moved.wait(240), "the batch stands still"
+        return finish(work)
+
+    async def both():
+        short, long = pipe.generate("a ring", steps=2, **SMALL), pipe.generate("a star", steps=400, **SMALL)
+        while short.state != "decoding":
+            await asyncio.sleep(0.01)
+        call = long.progress.call
+        monkeypatch.setattr(pipe, "finish", finish)
+        while long.progress.call <= call:
+            await asyncio.sleep(0.01)
+        moved.set()
+        await short
+        long.cancel()
+
+    monkeypatch.setattr(pipe, "finish", decode)
+    asyncio.run(both())
+
+
+def test_a_higher_priority_is_earlier_in_the_queue(sample_store):
+    async def wait():
+        with clipskip.open(sample_store, max_batch=1) as pipe:
+            running = pipe.generate("a ring", steps=60, **SMALL)
+            while running.state != "running":
+                await asyncio.sleep(0.01)
+            low, high = (pipe.generate("a star", steps=2, priority=level, **SMALL) for level in (0, 5))
+            order = [low.position, high.position]
+            ended = []
+            for name, each in (("low", low), ("high", high)):
+                each.future.add_done_callback(lambda future, name=name: ended.append(name))
+            await asyncio.gather(running, low, high)
+            return order, ended
+
+    assert asyncio.run(wait()) == ([1, 0], ["high", "low"])
 
 
 def test_a_refused_request_is_refused_as_by_the_pipeline_and_the_others_go_on(pipe):
@@ -134,8 +176,6 @@ def test_a_request_whose_driver_hangs_ends_in_time_all_the_same_e14(sample_store
 
 
 async def _hang(pipe, monkeypatch):
-    import threading
-
     free = threading.Event()
     monkeypatch.setattr(pipe.driver, "advance", lambda images, calls: free.wait(100))
     with pytest.raises(DeadlineExceeded):

@@ -5,18 +5,21 @@ import base64
 import json
 import logging
 import random
+import time
 from io import BytesIO
 
 import httpx
 import numpy as np
 import PIL.Image
 import pytest
+from starlette.requests import ClientDisconnect
 
 import clipskip
 from clipskip import errors
 from clipskip.request import FIELDS
 from clipskip.serve.answers import STATUS, refused, status_of
 from clipskip.serve.app import create_app
+from clipskip.serve.guard import Guard
 from clipskip.serve.models import Models
 from clipskip.serve.service import OPTIONS, Settings
 
@@ -270,6 +273,27 @@ def test_every_error_has_a_status_and_those_that_pass_say_when():
     assert "retry-after" not in refused(errors.StorageError("x")).headers
 
 
+def test_a_full_queue_is_a_503_that_says_when_to_come_again(ask, pipe, monkeypatch):
+    monkeypatch.setattr(pipe.scheduler, "_max_queue", 0)
+    answer = ask("POST", "/v1/generate", json={"prompt": "a ring"})
+    assert error(answer, 503)["code"] == "busy"
+    assert 1 <= int(answer.headers["retry-after"]) <= 60
+
+
+def test_a_request_that_is_late_is_a_504(ask):
+    asked = {"prompt": "a ring", **SMALL, "steps": 900, "timeout": 0.2}
+    assert error(ask("POST", "/v1/generate", json=asked), 504)["code"] == "deadline"
+
+
+def test_a_preflight_needs_no_token_and_names_what_may_be_sent(ask):
+    settings = Settings(token="secret", origins=("https://our.example",))
+    head = {"origin": "https://our.example", "access-control-request-method": "POST"}
+    answer = ask(
+        "OPTIONS", "/v1/generate", settings, headers={**head, "access-control-request-headers": "authorization"}
+    )
+    assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, "https://our.example")
+
+
 def test_a_bug_is_a_500_that_tells_nothing(ask, monkeypatch, caplog):
     ask("GET", "/healthz")
     monkeypatch.setattr(ask.app.state.service, "generation", None)
@@ -277,6 +301,42 @@ def test_a_bug_is_a_500_that_tells_nothing(ask, monkeypatch, caplog):
     assert error(answer, 500)["code"] == "bug"
     assert "NoneType" not in answer.text
     assert "NoneType" in caplog.text
+
+
+def test_a_hung_call_and_a_store_that_is_gone_show_in_the_readiness(ask, pipe, monkeypatch, tmp_path):
+    ask("POST", "/v1/generate", json={"prompt": "a ring", **SMALL})
+    assert ask("GET", "/readyz").json() == {"ready": True, "trouble": None}
+    monkeypatch.setattr(pipe.driver.tally, "since", time.perf_counter() - 601)
+    answer = ask("GET", "/readyz")
+    assert (answer.status_code, "running for more than 600 s" in answer.text) == (503, True)
+    monkeypatch.setattr(pipe.driver.tally, "since", None)
+    monkeypatch.setitem(ask.app.state.service.models.paths, "test-store-sample", tmp_path)
+    assert "no engine store" in ask("GET", "/readyz").json()["trouble"]
+    assert "no engine store" in ask("GET", "/v1/models").json()["data"][0]["error"]["message"]
+
+
+def test_a_client_that_takes_no_answer_is_given_up(ask, pipe):
+    ask("GET", "/healthz")
+    gone = []
+
+    async def stuck(message):
+        await asyncio.sleep(1000)
+
+    async def app(scope, receive, send):
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+        except BaseException as error:
+            gone.append(type(error))
+            raise
+
+    async def main():
+        service = ask.app.state.service
+        service.settings = Settings(client_timeout=0.05)
+        scope = {"type": "http", "method": "GET", "path": "/", "raw_path": b"/", "headers": [(b"host", b"localhost")]}
+        await Guard(app, service)(scope, None, stuck)
+
+    asyncio.run(main())
+    assert gone == [ClientDisconnect]
 
 
 def test_a_lost_device_shows_in_the_health(ask, pipe, monkeypatch):

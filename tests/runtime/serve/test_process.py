@@ -75,7 +75,7 @@ class Server:
 def server(sample_store):
     server = Server(sample_store, "--client-timeout", "1")
     yield server
-    assert server.end() == 143
+    assert server.end(signal.SIGINT) == 130
     assert not any("bug" in line for line in server.log)
 
 
@@ -107,6 +107,16 @@ def test_a_request_is_cancelled_by_its_id_and_its_client_is_told(server):
         status, body = waiting.result()
     assert (status, json.loads(body)["error"]["message"]) == (409, "this request was cancelled")
     assert server.ask("/v1/generate/mine", method="DELETE")[0] == 404
+
+
+def test_a_stream_of_a_cancelled_request_ends_with_an_error(server):
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(server.ask, "/v1/generate", {**SLOW, "id": "told"}, Accept="text/event-stream")
+        server.until(lambda: server.figure("running_requests") == 1)
+        assert server.ask("/v1/generate/told", method="DELETE")[0] == 204
+        status, body = waiting.result()
+    last = body.decode().strip().split("\n\n")[-1]
+    assert (status, last.split("\n")[0], "was cancelled" in last) == (200, "event: error", True)
 
 
 def test_a_head_that_comes_byte_by_byte_is_cut_off(server):

@@ -1,0 +1,45 @@
+"""What `clipskip serve` refuses before it listens, and where it takes its secrets from."""
+
+import json
+
+import pytest
+
+from clipskip.__main__ import main
+from clipskip.cli.serve import secret
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        (["--port", "x"], "port"),
+        (["--max-queue", "0"], "max_queue"),
+        (["--timeout", "soon"], "timeout"),
+        (["--models-memory", "1"], "models_memory"),
+        (["--token", ""], "token"),
+        (["--token", "@/nowhere/at/all"], "token"),
+        (["--user", "me"], "user"),
+        (["--target", "gpux"], "target"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_by_name(sample_store, capsys, arguments, field):
+    assert main(["serve", str(sample_store), "--json", *arguments]) == 2
+    assert json.loads(capsys.readouterr().out)["error"]["field"] == field
+
+
+def test_a_store_that_is_not_there_and_a_port_that_is_taken_are_told(sample_store, tmp_path, capsys):
+    import socket
+
+    assert main(["serve", str(tmp_path / "none"), "--json"]) == 4
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert main(["serve", str(sample_store), "--port", port, "--json"]) == 7
+    assert f"port {port}" in json.loads(capsys.readouterr().out.splitlines()[-1])["error"]["message"]
+
+
+def test_secrets_come_from_the_option_a_file_or_the_environment(tmp_path, monkeypatch):
+    (tmp_path / "token").write_text("from a file\n")
+    monkeypatch.setenv("CLIPSKIP_TOKEN", "from the environment")
+    assert secret("token", "typed") == "typed"
+    assert secret("token", f"@{tmp_path / 'token'}") == "from a file"
+    assert secret("token", None) == "from the environment"
+    assert secret("user", None) == ""
