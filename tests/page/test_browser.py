@@ -1,7 +1,7 @@
 """The page of `clipskip serve`, driven in Chromium as a user drives it: `make test-page`. Makes docs/serve-page.png.
 
-What the page sends is compared with tests/runtime/serve/data/page_requests.json, which the suite replays without a browser;
-CLIPSKIP_RECORD=1 writes that file anew.
+What the page sends is compared with tests/runtime/serve/data/page_requests.json, which the suite replays without a
+browser; CLIPSKIP_RECORD=1 writes that file anew.
 """
 
 import base64
