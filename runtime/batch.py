@@ -97,6 +97,7 @@ class Batch:
 
     def __init__(self, engine: Engine, image: Image, *, exact_rows: bool) -> None:
         self.size, self.chunks, self.mix = image.latents.shape, image.chunks, image.mix
+        self.turn = 0.0  # the driver's: the batch of the least runs next
         self._engine, self._exact_rows = engine, exact_rows
         self._slots: list[Image | None] = []
         self._rows: list[tuple[Image, NetworkRow] | None] = []

@@ -64,10 +64,11 @@ class Driver:
         self.tally = Tally()
         self._waiting: dict[Image, _Place] = {}
         self._leaving: list[Image] = []
-        self._batches: list[Batch] = []  # the one whose turn it is first
+        self._batches: list[Batch] = []
         self._failures: dict[Image, BaseException] = {}
         self._held: dict[Mix, tuple[Engine, ExitStack]] = {}  # the step engines of the batches
         self._changed = threading.Condition()
+        self._turn = 0.0  # of the batch that ran last
         self._busy = False  # somebody touches the batches
         self._visitors = 0  # threads that want to, and not for a call of the network
         self._process = os.getpid()
@@ -194,11 +195,12 @@ class Driver:
     def _step(self) -> None:
         """Let images join, then run the network for the batch whose turn it is; its failure is its images'."""
         self._admit()
-        batch = next((batch for batch in self._batches if batch.images), None)
+        running = (batch for batch in self._batches if batch.images)
+        batch = min(running, key=lambda batch: batch.turn, default=None)
         if batch is None:
             return
-        self._batches = [*(other for other in self._batches if other is not batch), batch]
-        images = batch.images
+        images, self._turn = batch.images, batch.turn
+        batch.turn += 1 / len(images)  # who has many comes more often: calls for few cost as much, or nearly
         self.tally.since = start = time.perf_counter()
         try:
             batch.step()
@@ -278,6 +280,7 @@ class Driver:
             try:
                 if batch is None:
                     batch = Batch(self._hold(image.mix), image, exact_rows=self._exact_rows)
+                    batch.turn = self._turn
                     self._batches.append(batch)
                 batch.add(image)
                 self.tally.joins += 1

@@ -1,7 +1,7 @@
 """The page of `clipskip serve`, driven in Chromium as a user drives it: `make test-page`. Makes docs/serve-page.png.
 
-What the page sends is compared with tests/runtime/serve/data/page_requests.json, which the suite replays without a browser;
-CLIPSKIP_RECORD=1 writes that file anew.
+What the page sends is compared with tests/runtime/serve/data/page_requests.json, which the suite replays without a
+browser; CLIPSKIP_RECORD=1 writes that file anew.
 """
 
 import base64
@@ -27,8 +27,17 @@ CHROMIUM, DRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))
 pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no chromium with chromedriver is on the PATH")
 ROOT = Path(__file__).parents[2]
 RECORDED = ROOT / "tests" / "runtime" / "serve" / "data" / "page_requests.json"
-FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
---disable-component-update --disable-sync --force-prefers-reduced-motion""".split()
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--force-prefers-reduced-motion",
+]
 LISTEN = """
 window.sent = [];
 const plain = window.fetch;

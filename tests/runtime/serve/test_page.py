@@ -1,4 +1,4 @@
-"""The page's own requests, as `make test-page` recorded them in a browser, sent to the application; sheets; closedness."""
+"""The page's own requests, as `make test-page` recorded them, sent to the application; sheets; dropped pictures."""
 
 import asyncio
 import base64
