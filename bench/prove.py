@@ -15,7 +15,6 @@ import shutil
 import subprocess
 import sys
 import time
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
