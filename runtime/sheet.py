@@ -21,11 +21,11 @@ from .cells import Cells
 from .errors import ClipskipError
 from .fields import written
 from .lettering import lettering
-from .pipeline import Limit, unlimited
 from .request import FIELDS, Request
 
 if TYPE_CHECKING:
     from .pipeline import Pipeline
+    from .resolve import Resolved
     from .result import Result
 
 GAP = 4
@@ -147,7 +147,10 @@ def steps(
 
 
 def kinds_of(
-    cells: Sequence[Request], pipes: Sequence[Pipeline], names: Sequence[str], limit: Limit = unlimited
+    cells: Sequence[Request],
+    pipes: Sequence[Pipeline],
+    names: Sequence[str],
+    limit: Callable[[Resolved], object] = lambda resolved: None,
 ) -> list[Kind]:
     """The kind of every cell: what those have in common that share calls. A refusal, also `limit`'s, names its cell."""
     kinds: list[Kind] = []
