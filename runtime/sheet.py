@@ -25,8 +25,8 @@ from .request import FIELDS, Request
 
 if TYPE_CHECKING:
     from .pipeline import Pipeline
+    from .resolve import Resolved
     from .result import Result
-    from .scheduler import Limit
 
 GAP = 4
 MOST_PIXELS = metadata.MOST_PIXELS  # of a sheet: larger cells are drawn smaller
@@ -147,15 +147,16 @@ def steps(
 
 
 def kinds_of(
-    cells: Sequence[Request], pipes: Sequence[Pipeline], names: Sequence[str], limit: Limit | None = None
+    cells: Sequence[Request],
+    pipes: Sequence[Pipeline],
+    names: Sequence[str],
+    limit: Callable[[Resolved], object] = lambda resolved: None,
 ) -> list[Kind]:
     """The kind of every cell: what those have in common that share calls. A refusal, also `limit`'s, names its cell."""
     kinds: list[Kind] = []
     for cell, pipe, name in zip(cells, pipes, names, strict=True):
         try:
-            resolved = pipe.check(cell)
-            if limit is not None:
-                limit(resolved)
+            limit(resolved := pipe.check(cell))
         except ClipskipError as error:
             error.message = f"{name}: {error.message}" if kinds else error.message  # the first: it may be every cell's
             raise

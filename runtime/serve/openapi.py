@@ -30,18 +30,28 @@ def document() -> dict[str, Any]:
     errors = {str(status): {"description": "see `code`", "content": _json("Error")} for status in {*STATUS.values()}}
     made = {"200": {"description": "pictures, as Accept says", "content": answers}, **errors}
     generate = {"requestBody": {"required": True, "content": _json("Request")}, "responses": made}
+    sheet = {"requestBody": {"required": True, "content": _json("SheetRequest")}, "responses": made}
+    told = {
+        "requestBody": {"required": True, "content": picture},
+        "responses": {"200": {"description": "done"}, **errors},
+    }
     identity = {"name": "id", "in": "path", "required": True, "schema": STRING}
     done = {"description": "done"}
     cancel = {"parameters": [identity], "responses": {"204": done, "404": {"description": "no such request"}}}
     paths: dict[str, Any] = {
         "/v1/generate": {"post": {"summary": "make pictures", **generate}},
         "/v1/generate/{id}": {"delete": {"summary": "cancel a request", **cancel}},
+        "/v1/sheets": {"post": {"summary": "a request along the axes x, y, z", **sheet}},
+        "/v1/png-info": {"post": {"summary": "the settings in a picture, which is the body", **told}},
     }
     for path, summary in READING.items():
         paths[path] = {"get": {"summary": summary, "responses": {"200": done}}}
     facts = {name: {"type": ["string", "null"]} for name in ("code", "message", "field", "hint")}
     error = {"type": "object", "properties": {"error": {"type": "object", "properties": facts}}}
-    schemas = {"Request": request_schema(), "Error": error}
+    axes = {name: {**STRING, "description": "an axis, such as clip_skip=1-13"} for name in "xyz"}
+    request = request_schema()
+    sheet_request = {**request, "required": ["prompt", "x"], "properties": {**request["properties"], **axes}}
+    schemas = {"Request": request, "SheetRequest": sheet_request, "Error": error}
     secured = {"bearer": {"type": "http", "scheme": "bearer"}, "basic": {"type": "http", "scheme": "basic"}}
     return {
         "openapi": "3.1.0",

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Any
 
+from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
@@ -43,15 +44,20 @@ async def sheets(http: HttpRequest) -> Response:
     async with AsyncExitStack() as stack:
         pipe = await stack.enter_async_context(service.models.use(options.model))
         run = await asyncio.to_thread(Run, service, pipe, Sheet(base, axes, ()), options)
-        run.fill()
         stack.callback(run.end)
+        run.fill()
         if "text/event-stream" in accept:
             return Events(events(run, service), stack.pop_all())
         gone = asyncio.ensure_future(disconnected(http))
         gone.add_done_callback(lambda _: run.cancel())
         stack.callback(gone.cancel)
-        async for _ in run.results():
-            pass
+        try:
+            async for _ in run.results():
+                pass
+        except Refusal:
+            if gone.done():
+                raise ClientDisconnect from None
+            raise
         return await asyncio.to_thread(answer, run.sheet, accept)
     raise AssertionError
 
@@ -125,14 +131,15 @@ class Run:
                 (await asyncio.wait(self._open, return_when=asyncio.FIRST_COMPLETED))[0] if self._open else ()
             ):
                 place, generation = self._open.pop(future)
-                if future.cancelled():
-                    raise Refusal(409, "this sheet was cancelled", field="id")
-                result, results = future.result(), list(self.sheet.results)
-                results[place] = result
-                self.sheet = Sheet(self.sheet.base, self.sheet.axes, tuple(results))
-                self._past += generation.work.calls if generation.work else 0
-                yield place, result
+                if not future.cancelled():
+                    result, results = future.result(), list(self.sheet.results)
+                    results[place] = result
+                    self.sheet = Sheet(self.sheet.base, self.sheet.axes, tuple(results))
+                    self._past += generation.work.calls if generation.work else 0
+                    yield place, result
             self.fill()
+        if None in self.sheet.results:
+            raise Refusal(409, "this sheet was cancelled", field="id")
 
     def standing(self) -> dict[str, Any]:
         """Where it stands, as of one picture."""

@@ -248,8 +248,9 @@ def test_with_a_token_the_page_asks_for_it(browser, sample_store):
 def test_nothing_is_wider_than_a_phone_and_the_documents_picture_is_made(page):
     screen = {"deviceScaleFactor": 1, "mobile": False}
     page.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": 1200, "height": 900, **screen})
-    page.put(prompt="a large green triangle on a white background", steps=12, seed=2, cfg=3, width=64, height=64)
-    page.put(depths="1,2,3,5,7,9,11,13", guidances="1,3,6,12")
+    page.put(
+        prompt="a large red circle on a green background", steps=12, seed=2, depths="1,2,7,11,13", guidances="1,3,7,12"
+    )
     page["square"].click()
     page.done(300)
     target = ROOT / "docs" / "serve-page.png"

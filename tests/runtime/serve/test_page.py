@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
 
-import httpx
+import httpx2 as httpx
 import numpy as np
 import PIL.Image
 import PIL.PngImagePlugin
