@@ -34,7 +34,7 @@ from clipskip.bench.store import PAUSE, child
 from clipskip.engines.files import folder_size
 from clipskip.engines.manifest import DECODE, STEP, Role
 from clipskip.engines.store import Store
-from clipskip.errors import ClipskipError
+from clipskip.errors import BackendUnavailable
 
 OURS = next(iter(PEERS))
 TORCH = "torch==2.13.0"  # another one may be a build for GPUs, of gigabytes
@@ -68,10 +68,6 @@ IMPORTS = {
 INSTALLED = {OURS: "clipskip onnxruntime", "diffusers": "diffusers[torch] transformers", "OpenVINO": "openvino numpy"}
 
 
-class Failed(ClipskipError):
-    """A peer cannot do what it was asked to."""
-
-
 @dataclass
 class Peer:
     """A running peer. Close it."""
@@ -85,28 +81,28 @@ class Peer:
         self._process = subprocess.Popen(self.command, text=True, bufsize=1, **pipes)  # type: ignore[call-overload]
 
     def ask(self, do: str, **what: Any) -> dict[str, Any]:
-        """Its answer. Failed with its reason, or where it has ended."""
+        """Its answer. BackendUnavailable with its reason, or where it has ended."""
         line = ""
         with suppress(BrokenPipeError):
             self._process.stdin.write(f"{json.dumps({'do': do, **what})}\n")
             line = self._process.stdout.readline()
         answer: dict[str, Any] = json.loads(line) if line else {"error": f"ended with status {self._process.wait()}"}
         if "error" in answer:
-            raise Failed(answer["error"], field=self.name)
+            raise BackendUnavailable(answer["error"], field=self.name)
         return answer
 
     def ready(self, stage: Stage) -> bool:
-        """Make a stage ready; False where the peer has none of that kind. Failed."""
+        """Make a stage ready; False where the peer has none of that kind. BackendUnavailable."""
         answer = self.ask("open", **asdict(stage))
         self.facts = answer["facts"]
         return bool(answer["ready"])
 
     def run(self, skip: int) -> Took:
-        """Run what is ready, once. Failed."""
+        """Run what is ready, once. BackendUnavailable."""
         return Took(self.ask("run", skip=skip)["seconds"])
 
     def result(self, skip: int) -> Any:
-        """What it gives, as an array. Failed."""
+        """What it gives, as an array. BackendUnavailable."""
         with tempfile.TemporaryDirectory() as folder:
             self.ask("output", path=f"{folder}/result.npy", skip=skip)
             return np.load(f"{folder}/result.npy")
@@ -159,7 +155,7 @@ class Comparison:
                 contenders: Contenders = {f"{name}\n{stage.name(skip)}": run for (name, skip), run in runs.items()}
                 taken = Turns(self.rounds, 1.0, PAUSE, until).take(contenders)
                 break
-            except Failed as error:
+            except BackendUnavailable as error:
                 if error.field == OURS:
                     raise
                 self.left_out[f"{stage.part} {stage.size}, {error.field}"] = error.message
@@ -258,14 +254,14 @@ def installed(requirements: str) -> int:
 
 
 def environment(name: str, folder: Path) -> str:
-    """The interpreter of an optional peer's own environment, which is made where it is missing. Failed."""
+    """The interpreter of an optional peer's own environment, which is made where it is missing. BackendUnavailable."""
     python, done = folder / name / "bin" / "python", folder / name / "installed"
     if not done.exists():
         subprocess.run([sys.executable, "-m", "venv", str(folder / name)], check=True)
         pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *OPTIONAL[name]]
         if (made := subprocess.run(pip, capture_output=True, text=True)).returncode:
             lines = [line for line in made.stderr.splitlines() if "error" in line.lower()] or ["pip failed"]
-            raise Failed(f"does not install: {lines[-1].strip()[:200]}")
+            raise BackendUnavailable(f"does not install: {lines[-1].strip()[:200]}")
         done.touch()
     return str(python)
 
@@ -286,7 +282,7 @@ def measure(comparison: Comparison, names: Sequence[str], folder: Path) -> dict[
         comparison.say(f"installing {name}")
         try:
             pythons[name] = environment(name, folder)
-        except (Failed, OSError, subprocess.CalledProcessError) as error:
+        except (BackendUnavailable, OSError, subprocess.CalledProcessError) as error:
             comparison.left_out[name] = str(error)
     names = [name for name in names if name not in comparison.left_out]
     weights = sum(file.size for role in (STEP, DECODE, Role("text", model.layers))

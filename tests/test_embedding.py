@@ -62,7 +62,7 @@ def test_a_wheel_holds_the_package_alone_and_leaves_nothing_behind(wheel: Path) 
         "/".join(["clipskip", *([] if home == "runtime" else [home]), *path.relative_to(ROOT / home).parts])
         for home in homes.values()
         for path in (ROOT / home).rglob("*")
-        if path.suffix in (".py", ".typed", ".gz") or path.name.endswith("LICENSE.txt")
+        if path.suffix in (".py", ".typed", ".gz", ".html") or path.name.endswith("LICENSE.txt")
         if "sample" not in path.parts and "__pycache__" not in path.parts
     }
     assert {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name} == sources

@@ -12,8 +12,9 @@ import pytest
 
 from clipskip.bench import peers
 from clipskip.bench.peer import Stage
-from clipskip.bench.peers import Comparison, Failed, not_reproduced, over, waves
+from clipskip.bench.peers import Comparison, not_reproduced, over, waves
 from clipskip.bench.report import chapter
+from clipskip.errors import BackendUnavailable
 
 
 def test_a_peer_computes_the_same_and_one_that_cannot_run_is_left_out_with_its_reason(
@@ -43,7 +44,7 @@ def test_an_environment_that_pip_cannot_fill_says_why(tmp_path: Path, monkeypatc
         return subprocess.CompletedProcess(command, int("pip" in command), "", "Looking\nERROR: No such package\n")
 
     monkeypatch.setattr(peers.subprocess, "run", run)
-    with pytest.raises(Failed, match="does not install: ERROR: No such package"):
+    with pytest.raises(BackendUnavailable, match="does not install: ERROR: No such package"):
         peers.environment("optimum-onnx", tmp_path)
     (tmp_path / "optimum-onnx").mkdir()
     (tmp_path / "optimum-onnx" / "installed").touch()
@@ -77,7 +78,7 @@ def test_peers_that_do_not_fit_into_memory_together_are_each_compared_with_ours(
 
 def test_a_peer_that_ends_is_said_to_have_ended() -> None:
     peer = peers.Peer("gone", ["false"])
-    with pytest.raises(Failed, match="ended with status 1"):
+    with pytest.raises(BackendUnavailable, match="ended with status 1"):
         peer.run(1)
     peer.close()
 

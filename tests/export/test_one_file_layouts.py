@@ -47,7 +47,6 @@ def second(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a tiny SD 2.x: linear layers around the attentions, heads by block, another activation."""
     root = shutil.copytree(tiny, tmp_path_factory.mktemp("models") / "second")
     config = json.loads((root / "unet" / "config.json").read_text())
-    config.pop("_use_default_values")  # what diffusers would take its own values for
     config |= {"use_linear_projection": True, "attention_head_dim": [2, 4]}
     text = json.loads((root / "text_encoder" / "config.json").read_text()) | {"hidden_act": "gelu"}
     torch.manual_seed(1)
