@@ -58,7 +58,7 @@ def serve(args: argparse.Namespace) -> Outcome:
         from clipskip.serve.guard import is_loopback
         from clipskip.serve.service import Settings
     except ImportError as error:
-        hint = hints.install("clipskip[serve]")
+        hint = f"{hints.install('starlette')} {' '.join(OTHERS)}"
         raise BackendUnavailable(f"serving needs a package that is not installed: {error.name}", hint=hint) from error
     numbers = {name: at_least(name, whole(name, getattr(args, name)), 1) for name in NUMBERS}
     settings = Settings(
@@ -94,6 +94,7 @@ def serve(args: argparse.Namespace) -> Outcome:
     return Outcome({}, "")
 
 
+OTHERS = ("uvicorn", "python-multipart", "prometheus-client")  # of the extra `serve`
 NUMBERS = ("max_queue", "max_pixels", "max_calls", "max_body", "timeout", "client_timeout")
 
 
