@@ -56,7 +56,8 @@ def trace(tiny: Path, half_store: Store, tmp_path: Path) -> list[str]:
     watch = ["strace", "-f", "--seccomp-bpf", "-qq", "-y", "-o", trace, "-e", f"trace=network,{WRITING}"]
     done = subprocess.run(
         [*watch, sys.executable, "-c", RUN, json.dumps(verbs)],
-        env={**environment(home), "TMPDIR": work, "PYTHONDONTWRITEBYTECODE": "1"}, cwd=work, capture_output=True, text=True, timeout=300,
+        env={**environment(home), "TMPDIR": work, "PYTHONDONTWRITEBYTECODE": "1"},
+        cwd=work, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stderr.splitlines()[-1]) == [0] * len(verbs), done.stderr
