@@ -224,7 +224,7 @@ class Optimum:
 PEERS: Mapping[str, Callable[[Path, Path], Any]] = {  # from the checkpoint and the store; the first is ours
     "clipskip": lambda checkpoint, store: Clipskip(store, "onnxruntime"),
     "clipskip on OpenVINO": lambda checkpoint, store: Clipskip(store, "openvino"),
-    "clipskip on OpenVINO, step in bf16": lambda checkpoint, store: Clipskip(store, "openvino-bf16"),
+    "clipskip on OpenVINO with a bf16 step": lambda checkpoint, store: Clipskip(store, "openvino-bf16"),
     "OpenVINO": lambda checkpoint, store: OpenVino(store, "f32"),
     "OpenVINO bf16": lambda checkpoint, store: OpenVino(store, "bf16"),
     "diffusers": lambda checkpoint, store: Diffusers(checkpoint, "float32"),

@@ -30,7 +30,7 @@ between things that took turns in one run.
 GPUS = {"H100 SXM": (989e12, 3.35e12), "A100 SXM 80 GB": (312e12, 2.04e12), "RTX 4090": (165e12, 1.01e12)}
 SHOWN = 3  # rows that are named
 SHORT = {
-    "clipskip on OpenVINO, step in bf16": "ours on OpenVINO, step bf16",
+    "clipskip on OpenVINO with a bf16 step": "ours on OpenVINO, step bf16",
     "clipskip on OpenVINO": "ours on OpenVINO",
 }
 

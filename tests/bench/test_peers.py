@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from clipskip.bench import peers
-from clipskip.bench.peer import Stage
+from clipskip.bench.peer import PEERS, Stage
 from clipskip.bench.peers import Comparison, not_reproduced, over, waves
 from clipskip.bench.report import chapter
 from clipskip.errors import BackendUnavailable
@@ -103,3 +103,7 @@ def test_what_is_installed_is_counted_with_all_that_it_requires() -> None:
     assert peers.installed("onnxruntime") > peers.installed("numpy") > 1 << 20
     assert peers.installed("numpy onnxruntime") == peers.installed("onnxruntime")  # which requires it
     assert peers.installed("no-such-package") == 0
+
+
+def test_all_peers_can_be_asked_for_by_the_names_that_they_have() -> None:
+    assert not [name for name in PEERS if "," in name], "the option lists them with commas"
