@@ -33,8 +33,8 @@ from clipskip.scheduler import Generation
 
 from . import a1111_lists
 from .a1111_fields import CHECKPOINT, DEFAULTS, KNOWN, SETTINGS, Settings, ignored, request_of
-from .answers import Refusal, facts, status_of
-from .foreign import AsciiResponse, data_url, pictures, sentence, telling
+from .answers import Refusal, facts, pictures, status_of
+from .foreign import AsciiResponse, data_url, sentence, telling
 from .generate import json_body, object_of
 from .models import LOG
 from .service import Options, Service

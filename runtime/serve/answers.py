@@ -1,7 +1,8 @@
-"""What a client hears: one table from errors to HTTP statuses, and their form in JSON. Knows no route."""
+"""What a client hears: one table from errors to HTTP statuses, their form in JSON, and pictures. Knows no route."""
 
 from __future__ import annotations
 
+import base64
 import math
 from typing import Any
 
@@ -10,6 +11,8 @@ from starlette.responses import JSONResponse
 
 from clipskip import errors
 from clipskip.errors import ClipskipError, RequestError
+from clipskip.metadata import encode
+from clipskip.result import Result
 
 STATUS: dict[type[ClipskipError], int] = {  # the class itself, or the nearest one above it
     errors.RequestError: 422,
@@ -67,6 +70,12 @@ def refused(error: ClipskipError) -> JSONResponse:
 def as_refusal(error: HTTPException) -> Refusal:
     """Starlette's own errors in our form."""
     return Refusal(error.status_code, f"HTTP {error.status_code}: {error.detail}", hint="the routes: GET /openapi.json")
+
+
+def pictures(result: Result, format: str = "PNG", quality: int | None = None) -> list[str]:
+    """The pictures of a result in base64, each with its request."""
+    images = enumerate(result.images)
+    return [base64.b64encode(encode(image, result.origin(i), format, quality)).decode() for i, image in images]
 
 
 BUG = {"error": {"code": "bug", "message": "a bug in clipskip; its log has more", "field": None, "hint": None}}

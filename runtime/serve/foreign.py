@@ -1,8 +1,7 @@
-"""What the routes in other servers' forms share: their errors, and pictures in base64. Knows neither's fields."""
+"""What the routes in other servers' forms share: their errors, and pictures that come. Knows neither's fields."""
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeAlias
@@ -13,8 +12,6 @@ from starlette.responses import JSONResponse, Response
 
 from clipskip.errors import ClipskipError, RequestError
 from clipskip.fields import TEXT
-from clipskip.metadata import encode
-from clipskip.result import Result
 
 from .answers import as_refusal, refused
 
@@ -57,9 +54,3 @@ def data_url(name: str, text: object) -> str:
     if not given or ":" in given[:20]:
         raise RequestError(f"{name} must be a picture in base64; addresses and paths are not opened", field=name)
     return f"data:;base64,{given}"
-
-
-def pictures(result: Result, format: str = "PNG", quality: int | None = None) -> list[str]:
-    """The pictures of a result in base64, each with its request."""
-    images = enumerate(result.images)
-    return [base64.b64encode(encode(image, result.origin(i), format, quality)).decode() for i, image in images]

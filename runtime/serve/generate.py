@@ -27,7 +27,7 @@ from clipskip.request import LARGEST, Request
 from clipskip.result import Result
 from clipskip.scheduler import Generation
 
-from .answers import Refusal, facts
+from .answers import Refusal, facts, pictures
 from .service import OPTIONS, Options, Service
 
 Told: TypeAlias = "Callable[[Generation, AsyncIterator[Any]], AsyncIterator[bytes]]"  # with its progress
@@ -80,13 +80,11 @@ def parsed(body: bytes, accept: list[str]) -> tuple[Request, Options]:
 
 def described(result: Result, format: str) -> dict[str, Any]:
     """A result as JSON, its pictures in base64."""
-    images = [
-        {"seed": seed, "b64_json": base64.b64encode(encode(image, result.origin(index), format)).decode()}
-        for index, (seed, image) in enumerate(zip(result.seeds, result.images, strict=True))
-    ]
+    made = zip(result.seeds, pictures(result, format), strict=True)
+    images = [{"seed": seed, "b64_json": picture} for seed, picture in made]
     request = {**asdict(result.request), **result.pictures}  # of given pictures their digests
-    made = {"request": request, "warnings": result.warnings, "timings": result.timings, "engines": result.engines}
-    return {"images": images, "format": format.upper(), "model": result.model.name, **made}
+    told = {"request": request, "warnings": result.warnings, "timings": result.timings, "engines": result.engines}
+    return {"images": images, "format": format.upper(), "model": result.model.name, **told}
 
 
 class Events(StreamingResponse):

@@ -27,8 +27,8 @@ from clipskip.metadata import encode
 from clipskip.request import Request, canonical, check_types, without_paths
 from clipskip.scheduler import Generation
 
-from .answers import Refusal, facts, status_of
-from .foreign import AsciiResponse, pictures, sentence, telling
+from .answers import Refusal, facts, pictures, status_of
+from .foreign import AsciiResponse, sentence, telling
 from .generate import event, json_body, object_of, streamed
 from .service import Options, Service, check_pictures
 

@@ -110,12 +110,10 @@ class Service:
     @asynccontextmanager
     async def generation(self, asked: Request, options: Options) -> AsyncIterator[Generation]:
         """A request on its way; what is left of it is cancelled when the block ends. Raises as `Scheduler.submit`."""
-        if options.id in self.running:
-            raise Refusal(409, "a request of this id is on its way", field="id")
+        self.check_id(options)
         await asyncio.to_thread(check_pictures, asked, self.settings.max_pixels)
-        seconds = min(options.timeout or self.settings.timeout, self.settings.timeout)
         async with self.models.use(options.model) as pipe:
-            generation = pipe.scheduler.submit(asked, seconds, options.priority, self.limit)
+            generation = pipe.scheduler.submit(asked, self.seconds(options), options.priority, self.limit)
             generation.id = options.id or generation.id
             self.running[generation.id] = generation
             if self.settings.log_prompts:
@@ -140,6 +138,15 @@ class Service:
                 return generation.future.result()
             finally:
                 gone.cancel()
+
+    def seconds(self, options: Options) -> float:
+        """How long a request may take."""
+        return min(options.timeout or self.settings.timeout, self.settings.timeout)
+
+    def check_id(self, options: Options) -> None:
+        """Refusal (409) for the id of a request that is on its way."""
+        if options.id in self.running:
+            raise Refusal(409, "a request of this id is on its way", field="id")
 
     def limit(self, resolved: Resolved) -> None:
         """RequestError for a request beyond the server's limits."""

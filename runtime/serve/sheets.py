@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import Any
 
 from starlette.requests import ClientDisconnect
@@ -104,12 +105,11 @@ class Run:
 
     def fill(self) -> None:
         """Let cells wait for their calls, as many as may. Busy where there is no room for the first one."""
-        most = self._service.settings.timeout
-        seconds = min(self._options.timeout or most, most) - (time.monotonic() - self._start)
+        seconds = self._service.seconds(self._options) - (time.monotonic() - self._start)
         while self._left and len(self._open) < TOGETHER:
             place, cell = self._left[0]
-            if not self.id and self._options.id in self._service.running:
-                raise Refusal(409, "a request of this id is on its way", field="id")
+            if not self.id:
+                self._service.check_id(self._options)
             try:
                 generation = self._pipe.scheduler.submit(cell, seconds, self._options.priority)
             except Busy:
@@ -127,14 +127,15 @@ class Run:
         while self._open or self._left:
             if not self._open:  # others have the whole queue
                 await asyncio.sleep(MOVED)
-            for future in (
-                (await asyncio.wait(self._open, return_when=asyncio.FIRST_COMPLETED))[0] if self._open else ()
-            ):
+                self.fill()
+                continue
+            ended, _ = await asyncio.wait(self._open, return_when=asyncio.FIRST_COMPLETED)
+            for future in ended:
                 place, generation = self._open.pop(future)
                 if not future.cancelled():
                     result, results = future.result(), list(self.sheet.results)
                     results[place] = result
-                    self.sheet = Sheet(self.sheet.base, self.sheet.axes, tuple(results))
+                    self.sheet = replace(self.sheet, results=tuple(results))
                     self._past += generation.work.calls if generation.work else 0
                     yield place, result
             self.fill()

@@ -11,9 +11,8 @@ import PIL.Image
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from serving import asked, serving, until
+from serving import asked, until
 
-import clipskip
 from clipskip.metadata import read_request
 from clipskip.serve.a1111_fields import KNOWN, SETTINGS
 from clipskip.serve.app import create_app
@@ -24,18 +23,6 @@ SMALL = {"prompt": "a ring", "width": 64, "height": 64, "steps": 2, "seed": 7}
 LONG = {"width": 128, "height": 128, "steps": 900}  # until it is stopped
 SAME = {**SMALL, "sampler": "Euler"}  # for the pipeline
 HOW = "is no dependency of the suite: pip install it"
-
-
-@pytest.fixture(scope="module")
-def pipe(sample_store):
-    with clipskip.open(sample_store) as pipe:
-        yield pipe
-
-
-@pytest.fixture(scope="module")
-def client(sample_store, pipe):
-    with serving(sample_store, pipe) as client:
-        yield client
 
 
 @pytest.fixture

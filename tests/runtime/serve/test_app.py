@@ -14,7 +14,6 @@ import PIL.Image
 import pytest
 from starlette.requests import ClientDisconnect
 
-import clipskip
 from clipskip import errors
 from clipskip.request import FIELDS
 from clipskip.serve.answers import STATUS, refused, status_of
@@ -25,12 +24,6 @@ from clipskip.serve.service import OPTIONS, Settings
 
 SMALL = {"width": 64, "height": 64, "steps": 2, "seed": 7}
 JSON = {"content-type": "application/json"}
-
-
-@pytest.fixture(scope="module")
-def pipe(sample_store):
-    with clipskip.open(sample_store) as pipe:
-        yield pipe
 
 
 @pytest.fixture

@@ -9,9 +9,8 @@ import PIL.Image
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from serving import asked, serving, until
+from serving import asked, until
 
-import clipskip
 from clipskip.metadata import read_request
 from clipskip.serve.app import create_app
 from clipskip.serve.models import Models
@@ -19,18 +18,6 @@ from clipskip.serve.service import Settings
 
 EXTRA = {"num_inference_steps": 2, "seed": 7, "sampler": "Euler"}
 SAME = {"width": 64, "height": 64, "steps": 2, "seed": 7, "sampler": "Euler"}
-
-
-@pytest.fixture(scope="module")
-def pipe(sample_store):
-    with clipskip.open(sample_store) as pipe:
-        yield pipe
-
-
-@pytest.fixture(scope="module")
-def client(sample_store, pipe):
-    with serving(sample_store, pipe) as client:
-        yield client
 
 
 @pytest.fixture

@@ -30,12 +30,6 @@ SMALL = {"prompt": "a ring", "width": 64, "height": 64, "steps": 2, "seed": 7}
 OLD = "a blue star\nNegative prompt: dull\nSteps: 9, Sampler: Euler a, CFG scale: 3, Seed: 5, Size: 64x64, Clip skip: 3"
 
 
-@pytest.fixture(scope="module")
-def pipe(sample_store):
-    with clipskip.open(sample_store) as pipe:
-        yield pipe
-
-
 @pytest.fixture
 def ask(sample_store, pipe):
     """A function that sends one request to a server of these settings."""
