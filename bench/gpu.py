@@ -21,8 +21,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
-
 import clipskip
 from clipskip.backends import NAMES
 from clipskip.backends.device import Settings
@@ -30,13 +28,12 @@ from clipskip.backends.onnxruntime import OnnxRuntime
 from clipskip.backends.providers import BY_TARGET
 from clipskip.backends.tensorrt import tensorrt_backend
 from clipskip.bench.measure import interleaved, summary
+from clipskip.bench.store import NEGATIVE, PROMPT, feeds
 from clipskip.engines import gpu
 from clipskip.engines.manifest import Identity, Role
-from clipskip.engines.shapes import LATENT, TOKENS
 from clipskip.engines.store import Store
 from clipskip.errors import ClipskipError
 
-PROMPT, NEGATIVE = "a large red circle on a green background", "blue"
 STEPS = 20  # of a picture, and in a row where a step is timed: nobody waits between two
 CAPTURED = ("onnxruntime-cuda", "tensorrt-rtx", "tensorrt")  # targets whose runs we can replay as CUDA graphs
 CLOCKS = ("driver_version", "pstate", "clocks.sm", "clocks.mem", "clocks.max.sm", "power.draw", "temperature.gpu")
@@ -91,14 +88,11 @@ class Engines:
         if (artefact := self._store.manifest().find(identity)) is None:
             return None
         engine = backend.open(artefact, self._store.verify(artefact))
-        latent, random = stage.size // LATENT, np.random.default_rng(0)
-        sizes = {"B": stage.images, "N": 2 * stage.images, "R": 2, "T": TOKENS, "E": 1, "h": latent, "w": latent}
-        ports = artefact.inputs  # over ten: indices become 0, which is always valid
-        feeds = {port.name: (random.standard_normal(port.sized(sizes)) / 10).astype(port.dtype) for port in ports}
+        inputs = feeds(artefact, stage.size, stage.images)
         if stage.part != "step":
-            return Work(lambda: engine.run(feeds), nothing, engine.close)
-        loop = engine.loop(feeds, {"next_state": "state"})
-        change = {name: feeds[name] for name in ("c_in", "timestep", "update")}
+            return Work(lambda: engine.run(inputs), nothing, engine.close)
+        loop = engine.loop(inputs, {"next_state": "state"})
+        change = {name: inputs[name] for name in ("c_in", "timestep", "update")}
         return Work(lambda: loop.run(change), lambda: loop.read("state", 0), lambda: (loop.close(), engine.close()))
 
 

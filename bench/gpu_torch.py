@@ -13,7 +13,8 @@ import diffusers
 import torch
 from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline
 
-from clipskip.bench.gpu import NEGATIVE, PROMPT, STEPS, Contender, Stage, Work, nothing
+from clipskip.bench.gpu import STEPS, Contender, Stage, Work, nothing
+from clipskip.bench.store import NEGATIVE, PROMPT
 from clipskip.engines.shapes import LATENT, TOKENS
 from clipskip.errors import BackendUnavailable
 

@@ -22,11 +22,11 @@ from typing import Any
 import clipskip
 from clipskip.bench import outliers
 from clipskip.bench.measure import OWN_PATH
+from clipskip.bench.store import PROMPT
 from clipskip.cli import output
 from clipskip.engines.manifest import Manifest
 from clipskip.engines.store import Store
 
-PROMPT = "a large red circle on a green background"
 FACTORS, MINUTES = (1, 10, 100), 4
 COMMAND = f"{OWN_PATH}from clipskip.__main__ import main; raise SystemExit(main())"
 Found = dict[str, Any]

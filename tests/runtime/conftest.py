@@ -1,8 +1,8 @@
-"""CLIP's own tokenizer, written out and opened once; and a pipeline that notes what its step engine would be fed."""
+"""CLIP's own tokenizer, opened once; one command in this process; a pipeline that notes what its step is fed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +10,7 @@ from recording import Recording
 from vocabulary import read_merges, write_tokenizer
 
 import clipskip
+from clipskip.__main__ import main
 from clipskip.tokenizer import Tokenizer
 
 
@@ -33,3 +34,14 @@ def seen() -> Recording:
 def pipe(sample_store: Path, seen: Recording) -> Iterator[clipskip.Pipeline]:
     with clipskip.open(sample_store, backend=seen) as pipe:
         yield pipe
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run one command in this process; gives its status, stdout and stderr."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        status = main([str(each) for each in arguments])
+        return status, *capsys.readouterr()
+
+    return call

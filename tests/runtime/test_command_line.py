@@ -26,17 +26,6 @@ from clipskip.pipeline import Pipeline
 FAST = ("--steps", "2", "--width", "64", "--height", "64")
 
 
-@pytest.fixture
-def run(capsys):
-    """Run one command in this process; gives its status, stdout and stderr."""
-
-    def call(*arguments):
-        status = main([str(each) for each in arguments])
-        return status, *capsys.readouterr()
-
-    return call
-
-
 def picture(path):
     with PIL.Image.open(path) as image:
         image.load()

@@ -18,15 +18,6 @@ from clipskip.pipeline import Pipeline
 FAST = ("--steps", "2", "--size", "64x64", "--seed", "3")
 
 
-@pytest.fixture
-def run(capsys):
-    def call(*arguments):
-        status = main([str(each) for each in arguments])
-        return status, *capsys.readouterr()
-
-    return call
-
-
 @pytest.fixture(scope="module")
 def drawn(sample_store, tmp_path_factory):
     """A folder with the sheet of two depths by two prompts, its page, and its cells."""
