@@ -9,7 +9,7 @@ VAE       ?=
 TINY_VAE  ?=
 LORA      ?=
 PREDICTION ?=
-RECOMMENDED_CLIP_SKIP ?=
+RECOMMENDED_CLIP_SKIP ?= $(if $(filter export/sample,$(MODEL)),2)
 SIZES     ?=
 MAX_BATCH ?=
 MAX_CHUNKS ?=
@@ -83,7 +83,7 @@ endif
 	touch $@
 
 demo: setup ## checkpoint -> engines -> pictures, on the CPU
-	$(CLIPSKIP) export export/sample --out build/sample
+	$(CLIPSKIP) export export/sample --recommended-clip-skip 2 --out build/sample
 	$(BIN)/python -m clipskip.bench.demo build/sample --out build/demo
 
 test: setup ## the whole test suite, on the CPU
@@ -132,7 +132,7 @@ fuzz: setup ## the tests of random input for much longer than `make test` takes 
 	FUZZ=1 $(BIN)/python -m pytest -n 2 -m hypothesis
 
 check-install: setup ## the wheel in empty environments, at the newest and the lowest versions that it allows
-	$(CLIPSKIP) export export/sample --out build/test-store-sample
+	$(CLIPSKIP) export export/sample --recommended-clip-skip 2 --out build/test-store-sample
 	rm -rf $(INSTALL)
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir $(INSTALL) .
 	touch $(INSTALL)/newest.txt
@@ -194,7 +194,7 @@ else
 endif
 
 performance: setup ## docs/performance.md anew, of the sample model and one of SD 1.5's size: an hour on two quiet cores
-	$(CLIPSKIP) export export/sample --out build/sample
+	$(CLIPSKIP) export export/sample --recommended-clip-skip 2 --out build/sample
 	$(CLIPSKIP) bench build/sample --out docs/performance/sample-store.json
 	$(BIN)/python -m clipskip.bench.peers export/sample build/sample --out docs/performance/sample-peers.json
 	$(BIN)/python -m clipskip.bench.full_size build/full

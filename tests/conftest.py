@@ -75,13 +75,18 @@ def sample_checkpoint() -> Path:
     return Path(os.environ.get("CLIPSKIP_TEST_CHECKPOINT", ROOT / "export" / "sample"))
 
 
+def trained_at(checkpoint: Path) -> int | None:
+    """The clip skip of the project's own model; of another one nothing is known here."""
+    return 2 if checkpoint == ROOT / "export" / "sample" else None
+
+
 @pytest.fixture(scope="session")
 def sample_store(sample_checkpoint: Path) -> Path:
     """All its engines for the CPU in fp32, kept between runs: nothing is exported while they are up to date."""
     from clipskip.export import export
 
     store = ROOT / "build" / f"test-store-{sample_checkpoint.name}"
-    export(sample_checkpoint, store)
+    export(sample_checkpoint, store, recommended_clip_skip=trained_at(sample_checkpoint))
     return store
 
 
@@ -91,5 +96,5 @@ def sample_fp16_store(sample_checkpoint: Path) -> Path:
     from clipskip.export import export
 
     store = ROOT / "build" / f"test-store-fp16-{sample_checkpoint.name}"
-    export(sample_checkpoint, store, precision="fp16")
+    export(sample_checkpoint, store, precision="fp16", recommended_clip_skip=trained_at(sample_checkpoint))
     return store

@@ -39,6 +39,13 @@ def test_model_may_hold_spaces_and_quotes(program: Path, model: str, out: str) -
     assert make("export", program, f"MODEL={model}").startswith(f"<export><{model}><--out><{out}>")
 
 
+def test_the_sample_gets_the_clip_skip_that_it_was_trained_at_and_other_models_what_is_said(program: Path) -> None:
+    option = "<--recommended-clip-skip="
+    assert f"{option}2>" in make("export", program)
+    assert option not in make("export", program, "MODEL=other")
+    assert f"{option}3>" in make("export", program, "MODEL=other", "RECOMMENDED_CLIP_SKIP=3")
+
+
 def test_every_variable_of_a_build_is_an_option_of_it(program: Path) -> None:
     options = {
         "SIZES": "256-512-768", "MAX_BATCH": "1", "MAX_CHUNKS": "2", "COMPUTE_CAPABILITY": "8.9 120",
