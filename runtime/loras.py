@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clipskip.engines import hints, identify, lora
+from clipskip.engines import identify, lora
 from clipskip.engines.lora import MOST, Lora
 from clipskip.engines.variants import Active
 
@@ -114,7 +114,7 @@ class Loras:
             message = f"the LoRA {shown(each.name)} is one of {', '.join(map(shown, sorted(alike)))}"
             raise RequestError(message, field=each.field, hint="write it as its file is called")
         if not self.locations:
-            hint = f"clipskip.open(..., loras=FOLDER), or {hints.clipskip()} generate --loras FOLDER"
+            hint = "name their folder: clipskip.open(..., loras=FOLDER), or the option --loras FOLDER of a command"
             raise RequestError(f"there is no LoRA {shown(each.name)}: none are open", field=each.field, hint=hint)
         places = ", ".join(self.locations[:3]) + (", ..." if self.locations[3:] else "")
         close = did_you_mean(each.name, {name: name for name in self._paths}, 0.5)
