@@ -72,7 +72,8 @@ async def readyz(http: HttpRequest) -> Response:
 
 async def figures(http: HttpRequest) -> Response:
     """GET /metrics."""
-    return Response(metrics.text(http.app.state.service), headers={"Content-Type": CONTENT_TYPE_LATEST})
+    told = await asyncio.to_thread(metrics.text, http.app.state.service)  # a GPU may take long to answer
+    return Response(told, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
 async def described(http: HttpRequest) -> Response:
