@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -283,6 +283,15 @@ class Pipeline:
         """Those that the store has engines for."""
         there = {each.role.layers for each in self._store.manifest().artefacts if each.target == self.backend.target}
         return [skip for skip, layers in enumerate(self.model.kept, 1) if layers in there]
+
+    def loras(self) -> dict[str, Mapping[str, str]]:
+        """The LoRAs that requests may call, by name, and what each file says of itself; folders are read anew."""
+        return self._loras.told()
+
+    @property
+    def embeddings(self) -> Inversions:
+        """The textual inversions that prompts may call."""
+        return self._inversions
 
     def encode(self, picture: Array) -> tuple[Array, Array]:
         """Mean and standard deviation, [4,h,w] each, of the latents of a picture, uint8 [8h,8w,3]."""

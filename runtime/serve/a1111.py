@@ -181,6 +181,17 @@ class Webui:
         """GET /sdapi/v1/sd-models."""
         return AsciiResponse([a1111_lists.checkpoint(*each) for each in (await self._models()).items()])
 
+    async def loras(self, http: HttpRequest) -> Response:
+        """GET /sdapi/v1/loras."""
+        async with self.service.models.use(self.model) as pipe:
+            told = await asyncio.to_thread(pipe.loras)
+        return AsciiResponse([a1111_lists.lora(*each) for each in told.items()])
+
+    async def embeddings(self, http: HttpRequest) -> Response:
+        """GET /sdapi/v1/embeddings: those that fit the model."""
+        async with self.service.models.use(self.model) as pipe:
+            return AsciiResponse(a1111_lists.embeddings(pipe.embeddings))
+
 
 async def png_info(http: HttpRequest) -> Response:
     """POST /sdapi/v1/png-info: the texts in a picture; none is no error."""
@@ -269,6 +280,7 @@ def routes(service: Service) -> list[Route]:
     posts = {"txt2img": ui.txt2img, "img2img": ui.img2img, "png-info": png_info, "options": ui.set_options}
     posts |= {"interrupt": ui.interrupt, "skip": ui.interrupt}
     gets = {"options": ui.options, "progress": ui.progress, "sd-models": ui.models}
+    gets |= {"loras": ui.loras, "embeddings": ui.embeddings}
     own = [Route(f"/sdapi/v1/{name}", telling(refusal, each), methods=["POST"]) for name, each in posts.items()]
     own += [Route(f"/sdapi/v1/{name}", telling(refusal, each), methods=["GET"]) for name, each in gets.items()]
     return [*own, *a1111_lists.ROUTES]

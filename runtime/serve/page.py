@@ -20,6 +20,7 @@ from clipskip import __version__
 from clipskip import page as pages
 from clipskip.axes import places
 from clipskip.cells import Cells
+from clipskip.engines.identify import clip_skip_of
 from clipskip.errors import ClipskipError
 from clipskip.ledger import Ledger
 from clipskip.metadata import read_any
@@ -29,6 +30,7 @@ from clipskip.resolve import DEEP_CLIP_SKIPS
 from clipskip.samplers import SAMPLERS
 from clipskip.schedules import SCHEDULES
 
+from .foreign import AsciiResponse
 from .service import Service
 
 DEPTHS = {  # from this clip skip on, what to say beside the slider
@@ -74,6 +76,19 @@ async def png_info(http: HttpRequest) -> Response:
         return JSONResponse(await asyncio.to_thread(told, data, pipe))
 
 
+async def adapters(http: HttpRequest) -> Response:
+    """GET /v1/adapters?model=NAME: what prompts may call by name, and the clip skip that each was trained at, if known.
+
+    LoRAs as they lie in their folders now; embeddings as they did when the model was opened, and that fit it.
+    """
+    async with http.app.state.service.models.use(http.query_params.get("model")) as pipe:
+        files, learnt = await asyncio.to_thread(pipe.loras), pipe.embeddings
+    depths = {name: clip_skip_of(metadata.get("ss_clip_skip", "")) for name, metadata in files.items()}
+    loras = [{"name": name, "clip_skip": depth} for name, depth in depths.items()]
+    names = [{"name": name, "clip_skip": learnt.clip_skips.get(name)} for name in sorted(learnt.spans)]
+    return AsciiResponse({"loras": loras, "embeddings": names})
+
+
 def told(data: bytes, pipe: Pipeline) -> dict[str, Any]:
     """Of a picture its settings, of a sheet those of every cell. CheckpointError where there are none."""
     info = read_any(data)
@@ -109,5 +124,6 @@ def _account(ledger: Ledger, pipe: Pipeline) -> dict[str, Any]:
 
 ROUTES = [
     Route("/", home, methods=["GET"]),
+    Route("/v1/adapters", adapters, methods=["GET"]),
     Route("/v1/png-info", png_info, methods=["POST"]),
 ]
