@@ -291,16 +291,19 @@ class Scheduler:
     def _advance(self) -> None:
         """Run the network while any picture is on its way; what goes wrong ends those whose call it was."""
         while live := self._live():
-            images, raised = [each.image for _, making in live for each in making], list[Exception]()
+            images = [each.image for _, making in live for each in making]
+            wrong: Exception | None = None
             try:
                 self._pipe.driver.advance(images, sum(image.call for image in images))
             except Exception as error:
-                raised = [error]
+                wrong = error
             failures = [self._pipe.driver.failure([each.image for each in making]) for _, making in live]
+            if any(failures) or any(generation.state == "ended" for generation, _ in live):
+                wrong = None  # it is one request's, which may have left meanwhile
             for (generation, _), failure in zip(live, failures, strict=True):
-                if failure or (raised and not any(failures)):
-                    generation.tell(error=failure or raised[0])
-                    self.drop(generation, getattr(failure or raised[0], "code", "bug"))
+                if failure := failure or wrong:
+                    generation.tell(error=failure)
+                    self.drop(generation, getattr(failure, "code", "bug"))
                 else:
                     self._follow(generation)
 
