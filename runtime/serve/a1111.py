@@ -44,10 +44,9 @@ HIDDEN = {"mask", "comments", "infotext"}  # not told back, nor is what is no si
 
 @dataclass
 class Job:
-    """A request on its way: whose it is, its store, and what an interrupted one had made."""
+    """A request on its way: whose it is, and what an interrupted one had made."""
 
     address: str
-    model: str | None
     unfinished: Result | None = None
 
 
@@ -75,7 +74,7 @@ class Webui:
         asked, notes = await asyncio.to_thread(request_of, given, settings.fields, self.fields, image)
         left_out = ignored(given, settings, image)
         name = uuid.uuid4().hex
-        job = self.jobs[name] = Job(address(http), model)
+        job = self.jobs[name] = Job(address(http))
         try:
             result = await self.service.result(http, asked, Options(model=model, id=name))
         except Refusal:
@@ -160,13 +159,7 @@ class Webui:
         """POST /sdapi/v1/interrupt and skip: requests from this address end with their pictures as far as they are."""
         for job, generation in self._mine(http):
             try:
-                images, work = await generation.preview(), generation.work
-                loaded = self.service.models.loaded.get(self.service.models.name(job.model))
-                if images and work and loaded:
-                    resolved, notes = work.resolved[0], ("interrupted: the pictures are not finished",)
-                    seeds = tuple(seed for seed, _ in resolved.seeds)
-                    model = loaded.pipe.model
-                    job.unfinished = Result(tuple(images), seeds, resolved.request, notes, {}, {}, model)
+                job.unfinished = await generation.unfinished()
             except ClipskipError as error:
                 LOG.warning("%s is interrupted without its pictures: %s", generation.id, error.message)
             generation.cancel()

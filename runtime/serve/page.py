@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import hashlib
 import json
@@ -70,11 +69,11 @@ async def png_info(http: HttpRequest) -> Response:
     """POST /v1/png-info?model=NAME: the settings in the picture that the body is, and what cannot be honoured here."""
     service: Service = http.app.state.service
     data = await http.body()
-    async with service.models.use(http.query_params.get("model")) as pipe, service.reading:
-        return JSONResponse(await asyncio.to_thread(told, data, pipe))
+    async with service.reading:
+        return JSONResponse(await service.models.ask(http.query_params.get("model"), told, data))
 
 
-def told(data: bytes, pipe: Pipeline) -> dict[str, Any]:
+def told(pipe: Pipeline, data: bytes) -> dict[str, Any]:
     """Of a picture its settings, of a sheet those of every cell. CheckpointError where there are none."""
     info = read_any(data)
     if isinstance(info, Ledger):
