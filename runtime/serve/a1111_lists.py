@@ -10,8 +10,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from clipskip.engines.manifest import ModelFacts
-from clipskip.inversions import SUFFIX, Inversions
+from clipskip.inversions import SUFFIX
 from clipskip.metadata import label
+from clipskip.pipeline import Pipeline
 from clipskip.request import UPSCALERS
 from clipskip.samplers import SAMPLERS, SCHEDULE_ALIASES
 from clipskip.schedules import SCHEDULES
@@ -41,8 +42,9 @@ def lora(name: str, metadata: Mapping[str, str]) -> dict[str, Any]:
     return {"name": name, "alias": name, "path": f"{name}{SUFFIX}", "metadata": metadata}
 
 
-def embeddings(learnt: Inversions) -> dict[str, Any]:
+def embeddings(pipe: Pipeline) -> dict[str, Any]:
     """Those that prompts may call."""
+    learnt = pipe.embeddings
     unknown = dict.fromkeys(("step", "sd_checkpoint", "sd_checkpoint_name"))
     width = learnt.vectors.shape[1]
     rows = {name: {**unknown, "shape": width, "vectors": len(rows)} for name, rows in learnt.spans.items()}

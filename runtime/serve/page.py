@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import hashlib
 import json
@@ -72,8 +71,8 @@ async def png_info(http: HttpRequest) -> Response:
     """POST /v1/png-info?model=NAME: the settings in the picture that the body is, and what cannot be honoured here."""
     service: Service = http.app.state.service
     data = await http.body()
-    async with service.models.use(http.query_params.get("model")) as pipe, service.reading:
-        return JSONResponse(await asyncio.to_thread(told, data, pipe))
+    async with service.reading:
+        return JSONResponse(await service.models.ask(http.query_params.get("model"), told, data))
 
 
 async def adapters(http: HttpRequest) -> Response:
@@ -81,15 +80,19 @@ async def adapters(http: HttpRequest) -> Response:
 
     LoRAs as they lie in their folders now; embeddings as they did when the model was opened, and that fit it.
     """
-    async with http.app.state.service.models.use(http.query_params.get("model")) as pipe:
-        files, learnt = await asyncio.to_thread(pipe.loras), pipe.embeddings
-    depths = {name: clip_skip_of(metadata.get("ss_clip_skip", "")) for name, metadata in files.items()}
+    return AsciiResponse(await http.app.state.service.models.ask(http.query_params.get("model"), offered))
+
+
+def offered(pipe: Pipeline) -> dict[str, Any]:
+    """The LoRAs and embeddings of a pipeline by name."""
+    depths = {name: clip_skip_of(metadata.get("ss_clip_skip", "")) for name, metadata in pipe.loras().items()}
     loras = [{"name": name, "clip_skip": depth} for name, depth in depths.items()]
+    learnt = pipe.embeddings
     names = [{"name": name, "clip_skip": learnt.clip_skips.get(name)} for name in sorted(learnt.spans)]
-    return AsciiResponse({"loras": loras, "embeddings": names})
+    return {"loras": loras, "embeddings": names}
 
 
-def told(data: bytes, pipe: Pipeline) -> dict[str, Any]:
+def told(pipe: Pipeline, data: bytes) -> dict[str, Any]:
     """Of a picture its settings, of a sheet those of every cell. CheckpointError where there are none."""
     info = read_any(data)
     if isinstance(info, Ledger):
