@@ -82,9 +82,18 @@ else
 endif
 	touch $@
 
+CIRCLE = a large red circle on a green background
+OTHERS = a small red square on a blue background,a large purple ring on a striped yellow background,a large green triangle on a white background
+DEMO   = $(CLIPSKIP) generate build/sample "$(CIRCLE)" --seed 2 --cfg 3 --overwrite
+
 demo: setup ## checkpoint -> engines -> pictures, on the CPU
 	$(CLIPSKIP) export export/sample --recommended-clip-skip 2 --out build/sample
-	$(BIN)/python -m clipskip.bench.demo build/sample --out build/demo
+	$(DEMO) --out build/demo/picture.png
+	$(subst generate,grid,$(DEMO)) --steps 12 --x clip_skip=1,2,3,5,8,12,13 --y "prompt=$(CIRCLE),$(OTHERS)" --out build/demo/clip-skip.png
+	@echo "Look at the pictures in build/demo, then try"
+	@echo "  $(CLIPSKIP) generate build/sample '/render /clipskip:2 /seed:2 /guidance:3 a small red square on a blue background' --out build/demo"
+	@echo "  $(CLIPSKIP) inspect build/sample"
+	@echo "  make export MODEL=path/to/your/checkpoint"
 
 test: setup ## the whole test suite, on the CPU
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

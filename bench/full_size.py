@@ -11,60 +11,43 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import clipskip.engines.tensorrt as tensorrt
+from clipskip.engines import files, report
 from clipskip.engines.manifest import AxisRange, Role
 from clipskip.engines.shapes import BuildOptions
 from clipskip.engines.store import Store
 from clipskip.export import export, tokenizer
+from clipskip.export.onefile import SD1
 
 OPTIONS = BuildOptions(sizes=AxisRange(256, 512, 768), max_batch=4, max_chunks=3)
-INDEX = {
-    "_class_name": "StableDiffusionPipeline",
-    "requires_safety_checker": False,
-    "scheduler": ["diffusers", "DDIMScheduler"],
-    "text_encoder": ["transformers", "CLIPTextModel"],
-    "tokenizer": ["transformers", "CLIPTokenizer"],
-    "unet": ["diffusers", "UNet2DConditionModel"],
-    "vae": ["diffusers", "AutoencoderKL"],
-    **dict.fromkeys(("safety_checker", "feature_extractor", "image_encoder"), (None, None)),
-}
-SCHEDULER = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000,
-             "prediction_type": "epsilon"}  # fmt: skip
 
 
 def make_checkpoint(folder: Path) -> None:
     """SD 1.5's networks with random weights in fp16, and CLIP's tokenizer."""
     import torch
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
     torch.manual_seed(0)
-    text = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_attention_heads=12, num_hidden_layers=12)
-    widths = (128, 256, 512, 512)
-    networks: dict[str, Callable[[], Any]] = {
-        "text_encoder": lambda: CLIPTextModel(text),
-        "unet": lambda: UNet2DConditionModel(cross_attention_dim=768, sample_size=64),
-        "vae": lambda: AutoencoderKL(
-            block_out_channels=widths, down_block_types=["DownEncoderBlock2D"] * 4,
-            up_block_types=["UpDecoderBlock2D"] * 4, layers_per_block=2, latent_channels=4, sample_size=512,
-        ),
-    }  # fmt: skip
-    for name, make in networks.items():
-        make().half().save_pretrained(folder / name)
-    for name in ("tokenizer", "scheduler"):
-        (folder / name).mkdir()
-    for name, content in tokenizer.clip().items():
-        (folder / "tokenizer" / name).write_bytes(content)
-    end = dict.fromkeys(("eos_token", "unk_token", "pad_token"), tokenizer.END)
-    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "bos_token": tokenizer.START, **end}
-    (folder / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(settings))
-    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER))
-    (folder / "model_index.json").write_text(json.dumps(INDEX))  # last: a checkpoint with it is complete
+    with tempfile.TemporaryDirectory() as scratch:
+        paths = {name: Path(scratch, name) for name in ("vocab.json", "merges.txt")}
+        for name, content in tokenizer.clip().items():
+            paths[name].write_bytes(content)
+        schedule: dict[str, Any] = {"beta_schedule": "scaled_linear", "steps_offset": 1, "clip_sample": False}
+        StableDiffusionPipeline(
+            text_encoder=CLIPTextModel(CLIPTextConfig(**SD1.text)).half(),
+            unet=UNet2DConditionModel(**SD1.unet).half(),
+            vae=AutoencoderKL(**SD1.vae).half(),
+            tokenizer=CLIPTokenizer(*map(str, paths.values())),
+            scheduler=DDIMScheduler(beta_start=0.00085, beta_end=0.012, **schedule),
+            **dict.fromkeys(("safety_checker", "feature_extractor")), requires_safety_checker=False,
+        ).save_pretrained(folder)  # fmt: skip
 
 
 def measure(folder: Path, target: str) -> dict[str, Any]:
@@ -90,13 +73,12 @@ def measure(folder: Path, target: str) -> dict[str, Any]:
 
 def table(figures: dict[str, Any]) -> str:
     """The figures for people."""
-    rows = [
-        f"{role:<10}{engine['seconds']:>9.1f} s{engine['peak_bytes'] / 1e9:>10.2f} GB{engine['bytes'] / 1e6:>10.1f} MB"
-        for role, engine in figures["engines"].items()
-    ]
-    titles = [f"{'engine':<10}{'build':>11}{'peak memory':>13}{'size':>13}"] if rows else []
-    built = [f"all engines in {figures['build_seconds']:.1f} s"] if rows else []
-    return "\n".join([*titles, *rows, *built, f"exported to {figures['store']} in {figures['export_seconds']:.1f} s"])
+    rows = [("engine", "build", "peak memory", "size")]
+    for role, engine in figures["engines"].items():
+        sizes = files.readable_size(engine["peak_bytes"]), files.readable_size(engine["bytes"])
+        rows.append((role, f"{engine['seconds']:.1f} s", *sizes))
+    built = [report.table(rows), f"all engines in {figures['build_seconds']:.1f} s"] if rows[1:] else []
+    return "\n".join([*built, f"exported to {figures['store']} in {figures['export_seconds']:.1f} s"])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -40,6 +40,9 @@ class ClipskipError(Exception):
     code: ClassVar[str] = "error"
     exit_status: ClassVar[int] = 1
 
+    def __init_subclass__(cls, code: str = "", exit_status: int = 0) -> None:
+        cls.code, cls.exit_status = code or cls.code, exit_status or cls.exit_status
+
     def __init__(
         self, message: str, *, path: str | Path | None = None, field: str | None = None, hint: str | None = None
     ) -> None:
@@ -57,121 +60,75 @@ class ClipskipError(Exception):
         return self.message if self.hint is None else f"{self.message}\n  hint: {self.hint}"
 
 
-class RequestError(ClipskipError, ValueError):
+class RequestError(ClipskipError, ValueError, code="request", exit_status=2):
     """A request that means nothing or cannot be served: refused before any engine runs."""
 
-    code = "request"
-    exit_status = 2
 
-
-class CheckpointError(ClipskipError):
+class CheckpointError(ClipskipError, code="checkpoint", exit_status=3):
     """An input file (checkpoint, LoRA, embedding, image) that cannot be used."""
 
-    code = "checkpoint"
-    exit_status = 3
 
-
-class UnsafeFileError(CheckpointError):
+class UnsafeFileError(CheckpointError, code="unsafe_file"):
     """A file that could run code when it is read, such as a pickle."""
 
-    code = "unsafe_file"
 
-
-class UnsupportedModelError(CheckpointError):
+class UnsupportedModelError(CheckpointError, code="unsupported_model"):
     """A sound file of a kind that clipskip does not run."""
 
-    code = "unsupported_model"
 
-
-class ExportError(ClipskipError):
+class ExportError(ClipskipError, code="export", exit_status=3):
     """A graph or an engine that could not be made."""
 
-    code = "export"
-    exit_status = 3
 
-
-class StoreError(ClipskipError):
+class StoreError(ClipskipError, code="store", exit_status=4):
     """An engine store that is missing, corrupt or does not fit."""
 
-    code = "store"
-    exit_status = 4
 
-
-class EngineMissing(StoreError):
+class EngineMissing(StoreError, code="engine_missing"):
     """An engine that was never built; the hint is the command that builds it."""
 
-    code = "engine_missing"
 
-
-class EngineCorrupt(StoreError):
+class EngineCorrupt(StoreError, code="engine_corrupt"):
     """An engine whose bytes are not those that were published."""
 
-    code = "engine_corrupt"
 
-
-class EngineIncompatible(StoreError):
+class EngineIncompatible(StoreError, code="engine_incompatible"):
     """A sound engine made for another library version, GPU or model."""
 
-    code = "engine_incompatible"
 
-
-class ManifestError(StoreError):
+class ManifestError(StoreError, code="manifest"):
     """A manifest that cannot be read or trusted."""
 
-    code = "manifest"
 
-
-class BackendUnavailable(ClipskipError):
+class BackendUnavailable(ClipskipError, code="backend_unavailable", exit_status=5):
     """A runtime library, driver or device that is not there."""
 
-    code = "backend_unavailable"
-    exit_status = 5
 
-
-class DeviceOutOfMemory(ClipskipError):
+class DeviceOutOfMemory(ClipskipError, code="device_out_of_memory", exit_status=5):
     """The device has not enough memory for this request or build."""
 
-    code = "device_out_of_memory"
-    exit_status = 5
 
-
-class DeviceLost(ClipskipError):
+class DeviceLost(ClipskipError, code="device_lost", exit_status=5):
     """The device failed for good; the process has to be started again."""
 
-    code = "device_lost"
-    exit_status = 5
 
-
-class NumericalError(ClipskipError):
+class NumericalError(ClipskipError, code="numerical", exit_status=6):
     """NaN or infinity where there must be a picture, or a parity gate that failed."""
 
-    code = "numerical"
-    exit_status = 6
 
-
-class StorageError(ClipskipError):
+class StorageError(ClipskipError, code="storage", exit_status=7):
     """A full disk, a missing permission or a lock that was not released in time."""
 
-    code = "storage"
-    exit_status = 7
 
-
-class Closed(ClipskipError, RuntimeError):
+class Closed(ClipskipError, RuntimeError, code="closed", exit_status=2):
     """A pipeline, or a part of one, that was closed before it was used: a mistake of the program, not of a request."""
 
-    code = "closed"
-    exit_status = 2
 
-
-class Busy(ClipskipError):
+class Busy(ClipskipError, code="busy", exit_status=5):
     """Every context is in use and none came free in time, or too many wait; again in about `retry_after` seconds."""
 
-    code = "busy"
-    exit_status = 5
     retry_after: float = 1.0
 
 
-class DeadlineExceeded(Busy):
+class DeadlineExceeded(Busy, code="deadline"):
     """A request that was not done in the time that it was given."""
-
-    code = "deadline"

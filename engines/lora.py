@@ -212,6 +212,12 @@ def read(path: str | os.PathLike[str], parameters: Mapping[str, Shape], also: Se
     return replace(lora, layers=layers)
 
 
+def metadata(path: Path) -> Mapping[str, str]:
+    """What a file says of itself, by its header alone. CheckpointError where that is broken."""
+    with _reading(path) as (file, size):
+        return tensorfile.read_header(file, size, LONGEST_HEADER).metadata
+
+
 def check(path: str | os.PathLike[str], parameters: Mapping[str, Shape], also: Sequence[str] = ()) -> None:
     """Refuse what `read` refuses, without reading a tensor."""
     path = Path(path)

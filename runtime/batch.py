@@ -34,8 +34,8 @@ class Image:
 
     `table`: its sampler's rows; `rows`: its rows of the U-Net, whose contexts are repeated to `chunks` chunks;
     `latents` [4,h,w]: first those it starts from, in the end the finished ones; `inputs`: what else the step engine is
-    fed for it, by name. `call` calls are done. `stretched`: it shared a call with longer contexts than its own. `mix`:
-    the LoRAs in its step engine.
+    fed for it, by name. `call` calls are done. `stretched`: it shared a call with longer contexts than its own.
+    `forgotten`: nobody wants it any more. `mix`: the LoRAs in its step engine.
     """
 
     table: Sequence[Row]
@@ -46,6 +46,7 @@ class Image:
     inputs: Mapping[str, Any] = field(default_factory=dict)
     call: int = 0
     stretched: bool = False
+    forgotten: bool = False
     mix: Mix = PLAIN
 
     @property

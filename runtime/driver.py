@@ -86,6 +86,8 @@ class Driver:
     def remove(self, images: Sequence[Image]) -> None:
         """Forget images, now or after the call that runs; never waits, for Python's garbage collector may call it."""
         with self._changed:
+            for image in images:
+                image.forgotten = True
             self._leaving += images
             if self._busy:
                 return
@@ -95,11 +97,12 @@ class Driver:
     def advance(self, images: Sequence[Image], calls: int) -> None:
         """Return when these images have had more than `calls` calls in all, after running the network if need be.
 
-        Raises what went wrong with one of them.
+        Or when one of them was removed. Raises what went wrong with one of them.
         """
 
         def moved() -> bool:
-            return sum(image.call for image in images) > calls or any(image in self._failures for image in images)
+            ended = (image.forgotten or image in self._failures for image in images)
+            return sum(image.call for image in images) > calls or any(ended)
 
         self.check_process()
         while True:

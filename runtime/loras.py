@@ -11,14 +11,15 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clipskip.engines import hints, identify, lora
+from clipskip.engines import identify, lora
 from clipskip.engines.lora import MOST, Lora
 from clipskip.engines.variants import Active
 
-from .errors import CheckpointError, RequestError, UnsafeFileError
+from .errors import CheckpointError, ClipskipError, RequestError, UnsafeFileError
 from .fields import did_you_mean, shown
 from .inversions import PICKLES, SUFFIX
 from .prompt import networks
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from .resolve import Resolved
 
 BUDGET = 2**30  # bytes of files that are kept in memory
+LONGEST = 1 << 12  # characters of what a file says, to be told
 _HASHES: dict[str, str] = {}  # SHA-256 of a file -> A1111's hash of it
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -101,20 +103,28 @@ class Loras:
                 found[one.sha256] = Active(one, path, before.text + each.text, before.unet + each.unet)
         return tuple(found.values())
 
+    def paths(self) -> dict[str, Path]:
+        """The files by name, with what came into the folders meanwhile."""
+        with self._lock:
+            self._paths, self.notes = _listed(self.locations)
+            return self._paths
+
+    def told(self) -> dict[str, Mapping[str, str]]:
+        """By name, what each file says of itself but at length; nothing where it is broken."""
+        return {name: _metadata(path, os.path.getmtime(path)) for name, path in sorted(self.paths().items())}
+
     def _find(self, each: Called) -> Path:
         """The file of this name, or of one that differs in case; folders are looked through anew for an unknown one."""
         for again in (False, True):
-            with self._lock:
-                if again:
-                    self._paths, self.notes = _listed(self.locations)
-                alike = [name for name in self._paths if name.lower() == each.name.lower()]
-                if each.name in self._paths or len(alike) == 1:
-                    return self._paths[each.name if each.name in self._paths else alike[0]]
+            paths = self.paths() if again else self._paths
+            alike = [name for name in paths if name.lower() == each.name.lower()]
+            if each.name in paths or len(alike) == 1:
+                return paths[each.name if each.name in paths else alike[0]]
         if alike:
             message = f"the LoRA {shown(each.name)} is one of {', '.join(map(shown, sorted(alike)))}"
             raise RequestError(message, field=each.field, hint="write it as its file is called")
         if not self.locations:
-            hint = f"clipskip.open(..., loras=FOLDER), or {hints.clipskip()} generate --loras FOLDER"
+            hint = "name their folder: clipskip.open(..., loras=FOLDER), or the option --loras FOLDER of a command"
             raise RequestError(f"there is no LoRA {shown(each.name)}: none are open", field=each.field, hint=hint)
         places = ", ".join(self.locations[:3]) + (", ..." if self.locations[3:] else "")
         close = did_you_mean(each.name, {name: name for name in self._paths}, 0.5)
@@ -156,6 +166,15 @@ def _listed(locations: Sequence[str]) -> tuple[dict[str, Path], tuple[str, ...]]
             raise error.about(path)
         said += [f"the LoRA {path} is not used: {error.message}"] if error else []
     return found, tuple(os.fsencode(note).decode("utf-8", "backslashreplace") for note in said)
+
+
+@lru_cache(maxsize=1 << 12)
+def _metadata(path: Path, changed: float) -> Mapping[str, str]:
+    """As of a time; a list of all captions may have megabytes."""
+    try:
+        return {name: text for name, text in lora.metadata(path).items() if len(text) <= LONGEST}
+    except ClipskipError:  # said where somebody calls it
+        return {}
 
 
 def a1111_hash(one: Lora) -> str:

@@ -7,6 +7,7 @@ Exif's UserComment and ImageDescription. Trusts no file, and knows nothing of wh
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -32,7 +33,7 @@ from .errors import CheckpointError, RequestError, StorageError
 from .fields import TEXT, location, shown, written
 from .ledger import Ledger
 from .prompt.parts import last
-from .request import FIELDS, Request
+from .request import FIELDS, Request, changed
 
 Target = str | os.PathLike[str] | BinaryIO  # of a picture: a path, or an open binary file
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
@@ -62,6 +63,15 @@ class Origin:
     inversions: Mapping[str, str] = field(default_factory=dict)  # those that its prompts used: name -> SHA-256
     loras: Mapping[str, str] = field(default_factory=dict)  # likewise
     lora_hashes: Mapping[str, str] = field(default_factory=dict)  # name -> A1111's hash of it
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what makes the picture, on whatever engines: the same on every machine.
+
+        Fields with their defaults are not in it, so that fields of later versions leave it as it is.
+        """
+        made_of = changed(self.request), self.model.model_sha256, dict(self.inversions), dict(self.loras)
+        return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
 
     def texts(self) -> dict[str, str]:
         """The texts of the picture. RequestError above 1 MiB."""

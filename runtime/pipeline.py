@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -46,6 +46,7 @@ from .tokenizer import Tokenizer
 from .vae import DECODERS, SMALLEST_TILE, Vae
 
 if TYPE_CHECKING:
+    from .metadata import Origin
     from .scheduler import Generation, Scheduler
     from .sheet import Sheet
 
@@ -265,6 +266,11 @@ class Pipeline:
         self._engines.artefact(DECODERS[resolved.request.decoder])
         return resolved
 
+    def origins(self, resolved: Resolved) -> list[Origin]:
+        """What will have made each picture of a request that was checked."""
+        unmade = self._result(resolved, None, (), (), _Clock())
+        return [unmade.origin(index) for index in range(resolved.request.batch)]
+
     def _limits_with(self, loras: Sequence[Active]) -> Limits:
         """What the step engine takes that has these LoRAs in it: one of its own may have been built for other sizes."""
         mix = self._engines.mix(STEP, loras)
@@ -283,6 +289,15 @@ class Pipeline:
         """Those that the store has engines for."""
         there = {each.role.layers for each in self._store.manifest().artefacts if each.target == self.backend.target}
         return [skip for skip, layers in enumerate(self.model.kept, 1) if layers in there]
+
+    def loras(self) -> dict[str, Mapping[str, str]]:
+        """The LoRAs that requests may call, by name, and what each file says of itself; folders are read anew."""
+        return self._loras.told()
+
+    @property
+    def embeddings(self) -> Inversions:
+        """The textual inversions that prompts may call."""
+        return self._inversions
 
     def encode(self, picture: Array) -> tuple[Array, Array]:
         """Mean and standard deviation, [4,h,w] each, of the latents of a picture, uint8 [8h,8w,3]."""
@@ -347,7 +362,7 @@ class Pipeline:
         used = [self._engines.artefact(role, mixes.get(role, PLAIN)) for role in sorted({*others, *mixes})]
         depths = learnt.about_depths(resolved.texts, self.model)
         stretched = [SHARED_LENGTHS] if any(each.stretched for each in making) else []
-        tiled = [TILES] if self._vae.tiled(*making[0].image.latents.shape[1:]) else []
+        tiled = [TILES] if any(self._vae.tiled(*each.image.latents.shape[1:]) for each in making) else []
         return Result(
             images=tuple(finished),
             seeds=tuple(seed for seed, _ in resolved.seeds),

@@ -11,7 +11,7 @@ import shlex
 
 from .errors import RequestError
 from .fields import NAMES, TEXT, at_least, parse, shown, written
-from .request import ALIASES, FIELDS, Request, given_twice, unknown, without_files, without_paths
+from .request import ALIASES, FIELDS, Request, changed, given_twice, unknown, without_files, without_paths
 
 _START = re.compile(r"\s*(?:/render(?!\S)\s*)?", re.IGNORECASE)
 _COMMAND = re.compile(r'/([A-Za-z_-]+):("[^"\\]*(?:\\.[^"\\]*)*"(?!\S)|\S*)\s*', re.DOTALL)
@@ -101,11 +101,10 @@ def render_line(request: Request) -> str:
     """The line that `parse_render` reads as this request, files as data URLs; what has its default is left out."""
     request = without_files(request)
     words = ["/render"]
-    for name, field in FIELDS.items():
-        value = getattr(request, name)
-        if name != "prompt" and value != field.default:
+    for name, value in changed(request).items():
+        if name != "prompt":
             text = written(value)
-            bare = not (isinstance(value, str) or field.kind is NAMES) or _BARE.fullmatch(text)
+            bare = not (isinstance(value, str) or FIELDS[name].kind is NAMES) or _BARE.fullmatch(text)
             words.append(f"/{_squash(name)}:{text if bare else json.dumps(text, ensure_ascii=False)}")
     prompt = request.prompt
     if prompt != prompt.strip() or prompt.startswith("/"):

@@ -200,10 +200,11 @@ class Request:
     )
 
     @classmethod
-    def from_json(cls, source: str | bytes | Mapping[str, Any]) -> Request:
+    def from_json(cls, source: str | bytes | Mapping[str, Any], base: Mapping[str, str] | None = None) -> Request:
         """A request from JSON text of up to 64 MiB or a parsed object; fields may have any of their names.
 
-        RequestError for another, strange fields and wrong types.
+        What it does not say is as typed in `base`, or has its default. RequestError for another, strange fields and
+        wrong types.
         """
         if not isinstance(source, (str, bytes, Mapping)):
             raise RequestError(f"a request in JSON must be text or an object, not {shown(source)}")
@@ -214,7 +215,7 @@ class Request:
             raise RequestError(f"the request is not a JSON object: {error.message[:200]}", field=error.field) from error
         if not isinstance(given, Mapping):
             raise RequestError(f"the request must be a JSON object, not {shown(given)}")
-        return cls._of(without_paths(canonical(given)))
+        return cls._of({**_read(base or {}), **without_paths(canonical(given))})
 
     @classmethod
     def _of(cls, fields: Mapping[str, Any]) -> Request:
@@ -228,8 +229,7 @@ class Request:
 
         What is not given is as in `base` (see `over`), or has its default.
         """
-        typed = {name: FIELDS[name].kind.read(value) for name, value in canonical(given).items()}
-        return cls._of(typed) if base is None else check_types(base.over(typed))
+        return cls._of(_read(given)) if base is None else check_types(base.over(_read(given)))
 
     def over(self, fields: Mapping[str, Any]) -> Request:
         """This request with other values for some fields, under any of their names.
@@ -257,6 +257,15 @@ OWN = ("eta", "s_churn", "s_tmin", "s_tmax", "s_noise", "rho", "sigma_min", "sig
 FIELDS = {field.name: Field.of(field) for field in dataclasses.fields(Request)}
 PICTURES = [field.name for field in FIELDS.values() if field.kind is PICTURE]
 ALIASES = {alias: field.name for field in FIELDS.values() for alias in field.aliases}
+
+
+def _read(typed: Mapping[str, str]) -> dict[str, Any]:
+    return {name: FIELDS[name].kind.read(value) for name, value in canonical(typed).items()}
+
+
+def changed(request: Request) -> dict[str, Any]:
+    """The fields that have not their default."""
+    return {name: value for name, field in FIELDS.items() if (value := getattr(request, name)) != field.default}
 
 
 def check_types(request: Request) -> Request:

@@ -143,10 +143,9 @@ def resolve(
         whose = f"{request.resize_mode}, unlike the other modes, encodes image at its own size"
         _check_size((width, height), replace(model, size_step=LATENT), limits, "resize_mode", whose)
     source = None if image is None else pictures.prepared(image, mask, request, (width, height))
-    varied = request.subseed_strength or request.subseed is not None
-    seed, subseed = _drawn(request.seed), _drawn(request.subseed) if varied else None
-    request = replace(request, seed=seed, subseed=subseed)
-    seeds = tuple(image_seeds(seed, subseed, request.subseed_strength, request.batch))
+    request = drawn(request)
+    assert request.seed is not None
+    seeds = tuple(image_seeds(request.seed, request.subseed, request.subseed_strength, request.batch))
     spans = tuple(inversions.spans.items())
     request, guidance, idle = _guidance(request, sampler)
     texts = parts.parse(request, guidance, skips, model.kept, evaluations, (tokenizer, spans))
@@ -454,8 +453,12 @@ def _enlarged(request: Request, size: tuple[int, int], step: int) -> tuple[int, 
     return int(w / step) * step, int(h / step) * step
 
 
-def _drawn(seed: int | None) -> int:
-    return random_seed() if seed is None or seed == -1 else seed
+def drawn(request: Request) -> Request:
+    """The request with the seeds that it leaves open drawn: made again, it gives the same pictures."""
+    varied = request.subseed_strength or request.subseed is not None
+    names = ("seed", "subseed") if varied else ("seed",)
+    seeds: dict[str, Any] = {name: random_seed() for name in names if getattr(request, name) in (None, -1)}
+    return replace(request, **seeds)
 
 
 def random_seed() -> int:

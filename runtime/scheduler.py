@@ -10,6 +10,7 @@ import asyncio
 import threading
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
@@ -53,7 +54,7 @@ class Generation:
     Belongs to the event loop that it was made in. `id` names it in logs. `state`: queued, running, decoding, or ended.
     """
 
-    def __init__(self, scheduler: Scheduler, asked: Request | Ledger, priority: int) -> None:
+    def __init__(self, scheduler: Queue, asked: Request | Ledger, priority: int) -> None:
         self.id, self.priority, self.asked = uuid.uuid4().hex, priority, asked
         self.state = "queued"
         self.work: Work | None = None
@@ -107,6 +108,10 @@ class Generation:
             return []
         return await self._loop.run_in_executor(self._scheduler.stage("decode"), self._scheduler.preview, self)
 
+    async def unfinished(self) -> Result | None:
+        """A result of the pictures as they are now; None before their first call, and when it has ended."""
+        return await self._loop.run_in_executor(self._scheduler.stage("decode"), self._scheduler.unfinished, self)
+
     def limit_time(self, seconds: float) -> None:
         """Give up after so many seconds, even if a driver hangs."""
         error = DeadlineExceeded(f"not done within {seconds:g} s", hint="give it more time, or ask for fewer steps")
@@ -137,19 +142,19 @@ class Generation:
         self._moved.set()
 
 
-class Scheduler:
-    """A bounded queue in front of the open batch of `pipe`. Thread-safe; `submit` is called in an event loop.
+class Queue(ABC):
+    """A bounded queue in front of whatever makes the pictures. Thread-safe; `submit` is called in an event loop.
 
     `max_queue`: how many requests may wait for their first call.
     """
 
-    def __init__(self, pipe: Pipeline, max_queue: int) -> None:
+    def __init__(self, max_queue: int) -> None:
         self.done = Done()
-        self._pipe, self._max_queue = pipe, max_queue
+        self._max_queue = max_queue
         self._stages = {name: ThreadPoolExecutor(1, f"clipskip-{name}") for name in STAGES}
         self._open: dict[Generation, None] = {}  # as they came
         self._lock = threading.RLock()
-        self._advancing = self._closed = False
+        self._closed = False
 
     def submit(
         self, asked: Request | Ledger, timeout: float | None = None, priority: int = 0, limit: Limit | None = None
@@ -171,8 +176,32 @@ class Scheduler:
             self._open[generation] = None
         if seconds is not None:
             generation.limit_time(max(seconds, 0))
-        self._submit("text", generation, partial(self._begin, generation, limit))
+        self._start(generation, limit)
         return generation
+
+    @abstractmethod
+    def _start(self, generation: Generation, limit: Limit | None) -> None:
+        """Have a request made."""
+
+    @abstractmethod
+    def _let_go(self, generation: Generation) -> None:
+        """End what is made for a request."""
+
+    @abstractmethod
+    def retry_after(self) -> float:
+        """Seconds after which one of all requests should be done, at the speed of the calls so far."""
+
+    @abstractmethod
+    def seconds_left(self, generation: Generation) -> float | None:
+        """About how long a request takes from now on."""
+
+    @abstractmethod
+    def preview(self, generation: Generation) -> list[PIL.Image.Image]:
+        """The pictures of a request as they are now; in the thread that decodes."""
+
+    @abstractmethod
+    def unfinished(self, generation: Generation) -> Result | None:
+        """The same as a result, with the request that they are of."""
 
     def stage(self, name: str) -> ThreadPoolExecutor:
         """The thread of a stage."""
@@ -199,8 +228,37 @@ class Scheduler:
             for place, each in enumerate(waiting)
         )
 
+    def drop(self, generation: Generation, how: str) -> None:
+        """Forget one that ended, and what is made for it."""
+        with self._lock:
+            if generation not in self._open:
+                return
+            del self._open[generation]
+            self.done.ended[how] += 1
+            generation.state = "ended"
+        self._let_go(generation)
+
+    def close(self) -> None:
+        """End everything that is on its way with Closed, and the threads. May be called twice."""
+        with self._lock:
+            self._closed = True
+            left = list(self._open)
+        for each in left:
+            each.tell(error=Closed("the pipeline was closed while this request was on its way"))
+            self.drop(each, "closed")
+        for stage in self._stages.values():
+            stage.shutdown()
+
+
+class Scheduler(Queue):
+    """The queue in front of the open batch of `pipe`."""
+
+    def __init__(self, pipe: Pipeline, max_queue: int) -> None:
+        super().__init__(max_queue)
+        self._pipe, self._advancing = pipe, False
+
     def retry_after(self) -> float:
-        """Seconds after which one of all requests should be done, at the speed of the calls so far."""
+        """Calls to come, times what one takes of a picture, shared by the requests."""
         tally, works = self._pipe.driver.tally, self._works()
         left = sum(work.calls - work.done for work in works)
         seconds = left * tally.seconds / max(tally.images, 1) / max(len(works), 1)
@@ -218,33 +276,28 @@ class Scheduler:
     def _works(self) -> list[Work]:
         return [each.work for each in list(self._open) if each.work is not None]
 
-    def drop(self, generation: Generation, how: str) -> None:
-        """Forget one that ended, and let its pictures leave the batch."""
-        with self._lock:
-            if generation not in self._open:
-                return
-            del self._open[generation]
-            self.done.ended[how] += 1
-            generation.state = "ended"
-        if generation.work is not None:
-            self._pipe.driver.remove([each.image for each in generation.work.making])
-
-    def close(self) -> None:
-        """End everything that is on its way with Closed, and the threads. May be called twice."""
-        with self._lock:
-            self._closed = True
-            left = list(self._open)
-        for each in left:
-            each.tell(error=Closed("the pipeline was closed while this request was on its way"))
-            self.drop(each, "closed")
-        for stage in self._stages.values():
-            stage.shutdown()
-
     def preview(self, generation: Generation) -> list[PIL.Image.Image]:
-        """The pictures of a request as they are now; in the thread that decodes."""
+        """What the last call took for the finished pictures, decoded."""
         if generation.work is None or generation.state == "ended":
             return []
         return self._pipe.previews([each.image for each in generation.work.making], generation.work.done)
+
+    def unfinished(self, generation: Generation) -> Result | None:
+        """With a note, and nothing of how long it took."""
+        images, work = self.preview(generation), generation.work
+        if not images or work is None:
+            return None
+        resolved, notes = work.resolved[0], ("interrupted: the pictures are not finished",)
+        return Result(
+            tuple(images), tuple(seed for seed, _ in resolved.seeds), resolved.request, notes, {}, {}, self._pipe.model
+        )
+
+    def _let_go(self, generation: Generation) -> None:
+        if generation.work is not None:
+            self._pipe.driver.remove([each.image for each in generation.work.making])
+
+    def _start(self, generation: Generation, limit: Limit | None) -> None:
+        self._submit("text", generation, partial(self._begin, generation, limit))
 
     def _submit(self, stage: str, generation: Generation | None, task: Callable[[], None]) -> None:
         """Have a stage's thread do something; what goes wrong is the request's."""
@@ -291,16 +344,19 @@ class Scheduler:
     def _advance(self) -> None:
         """Run the network while any picture is on its way; what goes wrong ends those whose call it was."""
         while live := self._live():
-            images, raised = [each.image for _, making in live for each in making], list[Exception]()
+            images = [each.image for _, making in live for each in making]
+            wrong: Exception | None = None
             try:
                 self._pipe.driver.advance(images, sum(image.call for image in images))
             except Exception as error:
-                raised = [error]
+                wrong = error
             failures = [self._pipe.driver.failure([each.image for each in making]) for _, making in live]
+            if any(failures) or any(generation.state == "ended" for generation, _ in live):
+                wrong = None  # it is one request's, which may have left meanwhile
             for (generation, _), failure in zip(live, failures, strict=True):
-                if failure or (raised and not any(failures)):
-                    generation.tell(error=failure or raised[0])
-                    self.drop(generation, getattr(failure or raised[0], "code", "bug"))
+                if failure := failure or wrong:
+                    generation.tell(error=failure)
+                    self.drop(generation, getattr(failure, "code", "bug"))
                 else:
                     self._follow(generation)
 

@@ -42,7 +42,7 @@ class Cuda:
     """
 
     def __init__(self, runtime: Any, index: int = 0) -> None:
-        self._runtime, self._index = runtime, index
+        self._runtime, self.index = runtime, index
         self._errors = runtime.cudaError_t
         self._sticky = {getattr(self._errors, name) for name in STICKY}
         self._process = os.getpid()
@@ -82,7 +82,7 @@ class Cuda:
         self._release(self._runtime.cudaFreeHost, memory.ctypes.data)
 
     def free_memory(self) -> int:
-        """Bytes that are free on the device now."""
+        """Bytes that are free on the device now, whoever uses it."""
         return int(self._call(self._runtime.cudaMemGetInfo)[0])
 
     def copy(self, target: int, source: int, size: int, stream: Handle) -> None:
@@ -148,8 +148,8 @@ class Cuda:
     def _activate(self) -> None:
         """Make this the thread's current device; it asks first, which is cheap and disturbs no capture."""
         status, current = self._runtime.cudaGetDevice()
-        if status == self._errors.cudaSuccess and current != self._index:
-            (status,) = self._runtime.cudaSetDevice(self._index)
+        if status == self._errors.cudaSuccess and current != self.index:
+            (status,) = self._runtime.cudaSetDevice(self.index)
         if status != self._errors.cudaSuccess:
             raise self._error(status)
 

@@ -116,6 +116,11 @@ class OnnxRuntime:
         nbytes += sum(each.array.nbytes for each in changed.values())
         return OnnxRuntimeEngine(artefact, session, self._sessions, nbytes, values)
 
+    @property
+    def cuda(self) -> Cuda | None:
+        """The GPU, where it is CUDA's."""
+        return self._sessions.cuda
+
     def describe(self) -> dict[str, str]:
         """Library version and device."""
         return {"backend": self.name, "onnxruntime": self._ort.__version__, "provider": self.providers[0]}

@@ -1,11 +1,12 @@
-"""The verb that makes pictures, `generate`, the lists of prompts that it reads, and what `grid` shares with it."""
+"""The verb that makes pictures, `generate`, and what other verbs share with it."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 from functools import partial
 from itertools import groupby, islice
 from operator import attrgetter
@@ -14,33 +15,18 @@ from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import clipskip
-from clipskip.errors import CheckpointError, ClipskipError, RequestError, StoreError
+from clipskip.errors import ClipskipError, NumericalError, RequestError
 from clipskip.fields import whole
 from clipskip.request import FIELDS, Request, given_twice
 
-from . import Outcome, Parser, Verbs, output, path, store_verb
+from . import Outcome, Parser, Verbs, lists, output, path, store_verb
 
 if TYPE_CHECKING:
     from clipskip.ledger import Ledger
     from clipskip.pipeline import Pipeline
     from clipskip.result import Result
 
-TOGETHER = 8  # at most so many pictures are in the making at once
-LARGEST, MOST_LINES = 16 << 20, 100_000  # bytes and lines of a list of prompts
-MOST_REFUSED = 20  # lines of it that are named
 SHORT = {"negative_prompt": "-n", "width": "-W", "height": "-H", "seed": "-s", "batch": "-b"}  # stable-diffusion.cpp's
-
-
-@dataclass(frozen=True)
-class Job:
-    """A request, or as much of its batch as shares every call; from line `number` of a list, or 0.
-
-    `kind`: how many neighbours of the same kind share calls, about how many those are, and width, height and chunks.
-    """
-
-    number: int
-    request: Request | Ledger
-    kind: tuple[int, int, int, int, int]
 
 
 def add_to(verbs: Verbs) -> None:
@@ -50,8 +36,10 @@ def add_to(verbs: Verbs) -> None:
     verb.add_argument(
         "--from", dest="repeat", type=path, metavar="IMAGE", help="repeat a picture, or the .txt beside one"
     )
-    text = "one prompt, /render line, or line such as --prompt 'a cat' --steps 20 per line; # starts a comment"
+    text = "a prompt, /render line, JSON object, or line such as --prompt 'a cat' --steps 20 per line; # is a comment"
     verb.add_argument("--lines", type=path, metavar="FILE", help=text)
+    text = "of lines: name pictures by what makes them, and make those that OUT has not; a wrong line stops no other"
+    verb.add_argument("--resume", action="store_true", help=text)
     text = "a .png, .jpg or .webp file that shows what is in the making"
     verb.add_argument("--preview", type=path, metavar="FILE", help=text)
     text = "between previews; 0 is every call (default: 1, and more where they would take above a fifth of the time)"
@@ -107,8 +95,19 @@ def generate(args: argparse.Namespace) -> Outcome:
         raise RequestError("--preview-interval is for --preview FILE", field="preview", hint="name the file")
     if args.cell is not None and args.repeat is None:
         raise RequestError("--cell is for --from SHEET", field="cell", hint="name the sheet")
-    alone = _repeated if args.repeat is not None else request_of
-    requests, refused = read_list(args) if from_lines else ({0: alone(args)}, {})
+    if args.resume:
+        from . import bulk
+
+        if args.preview is not None or not from_lines:
+            hint = "give --lines FILE, or - as the prompt, and no --preview"
+            raise RequestError("--resume is for lists that nobody watches", field="resume", hint=hint)
+        return bulk.resume(args)
+    requests: Mapping[int, Request | Ledger] = {}
+    refused: dict[int, ClipskipError] = {}
+    if from_lines:
+        requests, refused = lists.read_list(args.lines, given(args))
+    else:
+        requests = {0: _repeated(args) if args.repeat is not None else request_of(args)}
     count = sum(request.batch for request in requests.values())
     destination = destination_of(args, count)
     pictures: list[dict[str, Any]] = []
@@ -119,7 +118,7 @@ def generate(args: argparse.Namespace) -> Outcome:
         preview = output.Preview(args.preview, args.out, args.overwrite, args.preview_interval, bar)
     try:
         with opened(args) as pipe:
-            for number, result in _results(pipe, plan(pipe, requests, refused, args.lines), bar, preview):
+            for number, result in results(pipe, lists.plan(pipe, requests, refused, args.lines), bar, preview):
                 warnings += result.warnings
                 for picture in _saved(result, destination):
                     pictures.append({"line": number, **picture} if from_lines else picture)
@@ -146,28 +145,53 @@ def noted(warnings: Iterable[str]) -> dict[str, list[str]]:
     return {"warnings": once}
 
 
-def _results(
-    pipe: Pipeline, jobs: Sequence[Job], bar: output.Bar, preview: output.Preview | None
+def results(
+    pipe: Pipeline,
+    jobs: Iterable[lists.Job],
+    bar: output.Bar,
+    preview: output.Preview | None = None,
+    broken: dict[int, ClipskipError] | None = None,
 ) -> Iterator[tuple[int, Result]]:
-    """The results in order, with the numbers of their lines."""
-    done, left = 0, sum(job.kind[1] for job in jobs)
-    for (together, calls, *_), neighbours in groupby(jobs, attrgetter("kind")):
-        while group := list(islice(neighbours, together)):
-            left -= calls * len(group)
+    """The results in order, with the numbers of their lines.
+
+    Where `broken` is given, pictures of NaN join it and end nothing.
+    """
+    groups = deque[list[lists.Job]]()
+    for (together, *_), neighbours in groupby(jobs, attrgetter("kind")):
+        while neighbouring := list(islice(neighbours, together)):
+            groups.append(neighbouring)
+    done, left = 0, sum(job.kind[1] for group in groups for job in group)
+    while groups:
+        group = groups.popleft()
+        left -= (calls := sum(job.kind[1] for job in group))
+        try:
             for state in pipe.steps(*(job.request for job in group)):
                 bar.show(done + state.call, done + state.calls + left)
                 if preview:
                     preview.show(state)
-            done += state.calls
-            yield from zip((job.number for job in group), state.results, strict=True)
+        except NumericalError as error:
+            if broken is None:
+                raise
+            if len(group) == 1:
+                broken[group[0].number] = error
+            else:  # one of them: which one, each alone will tell
+                groups.extendleft([job] for job in reversed(group))
+                left += calls
+            continue
+        done += state.calls
+        yield from zip((job.number for job in group), state.results, strict=True)
 
 
 def _saved(result: Result, destination: output.Destination) -> Iterator[dict[str, Any]]:
     """The facts of each picture of a result, when it is saved."""
     for index, seed in enumerate(result.seeds):
-        path = destination.save(seed, partial(result.save, index=index))
-        request = asdict(result.alone(index))
-        yield {"file": str(path), "request": request, "engines": result.engines, "timings": result.timings}
+        yield facts(result, index, destination.save(seed, partial(result.save, index=index)))
+
+
+def facts(result: Result, index: int, file: Path) -> dict[str, Any]:
+    """What --json tells of a picture."""
+    request = asdict(result.alone(index))
+    return {"file": str(file), "request": request, "engines": result.engines, "timings": result.timings}
 
 
 def destination_of(args: argparse.Namespace, count: int) -> output.Destination:
@@ -179,109 +203,32 @@ def destination_of(args: argparse.Namespace, count: int) -> output.Destination:
     return destination
 
 
-def _given(args: argparse.Namespace) -> dict[str, str]:
+def given(args: argparse.Namespace) -> dict[str, str]:
     """The fields that were given as options."""
     from clipskip.render import size
 
     if sum(source is not None for source in (args.prompt, args.prompt_option, args.repeat, args.lines)) != 1:
         sources = "a PROMPT (or - for stdin), --from IMAGE, --lines FILE" if args.verb == "generate" else "a PROMPT"
         raise RequestError(f"give one of: {sources}", field="prompt")
-    given = {field: vars(args)[field] for field in FIELDS if field != "prompt" and vars(args)[field] is not None}
+    fields = {name: vars(args)[name] for name in FIELDS if name != "prompt" and vars(args)[name] is not None}
     sides = size(args.size) if args.size is not None else {}
-    if twice := [side for side in sides if side in given]:
+    if twice := [side for side in sides if side in fields]:
         raise given_twice(twice[0])
-    return given | sides
+    return fields | sides
 
 
 def request_of(args: argparse.Namespace) -> Request:
     """The request of a prompt. What a /render line says goes before the options."""
     from clipskip import render
 
-    given = _given(args)
-    return Request.from_text(given | render.fields(args.prompt if args.prompt is not None else args.prompt_option))
+    fields = given(args)
+    return Request.from_text(fields | render.fields(args.prompt if args.prompt is not None else args.prompt_option))
 
 
 def _repeated(args: argparse.Namespace) -> Ledger:
     """The request of a picture, with what was typed over it."""
     from clipskip import metadata
 
-    given = _given(args)
+    fields = given(args)
     cell = None if args.cell is None else [whole("cell", number.strip()) for number in args.cell.split(",")]
-    return metadata.read_ledger(args.repeat, cell).given(given)
-
-
-def read_list(args: argparse.Namespace) -> tuple[dict[int, Request | Ledger], dict[int, ClipskipError]]:
-    """The requests of a list, and what is wrong with its other lines, by their numbers."""
-    from clipskip import render
-
-    requests: dict[int, Request | Ledger] = {}
-    given, refused = _given(args), dict[int, ClipskipError]()
-    for number, line in enumerate(_text(args.lines).split("\n"), 1):
-        if number > MOST_LINES:
-            raise RequestError(f"a list has at most {MOST_LINES} lines", field="lines", hint="give it in parts")
-        line = line.strip()
-        if line and not line.startswith("#"):
-            try:
-                fields = render.options(line) if line.startswith("--") else render.fields(line)
-                requests[number] = Request.from_text(given | fields)
-            except RequestError as error:
-                refused[number] = error
-    if not requests and not refused:
-        raise RequestError("there is no prompt: every line is empty or a comment", field="prompt")
-    return requests, refused
-
-
-def plan(
-    pipe: Pipeline, requests: Mapping[int, Request | Ledger], refused: dict[int, ClipskipError], lines: Path | None
-) -> list[Job]:
-    """What is to be done, in order. Whatever is refused is refused now, all of it together."""
-    jobs = []
-    for number, request in requests.items():
-        try:
-            resolved = pipe.check(request)
-        except (RequestError, CheckpointError, StoreError) as error:
-            refused[number] = error
-            continue
-        most = min(pipe.together(resolved), TOGETHER)
-        calls = resolved.calls
-        for start in range(0, request.batch, most):
-            (seed, subseed), batch = resolved.seeds[start], min(most, request.batch - start)
-            kind = most // batch, calls * batch, resolved.width, resolved.height, resolved.chunks
-            asked = request if isinstance(request, Request) else request.request
-            asked = replace(asked, seed=seed, subseed=subseed, batch=batch)
-            jobs.append(Job(number, asked if isinstance(request, Request) else replace(request, request=asked), kind))
-    if not refused:
-        return jobs
-    first = refused[min(refused)]
-    if not min(refused):  # it is of no list
-        raise first
-    source = lines or "standard input"
-    if len(refused) == 1:
-        message, hint = f"{source}:{min(refused)}: {first.message}", first.hint
-    else:
-        told = [f"{source}:{number}: {refused[number].message}" for number in sorted(refused)[:MOST_REFUSED]]
-        more = [f"and {len(refused) - MOST_REFUSED} more"] if len(refused) > MOST_REFUSED else []
-        message, hint = "\n  ".join([f"{len(refused)} lines are refused, and none is made", *told, *more]), None
-    raise type(first)(message, path=lines, field=first.field, hint=hint)
-
-
-def _text(file: Path | None) -> str:
-    """The text of a file, or of stdin: in UTF-8, with or without a mark at its beginning."""
-    from clipskip import files
-
-    name = str(file or "standard input")
-    try:
-        if file is None and sys.stdin is None:
-            raise CheckpointError("it is closed")
-        data = sys.stdin.buffer.read(LARGEST + 1) if file is None else files.read(file, LARGEST + 1)
-    except (OSError, CheckpointError) as error:
-        hint = "lists are regular files, or come from standard input where the prompt is -"
-        raise CheckpointError(f"cannot read {name}: {error}", path=file, hint=hint) from error
-    try:
-        if len(data) > LARGEST:
-            raise CheckpointError(f"{name} has more than {LARGEST >> 20} MiB", path=file, hint="give it in parts")
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        number = data.count(b"\n", 0, error.start) + 1
-        message = f"{name}:{number}: no UTF-8 ({error.reason})"
-        raise RequestError(message, path=file, field="lines", hint="save the list as UTF-8") from error
+    return metadata.read_ledger(args.repeat, cell).given(fields)

@@ -7,6 +7,7 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import clipskip
 from clipskip.engines import hints
@@ -15,6 +16,10 @@ from clipskip.fields import at_least, whole
 
 from . import Outcome, Verbs, path
 from .output import say
+
+if TYPE_CHECKING:
+    from clipskip.pipeline import Pipeline
+    from clipskip.serve.service import Settings
 
 SECRETS = {"token": "CLIPSKIP_TOKEN", "user": "CLIPSKIP_USER"}  # by option, the variable that may have it
 
@@ -55,11 +60,27 @@ def serve(args: argparse.Namespace) -> Outcome:
     """Serve until a signal comes."""
     try:
         from clipskip.serve import models, server
-        from clipskip.serve.guard import is_loopback
-        from clipskip.serve.service import Settings
     except ImportError as error:
         hint = f"{hints.install('starlette')} {' '.join(OTHERS)}"
         raise BackendUnavailable(f"serving needs a package that is not installed: {error.name}", hint=hint) from error
+    settings, opener, budget = parts(args)
+    served = models.Models(args.stores, opener, budget)
+    opener(args.stores[0]).close()  # what no request could pass is said now: the target, embeddings, LoRAs
+    listening = server.listen(args.host, at_least("port", whole("port", args.port), 0))
+    server.log_to(sys.stderr)
+    if not settings.loopback and not settings.token and not settings.user:
+        say("warning: everybody who reaches this address may use it: set CLIPSKIP_TOKEN or CLIPSKIP_USER")
+    host = f"[{args.host}]" if ":" in args.host else args.host
+    say(f"serving {', '.join(served.paths)} at http://{host}:{listening.getsockname()[1]}")
+    server.serve(served, settings, listening)
+    return Outcome({}, "")
+
+
+def parts(args: argparse.Namespace) -> tuple[Settings, partial[Pipeline], int | None]:
+    """What a server allows, how a store is opened, and what all open ones may have, in bytes. RequestError."""
+    from clipskip.serve.guard import is_loopback
+    from clipskip.serve.service import Settings
+
     numbers = {name: at_least(name, whole(name, getattr(args, name)), 1) for name in NUMBERS}
     settings = Settings(
         token=secret("token", args.token),
@@ -82,16 +103,7 @@ def serve(args: argparse.Namespace) -> Outcome:
     )
     memory = args.models_memory
     budget = None if memory is None else at_least("models_memory", whole("models_memory", memory), 1) << 20
-    served = models.Models(args.stores, opener, budget)
-    opener(args.stores[0]).close()  # what no request could pass is said now: the target, embeddings, LoRAs
-    listening = server.listen(args.host, at_least("port", whole("port", args.port), 0))
-    server.log_to(sys.stderr)
-    if not settings.loopback and not settings.token and not settings.user:
-        say("warning: everybody who reaches this address may use it: set CLIPSKIP_TOKEN or CLIPSKIP_USER")
-    host = f"[{args.host}]" if ":" in args.host else args.host
-    say(f"serving {', '.join(served.paths)} at http://{host}:{listening.getsockname()[1]}")
-    server.serve(served, settings, listening)
-    return Outcome({}, "")
+    return settings, opener, budget
 
 
 OTHERS = ("uvicorn", "python-multipart", "prometheus-client")  # of the extra `serve`

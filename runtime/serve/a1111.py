@@ -25,6 +25,7 @@ from clipskip import __version__, infotext, metadata
 from clipskip.engines.manifest import Manifest, ModelFacts
 from clipskip.errors import CheckpointError, ClipskipError, RequestError
 from clipskip.fields import number, whole_clip_skip
+from clipskip.pipeline import Pipeline
 from clipskip.prompt.parts import last
 from clipskip.request import FIELDS, Request, check_types
 from clipskip.resolve import refusals
@@ -44,10 +45,9 @@ HIDDEN = {"mask", "comments", "infotext"}  # not told back, nor is what is no si
 
 @dataclass
 class Job:
-    """A request on its way: whose it is, its store, and what an interrupted one had made."""
+    """A request on its way: whose it is, and what an interrupted one had made."""
 
     address: str
-    model: str | None
     unfinished: Result | None = None
 
 
@@ -75,7 +75,7 @@ class Webui:
         asked, notes = await asyncio.to_thread(request_of, given, settings.fields, self.fields, image)
         left_out = ignored(given, settings, image)
         name = uuid.uuid4().hex
-        job = self.jobs[name] = Job(address(http), model)
+        job = self.jobs[name] = Job(address(http))
         try:
             result = await self.service.result(http, asked, Options(model=model, id=name))
         except Refusal:
@@ -160,13 +160,7 @@ class Webui:
         """POST /sdapi/v1/interrupt and skip: requests from this address end with their pictures as far as they are."""
         for job, generation in self._mine(http):
             try:
-                images, work = await generation.preview(), generation.work
-                loaded = self.service.models.loaded.get(self.service.models.name(job.model))
-                if images and work and loaded:
-                    resolved, notes = work.resolved[0], ("interrupted: the pictures are not finished",)
-                    seeds = tuple(seed for seed, _ in resolved.seeds)
-                    model = loaded.pipe.model
-                    job.unfinished = Result(tuple(images), seeds, resolved.request, notes, {}, {}, model)
+                job.unfinished = await generation.unfinished()
             except ClipskipError as error:
                 LOG.warning("%s is interrupted without its pictures: %s", generation.id, error.message)
             generation.cancel()
@@ -180,6 +174,15 @@ class Webui:
     async def models(self, http: HttpRequest) -> Response:
         """GET /sdapi/v1/sd-models."""
         return AsciiResponse([a1111_lists.checkpoint(*each) for each in (await self._models()).items()])
+
+    async def loras(self, http: HttpRequest) -> Response:
+        """GET /sdapi/v1/loras."""
+        told = await self.service.models.ask(self.model, Pipeline.loras)
+        return AsciiResponse([a1111_lists.lora(*each) for each in told.items()])
+
+    async def embeddings(self, http: HttpRequest) -> Response:
+        """GET /sdapi/v1/embeddings: those that fit the model."""
+        return AsciiResponse(await self.service.models.ask(self.model, a1111_lists.embeddings))
 
 
 async def png_info(http: HttpRequest) -> Response:
@@ -269,6 +272,7 @@ def routes(service: Service) -> list[Route]:
     posts = {"txt2img": ui.txt2img, "img2img": ui.img2img, "png-info": png_info, "options": ui.set_options}
     posts |= {"interrupt": ui.interrupt, "skip": ui.interrupt}
     gets = {"options": ui.options, "progress": ui.progress, "sd-models": ui.models}
+    gets |= {"loras": ui.loras, "embeddings": ui.embeddings}
     own = [Route(f"/sdapi/v1/{name}", telling(refusal, each), methods=["POST"]) for name, each in posts.items()]
     own += [Route(f"/sdapi/v1/{name}", telling(refusal, each), methods=["GET"]) for name, each in gets.items()]
     return [*own, *a1111_lists.ROUTES]

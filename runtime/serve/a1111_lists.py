@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from starlette.requests import Request as HttpRequest
@@ -9,7 +10,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from clipskip.engines.manifest import ModelFacts
+from clipskip.inversions import SUFFIX
 from clipskip.metadata import label
+from clipskip.pipeline import Pipeline
 from clipskip.request import UPSCALERS
 from clipskip.samplers import SAMPLERS, SCHEDULE_ALIASES
 from clipskip.schedules import SCHEDULES
@@ -32,6 +35,20 @@ def checkpoint(name: str, model: ModelFacts) -> dict[str, Any]:
     """A row of sd-models; no path of this machine is in it."""
     row = {"title": title(name, model), "model_name": name, "filename": name, "config": None}
     return {**row, "hash": digest(model)[:10], "sha256": digest(model)}
+
+
+def lora(name: str, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """A row of loras; a prompt calls it by its name alone, and its path is its file's name."""
+    return {"name": name, "alias": name, "path": f"{name}{SUFFIX}", "metadata": metadata}
+
+
+def embeddings(pipe: Pipeline) -> dict[str, Any]:
+    """Those that prompts may call."""
+    learnt = pipe.embeddings
+    unknown = dict.fromkeys(("step", "sd_checkpoint", "sd_checkpoint_name"))
+    width = learnt.vectors.shape[1]
+    rows = {name: {**unknown, "shape": width, "vectors": len(rows)} for name, rows in learnt.spans.items()}
+    return {"loaded": rows, "skipped": {}}
 
 
 def _route(name: str, told: object, method: str = "GET") -> Route:
@@ -61,11 +78,10 @@ LISTS: dict[str, Any] = {
         if not name.startswith("Latent")
     ],
     "latent-upscale-modes": [{"name": name} for name in UPSCALERS if name.startswith("Latent")],
-    "embeddings": {"loaded": {}, "skipped": {}},
     "scripts": {"txt2img": [], "img2img": []},
     "memory": {"ram": {}, "cuda": {}},
     "cmd-flags": {},
-    **dict.fromkeys(("sd-vae", "loras", "hypernetworks", "prompt-styles", "face-restorers", "script-info"), ()),
+    **dict.fromkeys(("sd-vae", "hypernetworks", "prompt-styles", "face-restorers", "script-info"), ()),
     "realesrgan-models": [],
 }
 REFRESHED = ("refresh-checkpoints", "refresh-vae", "refresh-loras")  # stores are looked at anew without being asked

@@ -36,7 +36,7 @@ class Refusal(RequestError):
 
     def __init__(self, status: int, message: str, *, field: str | None = None, hint: str | None = None) -> None:
         super().__init__(message, field=field, hint=hint)
-        self.status = status
+        self.status, self.args = status, (status, message)  # with which it is made again where it is unpickled
 
     @property
     def code(self) -> str:  # type: ignore[override]

@@ -20,11 +20,11 @@ from clipskip.errors import ClipskipError
 from . import a1111, generate, metrics, openai, openapi, page, sheets
 from .answers import as_refusal, refused
 from .guard import Guard
-from .models import Models
+from .models import Stores
 from .service import Service, Settings
 
 
-def create_app(models: Models, settings: Settings) -> Starlette:
+def create_app(models: Stores, settings: Settings) -> Starlette:
     """The application for these models; it closes them when it ends. Its state's `service` is for its routes."""
     service = Service(models, settings)
 
@@ -72,7 +72,9 @@ async def readyz(http: HttpRequest) -> Response:
 
 async def figures(http: HttpRequest) -> Response:
     """GET /metrics."""
-    return Response(metrics.text(http.app.state.service), headers={"Content-Type": CONTENT_TYPE_LATEST})
+    service: Service = http.app.state.service
+    own = await asyncio.to_thread(metrics.text, service)  # a GPU may take long to answer
+    return Response(await service.models.figures(own), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
 async def described(http: HttpRequest) -> Response:

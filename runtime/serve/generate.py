@@ -181,7 +181,7 @@ async def models(http: HttpRequest) -> Response:
 
 
 def _model(service: Service, name: str, manifest: Manifest | ClipskipError) -> dict[str, Any]:
-    row = {"id": name, "object": "model", "owned_by": "clipskip", "created": 0, "loaded": name in service.models.loaded}
+    row = {"id": name, "object": "model", "owned_by": "clipskip", "created": 0, "loaded": service.models.is_open(name)}
     if isinstance(manifest, ClipskipError):
         return {**row, "error": facts(manifest)}
     model = manifest.model

@@ -42,10 +42,11 @@ class Guard:
         headers, start = Headers(scope=scope), time.monotonic()
         given = headers.get("x-request-id", "")
         name = given if _ID.fullmatch(given) else uuid.uuid4().hex[:16]
-        answer = _Answer(send, name, self._settings.client_timeout)
+        body = _Body(receive, headers, self._settings)
+        answer = _Answer(send, name, self._settings.client_timeout, body)
         try:
             check_authority(scope, headers, self._settings)
-            await self._app(scope, self._limited(headers, receive), answer.send)
+            await self._app(scope, body.receive, answer.send)
         except ClipskipError as error:
             self._service.note(error)
             if not answer.status:
@@ -62,41 +63,50 @@ class Guard:
             client = scope["client"][0] if scope.get("client") else "-"
             LOG.info("%s %s %s %s %d %.3f s", name, client, scope["method"], target, answer.status, seconds)
 
-    def _limited(self, headers: Headers, receive: Receive) -> Receive:
-        """`receive` within bytes and seconds until the body is there, and as it is from then on."""
-        most, deadline = self._settings.max_body, time.monotonic() + self._settings.client_timeout
-        length, complete = headers.get("content-length", "0"), False
-        size = 0
 
-        async def limited() -> Message:
-            nonlocal size, complete
-            if complete:
-                return await receive()
-            if length.isdecimal() and int(length) > most:
-                raise Refusal(413, f"the body has {length} bytes; this server takes {most}", hint="smaller pictures")
-            try:
-                message = await asyncio.wait_for(receive(), max(deadline - time.monotonic(), 0))
-            except asyncio.TimeoutError:
-                raise Refusal(408, f"the body did not come within {self._settings.client_timeout:g} s") from None
-            size += len(message.get("body", b""))
-            if size > most:
-                raise Refusal(413, f"the body has more than {most} bytes", hint="smaller pictures")
-            complete = not message.get("more_body", False)
-            return message
+class _Body:
+    """`receive` within bytes and seconds until the body is there, and as it is from then on."""
 
-        return limited
+    def __init__(self, receive: Receive, headers: Headers, settings: Settings) -> None:
+        self._receive, self._most, self._seconds = receive, settings.max_body, settings.client_timeout
+        self._deadline, self._size, self._complete = time.monotonic() + settings.client_timeout, 0, False
+        length = headers.get("content-length", "0")
+        self._told = int(length) if length.isdecimal() else 0
+        self._chunked = "transfer-encoding" in headers
+
+    @property
+    def unread(self) -> bool:
+        """Whether there may be more of it: a server would go on taking it, whatever was answered."""
+        return bool(self._told or self._chunked) and not self._complete
+
+    async def receive(self) -> Message:
+        if self._complete:
+            return await self._receive()
+        if self._told > self._most:
+            told = f"the body has {self._told} bytes; this server takes {self._most}"
+            raise Refusal(413, told, hint="smaller pictures")
+        try:
+            message = await asyncio.wait_for(self._receive(), max(self._deadline - time.monotonic(), 0))
+        except asyncio.TimeoutError:
+            raise Refusal(408, f"the body did not come within {self._seconds:g} s") from None
+        self._size += len(message.get("body", b""))
+        if self._size > self._most:
+            raise Refusal(413, f"the body has more than {self._most} bytes", hint="smaller pictures")
+        self._complete = not message.get("more_body", False)
+        return message
 
 
 class _Answer:
-    """`send` with the request's id, and an end for clients that take nothing."""
+    """`send` with the request's id, and an end for clients that take nothing, or of whose body more may come."""
 
-    def __init__(self, send: Send, name: str, timeout: float) -> None:
-        self._send, self._name, self._timeout, self.status = send, name, timeout, 0
+    def __init__(self, send: Send, name: str, timeout: float, body: _Body) -> None:
+        self._send, self._name, self._timeout, self._body, self.status = send, name, timeout, body, 0
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             extra = [(b"x-request-id", self._name.encode()), (b"x-content-type-options", b"nosniff")]
+            extra += [(b"connection", b"close")] if self._body.unread else []
             message = {**message, "headers": [*message.get("headers", []), *extra]}
         try:
             await asyncio.wait_for(self._send(message), self._timeout)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
 from prometheus_client.registry import Collector
 
+from clipskip.errors import ClipskipError
 from clipskip.pipeline import Pipeline
 
 from .service import Service
@@ -19,14 +21,15 @@ class _Figures(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Of the open models; what a closed one counted is gone with it."""
-        pipes = {name: loaded.pipe for name, loaded in self._service.models.loaded.items()}
+        pipes = {name: loaded.pipe for name, loaded in list(self._service.models.loaded.items())}
         yield from _queues(pipes)
         yield from _calls(pipes)
         yield from _ended(pipes)
+        yield device_memory(pipes.values())
         refused = CounterMetricFamily(
             "clipskip_refused", "requests refused, by code and field", labels=["code", "field"]
         )
-        for (code, field), count in self._service.refused.items():
+        for (code, field), count in list(self._service.refused.items()):
             refused.add_metric([code, field], count)
         yield refused
 
@@ -73,8 +76,23 @@ def _ended(pipes: dict[str, Pipeline]) -> Iterator[Metric]:
     yield from (pictures, ended)
 
 
+def device_memory(pipes: Iterable[Pipeline]) -> Metric:
+    """Of each GPU that a model is on, as its driver counts it, whoever uses it; none where it does not answer."""
+    memory = GaugeMetricFamily(
+        "clipskip_device_memory_bytes", "of a GPU, all programs together", labels=["device", "state"]
+    )
+    cards = {each.index: each for pipe in pipes if (each := getattr(pipe.backend, "cuda", None))}
+    for index, cuda in cards.items():
+        with suppress(ClipskipError):  # a lost device is for /healthz to tell
+            free = cuda.free_memory()
+            memory.add_metric([f"cuda:{index}", "free"], free)
+            memory.add_metric([f"cuda:{index}", "used"], cuda.gpu.memory - free)
+    return memory
+
+
 def text(service: Service) -> bytes:
-    """The figures as they are now."""
+    """The figures as they are now; of the process what Linux tells of it, its resident memory among that."""
     registry = CollectorRegistry(auto_describe=False)
+    ProcessCollector(registry=registry)
     registry.register(_Figures(service))
     return generate_latest(registry)

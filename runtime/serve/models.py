@@ -5,22 +5,25 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 from clipskip.engines.manifest import Manifest
 from clipskip.engines.store import MANIFEST, read_manifest
 from clipskip.errors import Busy, ClipskipError, DeviceLost, RequestError, StoreError
 from clipskip.pipeline import Pipeline
 from clipskip.request import unknown
+from clipskip.scheduler import Queue
 
 from .answers import Refusal
 
 Opener: TypeAlias = "Callable[[Path], Pipeline]"
 Stamp: TypeAlias = "tuple[int, ...]"
+T = TypeVar("T")
 
 HUNG = 600.0  # seconds
 LOG = logging.getLogger("clipskip.serve")
@@ -38,31 +41,47 @@ class Loaded:
     retired: bool = False
 
 
-class Models:
-    """Stores by name. All methods but `close` belong to one event loop.
+class Opened(Protocol):
+    """What takes the requests for one store."""
 
-    `budget`: bytes that the files of the open ones may have; None: as many as there are. The least recently used one
-    that nobody uses is closed to make room.
-    """
+    @property
+    def scheduler(self) -> Queue: ...
 
-    def __init__(self, stores: Iterable[Path], opener: Opener, budget: int | None = None) -> None:
+
+class Stores(ABC):
+    """Stores by name, wherever they are opened. All methods but `close` belong to one event loop."""
+
+    def __init__(self, stores: Iterable[Path]) -> None:
         self.paths: dict[str, Path] = {}
         for path in stores:
             if (name := path.resolve().name) in self.paths:
                 raise RequestError(f"two stores are named {name}: {self.paths[name]} and {path}", field="store")
-            self.paths[name] = path
-            if (size := size_of(read_manifest(path))) > (budget or size):
-                message = (
-                    f"{path} has {size / 1e6:.0f} MB of engines, and all models may have {(budget or 0) / 1e6:.0f}"
-                )
-                raise RequestError(message, field="models_memory", hint="give it more")
+            read_manifest(self.paths.setdefault(name, path))
         if not self.paths:
             raise RequestError("there is no store to serve", field="store")
         self.lost: str | None = None  # why no picture can be made any more
-        self.loaded: dict[str, Loaded] = {}
-        self._opener, self._budget, self._lock = opener, budget, asyncio.Lock()
+        self.loaded: dict[str, Loaded] = {}  # in this process
         self._seen: dict[str, tuple[Stamp | None, Manifest]] = {}
-        self._refused: dict[str, Stamp | None] = {}  # what could not be opened in place of an older one
+
+    @abstractmethod
+    def use(self, asked: str | None = None) -> AbstractAsyncContextManager[Opened]:
+        """What takes the requests for a store, opened if need be, and kept while it is used. Busy; Refusal."""
+
+    @abstractmethod
+    async def ask(self, asked: str | None, question: Callable[..., T], *about: Any) -> T:
+        """What `question(pipeline, *about)` says of a store, in a thread where it is open. As `use`, and its errors."""
+
+    @abstractmethod
+    def is_open(self, name: str) -> bool:
+        """Whether a store was opened for a request."""
+
+    @abstractmethod
+    async def figures(self, own: bytes) -> bytes:
+        """This process's figures in Prometheus' form, and those of others that make its pictures."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close all that is open."""
 
     def name(self, asked: str | None) -> str:
         """The store that a request names, or the first one. Refusal (404) for one that is not there."""
@@ -87,11 +106,34 @@ class Models:
 
     def trouble(self) -> str | None:
         """Why this server should get no requests, if so: a lost or hung device, or no store that can be read."""
+        errors = [each for each in self.manifests().values() if isinstance(each, StoreError)]
+        return self.failure() or (errors[0].message if len(errors) == len(self.paths) else None)
+
+    def failure(self) -> str | None:
+        """Why this process can make no picture any more, if so: its device is lost, or hangs."""
         now, tallies = time.perf_counter(), [each.pipe.driver.tally for each in self.loaded.values()]
         if any(tally.since is not None and now - tally.since > HUNG for tally in tallies):
             return f"a call of the network has been running for more than {HUNG:.0f} s"
-        errors = [each for each in self.manifests().values() if isinstance(each, StoreError)]
-        return self.lost or (errors[0].message if len(errors) == len(self.paths) else None)
+        return self.lost
+
+
+class Models(Stores):
+    """Stores that are opened in this process.
+
+    `budget`: bytes that the files of the open ones may have; None: as many as there are. The least recently used one
+    that nobody uses is closed to make room.
+    """
+
+    def __init__(self, stores: Iterable[Path], opener: Opener, budget: int | None = None) -> None:
+        super().__init__(stores)
+        for path in self.paths.values():
+            if (size := size_of(read_manifest(path))) > (budget or size):
+                message = (
+                    f"{path} has {size / 1e6:.0f} MB of engines, and all models may have {(budget or 0) / 1e6:.0f}"
+                )
+                raise RequestError(message, field="models_memory", hint="give it more")
+        self._opener, self._budget, self._lock = opener, budget, asyncio.Lock()
+        self._refused: dict[str, Stamp | None] = {}  # what could not be opened in place of an older one
 
     @asynccontextmanager
     async def use(self, asked: str | None = None) -> AsyncIterator[Pipeline]:
@@ -111,6 +153,19 @@ class Models:
             loaded.users, loaded.used = loaded.users - 1, time.monotonic()
             if loaded.retired and not loaded.users:
                 _close_beside(loaded)
+
+    async def ask(self, asked: str | None, question: Callable[..., T], *about: Any) -> T:
+        """Ask the pipeline itself."""
+        async with self.use(asked) as pipe:
+            return await asyncio.to_thread(question, pipe, *about)
+
+    def is_open(self, name: str) -> bool:
+        """Whether it is now."""
+        return name in self.loaded
+
+    async def figures(self, own: bytes) -> bytes:
+        """There is no other process."""
+        return own
 
     async def _opened(self, name: str, stamp: Stamp | None, old: Loaded | None) -> Loaded:
         """A store opened, in place of what it was before; that goes on where the new one cannot be opened."""

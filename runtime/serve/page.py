@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import hashlib
 import json
@@ -20,6 +19,7 @@ from clipskip import __version__
 from clipskip import page as pages
 from clipskip.axes import places
 from clipskip.cells import Cells
+from clipskip.engines.identify import clip_skip_of
 from clipskip.errors import ClipskipError
 from clipskip.ledger import Ledger
 from clipskip.metadata import read_any
@@ -29,6 +29,7 @@ from clipskip.resolve import DEEP_CLIP_SKIPS
 from clipskip.samplers import SAMPLERS
 from clipskip.schedules import SCHEDULES
 
+from .foreign import AsciiResponse
 from .service import Service
 
 DEPTHS = {  # from this clip skip on, what to say beside the slider
@@ -70,11 +71,28 @@ async def png_info(http: HttpRequest) -> Response:
     """POST /v1/png-info?model=NAME: the settings in the picture that the body is, and what cannot be honoured here."""
     service: Service = http.app.state.service
     data = await http.body()
-    async with service.models.use(http.query_params.get("model")) as pipe, service.reading:
-        return JSONResponse(await asyncio.to_thread(told, data, pipe))
+    async with service.reading:
+        return JSONResponse(await service.models.ask(http.query_params.get("model"), told, data))
 
 
-def told(data: bytes, pipe: Pipeline) -> dict[str, Any]:
+async def adapters(http: HttpRequest) -> Response:
+    """GET /v1/adapters?model=NAME: what prompts may call by name, and the clip skip that each was trained at, if known.
+
+    LoRAs as they lie in their folders now; embeddings as they did when the model was opened, and that fit it.
+    """
+    return AsciiResponse(await http.app.state.service.models.ask(http.query_params.get("model"), offered))
+
+
+def offered(pipe: Pipeline) -> dict[str, Any]:
+    """The LoRAs and embeddings of a pipeline by name."""
+    depths = {name: clip_skip_of(metadata.get("ss_clip_skip", "")) for name, metadata in pipe.loras().items()}
+    loras = [{"name": name, "clip_skip": depth} for name, depth in depths.items()]
+    learnt = pipe.embeddings
+    names = [{"name": name, "clip_skip": learnt.clip_skips.get(name)} for name in sorted(learnt.spans)]
+    return {"loras": loras, "embeddings": names}
+
+
+def told(pipe: Pipeline, data: bytes) -> dict[str, Any]:
     """Of a picture its settings, of a sheet those of every cell. CheckpointError where there are none."""
     info = read_any(data)
     if isinstance(info, Ledger):
@@ -109,5 +127,6 @@ def _account(ledger: Ledger, pipe: Pipeline) -> dict[str, Any]:
 
 ROUTES = [
     Route("/", home, methods=["GET"]),
+    Route("/v1/adapters", adapters, methods=["GET"]),
     Route("/v1/png-info", png_info, methods=["POST"]),
 ]

@@ -27,7 +27,7 @@ from clipskip.result import Result
 from clipskip.scheduler import Generation
 
 from .answers import Refusal
-from .models import LOG, Models
+from .models import LOG, Stores
 
 OPTIONS: Mapping[str, tuple[Kind, str]] = {  # of a request over HTTP, beside the fields of Request
     "model": (TEXT, "a name of GET /v1/models (default: the first)"),
@@ -61,6 +61,16 @@ class Settings:
     timeout: float = 600.0
     client_timeout: float = 30.0
     log_prompts: bool = False
+
+    def limit(self, resolved: Resolved) -> None:
+        """RequestError for a request beyond the server's limits."""
+        pixels = resolved.pixels * len(resolved.seeds)
+        if pixels > self.max_pixels:
+            message = f"{len(resolved.seeds)} of {resolved.pixels} pixels are more than {self.max_pixels}"
+            raise RequestError(f"{message}, this server's limit", field="width", hint="smaller or fewer pictures")
+        if resolved.calls > self.max_calls:
+            message = f"a picture would take {resolved.calls} calls of the network; here {self.max_calls}"
+            raise RequestError(f"{message} are the most", field="steps", hint="fewer steps")
 
 
 @dataclass(frozen=True)
@@ -101,7 +111,7 @@ class Cancels(Protocol):
 class Service:
     """One running server."""
 
-    models: Models
+    models: Stores
     settings: Settings
     running: dict[str, Cancels] = field(default_factory=dict)  # by id
     reading: asyncio.Lock = field(default_factory=asyncio.Lock)  # one dropped picture in memory at a time
@@ -113,7 +123,7 @@ class Service:
         self.check_id(options)
         await asyncio.to_thread(check_pictures, asked, self.settings.max_pixels)
         async with self.models.use(options.model) as pipe:
-            generation = pipe.scheduler.submit(asked, self.seconds(options), options.priority, self.limit)
+            generation = pipe.scheduler.submit(asked, self.seconds(options), options.priority, self.settings.limit)
             generation.id = options.id or generation.id
             self.running[generation.id] = generation
             if self.settings.log_prompts:
@@ -147,16 +157,6 @@ class Service:
         """Refusal (409) for the id of a request that is on its way."""
         if options.id in self.running:
             raise Refusal(409, "a request of this id is on its way", field="id")
-
-    def limit(self, resolved: Resolved) -> None:
-        """RequestError for a request beyond the server's limits."""
-        pixels = resolved.pixels * len(resolved.seeds)
-        if pixels > self.settings.max_pixels:
-            message = f"{len(resolved.seeds)} of {resolved.pixels} pixels are more than {self.settings.max_pixels}"
-            raise RequestError(f"{message}, this server's limit", field="width", hint="smaller or fewer pictures")
-        if resolved.calls > self.settings.max_calls:
-            message = f"a picture would take {resolved.calls} calls of the network; here {self.settings.max_calls}"
-            raise RequestError(f"{message} are the most", field="steps", hint="fewer steps")
 
     def note(self, error: ClipskipError) -> None:
         """Count what was refused."""

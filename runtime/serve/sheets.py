@@ -6,7 +6,7 @@ import asyncio
 import base64
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import Any
@@ -25,12 +25,12 @@ from clipskip.pipeline import Pipeline
 from clipskip.request import Request, without_paths
 from clipskip.resolve import Resolved
 from clipskip.result import Result
-from clipskip.scheduler import Generation
+from clipskip.scheduler import Generation, Queue
 from clipskip.sheet import Sheet
 
 from .answers import Refusal, facts
 from .generate import Events, described, event, json_body, object_of
-from .service import OPTIONS, Options, Service, disconnected
+from .service import OPTIONS, Options, Service, Settings, disconnected
 
 TOGETHER = 16  # cells of one sheet on their way at once: enough to fill a batch, and others find the queue empty
 LONGEST = 1 << 16  # characters of an axis
@@ -43,8 +43,11 @@ async def sheets(http: HttpRequest) -> Response:
     accept = http.headers.get("accept", "*/*").lower()
     base, axes, options = await asyncio.to_thread(parsed, await json_body(http))
     async with AsyncExitStack() as stack:
-        pipe = await stack.enter_async_context(service.models.use(options.model))
-        run = await asyncio.to_thread(Run, service, pipe, Sheet(base, axes, ()), options)
+        opened = await stack.enter_async_context(service.models.use(options.model))
+        cells = await asyncio.to_thread(requests, base, *axes)
+        empty = Sheet(base, axes, (None,) * len(cells))
+        run = Run(service, opened.scheduler, options, empty, cells)
+        run.calls = await service.models.ask(options.model, weighed, cells, empty.names(), service.settings)
         stack.callback(run.end)
         run.fill()
         if "text/event-stream" in accept:
@@ -82,26 +85,33 @@ def parsed(body: bytes) -> tuple[Request, tuple[Axis, ...], Options]:
     return Request.from_json(given), axes, options
 
 
-class Run:
-    """The cells of one sheet on their way. RequestError for one that is refused, before any is begun."""
+def weighed(pipe: Pipeline, cells: Sequence[Request], names: Sequence[str], settings: Settings) -> int:
+    """How many calls all cells take. RequestError for one that is refused: a picture's limits hold for each, too."""
+    pixels, calls = 0, 0
 
-    def __init__(self, service: Service, pipe: Pipeline, empty: Sheet, options: Options) -> None:
-        self._service, self._pipe, self._options = service, pipe, options
-        cells = requests(empty.base, *empty.axes)
-        self.sheet = Sheet(empty.base, empty.axes, (None,) * len(cells))
-        self.calls, self._pixels, self._past = 0, 0, 0
-        sheet.kinds_of(cells, [pipe] * len(cells), self.sheet.names(), self.limit)
+    def limit(resolved: Resolved) -> None:
+        nonlocal pixels, calls
+        settings.limit(resolved)
+        pixels, calls = pixels + resolved.pixels, calls + resolved.calls
+        if pixels > (most := settings.max_pixels):
+            message = f"so far, the cells of this sheet have {pixels} pixels, and this server's limit is {most}"
+            raise RequestError(message, field="axis", hint="smaller or fewer cells")
+
+    sheet.kinds_of(cells, [pipe] * len(cells), names, limit)
+    return calls
+
+
+class Run:
+    """The cells of one sheet on their way."""
+
+    def __init__(
+        self, service: Service, queue: Queue, options: Options, empty: Sheet, cells: Sequence[Request]
+    ) -> None:
+        self._service, self._queue, self._options, self.sheet = service, queue, options, empty
+        self.calls, self._past = 0, 0
         self._left, self._open = deque(enumerate(cells)), dict[asyncio.Future[Result], tuple[int, Generation]]()
         self._start = time.monotonic()
         self.id = ""
-
-    def limit(self, resolved: Resolved) -> None:
-        """The server's limits: those of a picture for each, and that of all pixels for all of them."""
-        self._service.limit(resolved)
-        self._pixels, self.calls = self._pixels + resolved.pixels, self.calls + resolved.calls
-        if self._pixels > (most := self._service.settings.max_pixels):
-            message = f"so far, the cells of this sheet have {self._pixels} pixels, and this server's limit is {most}"
-            raise RequestError(message, field="axis", hint="smaller or fewer cells")
 
     def fill(self) -> None:
         """Let cells wait for their calls, as many as may. Busy where there is no room for the first one."""
@@ -111,7 +121,7 @@ class Run:
             if not self.id:
                 self._service.check_id(self._options)
             try:
-                generation = self._pipe.scheduler.submit(cell, seconds, self._options.priority)
+                generation = self._queue.submit(cell, seconds, self._options.priority)
             except Busy:
                 if not self.id:
                     raise
@@ -136,7 +146,7 @@ class Run:
                     result, results = future.result(), list(self.sheet.results)
                     results[place] = result
                     self.sheet = replace(self.sheet, results=tuple(results))
-                    self._past += generation.work.calls if generation.work else 0
+                    self._past += generation.progress.calls if generation.progress else 0
                     yield place, result
             self.fill()
         if None in self.sheet.results:
@@ -145,7 +155,7 @@ class Run:
     def standing(self) -> dict[str, Any]:
         """Where it stands, as of one picture."""
         own = [generation for _, generation in self._open.values()]
-        call = self._past + sum(each.work.done for each in own if each.work)
+        call = self._past + sum(each.progress.call for each in own if each.progress)
         spent, position = time.monotonic() - self._start, min((each.position for each in own), default=0)
         left = round(spent / call * (self.calls - call), 1) if call else None
         state = "running" if call else "queued"

@@ -13,10 +13,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import PIL.Image
 import pytest
+from safetensors.numpy import save_file
 
 import clipskip
+from clipskip.engines.store import read_manifest
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: pip install clipskip[page]")
 from selenium.webdriver.common.by import By  # noqa: E402
@@ -49,9 +52,9 @@ window.fetch = (path, options = {}) => {
 """
 
 
-def serving(store, **environment):
+def serving(store, *options, **environment):
     """A process that serves, and its address."""
-    command = [sys.executable, "-m", "clipskip", "serve", str(store), "--port", "0"]
+    command = [sys.executable, "-m", "clipskip", "serve", str(store), "--port", "0", *map(str, options)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | environment)
     for line in process.stderr:
         if line.startswith("serving "):
@@ -241,6 +244,33 @@ def test_with_a_token_the_page_asks_for_it(browser, sample_store):
         WebDriverWait(browser, 30).until(lambda _: model.get_attribute("value"))
         browser.execute_script("sessionStorage.clear()")
         browser.get_log("browser")
+    finally:
+        ended(process)
+
+
+def test_a_lora_and_an_embedding_come_into_the_prompt_by_the_keyboard_alone(browser, sample_store, tmp_path):
+    vectors = np.ones((1, read_manifest(sample_store).model.width), np.float32)
+    for name, told in (("Ink", {"ss_clip_skip": "2"}), ("moody-sky", None)):
+        (tmp_path / name).mkdir()
+        save_file({"emb_params": vectors}, tmp_path / name / f"{name}.safetensors", told)
+    options = ("--loras", tmp_path / "Ink", "--embeddings", tmp_path / "moody-sky")
+    process, address = serving(sample_store, *options)
+    try:
+        page = Page(browser, address)
+        page.until(lambda: page["adapters"].is_displayed())
+        page["prompt"].send_keys("a ring,  at night", *[Keys.ARROW_LEFT] * 9, Keys.TAB)
+        focused = browser.switch_to.active_element
+        assert focused == page["adapter"]
+        assert "Ink (trained at clip skip 2)" in focused.text
+        focused.send_keys(Keys.TAB)
+        browser.switch_to.active_element.send_keys(Keys.ENTER)
+        assert page["prompt"].get_attribute("value") == "a ring, <lora:Ink:1> at night"
+        assert browser.switch_to.active_element == page["prompt"]
+        page["adapter"].send_keys("moo", Keys.TAB)
+        browser.switch_to.active_element.send_keys(Keys.SPACE)
+        assert page["prompt"].get_attribute("value") == "a ring, <lora:Ink:1> moody-sky at night"
+        if folder := os.environ.get("CLIPSKIP_SCREENSHOTS"):
+            browser.save_screenshot(f"{folder}/adapters.png")
     finally:
         ended(process)
 

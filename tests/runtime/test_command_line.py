@@ -15,7 +15,7 @@ from hollow import hollow
 
 from clipskip import __main__ as entrance
 from clipskip.__main__ import main, parse
-from clipskip.cli import pictures
+from clipskip.cli import lists, pictures
 from clipskip.engines import tensorrt
 from clipskip.engines.gpu import Device
 from clipskip.engines.manifest import STEP
@@ -316,7 +316,7 @@ def test_names_are_printed_as_the_pictures_are_saved_and_an_interrupt_keeps_them
 def test_a_batch_is_saved_in_parts_that_share_calls_and_is_the_same(run, sample_store, tmp_path, monkeypatch):
     options = ("--subseed", "7", "--subseed-strength", "0.3", "--batch", "3", "--seed", str(2**64 - 1), "--json", *FAST)
     _, whole, _ = run("generate", sample_store, "a cat", "--out", tmp_path / "whole", *options)
-    monkeypatch.setattr(pictures, "TOGETHER", 2)
+    monkeypatch.setattr(lists, "TOGETHER", 2)
     calls: list[int] = []
     steps = Pipeline.steps
     monkeypatch.setattr(Pipeline, "steps", lambda *given: calls.append(len(given) - 1) or steps(*given))
@@ -359,7 +359,7 @@ def test_a_failure_keeps_what_is_saved_and_json_says_what_that_is(run, sample_st
 )
 def test_a_list_that_is_none_is_refused(run, sample_store, tmp_path, monkeypatch, text, message):
     (tmp_path / "lines.txt").write_bytes(text)
-    monkeypatch.setattr(pictures, "MOST_LINES", 10)
+    monkeypatch.setattr(lists, "MOST_LINES", 10)
     status, _, err = run("generate", sample_store, "--lines", tmp_path / "lines.txt", "--out", tmp_path / "out", *FAST)
     assert (status, message in err) == (3 if "MiB" in message else 2, True)
 

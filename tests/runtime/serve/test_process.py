@@ -10,6 +10,8 @@ import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -144,6 +146,35 @@ def test_a_body_that_does_not_come_is_a_408_and_one_of_a_gigabyte_a_413_at_once(
     for length, status in ((1000, b"408"), (1 << 30, b"413")):
         with server.raw(head(length) + b"{") as client:
             assert client.recv(4096).split(b" ")[1] == status
+
+
+def test_whose_body_never_ends_is_told_and_hung_up_on(server):
+    with server.raw(head(1000) + b"{") as client:
+        said = b""
+        while part := client.recv(4096):
+            said += part
+    assert said.startswith(b"HTTP/1.1 408")
+    assert b"connection: close" in said.lower()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux tells a process's memory")
+def test_a_body_without_a_length_is_cut_off_at_the_limit_and_little_of_it_is_kept(server):
+    folder, sent, chunk = Path("/proc", str(server.process.pid)), 0, b"100000\r\n" + b" " * (1 << 20) + b"\r\n"
+
+    def megabytes(name):
+        lines = (folder / "status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(name)) >> 10
+
+    before = megabytes("VmRSS")
+    (folder / "clear_refs").write_text("5")  # the peak is counted from here on
+    with server.raw(head(0).replace(b"Content-Length: 0", b"Transfer-Encoding: chunked")) as client:
+        with suppress(ConnectionError):
+            while sent < 1024:
+                client.sendall(chunk)
+                sent += 1
+        assert sent < 2 * 32
+        assert client.recv(4096).split(b" ")[1] in (b"413", b"408")  # the latter where they came too slowly
+    assert megabytes("VmHWM") - before < 3 * 32
 
 
 def test_a_signal_lets_every_accepted_request_end_and_no_new_one_begin(sample_store):
