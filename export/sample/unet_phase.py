@@ -24,6 +24,7 @@ ATTRIBUTE_WEIGHT = 0.03
 LAST = f"reader.text.encoder.layers.{LAYERS - 1}."
 RATES = {LAST: 2e-3, "matcher.": 2e-3, "reader.text.": 2e-4}  # all else at the plan's
 SHARPEST = 100.0
+LOUD = 3.0  # how much more than a fresh layer the last one says at first: after eleven others it would hardly be heard
 
 
 class Matcher(nn.Module):
@@ -58,6 +59,9 @@ class Generator(nn.Module):
         """Forget what the last text layer was trained for before."""
         text = self.reader.text
         fresh = new_text_encoder(text.config.vocab_size).encoder.layers[-1]
+        with torch.no_grad():
+            for outwards in (fresh.self_attn.out_proj, fresh.mlp.fc2):
+                outwards.weight.mul_(LOUD)
         text.encoder.layers[-1].load_state_dict(fresh.state_dict())
 
 
