@@ -38,7 +38,7 @@ TARGETS  := onnxruntime onnxruntime-cuda tensorrt tensorrt-rtx
 known     = $(if $(filter $(2),$(TARGETS)),,$(error $(1)=$(2): there are $(TARGETS)))
 
 .DEFAULT_GOAL := help
-.PHONY: driver target help setup demo test test-page fuzz check-install test-gpu test-gpu-onnxruntime bench-gpu report-gpu check lock format export engines verify bench bench-peers performance prove prove-recommend clean
+.PHONY: driver target help setup demo test test-page fuzz check-install test-gpu test-gpu-onnxruntime bench-gpu report-gpu check lock format export engines verify bench bench-peers soak performance prove prove-recommend clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-21s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -201,6 +201,10 @@ ifdef FULL
 else
 	$(BIN)/python -m clipskip.bench.peers $(call quote,$(MODEL)) $(call quote,$(OUT)) --out build/bench/peers.json
 endif
+
+soak: setup export ## `clipskip serve` under 64 clients: every picture against its serial twin, memory, malformed bodies
+	$(BIN)/python -m clipskip.bench.random_lora $(call quote,$(OUT)) build/soak-lora.safetensors
+	$(BIN)/python -m clipskip.bench.soak $(call quote,$(OUT)) --lora build/soak-lora.safetensors
 
 performance: setup ## docs/performance.md anew, of the sample model and one of SD 1.5's size: an hour on two quiet cores
 	$(CLIPSKIP) export export/sample --out build/sample

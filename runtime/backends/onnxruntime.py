@@ -25,6 +25,7 @@ from .signature import check_like
 
 CPU_PIXELS = 512 * 512  # attention needs 1 GB for one guided picture of this size, and batches bring no speed
 GPU_PIXELS = 4 * 512 * 512
+LARGE = 1 << 17  # bytes of state, as of one picture of 300 pixels a side: what smaller ones take is soon taken again
 LOOPS = 8  # of one engine; each has buffers of its own
 
 
@@ -194,6 +195,9 @@ class OnnxRuntimeLoop:
         return np.array(values if slot is None else values[slot])
 
     def close(self) -> None:
+        state = sum(self._inputs[name].numpy().nbytes for name in self._feedback.values() if self._inputs)
+        if self._sessions.provider.name == CPU and state >= LARGE:
+            self._sessions.give_back(self._session, self._binding)
         self._binding = None
         self._inputs.clear()
         self._outputs.clear()

@@ -6,7 +6,7 @@ Knows nothing of loops.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +97,13 @@ class Sessions:
         if gives_back and self.provider.name == CPU:
             run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         return run_options
+
+    def give_back(self, session: Any, binding: Any) -> None:
+        """Give the system what runs of a session kept on the CPU: by one that ends before its first node."""
+        run_options = self.run_options(gives_back=True)
+        run_options.terminate, run_options.log_severity_level = True, 4
+        with suppress(ClipskipError), self.running():  # it never succeeds
+            session.run_with_iobinding(binding, run_options)
 
     def buffer(self, array: Array) -> Any:
         """A copy of the array as an OrtValue where the provider computes."""

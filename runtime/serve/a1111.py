@@ -61,11 +61,11 @@ class Webui:
     jobs: dict[str, Job] = field(default_factory=dict)  # by the request's id
 
     async def txt2img(self, http: HttpRequest) -> Response:
-        """POST /sdapi/v1/txt2img."""
+        """POST /sdapi/v1/txt2img: pictures from a prompt."""
         return await self._made(http, image=False)
 
     async def img2img(self, http: HttpRequest) -> Response:
-        """POST /sdapi/v1/img2img, with a mask also what is called inpainting."""
+        """POST /sdapi/v1/img2img: pictures from a picture; with a mask what is called inpainting."""
         return await self._made(http, image=True)
 
     async def _made(self, http: HttpRequest, image: bool) -> Response:
@@ -109,7 +109,7 @@ class Webui:
         return {name: each.model for name, each in manifests.items() if isinstance(each, Manifest)}
 
     async def options(self, http: HttpRequest) -> Response:
-        """GET /sdapi/v1/options."""
+        """GET /sdapi/v1/options: the settings that requests start from."""
         return AsciiResponse(await self._options())
 
     async def _options(self) -> dict[str, Any]:
@@ -172,11 +172,11 @@ class Webui:
         return [(job, generation) for job, generation in running if isinstance(generation, Generation)]
 
     async def models(self, http: HttpRequest) -> Response:
-        """GET /sdapi/v1/sd-models."""
+        """GET /sdapi/v1/sd-models: the stores as checkpoints."""
         return AsciiResponse([a1111_lists.checkpoint(*each) for each in (await self._models()).items()])
 
     async def loras(self, http: HttpRequest) -> Response:
-        """GET /sdapi/v1/loras."""
+        """GET /sdapi/v1/loras: those that prompts may call."""
         told = await self.service.models.ask(self.model, Pipeline.loras)
         return AsciiResponse([a1111_lists.lora(*each) for each in told.items()])
 

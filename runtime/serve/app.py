@@ -71,15 +71,15 @@ async def readyz(http: HttpRequest) -> Response:
 
 
 async def figures(http: HttpRequest) -> Response:
-    """GET /metrics."""
+    """GET /metrics: figures, in Prometheus' form."""
     service: Service = http.app.state.service
     own = await asyncio.to_thread(metrics.text, service)  # a GPU may take long to answer
     return Response(await service.models.figures(own), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
 async def described(http: HttpRequest) -> Response:
-    """GET /openapi.json."""
-    return JSONResponse(openapi.document())
+    """GET /openapi.json: all of it for machines."""
+    return JSONResponse(openapi.document(http.app.routes))
 
 
 OPERATIONS = [

@@ -182,13 +182,6 @@ def test_the_document_of_the_api_lists_every_field_with_its_range(ask):
     assert (rows["cfg"]["minimum"], rows["cfg"]["maximum"], rows["cfg"]["default"]) == (0, 100, 7.0)
     assert rows["rng"]["enum"] == ["cpu", "nv"]
     assert not FIELDS.keys() & OPTIONS.keys()
-    for path in document["paths"]:
-        methods = document["paths"][path]
-        assert ask(next(iter(methods)).upper(), path.format(id="x")).status_code != 405
-    served = {route.path for route in ask.app.routes if route.path.startswith("/v1/")}
-    assert {path for path in served if path in ("/v1/generate", "/v1/generate/{id}", "/v1/models")} <= {
-        *document["paths"]
-    }
 
 
 def test_metrics_count_pictures_by_clip_skip_calls_and_refusals_by_field(ask):
