@@ -96,12 +96,10 @@ def generate(args: argparse.Namespace) -> Outcome:
     if args.cell is not None and args.repeat is None:
         raise RequestError("--cell is for --from SHEET", field="cell", hint="name the sheet")
     if args.resume:
-        from . import bulk
-
         if args.preview is not None or not from_lines:
             hint = "give --lines FILE, or - as the prompt, and no --preview"
             raise RequestError("--resume is for lists that nobody watches", field="resume", hint=hint)
-        return bulk.resume(args)
+        return lists.resume(args)
     requests: Mapping[int, Request | Ledger] = {}
     refused: dict[int, ClipskipError] = {}
     if from_lines:

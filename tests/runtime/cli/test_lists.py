@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from clipskip import Pipeline, Request, read_request
-from clipskip.cli.bulk import named
+from clipskip.cli.lists import named
 from clipskip.errors import NumericalError
 
 FAST = ("--steps", "2", "--size", "64x64")
