@@ -196,12 +196,14 @@ async def static_batches(pipe: Pipeline, jobs: Sequence[Job]) -> list[float]:
     return ends
 
 
+POLICIES: dict[str, Callable[[Pipeline, Sequence[Job]], Coroutine[None, None, list[float]]]] = {
+    "open batch": each_as_it_comes, "static batches": static_batches,
+    "one at a time": partial(each_as_it_comes, together=1),
+}  # fmt: skip
+
+
 def measure(store: Path, count: int) -> dict[str, dict[str, float]]:
     """All three on this machine, at LOAD of what one at a time can do."""
-    policies: dict[str, Callable[[Pipeline, Sequence[Job]], Coroutine[None, None, list[float]]]] = {
-        "open batch": each_as_it_comes, "static batches": static_batches,
-        "one at a time": partial(each_as_it_comes, together=1),
-    }  # fmt: skip
     rows = {}
     with warnings.catch_warnings(), clipskip.open(store, max_batch=MOST, max_queue=count) as pipe:
         warnings.simplefilter("ignore")
@@ -212,7 +214,7 @@ def measure(store: Path, count: int) -> dict[str, dict[str, float]]:
             pipe(job.request)
             alone.append(time.perf_counter() - began)
         jobs = paced(jobs, float(np.mean(alone)) / LOAD)
-        for name, policy in policies.items():
+        for name, policy in POLICIES.items():
             tally = replace(pipe.driver.tally)
             rows[name] = figures(jobs, asyncio.run(policy(pipe, jobs)), alone)
             calls, images = pipe.driver.tally.calls - tally.calls, pipe.driver.tally.images - tally.images
