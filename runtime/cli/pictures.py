@@ -15,7 +15,7 @@ from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import clipskip
-from clipskip.errors import ClipskipError, NumericalError, RequestError
+from clipskip.errors import ClipskipError, DeviceOutOfMemory, NumericalError, RequestError
 from clipskip.fields import whole
 from clipskip.request import FIELDS, Request, given_twice
 
@@ -152,7 +152,7 @@ def results(
 ) -> Iterator[tuple[int, Result]]:
     """The results in order, with the numbers of their lines.
 
-    Where `broken` is given, pictures of NaN join it and end nothing.
+    Where `broken` is given, pictures that come out as NaN or lack memory join it, and end nothing.
     """
     groups = deque[list[lists.Job]]()
     for (together, *_), neighbours in groupby(jobs, attrgetter("kind")):
@@ -167,7 +167,7 @@ def results(
                 bar.show(done + state.call, done + state.calls + left)
                 if preview:
                     preview.show(state)
-        except NumericalError as error:
+        except (NumericalError, DeviceOutOfMemory) as error:
             if broken is None:
                 raise
             if len(group) == 1:
