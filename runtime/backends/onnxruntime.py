@@ -20,7 +20,7 @@ from .device import Device, DeviceEngine, Settings
 from .onnxruntime_cuda import CudaContexts, Weights
 from .pool import with_room
 from .providers import CPU, CUDA, load, named
-from .sessions import SESSION_BYTES, Sessions
+from .sessions import SESSION_BYTES, SHRINKS, Sessions
 from .signature import check_like
 
 CPU_PIXELS = 512 * 512  # attention needs 1 GB for one guided picture of this size, and batches bring no speed
@@ -141,7 +141,8 @@ class OnnxRuntimeEngine:
         self._session, self._sessions, self._values = session, sessions, values
         self._names = [port.name for port in artefact.outputs]
         # A picture takes a gigabyte, once; a text some megabytes, in thirteen sessions; a step is run again at once.
-        self._options = sessions.run_options(gives_back=artefact.role.part != "step")
+        gives_back = artefact.role.part != "step" and sessions.provider.name == CPU
+        self._options = sessions.run_options({SHRINKS: "cpu:0"} if gives_back else {})
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         session, _held = self._session, self._values  # closing the engine in another thread takes them away

@@ -15,7 +15,7 @@ from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import clipskip
-from clipskip.errors import ClipskipError, NumericalError, RequestError
+from clipskip.errors import ClipskipError, DeviceOutOfMemory, NumericalError, RequestError
 from clipskip.fields import whole
 from clipskip.request import FIELDS, Request, given_twice
 
@@ -96,12 +96,10 @@ def generate(args: argparse.Namespace) -> Outcome:
     if args.cell is not None and args.repeat is None:
         raise RequestError("--cell is for --from SHEET", field="cell", hint="name the sheet")
     if args.resume:
-        from . import bulk
-
         if args.preview is not None or not from_lines:
             hint = "give --lines FILE, or - as the prompt, and no --preview"
             raise RequestError("--resume is for lists that nobody watches", field="resume", hint=hint)
-        return bulk.resume(args)
+        return lists.resume(args)
     requests: Mapping[int, Request | Ledger] = {}
     refused: dict[int, ClipskipError] = {}
     if from_lines:
@@ -154,7 +152,7 @@ def results(
 ) -> Iterator[tuple[int, Result]]:
     """The results in order, with the numbers of their lines.
 
-    Where `broken` is given, pictures of NaN join it and end nothing.
+    Where `broken` is given, pictures that come out as NaN or lack memory join it, and end nothing.
     """
     groups = deque[list[lists.Job]]()
     for (together, *_), neighbours in groupby(jobs, attrgetter("kind")):
@@ -169,7 +167,7 @@ def results(
                 bar.show(done + state.call, done + state.calls + left)
                 if preview:
                     preview.show(state)
-        except NumericalError as error:
+        except (NumericalError, DeviceOutOfMemory) as error:
             if broken is None:
                 raise
             if len(group) == 1:

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from clipskip import Pipeline, Request, read_request
-from clipskip.cli.bulk import named
-from clipskip.errors import NumericalError
+from clipskip.cli.lists import named
+from clipskip.errors import DeviceOutOfMemory, NumericalError
 
 FAST = ("--steps", "2", "--size", "64x64")
 LINES = """\
@@ -131,18 +131,21 @@ def test_lines_of_one_kind_share_calls_wherever_they_stand(bulk, monkeypatch):
     assert (status, shared) == (0, [3, 3])
 
 
-def test_a_picture_that_comes_out_as_nan_is_told_and_stops_no_other(bulk, monkeypatch):
+@pytest.mark.parametrize(
+    ("kind", "code", "expected"), [(NumericalError, "numerical", 6), (DeviceOutOfMemory, "device_out_of_memory", 5)]
+)
+def test_a_picture_that_cannot_be_made_is_told_and_stops_no_other(bulk, monkeypatch, kind, code, expected):
     steps = Pipeline.steps
 
     def broken(pipe, *requests):
         if any(request.prompt == "broken" for request in requests):
-            raise NumericalError("the latents are not finite")
+            raise kind("the latents are not finite")
         yield from steps(pipe, *requests)
 
     monkeypatch.setattr(Pipeline, "steps", broken)
     status, answer, err = bulk("/seed:1 a\n/seed:2 broken\n/seed:3 b\n")
-    assert (status, [picture["line"] for picture in answer["pictures"]]) == (6, [1, 3])
-    assert [(each["line"], each["code"]) for each in answer["refused"]] == [(2, "numerical")]
+    assert (status, [picture["line"] for picture in answer["pictures"]]) == (expected, [1, 3])
+    assert [(each["line"], each["code"]) for each in answer["refused"]] == [(2, code)]
     assert "lines.jsonl:2: the latents are not finite" in err
 
 
