@@ -104,7 +104,12 @@ async def streamed(service: Service, asked: Request, options: Options, events: T
     async with AsyncExitStack() as stack:
         generation = await stack.enter_async_context(service.generation(asked, options))
         progress = generation.__aiter__()
-        await anext(progress)  # it was checked, and waits for its first call
+        try:
+            await anext(progress)  # it was checked, and waits for its first call
+        except asyncio.CancelledError:
+            if not generation.future.cancelled():
+                raise
+            raise Refusal(409, "this request was cancelled", field="id") from None
         return Events(events(generation, progress), stack.pop_all())
     raise AssertionError
 

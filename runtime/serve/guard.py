@@ -107,11 +107,15 @@ class _Answer:
 def check_authority(scope: Scope, headers: Headers, settings: Settings) -> None:
     """Refusal for who has no token where one is asked for, and for pages of other sites that a browser shows."""
     host, origin = headers.get("host", ""), headers.get("origin")
-    elsewhere = origin and urlsplit(origin).netloc != host and not {origin, "*"}.intersection(settings.origins)
+    try:
+        name, site = urlsplit(f"//{host}").hostname or "", urlsplit(origin or "").netloc
+    except ValueError as error:
+        raise Refusal(400, f"Host or Origin is no address: {error}") from error
+    elsewhere = origin and site != host and not {origin, "*"}.intersection(settings.origins)
     if elsewhere and scope["method"] not in READING:
         raise Refusal(403, "pages of other sites may not ask here", hint="--cors ORIGIN allows one")
     if not settings.token and not settings.user:
-        if settings.loopback and not is_loopback(urlsplit(f"//{host}").hostname or ""):
+        if settings.loopback and not is_loopback(name):
             message = "without a token, this server is asked by the names of this machine alone (Host)"
             raise Refusal(403, message, hint="ask 127.0.0.1, or start it with --token")
     elif scope["path"] not in PUBLIC and not _may(headers.get("authorization", ""), settings):
@@ -130,7 +134,7 @@ def _may(authorization: str, settings: Settings) -> bool:
     """Whether the header has the token or the user's name and password; compared in a time that tells nothing."""
     kind, _, secret = authorization.partition(" ")
     if kind.lower() == "bearer" and settings.token:
-        return hmac.compare_digest(secret.strip().encode(), settings.token.encode())
+        return hmac.compare_digest(secret.strip().encode("latin-1"), settings.token.encode())
     if kind.lower() != "basic" or not settings.user:
         return False
     try:

@@ -22,7 +22,7 @@ from clipskip.errors import Busy, ClipskipError, RequestError
 from clipskip.fields import TEXT
 from clipskip.metadata import encode
 from clipskip.pipeline import Pipeline
-from clipskip.request import Request, without_paths
+from clipskip.request import PICTURES, Request, without_paths
 from clipskip.resolve import Resolved
 from clipskip.result import Result
 from clipskip.scheduler import Generation
@@ -30,7 +30,7 @@ from clipskip.sheet import Sheet
 
 from .answers import Refusal, facts
 from .generate import Events, described, event, json_body, object_of
-from .service import OPTIONS, Options, Service, disconnected
+from .service import OPTIONS, Options, Service, check_pictures, disconnected
 
 TOGETHER = 16  # cells of one sheet on their way at once: enough to fill a batch, and others find the queue empty
 LONGEST = 1 << 16  # characters of an axis
@@ -88,6 +88,8 @@ class Run:
     def __init__(self, service: Service, pipe: Pipeline, empty: Sheet, options: Options) -> None:
         self._service, self._pipe, self._options = service, pipe, options
         cells = requests(empty.base, *empty.axes)
+        for cell in {tuple(getattr(cell, name) for name in PICTURES): cell for cell in cells}.values():
+            check_pictures(cell, service.settings.max_pixels)
         self.sheet = Sheet(empty.base, empty.axes, (None,) * len(cells))
         self.calls, self._pixels, self._past = 0, 0, 0
         sheet.kinds_of(cells, [pipe] * len(cells), self.sheet.names(), self.limit)
@@ -113,7 +115,7 @@ class Run:
             try:
                 generation = self._pipe.scheduler.submit(cell, seconds, self._options.priority)
             except Busy:
-                if not self.id:
+                if not self.id or seconds <= 0:
                     raise
                 return
             if not self.id:
