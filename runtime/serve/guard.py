@@ -27,6 +27,7 @@ from .service import Service, Settings
 PUBLIC = ("/", "/healthz", "/readyz")  # without a token: nothing in them is a secret
 READING = ("GET", "HEAD", "OPTIONS")
 CLOSED = 499  # in the log: the client was gone before the answer
+_NOT_ADDRESS = re.compile(r"[^A-Za-z0-9.:%_-]", re.ASCII)
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 
 
@@ -59,7 +60,9 @@ class Guard:
         finally:
             target = scope["raw_path"].decode("ascii", "replace")[:200]  # what follows "?" may be a secret
             seconds = time.monotonic() - start
-            client = scope["client"][0] if scope.get("client") else "-"
+            client = (
+                _NOT_ADDRESS.sub("?", str(scope["client"][0])[:64]) if scope.get("client") else "-"
+            )  # a proxy's word
             LOG.info("%s %s %s %s %d %.3f s", name, client, scope["method"], target, answer.status, seconds)
 
     def _limited(self, headers: Headers, receive: Receive) -> Receive:

@@ -97,7 +97,8 @@ def serve(models: Models, settings: Settings, listening: socket.socket) -> None:
         h11_max_incomplete_event_size=MOST_HEADERS,
     )
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+    running = uvicorn.Server(config)
     try:
-        uvicorn.Server(config).run(sockets=[listening])
+        running.run(sockets=[listening])
     finally:
-        LOG.info("every accepted request was answered")
+        LOG.info("ended without waiting" if running.force_exit else "every accepted request was answered")

@@ -142,7 +142,7 @@ class Service:
 
     def seconds(self, options: Options) -> float:
         """How long a request may take."""
-        return min(options.timeout or self.settings.timeout, self.settings.timeout)
+        return min(self.settings.timeout if options.timeout is None else options.timeout, self.settings.timeout)
 
     def check_id(self, options: Options) -> None:
         """Refusal (409) for the id of a request that is on its way."""

@@ -14,7 +14,7 @@ import PIL.Image
 import pytest
 
 from clipskip.engines.store import read_manifest
-from clipskip.errors import DeviceLost
+from clipskip.errors import DeviceLost, NumericalError
 from clipskip.serve import service
 from clipskip.serve.app import create_app
 from clipskip.serve.models import Models, size_of
@@ -77,6 +77,40 @@ def test_a_device_that_is_lost_during_a_stream_shows_in_the_health(app, pipe, mo
         assert "device_lost" in answer.text
         (health,) = together(app, lambda client: client.get("/healthz"))
         assert health.status_code == 503
+
+
+def test_previews_that_cannot_be_made_do_not_end_their_picture(app, pipe, monkeypatch):
+    def fails(images, done):
+        raise NumericalError("not finite yet")
+
+    monkeypatch.setattr(pipe, "previews", fails)
+    (answer,) = together(app, posting({**SMALL, "preview": 0}, **EVENTS))
+    assert ("event: result" in answer.text, "not finite" in answer.text) == (True, False)
+    streaming = {"prompt": "a ring", "size": "64x64", "steps": 2, "stream": True, "partial_images": 1}
+    (answer,) = together(app, posting(streaming, "/v1/images/generations"))
+    assert ("image_generation.completed" in answer.text, "not finite" in answer.text) == (True, False)
+
+
+def test_a_timeout_of_nothing_is_no_timeout_left_out(app):
+    (answer,) = together(app, posting({**SMALL, "timeout": 0}))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline")
+
+
+def test_schedules_of_clip_skips_are_counted_together(app, pipe):
+    together(app, *[posting({**SMALL, "clip_skip": f"[1:2:0.{part}]"}) for part in (4, 5)])
+    assert set(pipe.scheduler.done.pictures) <= {*map(str, range(1, 14)), "schedule"}
+    assert pipe.scheduler.done.pictures["schedule"] == 2
+
+
+def test_a_client_s_address_is_written_into_the_log_as_an_address(app, caplog):
+    async def main():
+        transport = httpx.ASGITransport(app, client=("evil 200 \x9b31m", 1))
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            await client.get("/healthz")
+
+    with caplog.at_level("INFO", "clipskip.serve"):
+        asyncio.run(main())
+    assert "evil?200??31m GET /healthz 200" in caplog.text
 
 
 def test_names_that_clients_invent_are_counted_within_bounds_and_the_figures_can_be_read(app, monkeypatch):
