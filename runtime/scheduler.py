@@ -403,5 +403,6 @@ class Scheduler(Queue):
     def _finish(self, generation: Generation, work: Work) -> None:
         results = self._pipe.finish(work)
         for result in results:
-            self.done.pictures[str(result.request.clip_skip)] += len(result.images)
+            skip = result.request.clip_skip  # a schedule is any of its user's words
+            self.done.pictures["schedule" if isinstance(skip, str) else str(skip)] += len(result.images)
         generation.tell(Progress(work.calls, work.calls, lambda: list(results[0].images), results))

@@ -187,7 +187,7 @@ def draw(sheet: Sheet, font: str | os.PathLike[str] | None = None) -> Image.Imag
     """
     columns, rows, blocks = sheet.labels
     width, height = _cell(sheet)
-    letters = lettering([*columns, *rows, *blocks, sheet.header], max(11, width // 11), font)
+    letters = lettering([*columns, *rows, *blocks, sheet.header], letter_size(width), font)
     beside = [letters.fitted(label, width, max(1, height // letters.line)) for label in rows]
     left = GAP + (max(map(letters.wide, beside)) + 2 * GAP if len(sheet.axes) > 1 else 0)
     whole = left + len(columns) * (width + GAP)
@@ -221,11 +221,25 @@ def draw(sheet: Sheet, font: str | os.PathLike[str] | None = None) -> Image.Imag
 def _cell(sheet: Sheet) -> tuple[int, int]:
     """The size that cells are drawn in: the largest picture's, or less where the sheet would be too large."""
     sizes = [result.images[0].size for result in sheet.made] or [(64, 64)]
-    width, height = (max(sides) for sides in zip(*sizes, strict=True))
-    pixels = len(sheet.results) * (width + GAP) * (height + GAP) * 1.2
-    if pixels <= MOST_PIXELS:
-        return width, height
-    part = math.sqrt(MOST_PIXELS / pixels)
-    message = f"the sheet would have {pixels / 1e6:.0f} million pixels: its cells are drawn at {part:.0%} of their size"
-    warnings.warn(message, RuntimeWarning, stacklevel=3)
-    return int(width * part), int(height * part)
+    largest = width, height = max(width for width, _ in sizes), max(height for _, height in sizes)
+    whole = _pixels(sheet, width, height)
+    while (pixels := _pixels(sheet, width, height)) > MOST_PIXELS and min(width, height) > GAP:
+        part = min(0.98, math.sqrt(MOST_PIXELS / pixels))  # letters do not shrink below what can be read
+        width, height = int(width * part), int(height * part)
+    if (width, height) != largest:
+        said = f"its cells are drawn at {width / largest[0]:.0%} of their size"
+        warnings.warn(f"the sheet would have {whole / 1e6:.0f} million pixels: {said}", RuntimeWarning, stacklevel=3)
+    return width, height
+
+
+def _pixels(sheet: Sheet, width: int, height: int) -> int:
+    """Those of a sheet of such cells at most, with labels as long as they may be; see `draw`."""
+    columns, rows, blocks = map(len, sheet.labels)
+    line = letter_size(width) * 13 // 10
+    across = (columns + (len(sheet.axes) > 1)) * (width + 3 * GAP)
+    return across * (8 * line + 3 * GAP + blocks * (rows * (height + GAP) + 5 * line + 2 * GAP))
+
+
+def letter_size(width: int) -> int:
+    """That of the letters beside cells of this width."""
+    return max(11, width // 11)

@@ -101,7 +101,7 @@ class Sessions:
 
     def give_back(self, session: Any, binding: Any) -> None:
         """Give the system what runs of a session kept on the CPU: by one that ends before its first node."""
-        run_options = self.run_options(gives_back=True)
+        run_options = self.run_options({SHRINKS: "cpu:0"})
         run_options.terminate, run_options.log_severity_level = True, 4
         with suppress(ClipskipError), self.running():  # it never succeeds
             session.run_with_iobinding(binding, run_options)

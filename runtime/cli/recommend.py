@@ -16,6 +16,7 @@ from clipskip import fields
 from clipskip.engines import hints, publish, report
 from clipskip.errors import BackendUnavailable, CheckpointError, RequestError
 from clipskip.metadata import format_of, save
+from clipskip.pictures import opened
 from clipskip.recommend import LEAST, SURE, Verdict, recommend
 
 from . import Outcome, output
@@ -40,7 +41,7 @@ def run(args: argparse.Namespace) -> Outcome:
         verdict = recommend(pipe, islice(_read(paths), most), skips, show)
     written = args.write and verdict.recommended is not None
     if verdict.recommended is not None and written:
-        publish.recommend(args.store, verdict.recommended, verdict.evidence)
+        publish.recommend(args.store, pipe.model.model_sha256, verdict.recommended, verdict.evidence)
     plot = None
     if args.plot is not None:
         picture = draw(verdict, figure)
@@ -102,9 +103,7 @@ def _captioned(folder: Path) -> list[Path]:
 def _read(paths: list[Path]) -> Iterator[tuple[PIL.Image.Image, str]]:
     for path in paths:
         try:
-            caption = path.with_suffix(".txt").read_text("utf-8").strip()
-            with PIL.Image.open(path) as picture:
-                picture.load()
-                yield picture, caption
-        except (OSError, ValueError, PIL.Image.DecompressionBombError) as error:
+            caption, picture = path.with_suffix(".txt").read_text("utf-8").strip(), opened(path.name, str(path))
+        except (OSError, ValueError, RequestError) as error:
             raise CheckpointError(f"{path} or its caption cannot be read: {error}", path=path) from error
+        yield picture, caption

@@ -191,7 +191,8 @@ async def png_info(http: HttpRequest) -> Response:
     url = data_url("image", given.get("image"))
     try:
         data = base64.b64decode(url.partition(",")[2], validate=True)
-        texts, comments = await asyncio.to_thread(metadata.texts_in, data)
+        async with http.app.state.service.reading:
+            texts, comments = await asyncio.to_thread(metadata.texts_in, data)
     except (ValueError, CheckpointError) as error:
         raise RequestError(f"image is no sound picture in base64: {error}", field="image") from error
     text = texts.get("parameters") or next((each for each in comments if infotext.read(each)), "")

@@ -7,7 +7,7 @@ import base64
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import asdict
 from functools import partial
 from io import BytesIO
@@ -104,7 +104,12 @@ async def streamed(service: Service, asked: Request, options: Options, events: T
     async with AsyncExitStack() as stack:
         generation = await stack.enter_async_context(service.generation(asked, options))
         progress = generation.__aiter__()
-        await anext(progress)  # it was checked, and waits for its first call
+        try:
+            await anext(progress)  # it was checked, and waits for its first call
+        except asyncio.CancelledError:
+            if not generation.future.cancelled():
+                raise
+            raise Refusal(409, "this request was cancelled", field="id") from None
         return Events(events(generation, progress), stack.pop_all())
     raise AssertionError
 
@@ -127,9 +132,10 @@ async def _events(
             if state.results:
                 break
             if options.preview is not None and time.monotonic() - shown >= options.preview:
-                images = await generation.preview()
+                with suppress(ClipskipError):  # the picture may be made all the same
+                    images = await generation.preview()
+                    yield event("preview", {"images": await asyncio.to_thread(_clean, images)})
                 shown = time.monotonic()
-                yield event("preview", {"images": await asyncio.to_thread(_clean, images)})
         yield event("result", await asyncio.to_thread(described, state.results[0], options.format))
     except ClipskipError as error:
         service.note(error)

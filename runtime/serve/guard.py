@@ -27,6 +27,7 @@ from .service import Service, Settings
 PUBLIC = ("/", "/healthz", "/readyz")  # without a token: nothing in them is a secret
 READING = ("GET", "HEAD", "OPTIONS")
 CLOSED = 499  # in the log: the client was gone before the answer
+_NOT_ADDRESS = re.compile(r"[^A-Za-z0-9.:%_-]", re.ASCII)
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 
 
@@ -60,7 +61,9 @@ class Guard:
         finally:
             target = scope["raw_path"].decode("ascii", "replace")[:200]  # what follows "?" may be a secret
             seconds = time.monotonic() - start
-            client = scope["client"][0] if scope.get("client") else "-"
+            client = (
+                _NOT_ADDRESS.sub("?", str(scope["client"][0])[:64]) if scope.get("client") else "-"
+            )  # a proxy's word
             LOG.info("%s %s %s %s %d %.3f s", name, client, scope["method"], target, answer.status, seconds)
 
 
@@ -117,11 +120,15 @@ class _Answer:
 def check_authority(scope: Scope, headers: Headers, settings: Settings) -> None:
     """Refusal for who has no token where one is asked for, and for pages of other sites that a browser shows."""
     host, origin = headers.get("host", ""), headers.get("origin")
-    elsewhere = origin and urlsplit(origin).netloc != host and not {origin, "*"}.intersection(settings.origins)
+    try:
+        name, site = urlsplit(f"//{host}").hostname or "", urlsplit(origin or "").netloc
+    except ValueError as error:
+        raise Refusal(400, f"Host or Origin is no address: {error}") from error
+    elsewhere = origin and site != host and not {origin, "*"}.intersection(settings.origins)
     if elsewhere and scope["method"] not in READING:
         raise Refusal(403, "pages of other sites may not ask here", hint="--cors ORIGIN allows one")
     if not settings.token and not settings.user:
-        if settings.loopback and not is_loopback(urlsplit(f"//{host}").hostname or ""):
+        if settings.loopback and not is_loopback(name):
             message = "without a token, this server is asked by the names of this machine alone (Host)"
             raise Refusal(403, message, hint="ask 127.0.0.1, or start it with --token")
     elif scope["path"] not in PUBLIC and not _may(headers.get("authorization", ""), settings):
@@ -140,7 +147,7 @@ def _may(authorization: str, settings: Settings) -> bool:
     """Whether the header has the token or the user's name and password; compared in a time that tells nothing."""
     kind, _, secret = authorization.partition(" ")
     if kind.lower() == "bearer" and settings.token:
-        return hmac.compare_digest(secret.strip().encode(), settings.token.encode())
+        return hmac.compare_digest(secret.strip().encode("latin-1"), settings.token.encode())
     if kind.lower() != "basic" or not settings.user:
         return False
     try:

@@ -9,6 +9,7 @@ import asyncio
 import base64
 import time
 from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -167,9 +168,10 @@ async def _events(
             if state.results:
                 break
             if shown < asked.previews and state.call * (asked.previews + 1) >= state.calls * (shown + 1):  # type: ignore[operator]
-                for image in await generation.preview():
-                    told = {"partial_image_index": shown, "b64_json": await asyncio.to_thread(_bare, image, asked)}
-                    yield _event(asked, "partial_image", image, told)
+                with suppress(ClipskipError):  # the picture may be made all the same
+                    for image in await generation.preview():
+                        told = {"partial_image_index": shown, "b64_json": await asyncio.to_thread(_bare, image, asked)}
+                        yield _event(asked, "partial_image", image, told)
                 shown += 1
         result = state.results[0]
         made = await asyncio.to_thread(pictures, result, asked.format.upper(), asked.quality)

@@ -18,7 +18,7 @@ import PIL.Image
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 
-from clipskip.errors import ClipskipError, RequestError
+from clipskip.errors import ClipskipError, DeviceLost, RequestError
 from clipskip.fields import FRACTION, TEXT, WHOLE, Kind
 from clipskip.pictures import FORMATS
 from clipskip.request import PICTURES, Request
@@ -26,7 +26,7 @@ from clipskip.resolve import Resolved
 from clipskip.result import Result
 from clipskip.scheduler import Generation
 
-from .answers import Refusal
+from .answers import Refusal, facts
 from .models import LOG, Stores
 
 OPTIONS: Mapping[str, tuple[Kind, str]] = {  # of a request over HTTP, beside the fields of Request
@@ -39,6 +39,7 @@ OPTIONS: Mapping[str, tuple[Kind, str]] = {  # of a request over HTTP, beside th
 }
 
 
+KINDS = 500  # of refusals that are counted by themselves
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 
 
@@ -120,9 +121,9 @@ class Service:
     @asynccontextmanager
     async def generation(self, asked: Request, options: Options) -> AsyncIterator[Generation]:
         """A request on its way; what is left of it is cancelled when the block ends. Raises as `Scheduler.submit`."""
-        self.check_id(options)
         await asyncio.to_thread(check_pictures, asked, self.settings.max_pixels)
         async with self.models.use(options.model) as pipe:
+            self.check_id(options)  # last: nothing else runs until the id is noted
             generation = pipe.scheduler.submit(asked, self.seconds(options), options.priority, self.settings.limit)
             generation.id = options.id or generation.id
             self.running[generation.id] = generation
@@ -151,7 +152,7 @@ class Service:
 
     def seconds(self, options: Options) -> float:
         """How long a request may take."""
-        return min(options.timeout or self.settings.timeout, self.settings.timeout)
+        return min(self.settings.timeout if options.timeout is None else options.timeout, self.settings.timeout)
 
     def check_id(self, options: Options) -> None:
         """Refusal (409) for the id of a request that is on its way."""
@@ -159,8 +160,12 @@ class Service:
             raise Refusal(409, "a request of this id is on its way", field="id")
 
     def note(self, error: ClipskipError) -> None:
-        """Count what was refused."""
-        self.refused[error.code, error.field or ""] += 1
+        """Count what was refused, names that clients invent within bounds; a lost device is lost for all."""
+        if isinstance(error, DeviceLost):
+            self.models.lost = error.message
+        name = (facts(error)["field"] or "")[:60]
+        many = len(self.refused) >= KINDS and (error.code, name) not in self.refused
+        self.refused[error.code, "others" if many else name] += 1
 
 
 async def disconnected(http: HttpRequest) -> None:

@@ -22,7 +22,7 @@ from clipskip.errors import Busy, ClipskipError, RequestError
 from clipskip.fields import TEXT
 from clipskip.metadata import encode
 from clipskip.pipeline import Pipeline
-from clipskip.request import Request, without_paths
+from clipskip.request import PICTURES, Request, without_paths
 from clipskip.resolve import Resolved
 from clipskip.result import Result
 from clipskip.scheduler import Generation, Queue
@@ -30,7 +30,7 @@ from clipskip.sheet import Sheet
 
 from .answers import Refusal, facts
 from .generate import Events, described, event, json_body, object_of
-from .service import OPTIONS, Options, Service, Settings, disconnected
+from .service import OPTIONS, Options, Service, Settings, check_pictures, disconnected
 
 TOGETHER = 16  # cells of one sheet on their way at once: enough to fill a batch, and others find the queue empty
 LONGEST = 1 << 16  # characters of an axis
@@ -97,6 +97,8 @@ def weighed(pipe: Pipeline, cells: Sequence[Request], names: Sequence[str], sett
             message = f"so far, the cells of this sheet have {pixels} pixels, and this server's limit is {most}"
             raise RequestError(message, field="axis", hint="smaller or fewer cells")
 
+    for cell in {tuple(getattr(cell, name) for name in PICTURES): cell for cell in cells}.values():
+        check_pictures(cell, settings.max_pixels)
     sheet.kinds_of(cells, [pipe] * len(cells), names, limit)
     return calls
 
@@ -123,7 +125,7 @@ class Run:
             try:
                 generation = self._queue.submit(cell, seconds, self._options.priority)
             except Busy:
-                if not self.id:
+                if not self.id or seconds <= 0:
                     raise
                 return
             if not self.id:
