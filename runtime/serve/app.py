@@ -73,8 +73,8 @@ async def readyz(http: HttpRequest) -> Response:
 async def figures(http: HttpRequest) -> Response:
     """GET /metrics."""
     service: Service = http.app.state.service
-    text = await service.models.figures(metrics.text(service))
-    return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST})
+    own = await asyncio.to_thread(metrics.text, service)
+    return Response(await service.models.figures(own), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
 async def described(http: HttpRequest) -> Response:

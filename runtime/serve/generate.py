@@ -127,9 +127,9 @@ async def _events(
             if state.results:
                 break
             if options.preview is not None and time.monotonic() - shown >= options.preview:
-                images = await generation.preview()
+                if images := await generation.preview():
+                    yield event("preview", {"images": await asyncio.to_thread(_clean, images)})
                 shown = time.monotonic()
-                yield event("preview", {"images": await asyncio.to_thread(_clean, images)})
         yield event("result", await asyncio.to_thread(described, state.results[0], options.format))
     except ClipskipError as error:
         service.note(error)

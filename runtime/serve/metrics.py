@@ -19,14 +19,14 @@ class _Figures(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Of the open models; what a closed one counted is gone with it."""
-        pipes = {name: loaded.pipe for name, loaded in self._service.models.loaded.items()}
+        pipes = {name: loaded.pipe for name, loaded in list(self._service.models.loaded.items())}
         yield from _queues(pipes)
         yield from _calls(pipes)
         yield from _ended(pipes)
         refused = CounterMetricFamily(
             "clipskip_refused", "requests refused, by code and field", labels=["code", "field"]
         )
-        for (code, field), count in self._service.refused.items():
+        for (code, field), count in list(self._service.refused.items()):
             refused.add_metric([code, field], count)
         yield refused
 
