@@ -38,7 +38,7 @@ TARGETS  := onnxruntime onnxruntime-cuda tensorrt tensorrt-rtx
 known     = $(if $(filter $(2),$(TARGETS)),,$(error $(1)=$(2): there are $(TARGETS)))
 
 .DEFAULT_GOAL := help
-.PHONY: driver target help setup demo test test-page fuzz check-install test-gpu test-gpu-onnxruntime bench-gpu report-gpu check lock format export engines verify bench bench-peers soak performance prove prove-recommend clean
+.PHONY: driver target ray help setup demo serve serve-ray test test-page test-ray fuzz check-install test-gpu test-gpu-onnxruntime bench-gpu report-gpu check lock format export engines verify bench bench-peers soak performance prove prove-recommend clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-21s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -95,6 +95,13 @@ demo: setup ## checkpoint -> engines -> pictures, on the CPU
 	@echo "  $(CLIPSKIP) inspect build/sample"
 	@echo "  make export MODEL=path/to/your/checkpoint"
 
+serve: setup export ## OUT over HTTP, at http://127.0.0.1:7860, with its page
+	$(CLIPSKIP) serve $(call quote,$(OUT))
+
+serve-ray: setup ray ## the sample model on Ray Serve: two replicas on the CPU; docs/serve-ray.yaml
+	$(CLIPSKIP) export export/sample --out build/sample
+	RAY_USAGE_STATS_ENABLED=0 $(BIN)/serve run docs/serve-ray.yaml
+
 test: setup ## the whole test suite, on the CPU
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
@@ -136,6 +143,12 @@ report-gpu: driver $(GPU_BIN:bin=installed) ## one file to send: what this machi
 test-page: setup ## the page of `clipskip serve` in Chromium (with chromedriver), and docs/serve-page.png; installs selenium
 	$(BIN)/python -c 'import selenium' 2> /dev/null || $(BIN)/$(PIP) -c constraints.txt -e '.[page]'
 	$(BIN)/python -m pytest tests/page -rs
+
+test-ray: setup ray ## the server on Ray Serve: two replicas, mixed requests, kill -9 of one under load; installs Ray (400 MB)
+	CLIPSKIP_TEST_RAY=1 $(BIN)/python -m pytest tests/ray -rs
+
+ray:
+	$(BIN)/python -c 'import ray.serve' 2> /dev/null || $(BIN)/$(PIP) -c constraints.txt -e '.[ray]'
 
 fuzz: setup ## the tests of random input for much longer than `make test` takes them
 	FUZZ=1 $(BIN)/python -m pytest -n 2 -m hypothesis

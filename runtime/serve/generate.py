@@ -133,8 +133,8 @@ async def _events(
                 break
             if options.preview is not None and time.monotonic() - shown >= options.preview:
                 with suppress(ClipskipError):  # the picture may be made all the same
-                    images = await generation.preview()
-                    yield event("preview", {"images": await asyncio.to_thread(_clean, images)})
+                    if images := await generation.preview():
+                        yield event("preview", {"images": await asyncio.to_thread(_clean, images)})
                 shown = time.monotonic()
         yield event("result", await asyncio.to_thread(described, state.results[0], options.format))
     except ClipskipError as error:

@@ -84,7 +84,7 @@ class Replica:
 
     async def figures(self) -> tuple[str, bytes]:
         """This replica's name and figures."""
-        return self._name, metrics.text(self.service)
+        return self._name, await asyncio.to_thread(metrics.text, self.service)
 
     async def check_health(self) -> None:
         """DeviceLost where another process has to take this one's place."""

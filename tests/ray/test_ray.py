@@ -25,7 +25,7 @@ HERE = Path(__file__).parent
 CONFIG = HERE.parents[1] / "docs" / "serve-ray.yaml"
 SAMPLERS = ("Euler", "DPM++ 2M", "Euler a", "Heun")
 PROMPTS = ("a red circle", "a blue star", "a [ring|square], green background", "a white (triangle:1.3)")
-LONG = {"prompt": "a ring", "width": 128, "height": 128, "steps": 150, "sampler": "Heun"}
+LONG = {"prompt": "a ring", "width": 128, "height": 128, "steps": 300, "sampler": "Euler"}
 
 
 class Served:
