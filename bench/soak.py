@@ -144,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("store", type=Path)
     parser.add_argument("--lora", type=Path, help="a file that a quarter of the requests call")
-    numbers = {"clients": 64, "each": 10, "more": 1000, "large": 1024}
+    numbers = {"clients": 64, "each": 10, "more": 1000, "large": 768}
     for name, default in numbers.items():
         parser.add_argument(f"--{name}", type=int, default=default, help=f"default: {default}")
     seen = soak(parser.parse_args(arguments))
