@@ -215,7 +215,7 @@ else
 	$(BIN)/python -m clipskip.bench.peers $(call quote,$(MODEL)) $(call quote,$(OUT)) --out build/bench/peers.json
 endif
 
-soak: setup export ## `clipskip serve` under 64 clients: every picture against its serial twin, memory, malformed bodies
+soak: setup export ## `clipskip serve` under 64 clients: every picture against its serial twin, and its memory
 	$(BIN)/python -m clipskip.bench.random_lora $(call quote,$(OUT)) build/soak-lora.safetensors
 	$(BIN)/python -m clipskip.bench.soak $(call quote,$(OUT)) --lora build/soak-lora.safetensors
 

@@ -26,6 +26,7 @@ from .service import Service, Settings
 
 PUBLIC = ("/", "/healthz", "/readyz")  # without a token: nothing in them is a secret
 READING = ("GET", "HEAD", "OPTIONS")
+PATIENCE = 4  # times the largest body are listened to
 CLOSED = 499  # in the log: the client was gone before the answer
 _NOT_ADDRESS = re.compile(r"[^A-Za-z0-9.:%_-]", re.ASCII)
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
@@ -85,16 +86,20 @@ class _Body:
     async def receive(self) -> Message:
         if self._complete:
             return await self._receive()
-        if self._told > self._most:
-            told = f"the body has {self._told} bytes; this server takes {self._most}"
-            raise Refusal(413, told, hint="smaller pictures")
+        while True:  # of what is too large some is thrown away: who still sends does not hear why it is refused
+            size = max(self._told, self._size)
+            if size > PATIENCE * self._most or (size > self._most and self._complete):
+                raise Refusal(413, f"the body has more than {self._most} bytes", hint="smaller pictures")
+            message = await self._next()
+            if max(self._told, self._size) <= self._most:
+                return message
+
+    async def _next(self) -> Message:
         try:
             message = await asyncio.wait_for(self._receive(), max(self._deadline - time.monotonic(), 0))
         except asyncio.TimeoutError:
             raise Refusal(408, f"the body did not come within {self._seconds:g} s") from None
         self._size += len(message.get("body", b""))
-        if self._size > self._most:
-            raise Refusal(413, f"the body has more than {self._most} bytes", hint="smaller pictures")
         self._complete = not message.get("more_body", False)
         return message
 

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 import logging
+import os
 import random
 import time
 from io import BytesIO
@@ -143,12 +144,13 @@ def test_limits_of_pixels_calls_and_bytes_and_bombs_are_refused_before_any_work(
     assert ask.app.state.service.models.loaded["test-store-sample"].pipe.driver.waiting == 0
 
 
+@pytest.mark.hypothesis  # so that `make fuzz` sends 10,000
 def test_malformed_bodies_are_never_our_fault(ask):
     random.seed(1)
     whole = json.dumps({"prompt": "a ring", "steps": 1, "width": 64, "height": 64, "id": "x", "timeout": 0.01}).encode()
     bodies = [b"", b"[]", b"null", b'"x"', b"{", b"\xff\xfe", b"[" * 50_000, b'{"prompt": NaN}', b'{"prompt": 1e999}']
     bodies += [whole[:cut] for cut in range(0, len(whole), 9)]
-    for _ in range(150):
+    for _ in range(10_000 if "FUZZ" in os.environ else 150):
         broken = bytearray(whole)
         broken[random.randrange(len(broken))] = random.randrange(256)
         bodies.append(bytes(broken))
