@@ -205,7 +205,7 @@ prove: setup export ## one report of MODEL to send: agreement with PyTorch, a sh
 	  $(if $(PROMPT),--prompt $(call quote,$(PROMPT))) $(if $(SIZE),--size $(call quote,$(SIZE)))
 
 prove-recommend: setup ## is `clipskip recommend` right? Trains three toy models and asks each twenty times
-	$(BIN)/python -m clipskip.bench.prove_recommend
+	$(BIN)/python export/sample/prove_recommend.py
 
 bench-peers: setup export ## MODEL beside diffusers, torch.compile, OpenVINO, optimum-onnx: one run; with FULL=1 of SD 1.5's size
 ifdef FULL

@@ -8,10 +8,9 @@ import json
 from pathlib import Path
 
 from clipskip import fields
-from clipskip.engines import hints
-from clipskip.errors import BackendUnavailable, RequestError, StorageError
+from clipskip.errors import RequestError, StorageError
 
-from . import Outcome, output
+from . import Outcome, extra, output
 
 NUMBERS = {"size": 0, "steps": 3, "rounds": 5, "minutes": 1, "threshold": 1}  # options, and the least that they take
 SCENES = 48  # enough for intervals of some hundredths
@@ -58,10 +57,7 @@ def fidelity(args: argparse.Namespace) -> Outcome:
     """What pictures keep of their prompts at each clip skip."""
     if args.baseline is not None:
         raise RequestError("--fidelity measures no time: it takes no --baseline", field="baseline")
-    try:
+    with extra("bench", "fidelity"):
         module = importlib.import_module("clipskip.bench.fidelity")
-    except ImportError as error:
-        hint = f"{hints.install('.[bench]')}, in the folder of clipskip's source"
-        raise BackendUnavailable(f"fidelity needs {error.name}", hint=hint) from error
     report = module.measure(args.store, SCENES)
     return Outcome(report, f"{module.table(report)}\n{_write(args.out, json.dumps(report))}")

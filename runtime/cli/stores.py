@@ -7,9 +7,9 @@ import os
 from dataclasses import asdict
 
 from clipskip.engines import hints
-from clipskip.errors import BackendUnavailable, EngineCorrupt, NumericalError, RequestError
+from clipskip.errors import EngineCorrupt, NumericalError, RequestError
 
-from . import Outcome, Verbs, builds, output, path, store_verb
+from . import Outcome, Verbs, builds, extra, output, path, store_verb
 
 
 def add_to(verbs: Verbs) -> None:
@@ -111,12 +111,8 @@ def diagnose(args: argparse.Namespace) -> Outcome:
         hint = "step, decode, decode-tiny, encode, or text-00 to text-12"
         raise RequestError(f"{args.role!r:.40} is no role", field="role", hint=hint) from error
     settings = {"target": args.target, "variant": args.variant, "against": args.against and Store(args.against)}
-    try:
-        with output.stages() as say:
-            found = diagnosis.diagnose(Store(args.store), role, say, **settings)
-    except ImportError as error:
-        hint = f"{hints.install('.[diagnose]')}, in the folder of clipskip's source"
-        raise BackendUnavailable(f"a diagnosis needs {error.name}", hint=hint) from error
+    with extra("diagnose", "a diagnosis"), output.stages() as say:
+        found = diagnosis.diagnose(Store(args.store), role, say, **settings)
     return Outcome(asdict(found), diagnosis.text(found), NumericalError.exit_status if found.tensor else 0)
 
 

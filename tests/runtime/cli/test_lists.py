@@ -10,10 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from clipskip import Pipeline, Request, read_request
 from clipskip.cli.lists import named
 from clipskip.errors import DeviceOutOfMemory, NumericalError
+from clipskip.pictures import data_url
 
 FAST = ("--steps", "2", "--size", "64x64")
 LINES = """\
@@ -81,12 +83,20 @@ def test_a_restart_makes_what_is_missing_and_torn_and_nothing_else(bulk, tmp_pat
     assert len(os.listdir(tmp_path / "out")) == 4
 
 
-def test_names_are_those_of_what_the_pictures_say_of_themselves(bulk, sample_store, tmp_path, pipe):
-    lines = '{"prompt": "a", "seed": 1, "subseed": 5, "subseed_strength": 0.5, "batch": 2}\n'
-    _, answer, _ = bulk(lines)
+def test_names_are_those_of_what_the_pictures_are_made_from(bulk, tmp_path, pipe):
+    image = data_url(Image.new("RGB", (64, 64), "red"))
+    lines = [
+        {"prompt": "a", "seed": 1, "subseed": 5, "subseed_strength": 0.5, "batch": 2},
+        {"prompt": "a", "seed": 1, "image": image, "strength": 0.5, "steps": 4},
+    ]
+    _, answer, _ = bulk("\n".join(map(json.dumps, lines)))
+    assert len(answer["pictures"]) == 3
     for picture in answer["pictures"]:
         request = read_request(picture["file"])
+        request = request.over({"image": image}) if request.image else request
         assert Path(picture["file"]) == named(tmp_path / "out", pipe(request).origin(0))
+    _, answer, _ = bulk("\n".join(map(json.dumps, lines)))
+    assert (answer["pictures"], len(answer["there"])) == ([], 3)
 
 
 def test_pictures_that_differ_have_other_names_whatever_they_ran_on(pipe):
