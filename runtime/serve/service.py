@@ -117,8 +117,7 @@ class Service:
             generation = pipe.scheduler.submit(asked, self.seconds(options), options.priority, self.limit)
             generation.id = options.id or generation.id
             self.running[generation.id] = generation
-            if self.settings.log_prompts:
-                LOG.info("%s prompt %r, negative %r", generation.id, asked.prompt, asked.negative_prompt)
+            self.tell_prompts(generation.id, asked)
             try:
                 yield generation
             finally:
@@ -139,6 +138,11 @@ class Service:
                 return generation.future.result()
             finally:
                 gone.cancel()
+
+    def tell_prompts(self, name: str, asked: Request) -> None:
+        """Write the prompts of a request into the log, where that is wanted."""
+        if self.settings.log_prompts:
+            LOG.info("%s prompt %r, negative %r", name, asked.prompt, asked.negative_prompt)
 
     def seconds(self, options: Options) -> float:
         """How long a request may take."""

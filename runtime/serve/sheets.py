@@ -121,6 +121,7 @@ class Run:
             if not self.id:
                 self.id = self._options.id or generation.id
                 self._service.running[self.id] = self
+                self._service.tell_prompts(self.id, self.sheet.base)
             self._open[generation.future] = place, generation
             self._left.popleft()
 

@@ -249,6 +249,8 @@ def test_the_log_has_ids_and_never_a_prompt_unless_asked(ask, caplog):
     assert "hidden" not in caplog.text
     ask("POST", "/v1/generate", Settings(log_prompts=True), **asked)
     assert "my secret wish" in caplog.text
+    ask("POST", "/v1/sheets", json={"prompt": "another wish", "x": "clip_skip=1", **SMALL})
+    assert "another wish" in caplog.text
     forged = ask("GET", "/healthz", headers={"x-request-id": "a\tb"}).headers["x-request-id"]
     assert forged.isalnum()
 
