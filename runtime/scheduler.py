@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import PIL.Image
 
-from .errors import Busy, Closed, DeadlineExceeded
+from .errors import Busy, Closed, DeadlineExceeded, RequestError
 from .fields import FRACTION, WHOLE
 from .making import Making
 from .result import Progress, Result
@@ -154,10 +154,16 @@ class Scheduler:
     def submit(
         self, asked: Request | Ledger, timeout: float | None = None, priority: int = 0, limit: Limit | None = None
     ) -> Generation:
-        """Take a request; Busy where too many wait, RequestError for a wrong timeout or priority.
+        """Take a request; Busy where too many wait, RequestError for a wrong timeout or priority, or without asyncio.
 
-        `limit` sees the request resolved, before anything is encoded.
+        `limit` sees the request resolved, before anything is encoded. BackendUnavailable after a fork.
         """
+        self._pipe.driver.check_process()  # which took no thread along
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError as error:
+            hint = "where none runs, call the pipeline itself: pipe(...)"
+            raise RequestError("generate needs a running event loop of asyncio", hint=hint) from error
         priority = int(WHOLE.check("priority", priority))
         seconds = None if timeout is None else float(FRACTION.check("timeout", timeout))
         with self._lock:
@@ -267,7 +273,6 @@ class Scheduler:
 
     def _begin(self, generation: Generation, limit: Limit | None) -> None:
         """Check a request, encode its texts, and let its pictures wait for their slots."""
-        self._pipe.driver.check_process()
         resolved = self._pipe.check(generation.asked)
         if limit is not None:
             limit(resolved)
