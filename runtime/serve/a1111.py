@@ -169,7 +169,7 @@ class Webui:
                     job.unfinished = Result(tuple(images), seeds, resolved.request, notes, {}, {}, model)
             except ClipskipError as error:
                 LOG.warning("%s is interrupted without its pictures: %s", generation.id, error.message)
-            generation.cancel()
+            generation.tell(error=Refusal(409, "this request was interrupted"))
         return AsciiResponse({})
 
     def _mine(self, http: HttpRequest) -> list[tuple[Job, Generation]]:

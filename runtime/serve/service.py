@@ -93,9 +93,9 @@ class Options:
 
 
 class Cancels(Protocol):
-    """What a client may end by its id."""
+    """What a client may end by its id; who waits for it is told the error."""
 
-    def cancel(self) -> None: ...
+    def tell(self, *, error: Refusal) -> None: ...
 
 
 @dataclass
@@ -133,8 +133,6 @@ class Service:
                 await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
                 if not generation.ended:
                     raise ClientDisconnect
-                if generation.future.cancelled():
-                    raise Refusal(409, "this request was cancelled", field="id")
                 return generation.future.result()
             finally:
                 gone.cancel()
