@@ -114,8 +114,10 @@ class Generation:
 
     def tell(self, progress: Progress | None = None, error: BaseException | None = None) -> None:
         """Hand on what happened, from any thread."""
-        with suppress(RuntimeError):  # its event loop is closed: nobody listens
+        try:
             self._loop.call_soon_threadsafe(self._set, progress, error)
+        except RuntimeError:  # its event loop is closed: nobody listens
+            self._scheduler.drop(self, "cancelled")
 
     def _set(self, progress: Progress | None, error: BaseException | None) -> None:
         if self.future.done():
@@ -333,6 +335,8 @@ class Scheduler:
             if done := work.done:
                 generation.state = "running"
             generation.tell(Progress(done, work.calls, partial(self.preview, generation)))
+            if generation.state == "ended":  # nobody listens
+                return
             if all(each.image.done and not each.then for each in work.making):
                 generation.state = "decoding"
                 self._pipe.driver.remove([each.image for each in work.making])

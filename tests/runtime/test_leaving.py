@@ -75,6 +75,18 @@ def test_generate_without_asyncio_is_a_request_that_says_what_to_do(pipe):
     assert not pipe.scheduler.queued
 
 
+def test_a_request_whose_event_loop_is_closed_is_given_up(pipe):
+    async def leave():
+        pipe.generate("a ring", steps=9000, **SMALL)
+
+    asyncio.run(leave())
+    deadline = time.monotonic() + 60
+    while pipe.scheduler.queued + pipe.scheduler.running:
+        assert time.monotonic() < deadline, "it is kept for ever"
+        time.sleep(0.01)
+    assert not pipe.driver.waiting
+
+
 def test_generate_after_a_fork_is_refused_and_does_not_wait_for_threads_that_are_not_there(pipe, monkeypatch):
     async def one():
         return await pipe.generate("a ring", steps=1, timeout=240, **SMALL)
