@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import PIL.Image
 
-from .errors import Busy, Closed, DeadlineExceeded
+from .errors import Busy, Closed, DeadlineExceeded, RequestError
 from .fields import FRACTION, WHOLE
 from .making import Making
 from .result import Progress, Result
@@ -119,8 +119,10 @@ class Generation:
 
     def tell(self, progress: Progress | None = None, error: BaseException | None = None) -> None:
         """Hand on what happened, from any thread."""
-        with suppress(RuntimeError):  # its event loop is closed: nobody listens
+        try:
             self._loop.call_soon_threadsafe(self._set, progress, error)
+        except RuntimeError:  # its event loop is closed: nobody listens
+            self._scheduler.drop(self, "cancelled")
 
     def _set(self, progress: Progress | None, error: BaseException | None) -> None:
         if self.future.done():
@@ -159,10 +161,16 @@ class Queue(ABC):
     def submit(
         self, asked: Request | Ledger, timeout: float | None = None, priority: int = 0, limit: Limit | None = None
     ) -> Generation:
-        """Take a request; Busy where too many wait, RequestError for a wrong timeout or priority.
+        """Take a request; Busy where too many wait, RequestError for a wrong timeout or priority, or without asyncio.
 
-        `limit` sees the request resolved, before anything is encoded.
+        `limit` sees the request resolved, before anything is encoded. BackendUnavailable after a fork.
         """
+        self._pipe.driver.check_process()  # which took no thread along
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError as error:
+            hint = "where none runs, call the pipeline itself: pipe(...)"
+            raise RequestError("generate needs a running event loop of asyncio", hint=hint) from error
         priority = int(WHOLE.check("priority", priority))
         seconds = None if timeout is None else float(FRACTION.check("timeout", timeout))
         with self._lock:
@@ -320,7 +328,6 @@ class Scheduler(Queue):
 
     def _begin(self, generation: Generation, limit: Limit | None) -> None:
         """Check a request, encode its texts, and let its pictures wait for their slots."""
-        self._pipe.driver.check_process()
         resolved = self._pipe.check(generation.asked)
         if limit is not None:
             limit(resolved)
@@ -381,6 +388,8 @@ class Scheduler(Queue):
             if done := work.done:
                 generation.state = "running"
             generation.tell(Progress(done, work.calls, partial(self.preview, generation)))
+            if generation.state == "ended":  # nobody listens
+                return
             if all(each.image.done and not each.then for each in work.making):
                 generation.state = "decoding"
                 self._pipe.driver.remove([each.image for each in work.making])

@@ -6,6 +6,7 @@ import argparse
 import importlib
 import json
 from pathlib import Path
+from typing import Any
 
 from clipskip import fields
 from clipskip.errors import RequestError, StorageError
@@ -13,6 +14,7 @@ from clipskip.errors import RequestError, StorageError
 from . import Outcome, extra, output
 
 NUMBERS = {"size": 0, "steps": 3, "rounds": 5, "minutes": 1, "threshold": 1}  # options, and the least that they take
+THRESHOLD = 10  # percent
 SCENES = 48  # enough for intervals of some hundredths
 
 
@@ -23,15 +25,18 @@ def run(args: argparse.Namespace) -> Outcome:
 
     if args.fidelity:
         return fidelity(args)
-    numbers = {name: fields.whole(name, getattr(args, name)) for name in NUMBERS}
-    for name, number in numbers.items():
-        fields.at_least(name, number, NUMBERS[name])
-    threshold = numbers.pop("threshold") / 100
+    typed = {name: value for name in NUMBERS if (value := getattr(args, name)) is not None}
+    given: dict[str, Any] = {
+        name: fields.at_least(name, fields.whole(name, value), NUMBERS[name]) for name, value in typed.items()
+    }
+    threshold = given.pop("threshold", THRESHOLD) / 100
+    given |= {"target": args.target} if args.target else {}
     batches = () if args.batch is None else fields.ranges("batch", args.batch)
-    asked, old = store.Options(args.target, batches, **numbers), args.baseline and baseline.read(args.baseline)
+    asked, old = store.Options(batches=batches, **given), args.baseline and baseline.read(args.baseline)
     _write(args.out)  # minutes before the report
     with output.stages() as say:
         report = store.measure(args.store, asked, say)
+    _write(args.out, json.dumps(report))  # it is kept, whatever the baseline is of
     lines = [*chapter(report["model"], report, None)]
     slower: list[str] = []
     if old:
@@ -55,8 +60,10 @@ def _write(path: Path | None, line: str = "") -> str:
 
 def fidelity(args: argparse.Namespace) -> Outcome:
     """What pictures keep of their prompts at each clip skip."""
-    if args.baseline is not None:
-        raise RequestError("--fidelity measures no time: it takes no --baseline", field="baseline")
+    for name in (*NUMBERS, "target", "batch", "baseline"):
+        if getattr(args, name) is not None:
+            raise RequestError(f"--fidelity measures no time: it takes no --{name}", field=name)
+    _write(args.out)
     with extra("bench", "fidelity"):
         module = importlib.import_module("clipskip.bench.fidelity")
     report = module.measure(args.store, SCENES)

@@ -82,25 +82,16 @@ def parts(args: argparse.Namespace) -> tuple[Settings, partial[Pipeline], int | 
     from clipskip.serve.service import Settings
 
     numbers = {name: at_least(name, whole(name, getattr(args, name)), 1) for name in NUMBERS}
+    queue, numbers["max_body"] = numbers.pop("max_queue"), numbers["max_body"] << 20
     settings = Settings(
         token=secret("token", args.token),
         user=secret("user", args.user),
         origins=tuple(args.cors),
         loopback=is_loopback(args.host),
-        max_body=numbers["max_body"] << 20,
-        max_pixels=numbers["max_pixels"],
-        max_calls=numbers["max_calls"],
-        timeout=numbers["timeout"],
-        client_timeout=numbers["client_timeout"],
         log_prompts=args.log_prompts,
+        **numbers,
     )
-    opener = partial(
-        clipskip.open,
-        backend=args.target,
-        embeddings=args.embeddings,
-        loras=args.loras,
-        max_queue=numbers["max_queue"],
-    )
+    opener = partial(clipskip.open, backend=args.target, embeddings=args.embeddings, loras=args.loras, max_queue=queue)
     memory = args.models_memory
     budget = None if memory is None else at_least("models_memory", whole("models_memory", memory), 1) << 20
     return settings, opener, budget

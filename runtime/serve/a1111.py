@@ -123,7 +123,7 @@ class Webui:
 
     async def set_options(self, http: HttpRequest) -> Response:
         """POST /sdapi/v1/options: what differs from what GET tells, for some clients post back all of it."""
-        given, now = object_of(await json_body(http)), await self._options()
+        given, now = await asyncio.to_thread(object_of, await json_body(http)), await self._options()
         settings = Settings.of({name: value for name, value in given.items() if now.get(name, self) != value})
         model = self.model if settings.checkpoint is None else await self._model(settings.checkpoint)
         there = (await self._models()).get(self.service.models.name(model))
@@ -163,7 +163,7 @@ class Webui:
                 job.unfinished = await generation.unfinished()
             except ClipskipError as error:
                 LOG.warning("%s is interrupted without its pictures: %s", generation.id, error.message)
-            generation.cancel()
+            generation.tell(error=Refusal(409, "this request was interrupted"))
         return AsciiResponse({})
 
     def _mine(self, http: HttpRequest) -> list[tuple[Job, Generation]]:
@@ -187,7 +187,7 @@ class Webui:
 
 async def png_info(http: HttpRequest) -> Response:
     """POST /sdapi/v1/png-info: the texts in a picture; none is no error."""
-    given = object_of(await json_body(http))
+    given = await asyncio.to_thread(object_of, await json_body(http))
     url = data_url("image", given.get("image"))
     try:
         data = base64.b64decode(url.partition(",")[2], validate=True)

@@ -39,8 +39,10 @@ def create_app(models: Stores, settings: Settings) -> Starlette:
         return refused(refusal)
 
     methods, headers = ["GET", "POST", "DELETE"], ["Authorization", "Content-Type", "X-Request-Id"]
-    origins = list(settings.origins)
-    cors = Middleware(CORSMiddleware, allow_origins=origins, allow_methods=methods, allow_headers=headers)
+    told, origins = ["Retry-After", "X-Request-Id", "X-Clipskip-Seed", "X-Clipskip-Notes"], list(settings.origins)
+    cors = Middleware(
+        CORSMiddleware, allow_origins=origins, allow_methods=methods, allow_headers=headers, expose_headers=told
+    )
     app = Starlette(
         routes=[
             *OPERATIONS,

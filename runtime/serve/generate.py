@@ -104,12 +104,7 @@ async def streamed(service: Service, asked: Request, options: Options, events: T
     async with AsyncExitStack() as stack:
         generation = await stack.enter_async_context(service.generation(asked, options))
         progress = generation.__aiter__()
-        try:
-            await anext(progress)  # it was checked, and waits for its first call
-        except asyncio.CancelledError:
-            if not generation.future.cancelled():
-                raise
-            raise Refusal(409, "this request was cancelled", field="id") from None
+        await anext(progress)  # it was checked, and waits for its first call
         return Events(events(generation, progress), stack.pop_all())
     raise AssertionError
 
@@ -140,10 +135,6 @@ async def _events(
     except ClipskipError as error:
         service.note(error)
         yield event("error", facts(error))
-    except asyncio.CancelledError:
-        if not generation.future.cancelled():
-            raise  # the client is gone
-        yield event("error", facts(Refusal(409, "this request was cancelled", field="id")))
     finally:
         if coming is not None:
             coming.cancel()
@@ -173,9 +164,9 @@ def event(name: str, data: Mapping[str, Any]) -> bytes:
 async def cancel(http: HttpRequest) -> Response:
     """DELETE /v1/generate/ID: the work ends within a call of the network, and who waits for it hears 409."""
     service: Service = http.app.state.service
-    if (generation := service.running.get(name := http.path_params["id"])) is None:
+    if (running := service.running.get(name := http.path_params["id"])) is None:
         raise Refusal(404, f"no request {name[:64]!r} is on its way", field="id")
-    generation.cancel()
+    running.tell(error=Refusal(409, "this request was cancelled", field="id"))
     return Response(status_code=204)
 
 

@@ -28,7 +28,7 @@ from clipskip.metadata import encode
 from clipskip.request import Request, canonical, check_types, without_paths
 from clipskip.scheduler import Generation
 
-from .answers import Refusal, facts, pictures, status_of
+from .answers import facts, pictures, status_of
 from .foreign import AsciiResponse, sentence, telling
 from .generate import event, json_body, object_of, streamed
 from .service import OPTIONS, Options, Service, check_pictures
@@ -180,10 +180,6 @@ async def _events(
     except ClipskipError as error:
         service.note(error)
         yield event("error", refusal(error)[1])
-    except asyncio.CancelledError:
-        if not generation.future.cancelled():
-            raise  # the client is gone
-        yield event("error", refusal(Refusal(409, "this request was cancelled", field="id"))[1])
 
 
 def _event(asked: Asked, name: str, image: PIL.Image.Image, told: Mapping[str, Any]) -> bytes:

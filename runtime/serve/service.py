@@ -103,9 +103,9 @@ class Options:
 
 
 class Cancels(Protocol):
-    """What a client may end by its id."""
+    """What a client may end by its id; who waits for it is told the error."""
 
-    def cancel(self) -> None: ...
+    def tell(self, *, error: Refusal) -> None: ...
 
 
 @dataclass
@@ -127,8 +127,7 @@ class Service:
             generation = pipe.scheduler.submit(asked, self.seconds(options), options.priority, self.settings.limit)
             generation.id = options.id or generation.id
             self.running[generation.id] = generation
-            if self.settings.log_prompts:
-                LOG.info("%s prompt %r, negative %r", generation.id, asked.prompt, asked.negative_prompt)
+            self.tell_prompts(generation.id, asked)
             try:
                 yield generation
             finally:
@@ -144,11 +143,14 @@ class Service:
                 await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
                 if not generation.ended:
                     raise ClientDisconnect
-                if generation.future.cancelled():
-                    raise Refusal(409, "this request was cancelled", field="id")
                 return generation.future.result()
             finally:
                 gone.cancel()
+
+    def tell_prompts(self, name: str, asked: Request) -> None:
+        """Write the prompts of a request into the log, where that is wanted."""
+        if self.settings.log_prompts:
+            LOG.info("%s prompt %r, negative %r", name, asked.prompt, asked.negative_prompt)
 
     def seconds(self, options: Options) -> float:
         """How long a request may take."""

@@ -53,7 +53,7 @@ async def sheets(http: HttpRequest) -> Response:
         if "text/event-stream" in accept:
             return Events(events(run, service), stack.pop_all())
         gone = asyncio.ensure_future(disconnected(http))
-        gone.add_done_callback(lambda _: run.cancel())
+        gone.add_done_callback(lambda _: run.tell())
         stack.callback(gone.cancel)
         try:
             async for _ in run.results():
@@ -131,6 +131,7 @@ class Run:
             if not self.id:
                 self.id = self._options.id or generation.id
                 self._service.running[self.id] = self
+                self._service.tell_prompts(self.id, self.sheet.base)
             self._open[generation.future] = place, generation
             self._left.popleft()
 
@@ -163,14 +164,14 @@ class Run:
         state = "running" if call else "queued"
         return {"state": state, "position": position, "seconds_left": left, "call": call, "calls": self.calls}
 
-    def cancel(self) -> None:
-        """End all cells within a call of the network."""
+    def tell(self, *, error: Refusal | None = None) -> None:
+        """End all cells within a call of the network; who waits for them is told why."""
         self._left.clear()
         for _, generation in list(self._open.values()):
-            generation.cancel()
+            generation.tell(error=error) if error else generation.cancel()
 
     def end(self) -> None:
-        self.cancel()
+        self.tell()
         self._service.running.pop(self.id, None)
 
 

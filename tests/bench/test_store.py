@@ -115,7 +115,10 @@ def test_a_baseline_of_something_else_or_a_missing_figure_is_an_error(
         (["--batch", "2,4"], "1 must be among them: not 2,4"),
         (["--steps", "2"], "steps must be at least 3"),
         (["--baseline", "nothing.json"], "nothing.json is no report of the benchmark"),
-        (["--fidelity", "--baseline", "old.json"], "--fidelity measures no time"),
+        (["--fidelity", "--baseline", "old.json"], "--fidelity measures no time: it takes no --baseline"),
+        (["--fidelity", "--steps", "3"], "it takes no --steps"),
+        (["--fidelity", "--target", "openvino"], "it takes no --target"),
+        (["--steps", ""], "steps must be"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_before_anything_runs(
@@ -165,3 +168,13 @@ def test_a_report_that_cannot_be_written_is_refused_before_minutes_of_measuring(
     (tmp_path / "file").touch()
     assert main(["bench", "store", "--out", str(tmp_path / "file" / "out.json")]) == 7
     assert f"cannot write {tmp_path}/file/out.json" in capsys.readouterr().err
+
+
+def test_what_was_measured_is_kept_where_the_baseline_turns_out_to_be_of_something_else(
+    written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = {**json.loads(written.read_text()), "size": 128}
+    monkeypatch.setattr(store, "measure", lambda path, asked, say: report)
+    assert main(["bench", "store", "--baseline", str(written), "--out", str(tmp_path / "out.json")]) == 2
+    assert "size 64 there, 128 here" in capsys.readouterr().err
+    assert json.loads((tmp_path / "out.json").read_text()) == report

@@ -230,6 +230,7 @@ def test_pages_of_other_sites_and_names_that_were_bent_to_this_machine_are_refus
     allowed = Settings(origins=("http://evil.example",))
     answer = ask("POST", "/v1/generate", allowed, headers=evil, **asked)
     assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, "http://evil.example")
+    assert "X-Clipskip-Seed" in answer.headers["access-control-expose-headers"]
     assert "access-control-allow-origin" not in ask("GET", "/v1/models", headers={"origin": "http://a.example"}).headers
     assert ask("POST", "/v1/generate", headers={"origin": "http://127.0.0.1:7860"}, **asked).status_code == 200
 
@@ -244,6 +245,8 @@ def test_the_log_has_ids_and_never_a_prompt_unless_asked(ask, caplog):
     assert "hidden" not in caplog.text
     ask("POST", "/v1/generate", Settings(log_prompts=True), **asked)
     assert "my secret wish" in caplog.text
+    ask("POST", "/v1/sheets", json={"prompt": "another wish", "x": "clip_skip=1", **SMALL})
+    assert "another wish" in caplog.text
     forged = ask("GET", "/healthz", headers={"x-request-id": "a\tb"}).headers["x-request-id"]
     assert forged.isalnum()
 

@@ -15,7 +15,7 @@ import pytest
 
 from clipskip.engines.store import read_manifest
 from clipskip.errors import DeviceLost, NumericalError
-from clipskip.serve import service
+from clipskip.serve import server, service
 from clipskip.serve.app import create_app
 from clipskip.serve.models import Models, size_of
 from clipskip.serve.service import Settings
@@ -214,3 +214,11 @@ def test_a_call_that_ends_while_the_readiness_is_asked_for_is_no_bug(sample_stor
     models = Models([sample_store], nothing)
     models.loaded["a"] = SimpleNamespace(pipe=SimpleNamespace(driver=SimpleNamespace(tally=Tally())))
     assert models.trouble() is None
+
+
+def test_a_server_that_is_told_twice_to_end_does_not_say_that_all_was_answered(sample_store, monkeypatch, caplog):
+    monkeypatch.setattr("uvicorn.Server.run", lambda self, sockets: setattr(self, "force_exit", True))
+    with caplog.at_level("INFO", "clipskip.serve"):
+        server.serve(Models([sample_store], nothing), Settings(), None)
+    assert "ended without waiting" in caplog.text
+    assert "answered" not in caplog.text
