@@ -145,7 +145,7 @@ test-page: setup ## the page of `clipskip serve` in Chromium (with chromedriver)
 	$(BIN)/python -m pytest tests/page -rs
 
 test-ray: setup ray ## the server on Ray Serve: two replicas, mixed requests, kill -9 of one under load; installs Ray (400 MB)
-	CLIPSKIP_TEST_RAY=1 $(BIN)/python -m pytest tests/ray -rs
+	CLIPSKIP_TEST_RAY=1 $(BIN)/python -m pytest tests/ray_serve -rs
 
 ray:
 	$(BIN)/python -c 'import ray.serve' 2> /dev/null || $(BIN)/$(PIP) -c constraints.txt -e '.[ray]'
