@@ -34,7 +34,7 @@ def report(stages: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
         (json.dumps(report({"step": ROW | {"median_ms": 0}})), "stages.step.median_ms is 0, no number above 0"),
         (json.dumps(report({"step": ROW | {"median_ms": "x"}})), "stages.step.median_ms is 'x'"),
         (json.dumps(report({"step": [1]})), "stages.step.median_ms is None"),
-        (json.dumps(report({"step": ROW | {"p75_ms": float("nan")}})), "not valid JSON"),
+        (json.dumps(report({"step": ROW | {"p75_ms": float("nan")}})), "NaN is not a number"),
         (json.dumps({**report(), "stages": {}}), "it has no stages"),
         ("[]", "it has no stages"),
         ("", "not valid JSON"),
