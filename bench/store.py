@@ -170,8 +170,10 @@ def measure(
     """
     watch, bench = machine.Watch(), prepared(path, asked)
     model, asked = bench.store.manifest().model, bench.asked
-    head = {"bench": "store", "model": model.name, "version": clipskip.__version__, "target": asked.target}
-    head |= {"size": asked.size, "steps": asked.steps, "batches": list(asked.batches), "rounds": asked.rounds}
+    head: dict[str, Any] = {
+        "bench": "store", "model": model.name, "version": clipskip.__version__, "target": asked.target,
+        "size": asked.size, "steps": asked.steps, "batches": list(asked.batches), "rounds": asked.rounds,
+    }  # fmt: skip
     if old:
         baseline.comparable(head, old)
     say("opening the engines")
