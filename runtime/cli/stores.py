@@ -141,9 +141,9 @@ def gc(args: argparse.Namespace) -> Outcome:
         cached = kept.clear(dry_run=args.dry_run)
     lines = [f"{name}  {files.readable_size(size)}" for name, size in (removed | cached).items()]
     if args.cache:
-        total, most = (files.readable_size(size) for size in (sum(cached.values()), kept.limit()))
+        total, most = files.readable_size(sum(cached.values())), kept.limit() / 2**30
         where = files.own_folder() or "no folder"
-        lines.append(f"{total} {'in' if args.dry_run else 'from'} {where}; prepacked weights take at most {most}")
+        lines.append(f"{total} {'in' if args.dry_run else 'from'} {where}; prepacked weights take at most {most:g} GiB")
     text = "\n".join(lines or ["nothing to remove"])
     return Outcome({"removed": removed, "cache": cached, "dry_run": args.dry_run}, text)
 
