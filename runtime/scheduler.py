@@ -163,9 +163,8 @@ class Queue(ABC):
     ) -> Generation:
         """Take a request; Busy where too many wait, RequestError for a wrong timeout or priority, or without asyncio.
 
-        `limit` sees the request resolved, before anything is encoded. BackendUnavailable after a fork.
+        `limit` sees the request resolved, before anything is encoded.
         """
-        self._pipe.driver.check_process()  # which took no thread along
         try:
             asyncio.get_running_loop()
         except RuntimeError as error:
@@ -264,6 +263,13 @@ class Scheduler(Queue):
     def __init__(self, pipe: Pipeline, max_queue: int) -> None:
         super().__init__(max_queue)
         self._pipe, self._advancing = pipe, False
+
+    def submit(
+        self, asked: Request | Ledger, timeout: float | None = None, priority: int = 0, limit: Limit | None = None
+    ) -> Generation:
+        """As `Queue.submit`; BackendUnavailable after a fork, which took no thread along."""
+        self._pipe.driver.check_process()
+        return super().submit(asked, timeout, priority, limit)
 
     def retry_after(self) -> float:
         """Calls to come, times what one takes of a picture, shared by the requests."""

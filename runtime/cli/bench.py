@@ -6,9 +6,10 @@ import argparse
 import importlib
 import json
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
-from clipskip import fields
+from clipskip import fields, metadata
 from clipskip.errors import RequestError, StorageError
 
 from . import Outcome, extra, output
@@ -35,24 +36,28 @@ def run(args: argparse.Namespace) -> Outcome:
     asked, old = store.Options(batches=batches, **given), args.baseline and baseline.read(args.baseline)
     _write(args.out)  # minutes before the report
     with output.stages() as say:
-        report = store.measure(args.store, asked, say)
-    _write(args.out, json.dumps(report))  # it is kept, whatever the baseline is of
+        report = store.measure(args.store, asked, say, old)
     lines = [*chapter(report["model"], report, None)]
-    slower: list[str] = []
+    slower, line = list[str](), _write(args.out, json.dumps(report))  # also where it cannot be compared
     if old:
         comparison = baseline.compare(report, old, threshold)
         slower, report = comparison["slower"], {**report, "comparison": comparison}
         lines.append(f"{baseline.text(comparison)}\n")
-    return Outcome(report, "\n".join([*lines, _write(args.out, json.dumps(report))]), 1 if slower else 0)
+        line = _write(args.out, json.dumps(report))
+    return Outcome(report, "\n".join([*lines, line]), 1 if slower else 0)
 
 
 def _write(path: Path | None, line: str = "") -> str:
-    """Write the line, where there is a file for it; without one, see that it can be written. StorageError."""
+    """Write the line in one step, where there is a file for it; without one, see that it could be. StorageError."""
     if path is not None:
+        if path.exists() and not path.is_file():
+            raise StorageError(f"{path} is there and is no file", path=path)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("w" if line else "a", encoding="utf-8") as file:
-                file.write(line and f"{line}\n")
+            with TemporaryFile(dir=next(folder for folder in path.absolute().parents if folder.exists())):
+                pass  # a report is kept whole or not at all: so far not even its folder is made
+            if line:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                metadata.write(path, f"{line}\n".encode(), True)
         except OSError as error:
             raise StorageError(f"cannot write {path}: {error.strerror}", path=path) from error
     return line

@@ -32,7 +32,8 @@ SHORT = {"negative_prompt": "-n", "width": "-W", "height": "-H", "seed": "-s", "
 def add_to(verbs: Verbs) -> None:
     """Let argparse know these verbs."""
     verb = store_verb(verbs, generate, "make pictures", "Make pictures from an engine store.")
-    add_making(verb, "a .png, .jpg or .webp file, - (stdout), or a folder (default: this one)", default=Path())
+    text, prompt = "a .png, .jpg or .webp file, - (stdout), or a folder (default: this one)", "a prompt, a /render line"
+    add_making(verb, f"{prompt}, or - for lines from stdin", text, default=Path())
     verb.add_argument(
         "--from", dest="repeat", type=path, metavar="IMAGE", help="repeat a picture, or the .txt beside one"
     )
@@ -48,10 +49,10 @@ def add_to(verbs: Verbs) -> None:
     verb.add_argument("--cell", metavar="X,Y,Z", help=text)
 
 
-def add_making(verb: Parser, out: str, **row: Any) -> None:
+def add_making(verb: Parser, prompt: str, out: str, **row: Any) -> None:
     """What both verbs take: a prompt, how the store is opened, and every field of a request under all its names."""
     verb.names = _names
-    verb.add_argument("prompt", nargs="?", metavar="PROMPT", help="a prompt, a /render line, or - for lines from stdin")
+    verb.add_argument("prompt", nargs="?", metavar="PROMPT", help=prompt)
     verb.add_argument("-p", "--prompt", dest="prompt_option", metavar="PROMPT", help="the same")
     verb.add_argument("-o", "--out", "--output", type=path, metavar="OUT", help=out, **row)
     verb.add_argument("--overwrite", action="store_true", help="replace an existing file")

@@ -68,6 +68,7 @@ def test_a_slower_row_is_named_and_is_the_exit_status(
     written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     report = json.loads(written.read_text())
+    report["stages"]["step"]["runs"] = baseline.FEW
     monkeypatch.setattr(store, "measure", lambda *_: report)
     old = json.loads(written.read_text())
     old["stages"]["step"] |= {key: old["stages"]["step"][key] / 2 for key in ("median_ms", "p75_ms")}
@@ -83,11 +84,12 @@ def test_a_slower_row_is_named_and_is_the_exit_status(
 def test_a_wide_row_is_slower_only_where_its_middle_half_is() -> None:
     old = {"median_ms": 10.0, "p25_ms": 9.0, "p75_ms": 14.0}
     reports: list[dict[str, Any]] = [
-        {**dict.fromkeys(baseline.SAME), "stages": {"step": row}, "memory": {"first_picture": {}}, "machine": {
-            "processor": "one"}} for row in (old, {"median_ms": 13.0, "p25_ms": 12.0, "p75_ms": 15.0})
+        {**dict.fromkeys(baseline.SAME), "batches": [1], "stages": {"step": row}, "memory": {"first_picture": {}},
+         "machine": {"processor": "one"}} for row in (old, {"median_ms": 13.0, "p25_ms": 12.0, "p75_ms": 15.0})
     ]  # fmt: skip
     found = baseline.compare(reports[1], reports[0], 0.1)
     assert (found["ratios"], found["slower"], found["apart"]) == ({"step": 1.3}, [], ["step"])
+    assert "above 10% and not called slower, for the middle halves of the runs are not apart" in baseline.text(found)
 
 
 @pytest.mark.parametrize(
