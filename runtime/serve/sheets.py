@@ -123,11 +123,12 @@ class Run:
             if not self.id:
                 self._service.check_id(self._options)
             try:
-                generation = self._queue.submit(cell, seconds, self._options.priority)
+                generation = self._queue.submit(cell, None, self._options.priority)
             except Busy:
                 if not self.id or seconds <= 0:
                     raise
                 return
+            generation.limit_time(seconds, self._service.late(self._options))
             if not self.id:
                 self.id = self._options.id or generation.id
                 self._service.running[self.id] = self
