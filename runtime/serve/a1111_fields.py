@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from clipskip import infotext, ledger
+from clipskip import infotext, ledger, render
 from clipskip.engines.shapes import no_clip_skip
 from clipskip.errors import RequestError
 from clipskip.fields import FRACTION, SD1_LAYERS, TEXT, WHOLE, at_least, number, shown
@@ -92,8 +92,8 @@ def request_of(
 ) -> tuple[Request, list[str]]:
     """The request, and what its user must know.
 
-    Its own fields and `overrides` come first, as in A1111; then what is in an infotext, or else `base`. `image`: of
-    img2img.
+    What a `/render` line as its prompt says comes first, then its own fields and `overrides`, as in A1111; then what is
+    in an infotext, or else `base`. `image`: of img2img.
     """
     for name, off in REFUSED.items():
         if (value := given.get(name)) and value != off and value != -1 and str(value).lower() != "none":
@@ -123,10 +123,9 @@ def request_of(
         fields |= _picture(whole)
     elif whole.get("enable_hr"):
         fields |= _hires(whole)
-    if info is None:
-        return Request.from_json({**base, **fields}), []
-    found = ledger.of_text(info).over(fields)
-    return Request.from_json({name: getattr(found.request, name) for name in FIELDS}), found.notes()
+    found = None if info is None else ledger.of_text(info).over(fields)
+    told = {name: getattr(found.request, name) for name in FIELDS} if found else {**base, **fields}
+    return render.read(Request.from_json(told)), found.notes() if found else []
 
 
 def ignored(given: Mapping[str, Any], settings: Settings, image: bool) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a request of asyncio says when it has ended, or was never taken: to whoever asks again, and to who gathers many."""
+"""What a request of asyncio says when it has ended, or was never taken: to who asks again, and to who gathers many."""
 
 import asyncio
 
