@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -262,6 +262,11 @@ def without_paths(fields: dict[str, Any]) -> dict[str, Any]:
     return fields
 
 
+def is_line(prompt: str) -> bool:
+    """Whether a prompt is a `/render` line, which front ends read before it comes to a model."""
+    return prompt.lstrip()[:7].lower() == "/render"
+
+
 def canonical(given: Mapping[str, Any]) -> dict[str, Any]:
     """`given` by field of Request, aliases replaced. RequestError for a name that is none, and for one field twice."""
     fields: dict[str, Any] = {}
@@ -273,6 +278,14 @@ def canonical(given: Mapping[str, Any]) -> dict[str, Any]:
             raise given_twice(field)
         fields[field] = value
     return fields
+
+
+def check_names(given: Iterable[str], *others: str) -> None:
+    """RequestError for a name that is neither a field's nor one of `others`, among which its hint looks as well."""
+    known = {name: name for name in (*FIELDS, *others)}
+    for name in given:
+        if name not in known and name not in ALIASES:
+            raise unknown("field", str(name), known, ALIASES)
 
 
 def given_twice(field: str) -> RequestError:

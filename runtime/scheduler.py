@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import PIL.Image
 
-from .errors import Busy, Closed, DeadlineExceeded, RequestError
+from .errors import Busy, ClipskipError, Closed, DeadlineExceeded, RequestError
 from .fields import FRACTION, WHOLE
 from .making import Making
 from .result import Progress, Result
@@ -54,13 +54,17 @@ class Generation:
     Belongs to the event loop that it was made in. `id` names it in logs. `state`: queued, running, decoding, or ended.
     """
 
-    def __init__(self, scheduler: Queue, asked: Request | Ledger, priority: int) -> None:
+    def __init__(self, scheduler: Queue, asked: str | Request | Ledger, priority: int) -> None:
         self.id, self.priority, self.asked = uuid.uuid4().hex, priority, asked
         self.state = "queued"
         self.work: Work | None = None
         self.following: set[Making] = set()  # pictures between two passes
         self.progress: Progress | None = None
-        self._scheduler, self._loop = scheduler, asyncio.get_running_loop()
+        try:
+            self._scheduler, self._loop = scheduler, asyncio.get_running_loop()
+        except RuntimeError:
+            hint = "call it within a coroutine, such as the one that asyncio.run is given; pipe(...) needs none"
+            raise RequestError("generate is for asyncio, and no event loop is running here", hint=hint) from None
         self.future: asyncio.Future[Result] = self._loop.create_future()
         self.future.add_done_callback(self._ended)
         self._moved = asyncio.Event()
@@ -70,13 +74,17 @@ class Generation:
         return self.future.__await__()
 
     async def __aiter__(self) -> AsyncIterator[Progress]:
-        """Progress whenever the pictures moved on, the newest alone if several came; the last one has the result."""
+        """Progress whenever the pictures moved on, the newest alone if several came; the last one has the result.
+
+        Of a request that has ended, that one at once, or what went wrong.
+        """
         seen = None
         try:
             while seen is None or not seen.results:
-                await self._moved.wait()
-                self._moved.clear()
-                if self.future.done():
+                if not self.ended:
+                    await self._moved.wait()
+                    self._moved.clear()
+                if self.ended:
                     self.future.result()  # raises what went wrong
                 if self.progress is not None and self.progress is not seen:
                     seen = self.progress
@@ -112,10 +120,9 @@ class Generation:
         """A result of the pictures as they are now; None before their first call, and when it has ended."""
         return await self._loop.run_in_executor(self._scheduler.stage("decode"), self._scheduler.unfinished, self)
 
-    def limit_time(self, seconds: float) -> None:
+    def limit_time(self, seconds: float, error: DeadlineExceeded) -> None:
         """Give up after so many seconds, even if a driver hangs."""
-        error = DeadlineExceeded(f"not done within {seconds:g} s", hint="give it more time, or ask for fewer steps")
-        self._alarm = self._loop.call_later(seconds, self._set, None, error)
+        self._alarm = self._loop.call_later(max(seconds, 0), self._set, None, error)
 
     def tell(self, progress: Progress | None = None, error: BaseException | None = None) -> None:
         """Hand on what happened, from any thread."""
@@ -144,6 +151,18 @@ class Generation:
         self._moved.set()
 
 
+def whole_priority(value: object) -> int:
+    """How early a request joins. RequestError for anything but -100..100."""
+    if not -100 <= (priority := int(WHOLE.check("priority", value))) <= 100:
+        raise RequestError(f"priority must be -100..100, not {priority}", field="priority")
+    return priority
+
+
+def late(seconds: float) -> DeadlineExceeded:
+    """The error of a request that was given so much time."""
+    return DeadlineExceeded(f"not done within {seconds:g} s", hint="give it more time, or ask for fewer steps")
+
+
 class Queue(ABC):
     """A bounded queue in front of whatever makes the pictures. Thread-safe; `submit` is called in an event loop.
 
@@ -165,12 +184,7 @@ class Queue(ABC):
 
         `limit` sees the request resolved, before anything is encoded.
         """
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError as error:
-            hint = "where none runs, call the pipeline itself: pipe(...)"
-            raise RequestError("generate needs a running event loop of asyncio", hint=hint) from error
-        priority = int(WHOLE.check("priority", priority))
+        priority = whole_priority(priority)
         seconds = None if timeout is None else float(FRACTION.check("timeout", timeout))
         with self._lock:
             if self._closed:
@@ -182,8 +196,15 @@ class Queue(ABC):
             generation = Generation(self, asked, priority)
             self._open[generation] = None
         if seconds is not None:
-            generation.limit_time(max(seconds, 0))
+            generation.limit_time(seconds, late(seconds))
         self._start(generation, limit)
+        return generation
+
+    def refused(self, asked: str | Request | Ledger, error: ClipskipError) -> Generation:
+        """A request that ended before it was taken, with this error."""
+        generation = Generation(self, asked, 0)
+        generation.state = "ended"
+        generation.future.set_exception(error)
         return generation
 
     @abstractmethod

@@ -61,7 +61,7 @@ def read_list(lines: Path | None, given: dict[str, str]) -> tuple[dict[int, Requ
         if line and not line.startswith("#"):
             try:
                 if JSON.match(line):
-                    requests[number] = Request.from_json(line, given)
+                    requests[number] = render.read(Request.from_json(line, given))
                     continue
                 fields = render.options(line) if line.startswith("--") else render.fields(line)
                 requests[number] = Request.from_text(given | fields)

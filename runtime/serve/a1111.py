@@ -208,6 +208,8 @@ def address(http: HttpRequest) -> str:
 
 def refusal(error: ClipskipError) -> tuple[int, dict[str, Any]]:
     """An error in A1111's form; of the body nothing is told back."""
+    if error.field == "clip_skip":  # its hint is of a field that this form has not
+        error.hint = None
     told = {"error": type(error).__name__, "detail": sentence(error), "body": "", "errors": error.message}
     return status_of(error), {**told, **{name: facts(error)[name] for name in ("code", "field", "hint")}}
 

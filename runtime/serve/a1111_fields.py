@@ -10,10 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from clipskip import infotext, ledger
-from clipskip.engines.shapes import no_clip_skip
+from clipskip import infotext, ledger, render
 from clipskip.errors import RequestError
-from clipskip.fields import FRACTION, SD1_LAYERS, TEXT, WHOLE, at_least, number, shown
+from clipskip.fields import FRACTION, TEXT, WHOLE, at_least, number, shown
 from clipskip.request import FIELDS, Request
 
 from .foreign import data_url
@@ -29,8 +28,9 @@ HIRES = {  # of the second pass -> the first one's: one that differs is refused
     "hr_sampler_name": "sampler_name", "hr_scheduler": "scheduler", "hr_checkpoint_name": "", "hr_prompt": "prompt",
     "hr_negative_prompt": "negative_prompt",
 }  # fmt: skip
+SKIP = "CLIP_stop_at_last_layers"
 SETTINGS = {  # A1111's -> fields
-    "CLIP_stop_at_last_layers": "clip_skip", "eta_noise_seed_delta": "eta_noise_seed_delta", "randn_source": "rng",
+    SKIP: "clip_skip", "eta_noise_seed_delta": "eta_noise_seed_delta", "randn_source": "rng",
     "emphasis": "emphasis", "comma_padding_backtrack": "comma_backtrack", "pad_cond_uncond": "pad_cond_uncond",
 }  # fmt: skip
 CHECKPOINT, AUTOMATIC = "sd_model_checkpoint", ("", "automatic", "none")
@@ -78,7 +78,7 @@ class Settings:
             raise not_here("sd_vae", "a checkpoint's own VAE is used")
         fields = {SETTINGS[name]: value for name, value in _whole(given).items() if name in SETTINGS}
         if "clip_skip" in fields:
-            fields["clip_skip"] = clip_skip(fields["clip_skip"])
+            fields["clip_skip"] = clip_skip(SKIP, fields["clip_skip"])
         if "rng" in fields:
             fields["rng"] = str(TEXT.check("randn_source", fields["rng"])).lower().replace("gpu", "nv")
         checkpoint = given.get(CHECKPOINT)
@@ -92,8 +92,8 @@ def request_of(
 ) -> tuple[Request, list[str]]:
     """The request, and what its user must know.
 
-    Its own fields and `overrides` come first, as in A1111; then what is in an infotext, or else `base`. `image`: of
-    img2img.
+    What a `/render` line as its prompt says comes first, then its own fields and `overrides`, as in A1111; then what is
+    in an infotext, or else `base`. `image`: of img2img.
     """
     for name, off in REFUSED.items():
         if (value := given.get(name)) and value != off and value != -1 and str(value).lower() != "none":
@@ -114,19 +114,18 @@ def request_of(
     if whole.get("subseed_strength"):
         fields["subseed"] = whole.get("subseed", -1)
     if "clip_skip" in whole:
-        skip = clip_skip(whole["clip_skip"])
+        skip = clip_skip("clip_skip", whole["clip_skip"])
         if (told := overrides.get("clip_skip", skip)) != skip:
-            message = f"clip_skip is {skip}, and CLIP_stop_at_last_layers in override_settings {told}"
-            raise RequestError(message, field="clip_skip", hint="give one of them, or both the same")
+            message = f"clip_skip is {skip}, and {SKIP} in override_settings {told}"
+            raise RequestError(message, field=SKIP, hint="give one of them, or both the same")
         fields["clip_skip"] = skip
     if image:
         fields |= _picture(whole)
     elif whole.get("enable_hr"):
         fields |= _hires(whole)
-    if info is None:
-        return Request.from_json({**base, **fields}), []
-    found = ledger.of_text(info).over(fields)
-    return Request.from_json({name: getattr(found.request, name) for name in FIELDS}), found.notes()
+    found = None if info is None else ledger.of_text(info).over(fields)
+    told = {name: getattr(found.request, name) for name in FIELDS} if found else {**base, **fields}
+    return render.read(Request.from_json(told)), found.notes() if found else []
 
 
 def ignored(given: Mapping[str, Any], settings: Settings, image: bool) -> list[str]:
@@ -147,11 +146,12 @@ def not_here(name: str, why: str = "leave it out") -> RequestError:
     return RequestError(f"{name} is not supported here", field=name, hint=why)
 
 
-def clip_skip(value: object) -> int:
+def clip_skip(name: str, value: object) -> int:
     """A whole number from 1 on, also as a float; how far it may go is the model's."""
     given = number(value)
     if given is None or given != int(given) or given < 1:
-        raise no_clip_skip("clip_skip", shown(value), SD1_LAYERS)
+        message = f"{name} must be a whole number from 1 on, not {shown(value)}: 1 is the last layer, 2 the penultimate"
+        raise RequestError(message, field=name)
     return int(given)
 
 

@@ -19,11 +19,12 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from clipskip import render
 from clipskip.engines import strict
 from clipskip.engines.manifest import Manifest
 from clipskip.errors import ClipskipError, ManifestError, RequestError
 from clipskip.metadata import encode
-from clipskip.request import LARGEST, Request
+from clipskip.request import LARGEST, Request, check_names
 from clipskip.result import Result
 from clipskip.scheduler import Generation
 
@@ -71,11 +72,11 @@ def object_of(body: bytes) -> dict[str, Any]:
 
 def parsed(body: bytes, accept: list[str]) -> tuple[Request, Options]:
     """A request and how it is served; an accepted type of picture is the format, where none is given."""
-    given = object_of(body)
+    check_names(given := object_of(body), *OPTIONS)
     own = {name: given.pop(name) for name in OPTIONS if name in given}
     format = next((TYPES[each] for each in accept if each in TYPES), None)
     options = Options.of({"format": format, **own})
-    return Request.from_json(given), options
+    return render.read(Request.from_json(given)), options
 
 
 def described(result: Result, format: str) -> dict[str, Any]:

@@ -136,8 +136,12 @@ def check_authority(scope: Scope, headers: Headers, settings: Settings) -> None:
         if settings.loopback and not is_loopback(name):
             message = "without a token, this server is asked by the names of this machine alone (Host)"
             raise Refusal(403, message, hint="ask 127.0.0.1, or start it with --token")
-    elif scope["path"] not in PUBLIC and not _may(headers.get("authorization", ""), settings):
-        raise Refusal(401, "this server asks for its token", hint="send the header Authorization: Bearer TOKEN")
+    elif scope["path"] not in PUBLIC and not _may(given := headers.get("authorization", ""), settings):
+        there = {"its token": settings.token, "a name and its password": settings.user}
+        kinds = {"Bearer TOKEN": settings.token, "Basic, and NAME:PASSWORD in base64": settings.user}
+        asked, header = (" or ".join(name for name, secret in each.items() if secret) for each in (there, kinds))
+        wrong = ", and what was sent is wrong" if given.partition(" ")[2].strip() else ""
+        raise Refusal(401, f"this server asks for {asked}{wrong}", hint=f"send the header Authorization: {header}")
 
 
 def is_loopback(name: str) -> bool:

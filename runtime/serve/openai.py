@@ -25,7 +25,8 @@ from clipskip import render
 from clipskip.errors import ClipskipError, RequestError
 from clipskip.fields import FLAG, FRACTION, TEXT, WHOLE, Field, shown
 from clipskip.metadata import encode
-from clipskip.request import Request, canonical, check_types, without_paths
+from clipskip.request import ALIASES, Request, canonical, check_names, given_twice
+from clipskip.request import FIELDS as REQUEST
 from clipskip.scheduler import Generation
 
 from .answers import facts, pictures, status_of
@@ -68,6 +69,7 @@ class Asked:
     @classmethod
     def of(cls, given: Mapping[str, Any], kind: str) -> Asked:
         """From the fields of a body, of which those of a form are texts. RequestError."""
+        check_names(given, *FIELDS, *UNUSED, *OWN, "lora_alphas")
         rest = {name: value for name, value in given.items() if value is not None and name not in UNUSED}
         read = {name: _checked(FIELDS[name], rest.pop(name, None)) for name in TOLD}
         format, quality = read["output_format"], read["output_compression"]
@@ -78,20 +80,19 @@ class Asked:
 
 def _request(given: dict[str, Any]) -> Request:
     """The request that OpenAI's names and ours mean; what a `/render` line as the prompt says comes first."""
+    theirs: dict[str, Any] = {}
     if (size := given.pop("size", "auto")) != "auto":
-        given |= {name: int(side) for name, side in render.size(str(TEXT.check("size", size))).items()}
+        theirs |= {name: int(side) for name, side in render.size(str(TEXT.check("size", size))).items()}
     if (count := given.pop("n", None)) is not None:
-        given["batch"] = _checked(FIELDS["n"], count)
-    if "rng_seed" in given:
-        given.setdefault("seed", given["rng_seed"])
-        del given["rng_seed"]
+        theirs["batch"] = _checked(FIELDS["n"], count)
+    if (seed := given.pop("rng_seed", None)) is not None:
+        theirs["seed"] = seed
     if (weights := given.pop("lora_alphas", None)) is not None:
-        given["loras"] = _loras(weights)
-    prompt = given.get("prompt")
-    if not isinstance(prompt, str) or not prompt.lstrip().lower().startswith("/render"):
-        return Request.from_json(given)
-    line = render.fields(prompt)
-    return Request.from_text(line, base=Request.from_json({**given, "prompt": line["prompt"]}))
+        theirs["loras"] = _loras(weights)
+    ours = canonical(given)
+    for twice in theirs.keys() & ours.keys():
+        raise given_twice(twice)
+    return render.read(Request.from_json({**ours, **theirs}))
 
 
 def _loras(weights: object) -> list[str]:
@@ -131,16 +132,14 @@ async def edits(http: HttpRequest) -> Response:
 
 def _edit(given: dict[str, Any], most: int) -> Asked:
     """What a form asks for: texts are read as on a command line, and a transparent mask means its other part."""
-    kinds = {name: row.kind for name, row in FIELDS.items()} | {name: OPTIONS[name][0] for name in OWN}
-    kinds |= dict.fromkeys((*UNUSED, "prompt"), TEXT)
-    typed = {name: kinds[name].read(value) for name, value in given.items() if name in kinds}
-    rest = {name: value for name, value in given.items() if name not in kinds}
-    asked = Asked.of(typed, "image_edit")
-    request = Request.from_text(without_paths(canonical(rest)), base=asked.request)
+    kinds = {name: row.kind for name, row in (REQUEST | FIELDS).items()} | {name: OPTIONS[name][0] for name in OWN}
+    kinds |= {name: REQUEST[field].kind for name, field in ALIASES.items()}
+    asked = Asked.of({name: kinds.get(name, TEXT).read(value) for name, value in given.items()}, "image_edit")
+    request = asked.request
     check_pictures(request, most)
     if "mask" in given and "A" in files.opened("mask", str(request.mask)).getbands():
         request = replace(request, mask_invert=not request.mask_invert)
-    return replace(asked, request=check_types(request))
+    return replace(asked, request=request)
 
 
 def _url(data: bytes) -> str:

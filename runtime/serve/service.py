@@ -18,13 +18,13 @@ import PIL.Image
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 
-from clipskip.errors import ClipskipError, DeviceLost, RequestError
+from clipskip.errors import ClipskipError, DeadlineExceeded, DeviceLost, RequestError
 from clipskip.fields import FRACTION, TEXT, WHOLE, Kind
 from clipskip.pictures import FORMATS
 from clipskip.request import PICTURES, Request
 from clipskip.resolve import Resolved
 from clipskip.result import Result
-from clipskip.scheduler import Generation
+from clipskip.scheduler import Generation, late, whole_priority
 
 from .answers import Refusal, facts
 from .models import LOG, Stores
@@ -93,8 +93,7 @@ class Options:
     def __post_init__(self) -> None:
         if self.id is not None and not _ID.fullmatch(self.id):
             raise RequestError("id must be 1 to 64 letters, digits, - and _", field="id")
-        if not -100 <= self.priority <= 100:
-            raise RequestError(f"priority must be -100..100, not {self.priority}", field="priority")
+        whole_priority(self.priority)
         for name in ("timeout", "preview"):
             if (value := getattr(self, name)) is not None and not 0 <= value <= 86400:
                 raise RequestError(f"{name} must be 0..86400 seconds, not {value:g}", field=name)
@@ -124,7 +123,8 @@ class Service:
         await asyncio.to_thread(check_pictures, asked, self.settings.max_pixels)
         async with self.models.use(options.model) as pipe:
             self.check_id(options)  # last: nothing else runs until the id is noted
-            generation = pipe.scheduler.submit(asked, self.seconds(options), options.priority, self.settings.limit)
+            generation = pipe.scheduler.submit(asked, None, options.priority, self.settings.limit)
+            generation.limit_time(self.seconds(options), self.late(options))
             generation.id = options.id or generation.id
             self.running[generation.id] = generation
             self.tell_prompts(generation.id, asked)
@@ -155,6 +155,14 @@ class Service:
     def seconds(self, options: Options) -> float:
         """How long a request may take."""
         return min(self.settings.timeout if options.timeout is None else options.timeout, self.settings.timeout)
+
+    def late(self, options: Options) -> DeadlineExceeded:
+        """The error of a request that took longer, for who set the limit: the client, or the server."""
+        seconds = self.seconds(options)
+        if options.timeout == seconds < self.settings.timeout:
+            return late(seconds)
+        message = f"not done within {seconds:g} s, which is this server's limit"
+        return DeadlineExceeded(message, hint="ask for fewer steps, or smaller; the limit is `serve --timeout`")
 
     def check_id(self, options: Options) -> None:
         """Refusal (409) for the id of a request that is on its way."""
