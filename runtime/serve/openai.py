@@ -132,7 +132,7 @@ async def edits(http: HttpRequest) -> Response:
 
 def _edit(given: dict[str, Any], most: int) -> Asked:
     """What a form asks for: texts are read as on a command line, and a transparent mask means its other part."""
-    kinds = {name: row.kind for name, row in (REQUEST | FIELDS).items()} | {name: OPTIONS[name][0] for name in OWN}
+    kinds = {name: row.kind for name, row in {**REQUEST, **FIELDS}.items()} | {name: OPTIONS[name][0] for name in OWN}
     kinds |= {name: REQUEST[field].kind for name, field in ALIASES.items()}
     asked = Asked.of({name: kinds.get(name, TEXT).read(value) for name, value in given.items()}, "image_edit")
     request = asked.request

@@ -8,7 +8,7 @@ from driving import Engines, driver, sized
 from fake_step import image
 
 import clipskip
-from clipskip.errors import BackendUnavailable, NumericalError, RequestError
+from clipskip.errors import BackendUnavailable, NumericalError
 
 SMALL = {"width": 64, "height": 64, "cfg": 4.0}
 
@@ -66,13 +66,6 @@ def test_a_request_that_is_cancelled_just_before_its_call_holds_up_nobody(pipe, 
 
     monkeypatch.setattr(pipe.driver, "advance", cancelled_before)
     assert len(asyncio.run(two()).images) == 1
-
-
-def test_generate_without_asyncio_is_a_request_that_says_what_to_do(pipe):
-    with pytest.raises(RequestError, match="running event loop") as caught:
-        pipe.generate("a ring")
-    assert "pipe(...)" in caught.value.hint
-    assert not pipe.scheduler.queued
 
 
 def test_a_request_whose_event_loop_is_closed_is_given_up(pipe):
