@@ -38,7 +38,7 @@ TARGETS  := onnxruntime onnxruntime-cuda tensorrt tensorrt-rtx
 known     = $(if $(filter $(2),$(TARGETS)),,$(error $(1)=$(2): there are $(TARGETS)))
 
 .DEFAULT_GOAL := help
-.PHONY: driver target help setup demo test test-page fuzz check-install test-gpu test-gpu-onnxruntime bench-gpu report-gpu check lock format export engines verify bench bench-peers performance prove prove-recommend clean
+.PHONY: driver target ray help setup demo serve serve-ray test test-page test-ray fuzz check-install test-gpu test-gpu-onnxruntime bench-gpu report-gpu check lock format export engines verify bench bench-peers soak performance prove prove-recommend clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-21s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -95,6 +95,13 @@ demo: setup ## checkpoint -> engines -> pictures, on the CPU
 	@echo "  $(CLIPSKIP) inspect build/sample"
 	@echo "  make export MODEL=path/to/your/checkpoint"
 
+serve: setup export ## OUT over HTTP, at http://127.0.0.1:7860, with its page
+	$(CLIPSKIP) serve $(call quote,$(OUT))
+
+serve-ray: setup ray ## the sample model on Ray Serve: two replicas on the CPU; docs/serve-ray.yaml
+	$(CLIPSKIP) export export/sample --out build/sample
+	RAY_USAGE_STATS_ENABLED=0 $(BIN)/serve run docs/serve-ray.yaml
+
 test: setup ## the whole test suite, on the CPU
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
@@ -136,6 +143,12 @@ report-gpu: driver $(GPU_BIN:bin=installed) ## one file to send: what this machi
 test-page: setup ## the page of `clipskip serve` in Chromium (with chromedriver), and docs/serve-page.png; installs selenium
 	$(BIN)/python -c 'import selenium' 2> /dev/null || $(BIN)/$(PIP) -c constraints.txt -e '.[page]'
 	$(BIN)/python -m pytest tests/page -rs
+
+test-ray: setup ray ## the server on Ray Serve: two replicas, mixed requests, kill -9 of one under load; installs Ray (400 MB)
+	CLIPSKIP_TEST_RAY=1 $(BIN)/python -m pytest tests/ray_serve -rs
+
+ray:
+	$(BIN)/python -c 'import ray.serve' 2> /dev/null || $(BIN)/$(PIP) -c constraints.txt -e '.[ray]'
 
 fuzz: setup ## the tests of random input for much longer than `make test` takes them
 	FUZZ=1 $(BIN)/python -m pytest -n 2 -m hypothesis
@@ -192,7 +205,7 @@ prove: setup export ## one report of MODEL to send: agreement with PyTorch, a sh
 	  $(if $(PROMPT),--prompt $(call quote,$(PROMPT))) $(if $(SIZE),--size $(call quote,$(SIZE)))
 
 prove-recommend: setup ## is `clipskip recommend` right? Trains three toy models and asks each twenty times
-	$(BIN)/python -m clipskip.bench.prove_recommend
+	$(BIN)/python export/sample/prove_recommend.py
 
 bench-peers: setup export ## MODEL beside diffusers, torch.compile, OpenVINO, optimum-onnx: one run; with FULL=1 of SD 1.5's size
 ifdef FULL
@@ -201,6 +214,10 @@ ifdef FULL
 else
 	$(BIN)/python -m clipskip.bench.peers $(call quote,$(MODEL)) $(call quote,$(OUT)) --out build/bench/peers.json
 endif
+
+soak: setup export ## `clipskip serve` under 64 clients: every picture against its serial twin, and its memory
+	$(BIN)/python -m clipskip.bench.random_lora $(call quote,$(OUT)) build/soak-lora.safetensors
+	$(BIN)/python -m clipskip.bench.soak $(call quote,$(OUT)) --lora build/soak-lora.safetensors
 
 performance: setup ## docs/performance.md anew, of the sample model and one of SD 1.5's size: an hour on two quiet cores
 	$(CLIPSKIP) export export/sample --recommended-clip-skip 2 --out build/sample

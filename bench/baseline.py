@@ -2,28 +2,56 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from clipskip.engines import hints, strict
 from clipskip.engines import report as reports
-from clipskip.errors import RequestError
+from clipskip.errors import ClipskipError, RequestError
+from clipskip.fields import number, shown
+from clipskip.files import read as read_file
 
 SAME = ("bench", "model", "target", "size", "steps")  # or the figures cannot be compared
 AGREE = 0.1  # two runs on an idle machine are within this
+FEW = 3  # runs, below which a row is not called slower
+LARGEST = 16 << 20  # bytes of a file of reports
+READ = ("median_ms", "p75_ms")  # of an earlier report's rows
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A report as it was written: the last line of a file. RequestError for anything else."""
+    """A report as it was written: the last line of a file. RequestError, by file and figure, for anything else."""
     try:
-        report = json.loads(path.read_text().strip().splitlines()[-1])
-        if isinstance(report["stages"], dict):
-            return dict(report)
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        hint = "clipskip bench STORE --out OLD.json writes one"
-        raise RequestError(f"{path} is no report of the benchmark: {error}", field="baseline", hint=hint) from error
-    raise RequestError(f"{path} is no report of the benchmark: it has no stages", field="baseline")
+        report = strict.parse(read_file(path, LARGEST + 1).strip().rpartition(b"\n")[2], LARGEST)
+        if not isinstance(report, dict) or not isinstance(report.get("stages"), dict) or not report["stages"]:
+            raise RequestError("it has no stages")
+        if report.get("bench") == "store":
+            sound(report)
+    except ClipskipError as error:
+        hint = f"{hints.clipskip()} bench STORE --out OLD.json writes one"
+        message = f"{path} is no report of the benchmark: {error.message}"
+        raise RequestError(message, path=path, field="baseline", hint=hint) from error
+    return report
+
+
+def sound(report: Mapping[str, Any]) -> None:
+    """RequestError for the first of the figures to compare that is missing, or none."""
+    box, memory = (part if isinstance(part := report.get(name), dict) else {} for name in ("machine", "memory"))
+    if not isinstance(box.get("processor"), str):
+        raise RequestError("machine.processor is missing")
+    if not isinstance(kinds := memory.get("first_picture"), dict):
+        raise RequestError("memory.first_picture is missing")
+    figures = {f"memory.first_picture.{kind}": size for kind, size in kinds.items()}
+    for name, row in report["stages"].items():
+        figures |= {f"stages.{name}.{key}": row.get(key) if isinstance(row, dict) else None for key in READ}
+    for name, value in figures.items():
+        if (number(value) or 0) <= 0:
+            raise RequestError(f"{name} is {shown(value)}, no number above 0")
+
+
+def row_of(images: int) -> str:
+    """The name of the row of one call of the step for so many images."""
+    return "step" if images == 1 else f"step, {images} images"
 
 
 def rows(report: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
@@ -35,26 +63,35 @@ def rows(report: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
     return {**report["stages"], **memory}
 
 
-def compare(new: Mapping[str, Any], old: Mapping[str, Any], threshold: float) -> dict[str, Any]:
-    """New over old by row; slower is a row beyond `threshold`, where the middle halves of the runs lie apart as well.
-
-    RequestError where the reports are of different things, or the new one lacks a row.
-    """
+def comparable(new: Mapping[str, Any], old: Mapping[str, Any]) -> None:
+    """RequestError where reports are of different things. `new` may be the head alone of one that is to be measured."""
     if different := [name for name in SAME if new[name] != old.get(name)]:
-        shown = ", ".join(f"{name} {old.get(name)!r} there, {new[name]!r} here" for name in different)
-        raise RequestError(f"the baseline is of something else: {shown}", field="baseline")
+        told = ", ".join(f"{name} {old.get(name)!r} there, {new[name]!r} here" for name in different)
+        raise RequestError(f"the baseline is of something else: {told}", field="baseline")
+    steps = {row_of(images) for images in new["batches"]}
+    lost = [name for name in old["stages"] if name.startswith("step") and name not in steps]
+    if lost := lost or sorted(rows(old).keys() - rows(new).keys() if "stages" in new else ()):
+        raise RequestError(f"a figure is missing that the baseline has: {', '.join(lost)}", field="baseline")
+
+
+def compare(new: Mapping[str, Any], old: Mapping[str, Any], threshold: float) -> dict[str, Any]:
+    """New over old by row; slower is a row beyond `threshold`, where the middle halves of FEW runs lie apart as well.
+
+    RequestError where the reports are not `comparable`.
+    """
+    comparable(new, old)
     now, then = rows(new), rows(old)
-    if missing := sorted(then.keys() - now.keys()):
-        raise RequestError(f"a figure is missing that the baseline has: {', '.join(missing)}", field="baseline")
     ratios = {name: round(now[name]["median_ms"] / then[name]["median_ms"], 3) for name in then}
+    beyond = [name for name, ratio in ratios.items() if ratio > 1 + threshold]
     slower = [
         name
-        for name, ratio in ratios.items()
-        if ratio > 1 + threshold and now[name]["p25_ms"] > then[name]["p75_ms"] * (1 + threshold / 2)
+        for name in beyond
+        if now[name]["p25_ms"] > then[name]["p75_ms"] * (1 + threshold / 2) and now[name].get("runs", FEW) >= FEW
     ]
     machines = {report["machine"]["processor"] for report in (new, old)}
     apart = [name for name, ratio in ratios.items() if not 1 / (1 + AGREE) <= ratio <= 1 + AGREE]
-    return {"ratios": ratios, "slower": slower, "apart": apart, "threshold": threshold, "machines": sorted(machines)}
+    figures = {"ratios": ratios, "slower": slower, "doubtful": [name for name in beyond if name not in slower]}
+    return {**figures, "apart": apart, "threshold": threshold, "machines": sorted(machines)}
 
 
 def text(comparison: Mapping[str, Any]) -> str:
@@ -66,6 +103,11 @@ def text(comparison: Mapping[str, Any]) -> str:
     said = [f"doubtful: two processors, {' and '.join(machines)}"] if len(machines) > 1 else []
     said += [f"{len(ratios) - len(apart)} of {len(ratios)} rows are within {AGREE:.0%}"]
     said += [f"not within {AGREE:.0%}: {', '.join(apart)}"] if apart else []
+    if comparison["doubtful"]:
+        why = f"the middle halves of the runs are not apart, or there are fewer than {FEW}"
+        said.append(
+            f"above {comparison['threshold']:.0%} and not called slower, for {why}: {', '.join(comparison['doubtful'])}"
+        )
     said += [f"slower by more than {comparison['threshold']:.0%}: {', '.join(comparison['slower'])}"] * bool(
         comparison["slower"]
     )

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -30,6 +31,7 @@ from clipskip.backends.tensorrt import tensorrt_backend
 from clipskip.bench.measure import interleaved, summary
 from clipskip.bench.store import NEGATIVE, PROMPT, feeds
 from clipskip.engines import gpu
+from clipskip.engines import report as reports
 from clipskip.engines.manifest import Identity, Role
 from clipskip.engines.store import Store
 from clipskip.errors import ClipskipError
@@ -113,13 +115,6 @@ def engines(store: Path, target: str) -> list[Contender]:
             name = f"{variant or 'exported'}, {'captured' if graphs else 'plain'}"
             made.append(Engines(name, store, make(), variant))
     return made
-
-
-def networks(checkpoint: Path, device: str) -> list[Contender]:
-    """PyTorch's side. ImportError where it is not installed."""
-    from clipskip.bench import gpu_torch
-
-    return gpu_torch.contenders(checkpoint, device)
 
 
 def measure(
@@ -240,14 +235,13 @@ def ratios(stages: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str,
 
 def table(report: Mapping[str, Any]) -> str:
     """A row per stage, a column per contender, for people."""
-    rows = dict(report["stages"])
-    names = list(dict.fromkeys(name for row in rows.values() for name in row))
-    rows["host, a step"] = report["host"]
-    cells = {stage: {name: f"{row[name]['median_ms']:.3f}" for name in row} for stage, row in rows.items()}
+    stages = {**report["stages"], "host, a step": report["host"]}
+    names = list(dict.fromkeys(name for row in report["stages"].values() for name in row))
+    cells = {stage: {name: f"{row[name]['median_ms']:.3f}" for name in row} for stage, row in stages.items()}
     cells["kernels, a step"] = {name: str(count) for name, count in report["kernels"].items() if count is not None}
     cells["memory, GB"] = {name: f"{size / 1e9:.2f}" for name, size in report["memory"].items()}
-    lines = [f"{'':16}" + "".join(f"{name:>21}" for name in names)]
-    lines += [f"{stage:16}" + "".join(f"{row.get(name, '-'):>21}" for name in names) for stage, row in cells.items()]
+    rows = [(stage, *(row.get(name, "-") for name in names)) for stage, row in cells.items()]
+    lines = [reports.table([("", *names), *rows])]
     for title in ("torch_over_clipskip", "picture_over_parts", "left_out"):
         lines += [f"{title.replace('_', ' ')}: {name}: {value}" for name, value in report[title].items()]
     return "\n".join([*lines, "(milliseconds)"])
@@ -272,7 +266,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     stages += [Stage("decode", 1, size), Stage("picture", 1, size)]
     sides: dict[str, Callable[[], list[Contender]]] = {"clipskip": partial(engines, args.store, args.target)}
     if args.checkpoint:
-        sides["torch"] = lambda: networks(args.checkpoint, "cpu" if args.target == "onnxruntime" else "cuda")
+        device = "cpu" if args.target == "onnxruntime" else "cuda"
+        sides["torch"] = lambda: import_module("clipskip.bench.gpu_torch").contenders(args.checkpoint, device)
     contenders, left_out, cards = list[Contender](), dict[str, str](), list[dict[str, Any]]()
     for side, make in sides.items():
         try:

@@ -15,6 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -41,7 +42,6 @@ MOST = 8  # pictures in a call
 LOAD = 0.9  # of what can be done at all
 SAMPLERS = ("Euler", "DPM++ 2M", "Heun", "UniPC", "DDIM")
 CURVES = {"flat": (0.020, 0.0005), "between": (0.008, 0.002), "steep": (0.001, 0.004)}  # seconds: of a call, of a row
-Policy = Callable[[Pipeline, "Sequence[Job]"], Coroutine[None, None, list[float]]]
 
 
 @dataclass(frozen=True)
@@ -182,10 +182,6 @@ async def each_as_it_comes(pipe: Pipeline, jobs: Sequence[Job], together: int = 
     return list(await asyncio.gather(*map(one, jobs)))
 
 
-async def one_at_a_time(pipe: Pipeline, jobs: Sequence[Job]) -> list[float]:
-    return await each_as_it_comes(pipe, jobs, 1)
-
-
 async def static_batches(pipe: Pipeline, jobs: Sequence[Job]) -> list[float]:
     """Of those that wait, the first and up to MOST equal ones run together to their end."""
     start, ends, left = time.perf_counter(), [0.0] * len(jobs), list(range(len(jobs)))
@@ -200,11 +196,14 @@ async def static_batches(pipe: Pipeline, jobs: Sequence[Job]) -> list[float]:
     return ends
 
 
+POLICIES: dict[str, Callable[[Pipeline, Sequence[Job]], Coroutine[None, None, list[float]]]] = {
+    "open batch": each_as_it_comes, "static batches": static_batches,
+    "one at a time": partial(each_as_it_comes, together=1),
+}  # fmt: skip
+
+
 def measure(store: Path, count: int) -> dict[str, dict[str, float]]:
     """All three on this machine, at LOAD of what one at a time can do."""
-    policies: dict[str, Policy] = {
-        "open batch": each_as_it_comes, "static batches": static_batches, "one at a time": one_at_a_time
-    }  # fmt: skip
     rows = {}
     with warnings.catch_warnings(), clipskip.open(store, max_batch=MOST, max_queue=count) as pipe:
         warnings.simplefilter("ignore")
@@ -215,7 +214,7 @@ def measure(store: Path, count: int) -> dict[str, dict[str, float]]:
             pipe(job.request)
             alone.append(time.perf_counter() - began)
         jobs = paced(jobs, float(np.mean(alone)) / LOAD)
-        for name, policy in policies.items():
+        for name, policy in POLICIES.items():
             tally = replace(pipe.driver.tally)
             rows[name] = figures(jobs, asyncio.run(policy(pipe, jobs)), alone)
             calls, images = pipe.driver.tally.calls - tally.calls, pipe.driver.tally.images - tally.images
@@ -228,9 +227,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("store", type=Path, nargs="?", help="an engine store; without it, --simulate")
     parser.add_argument("--simulate", action="store_true", help="the scheduler on a double, of three curves")
-    parser.add_argument(
-        "--requests", type=int, default=60, help="how many come (default: 60; simulated, 20 times more)"
-    )
+    parser.add_argument("--requests", type=int, default=60, help="how many come (default: 60; simulated, 20 times)")
     args = parser.parse_args(arguments)
     if args.store is None and not args.simulate:
         parser.error("name a store, or --simulate")

@@ -20,7 +20,7 @@ import numpy as np
 
 import clipskip
 from clipskip.backends import Array, Backend, Engine, backend_named
-from clipskip.bench import machine
+from clipskip.bench import baseline, machine
 from clipskip.bench.measure import OWN_PATH, Contenders, Seconds, Turns, noise, summary
 from clipskip.engine_cache import EngineCache
 from clipskip.engines.manifest import DECODE, STEP, Artefact, Role
@@ -102,7 +102,7 @@ class Bench:
         """One run of each: all depths together, the step with each number of images."""
         groups: list[dict[str, tuple[Role, int]]] = [
             {str(role): (role, 1) for role in self.roles if role.part == "text"},
-            {"step" if images == 1 else f"step, {images} images": (STEP, images) for images in self.asked.batches},
+            {baseline.row_of(images): (STEP, images) for images in self.asked.batches},
             {"decode": (DECODE, 1)},
         ]
         for group in groups:
@@ -161,9 +161,21 @@ class Bench:
         self.stages["host, per step"] = host
 
 
-def measure(path: str | Path, asked: Options, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """The report, ready for JSON: medians in `stages`, memory, disk, machine, and what makes them doubtful."""
+def measure(
+    path: str | Path, asked: Options, say: Callable[[str], None] = print, old: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The report, ready for JSON: medians in `stages`, memory, disk, machine, and what makes them doubtful.
+
+    RequestError, before anything is measured, where it could not be compared with the report `old`.
+    """
     watch, bench = machine.Watch(), prepared(path, asked)
+    model, asked = bench.store.manifest().model, bench.asked
+    head: dict[str, Any] = {
+        "bench": "store", "model": model.name, "version": clipskip.__version__, "target": asked.target,
+        "size": asked.size, "steps": asked.steps, "batches": list(asked.batches), "rounds": asked.rounds,
+    }  # fmt: skip
+    if old:
+        baseline.comparable(head, old)
     say("opening the engines")
     bench.openings()
     say("running them")
@@ -173,16 +185,12 @@ def measure(path: str | Path, asked: Options, say: Callable[[str], None] = print
     say("whole pictures")
     bench.pictures()
     stages = {name: summary(seconds) for name, seconds in bench.stages.items()}
-    seen, asked = watch.report(), bench.asked
-    model = bench.store.manifest().model
+    seen = watch.report()
     per_second = {
-        str(images): round(1000 * images / stages["step" if images == 1 else f"step, {images} images"]["median_ms"], 3)
-        for images in asked.batches
+        str(images): round(1000 * images / stages[baseline.row_of(images)]["median_ms"], 3) for images in asked.batches
     }
     return {
-        "bench": "store", "model": model.name, "version": clipskip.__version__, "target": asked.target,
-        "size": asked.size, "steps": asked.steps, "batches": list(asked.batches), "rounds": asked.rounds,
-        "layers": model.layers, "backend": bench.backend.describe(), "machine": machine.facts(), "load": seen,
+        **head, "layers": model.layers, "backend": bench.backend.describe(), "machine": machine.facts(), "load": seen,
         "doubts": {**{said: [] for said in machine.warnings(seen)}, **noise(stages, asked.rounds)},
         "stages": stages, "image_steps_per_second": per_second, "memory": memory, "disk": disk(bench),
     }  # fmt: skip

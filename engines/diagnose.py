@@ -16,18 +16,17 @@ from typing import Any
 
 import numpy as np
 
-from clipskip.engines import gpu, hints, trials
+from clipskip.engines import gates, gpu, hints, trials
 from clipskip.engines.errors import BackendUnavailable, ClipskipError, ExportError, RequestError
-from clipskip.engines.gates import FP16_RATIO, FP16_RELATIVE, FP32_RELATIVE, TORCH_FP16, Array, Arrays
+from clipskip.engines.gates import CPU, FP16_RATIO, FP16_RELATIVE, FP32_RELATIVE, TORCH_FP16, Array, Arrays
 from clipskip.engines.manifest import Artefact, Role
 from clipskip.engines.shapes import LATENT
 from clipskip.engines.store import Store
 from clipskip.engines.tensorrt_child import Job, Progress, load_builder
 from clipskip.engines.tensorrt_compile import configure
 
-CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+CUDA = "CUDAExecutionProvider"
 PROVIDERS = {"onnxruntime": (CPU,), "onnxruntime-cuda": (CUDA, CPU)}  # by target
-TARGETS = (*PROVIDERS, "tensorrt-rtx", "tensorrt")
 GROUP = 256  # tensors that are held at once, twice
 WORST = 1e12  # the error of what cannot be compared: another shape, or infinite on one side only
 
@@ -133,13 +132,7 @@ def _session(graph: bytes, weights: Sequence[Path], providers: Sequence[str]) ->
         raise BackendUnavailable(f"this ONNX Runtime has no {providers[0]}, only {', '.join(present)}", hint=hint)
     if providers[0] == CUDA:
         ort.preload_dlls()
-    options, maps = ort.SessionOptions(), [np.memmap(path, np.uint8, "r") for path in weights]
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.disable_prepacking", "1")  # a second copy of the weights, for two runs
-    names, sizes = [path.name for path in weights], [len(data) for data in maps]
-    options.add_external_initializers_from_files_in_memory(names, maps, sizes)
-    settings = {"providers": list(providers), "disabled_optimizers": ["ConstantFolding"]}  # nor one in fp32
-    return ort.InferenceSession(graph, options, enable_fallback=0, **settings)
+    return gates.session(graph, weights, providers)
 
 
 def _tensorrt(store: Store, graph: Artefact, target: str, feeds: Arrays) -> Side:

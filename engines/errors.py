@@ -12,26 +12,10 @@ if TYPE_CHECKING:  # a command hears signals when this is loaded, and pathlib ta
     from typing import ClassVar
 
 __all__ = [
-    "BackendUnavailable",
-    "Busy",
-    "CheckpointError",
-    "ClipskipError",
-    "Closed",
-    "DeadlineExceeded",
-    "DeviceLost",
-    "DeviceOutOfMemory",
-    "EngineCorrupt",
-    "EngineIncompatible",
-    "EngineMissing",
-    "ExportError",
-    "ManifestError",
-    "NumericalError",
-    "RequestError",
-    "StorageError",
-    "StoreError",
-    "UnsafeFileError",
-    "UnsupportedModelError",
-]
+    "BackendUnavailable", "Busy", "CheckpointError", "ClipskipError", "Closed", "DeadlineExceeded", "DeviceLost",
+    "DeviceOutOfMemory", "EngineCorrupt", "EngineIncompatible", "EngineMissing", "ExportError", "ManifestError",
+    "NumericalError", "RequestError", "StorageError", "StoreError", "UnsafeFileError", "UnsupportedModelError",
+]  # fmt: skip
 
 
 class ClipskipError(Exception):

@@ -14,6 +14,7 @@ from clipskip.engines import files, gpu
 from clipskip.engines.errors import ExportError, NumericalError
 from clipskip.engines.manifest import DECODE, DECODE_TINY, Role
 
+CPU = "CPUExecutionProvider"
 Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
 Parity = Mapping[str, float]  # measure -> value
@@ -66,24 +67,28 @@ def judge(role: Role, pairs: Pairs, own: Parity, form: str = "", ratio: float = 
 
 def run(model: Path | bytes, feeds: Sequence[Arrays], weights: Sequence[Path] = ()) -> list[Arrays]:
     """What ONNX Runtime makes of the inputs on the CPU. `weights`: the files that a graph in memory reads, if any."""
-    onnxruntime = gpu.onnxruntime()
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.disable_prepacking", "1")  # a second copy of the weights, for two runs
-    maps = [np.memmap(path, np.uint8, "r") for path in weights]
-    sizes = [content.nbytes for content in maps]
-    options.add_external_initializers_from_files_in_memory([path.name for path in weights], maps, sizes)
     name, source = (model.name, str(model)) if isinstance(model, Path) else ("a graph in memory", model)
-    arguments = {"providers": ["CPUExecutionProvider"], "disabled_optimizers": ["ConstantFolding"]}  # nor one in fp32
     try:
-        session = onnxruntime.InferenceSession(source, options, **arguments)
+        opened = session(source, weights, [CPU])
     except Exception as error:  # its exceptions have no common type of their own
         raise files.shortage(error) or ExportError(f"ONNX Runtime cannot open {name}: {error}") from error
-    names = [output.name for output in session.get_outputs()]
+    names = [output.name for output in opened.get_outputs()]
     try:
-        return [dict(zip(names, session.run(names, dict(feed)), strict=True)) for feed in feeds]
+        return [dict(zip(names, opened.run(names, dict(feed)), strict=True)) for feed in feeds]
     except Exception as error:
         raise files.shortage(error) or ExportError(f"ONNX Runtime cannot run {name}: {error}") from error
+
+
+def session(graph: str | bytes, weights: Sequence[Path], providers: Sequence[str]) -> Any:
+    """A session for a run or two: neither packed weights nor folded constants are worth a second copy of them."""
+    ort, maps = gpu.onnxruntime(), [np.memmap(path, np.uint8, "r") for path in weights]
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    names, sizes = [path.name for path in weights], [content.nbytes for content in maps]
+    options.add_external_initializers_from_files_in_memory(names, maps, sizes)
+    settings = {"providers": list(providers), "disabled_optimizers": ["ConstantFolding"]}
+    return ort.InferenceSession(graph, options, enable_fallback=0, **settings)
 
 
 def _worst(error: Callable[[Array, Array], float], pairs: Pairs) -> float:

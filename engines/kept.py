@@ -27,10 +27,13 @@ _told: set[str] = set()  # each is said once in a process
 
 
 def limit() -> int:
-    """The most bytes that may be kept; 0 for whatever is no number."""
+    """The most bytes that may be kept; for what is no number from 0 on the default, which is said once."""
+    typed = os.environ.get(LIMIT_VARIABLE, LIMIT)
     with suppress(ValueError, OverflowError):
-        return max(0, int(float(os.environ.get(LIMIT_VARIABLE, LIMIT)) * 2**30))
-    return 0
+        if (most := int(float(typed) * 2**30)) >= 0:
+            return most
+    _say(f"{LIMIT_VARIABLE} is a number of GiB such as 20 or 0.5, and 0 for none, not {typed!r}: {LIMIT} is taken")
+    return int(LIMIT) << 30
 
 
 def folder(name: str, needs: int, make: Callable[[Path], object]) -> Path | None:

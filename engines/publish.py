@@ -139,10 +139,13 @@ def build(
                 _commit(root, draft.merge(current, published, sealed), (folder, root / published))
 
 
-def recommend(root: str | Path, clip_skip: int, evidence: str) -> None:
-    """Write into the manifest what requests get that name no clip skip, and how that is known."""
+def recommend(root: str | Path, model_sha256: str, clip_skip: int, evidence: str) -> None:
+    """Write into the manifest what requests get that name no clip skip, and how that is known of this model."""
     with _store_lock(Path(root)):
         current = read_manifest(Path(root))
+        if current.model.model_sha256 != model_sha256:  # measuring takes minutes
+            message = f"{root} holds another model than the one that was measured: nothing was written"
+            raise EngineIncompatible(message, path=root, hint="measure this one")
         model = replace(current.model, recommended_clip_skip=clip_skip, evidence=evidence)
         _commit(Path(root), replace(current, model=model))
 

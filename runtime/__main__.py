@@ -104,7 +104,8 @@ def _run(arguments: list[str], signals: _Signals) -> int:
         facts, status = {name: getattr(error, name) for name in FACTS}, error.exit_status
     except (KeyboardInterrupt, Terminated) as stop:
         code, status = ("terminated", TERMINATED) if isinstance(stop, Terminated) else ("interrupted", INTERRUPTED)
-        facts |= {"code": code, "message": f"{code}; nothing half-made was kept"}
+        what = "what was finished" if kept.get("pictures") or kept.get("file") else "nothing half-made"
+        facts |= {"code": code, "message": f"{code}; {what} was kept"}
         _say(f"\n{facts['message']}")
     except Exception as error:
         import traceback

@@ -15,11 +15,12 @@ from typing import Any
 from .errors import RequestError
 from .fields import CLIP_SKIP, CLIP_SKIPS, FRACTION, TEXT, WHOLE, Kind, shown, written
 from .loras import called
+from .render import size
 from .request import ALIASES, FIELDS, PICTURES, Request, unknown_field
 from .resolve import random_seed
 
 MAX_CELLS = 1000
-STORE, SEARCH, LORA = "store", "prompt_sr", "lora:"  # axes that are no field
+STORE, SEARCH, LORA, SIZE = "store", "prompt_sr", "lora:", "size"  # axes that are no field
 _NUMBER = r"\d{1,20}(?:\.\d{1,9})?"
 _RANGE = re.compile(rf"(-?{_NUMBER})\s*-\s*(-?{_NUMBER})(?:\s*\(([+-]{_NUMBER})\)|\s*\[(\d{{1,4}})\])?", re.ASCII)
 _SKIPS = ("clip_skip", "clip_skip_diffusers")
@@ -29,8 +30,8 @@ _SKIPS = ("clip_skip", "clip_skip_diffusers")
 class Axis:
     """What is varied, and the values that it takes.
 
-    `field`: one of Request; "store", of paths; "prompt_sr", whose first value is replaced by each in both prompts; or
-    "lora:NAME", of weights.
+    `field`: one of Request; "store", of paths; "prompt_sr", whose first value is replaced by each in both prompts;
+    "size", of such as "512x768"; or "lora:NAME", of weights.
     """
 
     field: str
@@ -58,7 +59,7 @@ def parse_axis(text: str) -> Axis:
         name = ALIASES.get(name, name)
     if not equals or not listed.strip():
         raise RequestError(f"an axis is written FIELD=VALUES, as in clip_skip=1-13; not {text!r}", field="axis")
-    if name not in (*FIELDS, STORE, SEARCH) and name.removeprefix(LORA) in (name, ""):
+    if name not in (*FIELDS, STORE, SEARCH, SIZE) and name.removeprefix(LORA) in (name, ""):
         raise unknown_field(name)
     if name == "batch":
         raise RequestError("batch is no axis: a cell shows one picture", field="axis", hint="vary the seed: seed=1-4")
@@ -83,7 +84,8 @@ def _values(kind: Kind, name: str, item: str) -> Sequence[object]:
     taken = [kind.take(value) for value in values]
     if None in taken:
         hint = "ranges are written 1-13, 1-13(+3), 4-7(+0.5) or 0-1[5]" if numbers else None
-        raise RequestError(f"{name} is {kind.what}, not {item.strip()!r}", field="axis", hint=hint)
+        said = f"and the range {item.strip()!r} has others" if found else f"not {item.strip()!r}"
+        raise RequestError(f"{name} is {kind.what}, {said}", field="axis", hint=hint)
     return taken
 
 
@@ -91,7 +93,9 @@ def spread(item: str, low: str, high: str, step: str | None, count: str | None) 
     """The numbers of a range, exactly: in decimals."""
     first, last = Decimal(low), Decimal(high)
     by = (last - first) / max(int(count) - 1, 1) if count else Decimal(step or 1)
-    if not by or (last - first) / by < 0 or (count and int(count) < 2):
+    if count and int(count) < 2:
+        raise RequestError(f"the range {item!r} has {count} of its ends: name 2 values or more", field="axis")
+    if not by or (last - first) / by < 0:
         hint = f"downwards is written {low}-{high}(-1)" if last < first else None
         raise RequestError(f"the range {item!r} never gets from {low} to {high}", field="axis", hint=hint)
     if (last - first) / by >= MAX_CELLS:
@@ -113,6 +117,7 @@ def requests(base: Request, *axes: Axis) -> list[Request]:
     if not 1 <= len(axes) <= 3 or not all(axis.values for axis in axes):
         raise RequestError("a sheet has one to three axes, and each of them has values", field="axis")
     fields = [axis.field if axis.field != SEARCH else f"{SEARCH} {axis.values[0]}" for axis in axes]
+    fields += [side for side in ("width", "height") if SIZE in fields]
     if twice := [field for field in fields if fields.count(field) > 1]:
         raise RequestError(f"two axes vary {twice[0]}", field="axis")
     if (count := prod(len(axis.values) for axis in axes)) > MAX_CELLS:
@@ -129,6 +134,7 @@ def _request(base: Request, axes: Sequence[Axis], place: Sequence[int]) -> Reque
     """The request of one cell: fields first, for words are replaced in the prompts that it has."""
     values = [(axis, axis.values[i]) for axis, i in zip(axes, place, strict=True)]
     fields = {axis.field: value for axis, value in values if axis.field in FIELDS}
+    fields |= {side: int(each) for axis, value in values if axis.field == SIZE for side, each in size(value).items()}
     if fields.keys() & {*_SKIPS}:  # an axis in one numbering takes the place of a value in the other
         fields = dict.fromkeys(_SKIPS) | fields
     request = replace(base, **fields)

@@ -40,13 +40,13 @@ class Cells:
         """That of one cell, counted from 1 along x, y and z. CheckpointError where there is none."""
         sizes = [len(axis.values) for axis in self.axes]
         every = " x ".join(map(str, sizes))
+        some, along = ",".join(map(str, sizes)), ", ".join("xyz"[: len(sizes)])
+        hint = f"name one by its place along {along}: --cell {some} is the last; `inspect` lists them"
         if cell is None:
-            some = ",".join(map(str, sizes))
-            hint = f"name one by its place along x, y and z: --cell {some} is the last; `inspect` lists them"
             raise CheckpointError(f"this is a sheet of {every} cells, not one picture", field="cell", hint=hint)
         name = ",".join(map(str, cell))
         if (place := tuple(number - 1 for number in cell)) not in places(self.axes):
-            raise CheckpointError(f"there is no cell {name} in a sheet of {every} cells", field="cell")
+            raise CheckpointError(f"there is no cell {name} in a sheet of {every} cells", field="cell", hint=hint)
         if (truth := self.truths[places(self.axes).index(place)]) is None:
             raise CheckpointError(f"the cell {name} was not made: the sheet was interrupted", field="cell")
         try:

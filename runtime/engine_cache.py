@@ -43,7 +43,7 @@ class EngineCache:
         self._changed: weakref.WeakValueDictionary[str, Array] = weakref.WeakValueDictionary()  # weights in use
         self._parameters: dict[Role, frozenset[str]] = {}
         self._changeable: Mapping[str, Shape] = {}
-        self._lock = threading.RLock()
+        self._lock, self._opening = threading.RLock(), threading.RLock()
         self._closed = False
         self._artefacts: dict[Role, Artefact] = {}
         here = {each.precision for each in store.manifest().artefacts if each.identity[:2] == (STEP, backend.target)}
@@ -92,22 +92,32 @@ class EngineCache:
     def use(self, role: Role, mix: Mix = PLAIN) -> Iterator[Engine]:
         """The engine of a role, opened if need be, and kept open while it is in use."""
         key = role, mix.key
-        with self._lock:
-            if self._closed:
-                raise Closed("this pipeline is closed", hint="open it again with clipskip.open(...)")
-            if key not in self._entries:
-                self._entries[key] = _Entry(self._opened(role, mix))
-            entry = self._entries[key]
-            entry.users += 1
+        if (entry := self._taken(key)) is None:
+            with self._opening:  # seconds, in which nobody waits who uses or gives back another engine
+                entry = self._taken(key)
+                if entry is None:
+                    entry = _Entry(self._opened(role, mix), 1)
+                    with self._lock:
+                        self._entries[key] = entry
         try:
             with self._lock:
-                self._entries.move_to_end(key)
                 self._evict()
             yield entry.engine
         finally:
             with self._lock:
                 entry.users -= 1
                 self._evict()
+
+    def _taken(self, key: tuple[Role, str]) -> _Entry | None:
+        """An open engine, with one user more; None where it is to be opened. Closed."""
+        with self._lock:
+            if self._closed:
+                raise Closed("this pipeline is closed", hint="open it again with clipskip.open(...)")
+            if key not in self._entries:
+                return None
+            self._entries.move_to_end(key)
+            self._entries[key].users += 1
+            return self._entries[key]
 
     @property
     def notes(self) -> list[str]:
@@ -154,7 +164,8 @@ class EngineCache:
             with self.use(artefact.role):
                 pass
         if artefact.role == STEP:
-            self._close_steps(self.lora_engines - 1)
+            with self._lock:
+                self._close_steps(self.lora_engines - 1)
         changed = variants.changed(self._store, artefact, mix, self._changed)
         assert isinstance(self._backend, Replacing)
         return self._backend.open_changed(artefact, path, changed)

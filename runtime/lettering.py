@@ -118,7 +118,7 @@ def _having(characters: Iterable[str], letters: Lettering) -> Lettering:
 
 def _files() -> Iterator[Path]:
     """The system's fonts, those that are known to have many characters first."""
-    home, windows = Path.home(), Path(os.environ.get("WINDIR", "C:/Windows"))
+    home, windows = Path(os.path.expanduser("~")), Path(os.environ.get("WINDIR", "C:/Windows"))
     data = Path(os.environ.get("XDG_DATA_HOME") or home / ".local/share")
     folders = {
         "win32": [windows / "Fonts", home / "AppData/Local/Microsoft/Windows/Fonts"],

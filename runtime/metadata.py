@@ -40,6 +40,7 @@ FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 LARGEST_TEXT = 1 << 20  # what readers, Pillow among them, accept of one text
 LARGEST_FILE = 256 << 20
 MOST_PIXELS = 1 << 25
+MOST = f"a picture to read back has at most {MOST_PIXELS // 10**6} million"
 
 NEGATIVE = "Negative prompt:"
 
@@ -282,11 +283,13 @@ def _opened(data: bytes) -> PIL.Image.Image:
         opened = PIL.Image.open(BytesIO(data), formats=tuple(_QUALITY))
         if small := opened.width * opened.height <= MOST_PIXELS:
             opened.load()  # texts may follow the pixels, and a damaged file shows itself
+    except PIL.Image.DecompressionBombError as error:  # so large that Pillow does not tell its size
+        raise CheckpointError(f"it has far too many pixels; {MOST}") from error
     except Exception as error:  # Pillow raises anything, from SyntaxError to struct.error, on broken files
         message = f"no sound PNG, JPEG or WEBP ({type(error).__name__}), and no text with a line of settings"
         raise CheckpointError(message) from error
     if not small:
-        raise CheckpointError(f"{opened.width}x{opened.height} pixels are more than a picture to read back has")
+        raise CheckpointError(f"it has {opened.width}x{opened.height} pixels; {MOST}")
     return opened
 
 

@@ -32,6 +32,7 @@ Floats = npt.NDArray[np.float32]
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 LARGEST, MOST_PIXELS = 256 << 20, 1 << 26  # bytes of a file, pixels of a picture
+MOST = f"at most {MOST_PIXELS // 10**6} million are read"
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 NOT_IN_PNG = {**dict.fromkeys(("CMYK", "YCbCr", "HSV", "LAB", "RGBX"), "RGB"), "RGBa": "RGBA", "PA": "RGBA", "La": "LA"}
 LANCZOS, BICUBIC = PIL.Image.Resampling.LANCZOS, PIL.Image.Resampling.BICUBIC
@@ -90,11 +91,13 @@ def opened(name: str, picture: str) -> PIL.Image.Image:
             warnings.simplefilter("ignore")  # Pillow's, of large pictures and of what is odd in Exif
             image = PIL.Image.open(BytesIO(data), formats=FORMATS)
             if image.width * image.height > MOST_PIXELS:
-                raise RequestError(f"it has {image.width}x{image.height} pixels")
+                raise RequestError(f"it has {image.width}x{image.height} pixels; {MOST}")
             if image.mode.startswith(("I", "F")):
                 raise RequestError("it has more than 8 bits per channel: save it with 8")
             image.load()
             upright = PIL.ImageOps.exif_transpose(image)
+    except PIL.Image.DecompressionBombError as error:  # so large that Pillow does not tell its size
+        raise RequestError(f"cannot use {name}: it has far too many pixels; {MOST}", field=name) from error
     except ClipskipError as error:
         raise RequestError(f"cannot use {name}: {error.message}", field=name, hint=error.hint) from error
     except Exception as error:  # Pillow raises anything, from SyntaxError to struct.error, on broken files

@@ -31,7 +31,7 @@ from .batch import Image
 from .conditioning import TextEncoder, check_vectors
 from .driver import Driver
 from .engine_cache import EngineCache
-from .errors import EngineIncompatible, EngineMissing, RequestError
+from .errors import ClipskipError, EngineIncompatible, EngineMissing, RequestError
 from .fields import FLAG, at_least, shown
 from .inversions import Inversions, with_usable_names
 from .ledger import Ledger
@@ -187,11 +187,14 @@ class Pipeline:
 
         Several at once share calls of the network; three threads serve all of them. Cancelling the task that awaits it,
         or its `cancel()`, ends the work within a call of the network. `timeout` in seconds, waiting included:
-        DeadlineExceeded. A higher `priority` joins before others. Busy, here, where too many wait (`max_queue` of
-        clipskip.open); what else is wrong is raised by awaiting it, as `pipe(...)` raises it.
+        DeadlineExceeded. A higher `priority` (-100..100) joins before others. Awaiting it raises what is wrong, as
+        `pipe(...)` does, and Busy where too many wait (`max_queue` of clipskip.open).
         """
-        asked = prompt.over(fields) if isinstance(prompt, Ledger) else as_request(prompt, **fields)
-        return self.scheduler.submit(asked, timeout, priority)
+        try:
+            asked = prompt.over(fields) if isinstance(prompt, Ledger) else as_request(prompt, **fields)
+            return self.scheduler.submit(asked, timeout, priority)
+        except ClipskipError as error:  # nobody expects it here who gathers many of them
+            return self.scheduler.refused(prompt, error)
 
     @cached_property
     def scheduler(self) -> Scheduler:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -55,18 +55,14 @@ class Request:
     prompt: str
     negative_prompt: str = setting("", "what the picture should not show", "negative", "neg", option="--negative")
     clip_skip: int | float | str | None = setting(
-        None,
-        "1 is no skip, 2 the penultimate layer, 13 leaves only the embeddings; [9:1:0.4] is 9, then 1",
-        "clipskip",
-        infotext="Clip skip",
-    )
+        None, "1 is no skip, 2 the penultimate layer, 13 leaves only the embeddings; [9:1:0.4] is 9, then 1",
+        "clipskip", infotext="Clip skip",
+    )  # fmt: skip
     clip_skip_diffusers: int | float | None = setting(None, "the same in the numbering of diffusers (one less)")
     negative_clip_skip: int | float | str | None = setting(
-        None,
-        "another depth for the negative prompt (default: the same)",
-        "neg_clip_skip",
+        None, "another depth for the negative prompt (default: the same)", "neg_clip_skip",
         infotext="Negative clip skip",
-    )
+    )  # fmt: skip
     seed: int | None = setting(None, "0..2^64-1; -1 draws one (the default)", infotext="Seed")
     subseed: int | None = setting(
         None, "the seed that a variation goes towards", "variation_seed", infotext="Variation seed"
@@ -84,12 +80,8 @@ class Request:
     cfg_rescale: float = setting(
         0.0,
         "how far guidance keeps the contrast of the prompt's own answer, 0..1 (default 0; about 0.7 where cfg burns)",
-        "guidance_rescale",
-        "cfg_rescale_phi",
-        low=0,
-        high=1,
-        infotext="CFG rescale",
-    )
+        "guidance_rescale", "cfg_rescale_phi", low=0, high=1, infotext="CFG rescale",
+    )  # fmt: skip
     sampler: str = setting("DPM++ 2M", 'default "DPM++ 2M"', "sampler_name", "sampling_method")
     schedule: str = setting("automatic", "automatic, or one of `clipskip schedules`", "scheduler")
     eta: float | None = setting(
@@ -118,19 +110,13 @@ class Request:
     height: int | None = setting(None, "in pixels (default: the model's)")
     image: Picture | None = setting(None, "a file: the picture that it is made from", "init_img", "init_image")  # noqa: RUF009
     strength: float | None = setting(
-        None,
-        "how much of it is made anew, 0..1 (default 0.75; of hires 0.7)",
-        "denoising_strength",
-        low=0,
-        high=1,
+        None, "how much of it is made anew, 0..1 (default 0.75; of hires 0.7)", "denoising_strength", low=0, high=1,
         infotext="Denoising strength",
-    )
+    )  # fmt: skip
     exact_steps: bool = setting(
-        False,
-        "true: make all of the steps at any strength, not that part of them",
-        "img2img_fix_steps",
+        False, "true: make all of the steps at any strength, not that part of them", "img2img_fix_steps",
         infotext="Exact steps",
-    )
+    )  # fmt: skip
     resize_mode: str = setting(
         "Just resize",
         "Just resize, Crop and resize, Resize and fill, or Just resize (latent upscale)",
@@ -141,35 +127,21 @@ class Request:
     mask_blur: int = setting(4, "softens its edge, in pixels, default 4", low=0, high=64, infotext="Mask blur")
     mask_invert: bool = setting(False, "true: paint where it is black", "inpainting_mask_invert", infotext="Mask mode")
     fill: str = setting(
-        "original",
-        "what painting starts from: original, fill (colours around), latent noise, latent nothing",
-        "inpainting_fill",
-        "masked_content",
-        choices=("original", "fill", "latent noise", "latent nothing"),
+        "original", "what painting starts from: original, fill (colours around), latent noise, latent nothing",
+        "inpainting_fill", "masked_content", choices=("original", "fill", "latent noise", "latent nothing"),
         infotext="Masked content",
-    )
+    )  # fmt: skip
     inpaint_area: str = setting(
-        "Whole picture",
-        "Whole picture; Only masked: at the size of the request, and laid back",
-        choices=("Whole picture", "Only masked"),
-        infotext="Inpaint area",
-    )
+        "Whole picture", "Whole picture; Only masked: at the size of the request, and laid back",
+        choices=("Whole picture", "Only masked"), infotext="Inpaint area",
+    )  # fmt: skip
     mask_padding: int = setting(
-        32,
-        "pixels around it that are seen with Only masked",
-        "inpaint_full_res_padding",
-        low=0,
-        high=256,
+        32, "pixels around it that are seen with Only masked", "inpaint_full_res_padding", low=0, high=256,
         infotext="Masked area padding",
-    )
+    )  # fmt: skip
     hires_scale: float | None = setting(
-        None,
-        "enlarge what is made so many times, and go on",
-        "hr_scale",
-        low=1,
-        high=8,
-        infotext="Hires upscale",
-    )
+        None, "enlarge what is made so many times, and go on", "hr_scale", low=1, high=8, infotext="Hires upscale",
+    )  # fmt: skip
     hires_size: str | None = setting(None, "or to this size, such as 1024x1536", infotext="Hires resize")
     hires_steps: int = setting(
         0, "steps after that; 0: as before", "hr_second_pass_steps", low=0, high=10_000, infotext="Hires steps"
@@ -186,12 +158,9 @@ class Request:
         20, "tokens to look back for a comma when a chunk is full", low=0, high=74, infotext="Comma backtrack"
     )
     decoder: str = setting(
-        "vae",
-        "vae, or tiny: TAESD's fast one, where the store has it",
-        "vae_decoder",
-        choices=("vae", "tiny"),
+        "vae", "vae, or tiny: TAESD's fast one, where the store has it", "vae_decoder", choices=("vae", "tiny"),
         infotext="VAE Decoder",
-    )
+    )  # fmt: skip
     compat: str | None = setting(
         None, "a1111: read `text:2` as a weight without AND, too", choices=("a1111",), infotext="Compat"
     )
@@ -293,6 +262,11 @@ def without_paths(fields: dict[str, Any]) -> dict[str, Any]:
     return fields
 
 
+def is_line(prompt: str) -> bool:
+    """Whether a prompt is a `/render` line, which front ends read before it comes to a model."""
+    return prompt.lstrip()[:7].lower() == "/render"
+
+
 def canonical(given: Mapping[str, Any]) -> dict[str, Any]:
     """`given` by field of Request, aliases replaced. RequestError for a name that is none, and for one field twice."""
     fields: dict[str, Any] = {}
@@ -304,6 +278,14 @@ def canonical(given: Mapping[str, Any]) -> dict[str, Any]:
             raise given_twice(field)
         fields[field] = value
     return fields
+
+
+def check_names(given: Iterable[str], *others: str) -> None:
+    """RequestError for a name that is neither a field's nor one of `others`, among which its hint looks as well."""
+    known = {name: name for name in (*FIELDS, *others)}
+    for name in given:
+        if name not in known and name not in ALIASES:
+            raise unknown("field", str(name), known, ALIASES)
 
 
 def given_twice(field: str) -> RequestError:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import PIL.Image
 
-from .errors import Busy, Closed, DeadlineExceeded
+from .errors import Busy, ClipskipError, Closed, DeadlineExceeded, RequestError
 from .fields import FRACTION, WHOLE
 from .making import Making
 from .result import Progress, Result
@@ -54,13 +54,17 @@ class Generation:
     Belongs to the event loop that it was made in. `id` names it in logs. `state`: queued, running, decoding, or ended.
     """
 
-    def __init__(self, scheduler: Queue, asked: Request | Ledger, priority: int) -> None:
+    def __init__(self, scheduler: Queue, asked: str | Request | Ledger, priority: int) -> None:
         self.id, self.priority, self.asked = uuid.uuid4().hex, priority, asked
         self.state = "queued"
         self.work: Work | None = None
         self.following: set[Making] = set()  # pictures between two passes
         self.progress: Progress | None = None
-        self._scheduler, self._loop = scheduler, asyncio.get_running_loop()
+        try:
+            self._scheduler, self._loop = scheduler, asyncio.get_running_loop()
+        except RuntimeError:
+            hint = "call it within a coroutine, such as the one that asyncio.run is given; pipe(...) needs none"
+            raise RequestError("generate is for asyncio, and no event loop is running here", hint=hint) from None
         self.future: asyncio.Future[Result] = self._loop.create_future()
         self.future.add_done_callback(self._ended)
         self._moved = asyncio.Event()
@@ -70,13 +74,17 @@ class Generation:
         return self.future.__await__()
 
     async def __aiter__(self) -> AsyncIterator[Progress]:
-        """Progress whenever the pictures moved on, the newest alone if several came; the last one has the result."""
+        """Progress whenever the pictures moved on, the newest alone if several came; the last one has the result.
+
+        Of a request that has ended, that one at once, or what went wrong.
+        """
         seen = None
         try:
             while seen is None or not seen.results:
-                await self._moved.wait()
-                self._moved.clear()
-                if self.future.done():
+                if not self.ended:
+                    await self._moved.wait()
+                    self._moved.clear()
+                if self.ended:
                     self.future.result()  # raises what went wrong
                 if self.progress is not None and self.progress is not seen:
                     seen = self.progress
@@ -112,15 +120,16 @@ class Generation:
         """A result of the pictures as they are now; None before their first call, and when it has ended."""
         return await self._loop.run_in_executor(self._scheduler.stage("decode"), self._scheduler.unfinished, self)
 
-    def limit_time(self, seconds: float) -> None:
+    def limit_time(self, seconds: float, error: DeadlineExceeded) -> None:
         """Give up after so many seconds, even if a driver hangs."""
-        error = DeadlineExceeded(f"not done within {seconds:g} s", hint="give it more time, or ask for fewer steps")
-        self._alarm = self._loop.call_later(seconds, self._set, None, error)
+        self._alarm = self._loop.call_later(max(seconds, 0), self._set, None, error)
 
     def tell(self, progress: Progress | None = None, error: BaseException | None = None) -> None:
         """Hand on what happened, from any thread."""
-        with suppress(RuntimeError):  # its event loop is closed: nobody listens
+        try:
             self._loop.call_soon_threadsafe(self._set, progress, error)
+        except RuntimeError:  # its event loop is closed: nobody listens
+            self._scheduler.drop(self, "cancelled")
 
     def _set(self, progress: Progress | None, error: BaseException | None) -> None:
         if self.future.done():
@@ -142,6 +151,18 @@ class Generation:
         self._moved.set()
 
 
+def whole_priority(value: object) -> int:
+    """How early a request joins. RequestError for anything but -100..100."""
+    if not -100 <= (priority := int(WHOLE.check("priority", value))) <= 100:
+        raise RequestError(f"priority must be -100..100, not {priority}", field="priority")
+    return priority
+
+
+def late(seconds: float) -> DeadlineExceeded:
+    """The error of a request that was given so much time."""
+    return DeadlineExceeded(f"not done within {seconds:g} s", hint="give it more time, or ask for fewer steps")
+
+
 class Queue(ABC):
     """A bounded queue in front of whatever makes the pictures. Thread-safe; `submit` is called in an event loop.
 
@@ -159,11 +180,11 @@ class Queue(ABC):
     def submit(
         self, asked: Request | Ledger, timeout: float | None = None, priority: int = 0, limit: Limit | None = None
     ) -> Generation:
-        """Take a request; Busy where too many wait, RequestError for a wrong timeout or priority.
+        """Take a request; Busy where too many wait, RequestError for a wrong timeout or priority, or without asyncio.
 
         `limit` sees the request resolved, before anything is encoded.
         """
-        priority = int(WHOLE.check("priority", priority))
+        priority = whole_priority(priority)
         seconds = None if timeout is None else float(FRACTION.check("timeout", timeout))
         with self._lock:
             if self._closed:
@@ -175,8 +196,15 @@ class Queue(ABC):
             generation = Generation(self, asked, priority)
             self._open[generation] = None
         if seconds is not None:
-            generation.limit_time(max(seconds, 0))
+            generation.limit_time(seconds, late(seconds))
         self._start(generation, limit)
+        return generation
+
+    def refused(self, asked: str | Request | Ledger, error: ClipskipError) -> Generation:
+        """A request that ended before it was taken, with this error."""
+        generation = Generation(self, asked, 0)
+        generation.state = "ended"
+        generation.future.set_exception(error)
         return generation
 
     @abstractmethod
@@ -257,6 +285,13 @@ class Scheduler(Queue):
         super().__init__(max_queue)
         self._pipe, self._advancing = pipe, False
 
+    def submit(
+        self, asked: Request | Ledger, timeout: float | None = None, priority: int = 0, limit: Limit | None = None
+    ) -> Generation:
+        """As `Queue.submit`; BackendUnavailable after a fork, which took no thread along."""
+        self._pipe.driver.check_process()
+        return super().submit(asked, timeout, priority, limit)
+
     def retry_after(self) -> float:
         """Calls to come, times what one takes of a picture, shared by the requests."""
         tally, works = self._pipe.driver.tally, self._works()
@@ -320,7 +355,6 @@ class Scheduler(Queue):
 
     def _begin(self, generation: Generation, limit: Limit | None) -> None:
         """Check a request, encode its texts, and let its pictures wait for their slots."""
-        self._pipe.driver.check_process()
         resolved = self._pipe.check(generation.asked)
         if limit is not None:
             limit(resolved)
@@ -381,6 +415,8 @@ class Scheduler(Queue):
             if done := work.done:
                 generation.state = "running"
             generation.tell(Progress(done, work.calls, partial(self.preview, generation)))
+            if generation.state == "ended":  # nobody listens
+                return
             if all(each.image.done and not each.then for each in work.making):
                 generation.state = "decoding"
                 self._pipe.driver.remove([each.image for each in work.making])
@@ -403,5 +439,6 @@ class Scheduler(Queue):
     def _finish(self, generation: Generation, work: Work) -> None:
         results = self._pipe.finish(work)
         for result in results:
-            self.done.pictures[str(result.request.clip_skip)] += len(result.images)
+            skip = result.request.clip_skip  # a schedule is any of its user's words
+            self.done.pictures["schedule" if isinstance(skip, str) else str(skip)] += len(result.images)
         generation.tell(Progress(work.calls, work.calls, lambda: list(results[0].images), results))

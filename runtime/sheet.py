@@ -10,17 +10,18 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
-from itertools import groupby, islice
+from itertools import chain, groupby, islice
+from math import prod
 from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageOps
 
 from . import metadata
-from .axes import STORE, Axis, places, requests
+from .axes import SIZE, STORE, Axis, places, requests
 from .cells import Cells
 from .errors import ClipskipError
 from .fields import written
-from .lettering import lettering
+from .lettering import Lettering, lettering
 from .request import FIELDS, Request
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 GAP = 4
 MOST_PIXELS = metadata.MOST_PIXELS  # of a sheet: larger cells are drawn smaller
 ALWAYS = ("clip_skip", "seed", "steps", "cfg", "sampler", "schedule")  # are told though they have their defaults
+SIZING = {SIZE, STORE, "width", "height", "hires_scale", "hires_size", "image"}  # may differ where cells are not made
 Kind = tuple[int, int, str, int, tuple[tuple[str, float], ...]]  # so many together, of so many calls; size, ...
 _NUMBER = re.compile(r"(\d+(?:\.\d+)?)")
 
@@ -81,7 +83,8 @@ class Sheet:
             follows = name == "negative_clip_skip" and {value} == {each.request.clip_skip for each in self.made}
             if not follows and (name in ALWAYS or value != field.default):
                 told[name] = written(Axis(name, ()).told(value))
-        return told | ({"size": sizes.pop()} if len(sizes) == 1 else {})
+        known = len(sizes) == 1 and (len(self.made) == len(self.results) or not varied & SIZING)
+        return told | ({"size": sizes.pop()} if known else {})
 
     @property
     def header(self) -> str:
@@ -180,35 +183,64 @@ def merged(notes: Sequence[Sequence[str]]) -> list[str]:
     return said
 
 
+@dataclass(frozen=True)
+class Layout:
+    """A sheet whose cells are drawn in one size: its labels in lines, and from where on cells lie beside them."""
+
+    cell: tuple[int, int]
+    letters: Lettering
+    head: str
+    above: list[str]
+    beside: list[str]
+    titles: list[str]
+    left: int
+
+    @classmethod
+    def of(cls, sheet: Sheet, cell: tuple[int, int], letters: Lettering) -> Layout:
+        """That of cells of this size, with letters that go with it."""
+        (columns, rows, blocks), (width, height) = sheet.labels, cell
+        letters = replace(letters, size=max(11, width // 11))
+        beside = [letters.fitted(label, width, max(1, height // letters.line)) for label in rows]
+        left = GAP + (max(map(letters.wide, beside)) + 2 * GAP if len(sheet.axes) > 1 else 0)
+        across = left + len(columns) * (width + GAP) - 2 * GAP
+        above = [letters.fitted(label, width, 3) for label in columns]
+        titles = [letters.fitted(label, across, 2) for label in blocks]
+        return cls(cell, letters, letters.fitted(sheet.header, across, 8), above, beside, titles, left)
+
+    @property
+    def first(self) -> int:
+        """How far below the labels of x the first cells lie."""
+        return max(map(self.letters.tall, self.above)) + GAP
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Of the whole sheet."""
+        (width, height), tall = self.cell, self.letters.tall
+        block = self.first + GAP + len(self.beside) * (height + GAP)
+        down = 2 * GAP + tall(self.head) + sum(tall(title) + block for title in self.titles)
+        return self.left + len(self.above) * (width + GAP), down
+
+
 def draw(sheet: Sheet, font: str | os.PathLike[str] | None = None) -> Image.Image:
     """The cells with x's labels above and y's at the left, a block for each value of z, and on top what all share.
 
     Larger than a picture that can be read back, cells are drawn smaller, with a warning. `font`: see `lettering`.
     """
-    columns, rows, blocks = sheet.labels
-    width, height = _cell(sheet)
-    letters = lettering([*columns, *rows, *blocks, sheet.header], max(11, width // 11), font)
-    beside = [letters.fitted(label, width, max(1, height // letters.line)) for label in rows]
-    left = GAP + (max(map(letters.wide, beside)) + 2 * GAP if len(sheet.axes) > 1 else 0)
-    whole = left + len(columns) * (width + GAP)
-    head = letters.fitted(sheet.header, whole - 2 * GAP, 8)
-    above = [letters.fitted(label, width, 3) for label in columns]
-    titles = [letters.fitted(label, whole - 2 * GAP, 2) for label in blocks]
-    first = max(map(letters.tall, above)) + GAP
-    tall = sum(letters.tall(title) + first + GAP for title in titles) + len(blocks) * len(rows) * (height + GAP)
-    picture = Image.new("RGB", (whole, 2 * GAP + letters.tall(head) + tall), "white")
+    layout = _fitting(sheet, lettering([*chain(*sheet.labels), sheet.header], 12, font))
+    (width, height), letters, left = layout.cell, layout.letters, layout.left
+    picture = Image.new("RGB", layout.size, "white")
     pen = ImageDraw.Draw(picture)
-    letters.write(pen, (GAP, GAP), head)
-    top, results = 2 * GAP + letters.tall(head), iter(sheet.results)
-    for title in titles:
+    letters.write(pen, (GAP, GAP), layout.head)
+    top, results = 2 * GAP + letters.tall(layout.head), iter(sheet.results)
+    for title in layout.titles:
         letters.write(pen, (GAP, top), title)
         top += letters.tall(title)
-        for column, label in enumerate(above):
+        for column, label in enumerate(layout.above):
             letters.write(pen, (left + column * (width + GAP) + width // 2, top), label, "ma")
-        top += first
-        for label in beside:
+        top += layout.first
+        for label in layout.beside:
             letters.write(pen, (GAP, top + (height - letters.tall(label)) // 2), label)
-            for column, result in enumerate(islice(results, len(columns))):
+            for column, result in enumerate(islice(results, len(layout.above))):
                 cell = Image.new("RGB", (width, height), "#dddddd") if result is None else result.images[0]
                 if cell.width > width or cell.height > height:
                     cell = ImageOps.contain(cell, (width, height))
@@ -218,14 +250,16 @@ def draw(sheet: Sheet, font: str | os.PathLike[str] | None = None) -> Image.Imag
     return picture
 
 
-def _cell(sheet: Sheet) -> tuple[int, int]:
-    """The size that cells are drawn in: the largest picture's, or less where the sheet would be too large."""
+def _fitting(sheet: Sheet, letters: Lettering) -> Layout:
+    """The layout with cells as large as the largest picture, or smaller where the sheet would be too large."""
     sizes = [result.images[0].size for result in sheet.made] or [(64, 64)]
-    width, height = (max(sides) for sides in zip(*sizes, strict=True))
-    pixels = len(sheet.results) * (width + GAP) * (height + GAP) * 1.2
-    if pixels <= MOST_PIXELS:
-        return width, height
-    part = math.sqrt(MOST_PIXELS / pixels)
-    message = f"the sheet would have {pixels / 1e6:.0f} million pixels: its cells are drawn at {part:.0%} of their size"
-    warnings.warn(message, RuntimeWarning, stacklevel=3)
-    return int(width * part), int(height * part)
+    width, height = max(width for width, _ in sizes), max(height for _, height in sizes)
+    whole = layout = Layout.of(sheet, (width, height), letters)
+    while (pixels := prod(layout.size)) > MOST_PIXELS and min(layout.cell) > GAP:
+        part = min(0.98, math.sqrt(MOST_PIXELS / pixels))  # letters do not shrink below what can be read
+        layout = Layout.of(sheet, (int(layout.cell[0] * part), int(layout.cell[1] * part)), letters)
+    if layout is not whole:
+        said = f"its cells are drawn at {layout.cell[0] / width:.0%} of their size"
+        message = f"the sheet would have {prod(whole.size) / 1e6:.0f} million pixels: {said}"
+        warnings.warn(message, RuntimeWarning, stacklevel=3)
+    return layout

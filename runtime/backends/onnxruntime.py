@@ -20,11 +20,12 @@ from .device import Device, DeviceEngine, Settings
 from .onnxruntime_cuda import CudaContexts, Weights
 from .pool import with_room
 from .providers import CPU, CUDA, load, named
-from .sessions import SESSION_BYTES, Sessions
+from .sessions import SESSION_BYTES, SHRINKS, Sessions
 from .signature import check_like
 
 CPU_PIXELS = 512 * 512  # attention needs 1 GB for one guided picture of this size, and batches bring no speed
 GPU_PIXELS = 4 * 512 * 512
+LARGE = 1 << 17  # bytes of state, as of one picture of 300 pixels a side: what smaller ones take is soon taken again
 LOOPS = 8  # of one engine; each has buffers of its own
 
 
@@ -140,7 +141,8 @@ class OnnxRuntimeEngine:
         self._session, self._sessions, self._values = session, sessions, values
         self._names = [port.name for port in artefact.outputs]
         # A picture takes a gigabyte, once; a text some megabytes, in thirteen sessions; a step is run again at once.
-        self._options = sessions.run_options(gives_back=artefact.role.part != "step")
+        gives_back = artefact.role.part != "step" and sessions.provider.name == CPU
+        self._options = sessions.run_options({SHRINKS: "cpu:0"} if gives_back else {})
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         session, _held = self._session, self._values  # closing the engine in another thread takes them away
@@ -194,6 +196,9 @@ class OnnxRuntimeLoop:
         return np.array(values if slot is None else values[slot])
 
     def close(self) -> None:
+        state = sum(self._inputs[name].numpy().nbytes for name in self._feedback.values() if self._inputs)
+        if self._sessions.provider.name == CPU and state >= LARGE:
+            self._sessions.give_back(self._session, self._binding)
         self._binding = None
         self._inputs.clear()
         self._outputs.clear()

@@ -25,7 +25,7 @@ from clipskip.errors import EngineIncompatible
 from . import Array
 from .cuda import Cuda, Handle
 from .execution import Task
-from .sessions import SESSION_BYTES, WEIGHTS_FOLDER, Sessions
+from .sessions import SESSION_BYTES, SHRINKS, WEIGHTS_FOLDER, Sessions
 
 Key: TypeAlias = "tuple[str, int, int]"  # SHA-256 of a file, offset, bytes
 
@@ -141,16 +141,18 @@ class SessionContext:
     for that one sums a stack of it, the network's output and the noise; and all run in one stream.
     """
 
-    in_place, warm_ups = (
-        True,
-        3,
-    )  # the second run lays out memory by what the first one used; an older graph's Einsum takes more again
+    in_place = True
+    warm_ups = 3  # the second run lays out memory by what the first one used; an older graph's Einsum takes more again
 
     def __init__(self, sessions: Sessions, inner: Any, task: Task, weights: object, capturable: bool) -> None:
         self._sessions, self._inner, self._task, self._weights = sessions, inner, task, weights
         self._binding, self._capturable = inner.io_binding(), capturable
-        first = {"memory.enable_memory_arena_shrinkage": f"gpu:{sessions.device}"}  # what is laid out replaces it
-        self._options, self._later = self._run_options(first), self._run_options({})
+        told = {
+            "disable_synchronize_execution_providers": "1",
+            "gpu_graph_id": "-1",
+        }  # waits for nothing, captures none
+        first = {**told, SHRINKS: f"gpu:{sessions.device}"}  # what is laid out replaces it
+        self._options, self._later = sessions.run_options(first), sessions.run_options(told)
 
     def bind(self, addresses: Mapping[str, int], allocate: Callable[[int], int]) -> None:
         """A session takes its scratch memory itself."""
@@ -167,11 +169,3 @@ class SessionContext:
 
     def warmed_up(self) -> bool:
         return self._capturable
-
-    def _run_options(self, entries: Mapping[str, str]) -> Any:
-        """Nothing is waited for, and no graph captured by ONNX Runtime itself (-1)."""
-        run_options = self._sessions.ort.RunOptions()
-        told = {"disable_synchronize_execution_providers": "1", "gpu_graph_id": "-1", **entries}
-        for name, value in told.items():
-            run_options.add_run_config_entry(name, value)
-        return run_options

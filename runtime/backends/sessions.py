@@ -6,7 +6,7 @@ Knows nothing of loops.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from .signature import check_ports
 
 SESSION_BYTES = 16 * 2**20  # what a session takes for itself, over weights that are mapped or shared
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"  # of a graph that is given as bytes
+SHRINKS = "memory.enable_memory_arena_shrinkage"  # of a run: what it took is given back after it
 LITTLE = 2**30  # bytes: where less is free on a GPU, a failure may well be for lack of memory
 SAID = 400  # letters of either end of what it says: cuDNN's complaints are pages long
 TYPES = {"tensor(float)": "float32"} | {f"tensor({name})": name for name in ("int64", "float16", "uint8", "bool")}
@@ -91,12 +92,19 @@ class Sessions:
         with translated(lambda said: BackendUnavailable(f"{self.providers[0]}: {said}", hint=self.provider.needs)):
             return self._opened(ONE_NODE, self.options(), told)
 
-    def run_options(self, gives_back: bool) -> Any:
-        """RunOptions; on the CPU, what a run took over its results is given back after it, if that is wanted."""
+    def run_options(self, told: Mapping[str, str]) -> Any:
+        """RunOptions with these entries."""
         run_options = self.ort.RunOptions()
-        if gives_back and self.provider.name == CPU:
-            run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        for name, value in told.items():
+            run_options.add_run_config_entry(name, value)
         return run_options
+
+    def give_back(self, session: Any, binding: Any) -> None:
+        """Give the system what runs of a session kept on the CPU: by one that ends before its first node."""
+        run_options = self.run_options({SHRINKS: "cpu:0"})
+        run_options.terminate, run_options.log_severity_level = True, 4
+        with suppress(ClipskipError), self.running():  # it never succeeds
+            session.run_with_iobinding(binding, run_options)
 
     def buffer(self, array: Array) -> Any:
         """A copy of the array as an OrtValue where the provider computes."""

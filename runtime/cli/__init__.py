@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
 from clipskip.engines import hints
-from clipskip.errors import RequestError
+from clipskip.errors import BackendUnavailable, RequestError
 from clipskip.request import unknown
 
 from .output import write
@@ -64,6 +65,16 @@ def path(text: str) -> Path:
     if "\0" in text:
         raise argparse.ArgumentTypeError(f"{text!r} is no path: it contains NUL")
     return Path(text)
+
+
+@contextmanager
+def extra(name: str, what: str) -> Iterator[None]:
+    """What is imported in here comes with an extra of the source tree. BackendUnavailable without it."""
+    try:
+        yield
+    except ImportError as error:
+        hint = f"{hints.install(f'.[{name}]')}, in the folder of clipskip's source"
+        raise BackendUnavailable(f"{what} needs {error.name}", hint=hint) from error
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,16 @@ import argparse
 import importlib
 import json
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any
 
-from clipskip import fields
-from clipskip.engines import hints
-from clipskip.errors import BackendUnavailable, RequestError, StorageError
+from clipskip import fields, metadata
+from clipskip.errors import RequestError, StorageError
 
-from . import Outcome, output
+from . import Outcome, extra, output
 
 NUMBERS = {"size": 0, "steps": 3, "rounds": 5, "minutes": 1, "threshold": 1}  # options, and the least that they take
+THRESHOLD = 10  # percent
 SCENES = 48  # enough for intervals of some hundredths
 
 
@@ -24,31 +26,38 @@ def run(args: argparse.Namespace) -> Outcome:
 
     if args.fidelity:
         return fidelity(args)
-    numbers = {name: fields.whole(name, getattr(args, name)) for name in NUMBERS}
-    for name, number in numbers.items():
-        fields.at_least(name, number, NUMBERS[name])
-    threshold = numbers.pop("threshold") / 100
+    typed = {name: value for name in NUMBERS if (value := getattr(args, name)) is not None}
+    given: dict[str, Any] = {
+        name: fields.at_least(name, fields.whole(name, value), NUMBERS[name]) for name, value in typed.items()
+    }
+    threshold = given.pop("threshold", THRESHOLD) / 100
+    given |= {"target": args.target} if args.target else {}
     batches = () if args.batch is None else fields.ranges("batch", args.batch)
-    asked, old = store.Options(args.target, batches, **numbers), args.baseline and baseline.read(args.baseline)
+    asked, old = store.Options(batches=batches, **given), args.baseline and baseline.read(args.baseline)
     _write(args.out)  # minutes before the report
     with output.stages() as say:
-        report = store.measure(args.store, asked, say)
+        report = store.measure(args.store, asked, say, old)
     lines = [*chapter(report["model"], report, None)]
-    slower: list[str] = []
+    slower, line = list[str](), _write(args.out, json.dumps(report))  # also where it cannot be compared
     if old:
         comparison = baseline.compare(report, old, threshold)
         slower, report = comparison["slower"], {**report, "comparison": comparison}
         lines.append(f"{baseline.text(comparison)}\n")
-    return Outcome(report, "\n".join([*lines, _write(args.out, json.dumps(report))]), 1 if slower else 0)
+        line = _write(args.out, json.dumps(report))
+    return Outcome(report, "\n".join([*lines, line]), 1 if slower else 0)
 
 
 def _write(path: Path | None, line: str = "") -> str:
-    """Write the line, where there is a file for it; without one, see that it can be written. StorageError."""
+    """Write the line in one step, where there is a file for it; without one, see that it could be. StorageError."""
     if path is not None:
+        if path.exists() and not path.is_file():
+            raise StorageError(f"{path} is there and is no file", path=path)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("w" if line else "a", encoding="utf-8") as file:
-                file.write(line and f"{line}\n")
+            with TemporaryFile(dir=next(folder for folder in path.absolute().parents if folder.exists())):
+                pass  # a report is kept whole or not at all: so far not even its folder is made
+            if line:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                metadata.write(path, f"{line}\n".encode(), True)
         except OSError as error:
             raise StorageError(f"cannot write {path}: {error.strerror}", path=path) from error
     return line
@@ -56,12 +65,11 @@ def _write(path: Path | None, line: str = "") -> str:
 
 def fidelity(args: argparse.Namespace) -> Outcome:
     """What pictures keep of their prompts at each clip skip."""
-    if args.baseline is not None:
-        raise RequestError("--fidelity measures no time: it takes no --baseline", field="baseline")
-    try:
+    for name in (*NUMBERS, "target", "batch", "baseline"):
+        if getattr(args, name) is not None:
+            raise RequestError(f"--fidelity measures no time: it takes no --{name}", field=name)
+    _write(args.out)
+    with extra("bench", "fidelity"):
         module = importlib.import_module("clipskip.bench.fidelity")
-    except ImportError as error:
-        hint = f"{hints.install('.[bench]')}, in the folder of clipskip's source"
-        raise BackendUnavailable(f"fidelity needs {error.name}", hint=hint) from error
     report = module.measure(args.store, SCENES)
     return Outcome(report, f"{module.table(report)}\n{_write(args.out, json.dumps(report))}")

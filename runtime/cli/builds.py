@@ -10,7 +10,7 @@ from clipskip import fields
 from clipskip.engines import hints
 from clipskip.errors import BackendUnavailable, RequestError
 
-from . import Outcome, Parser, Verbs, output, path, store_verb
+from . import Outcome, Parser, Verbs, extra, output, path, store_verb
 
 OPTIONS = (  # of TensorRT's
     "skips", "lora", "sizes", "max_batch", "max_chunks", "compute_capability", "workspace", "device",
@@ -78,16 +78,12 @@ def export(args: argparse.Namespace) -> Outcome:
         "loras": args.lora,
         "tiny_vae": args.tiny_vae,
     }
-    try:
+    with extra("export", "exporting"), output.stages() as say:
         from clipskip.engines import report
         from clipskip.export.job import export as run
         from clipskip.export.job import fill_in_child
 
-        with output.stages() as say:
-            manifest = run(args.checkpoint, args.out, progress=say, fill=fill_in_child, **settings)
-    except ImportError as error:
-        hint = f"{hints.install('.[export]')}, in the folder of clipskip's source"
-        raise BackendUnavailable(f"exporting needs {error.name}", hint=hint) from error
+        manifest = run(args.checkpoint, args.out, progress=say, fill=fill_in_child, **settings)
     seal = report.seal(args.out)
     facts = {"store": str(args.out), "model": manifest.model.name, "manifest_sha256": seal}
     return Outcome(facts, f"{args.out}: {manifest.model.name}\nmanifest SHA-256: {seal}")

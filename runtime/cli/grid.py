@@ -27,7 +27,8 @@ def add_to(verbs: Verbs) -> None:
     """Let argparse know the verb."""
     about = "Vary a request along one to three axes: any of its fields, words of its prompts, LoRAs, checkpoints."
     verb = store_verb(verbs, grid, "draw a labelled X/Y/Z sheet", about)
-    pictures.add_making(verb, "the sheet: a .png file, or - for stdout", required=True)
+    prompt = "a prompt, or a /render line; none is needed where an axis is prompt=..."
+    pictures.add_making(verb, prompt, "the sheet: a .png file, or - for stdout", required=True)
     for name, text in AXES.items():
         verb.add_argument(f"--{name}", required=name == "x", metavar="FIELD=VALUES", help=text)
     text = "also a page for a browser: a cell in full size, with its settings, at a click; one file, no network"
@@ -44,16 +45,22 @@ def grid(args: argparse.Namespace) -> Outcome:
     from clipskip.page import save
     from clipskip.sheet import steps
 
-    base, axes = pictures.request_of(args), _axes(args)
+    axes = _axes(args)
+    if args.prompt is None and args.prompt_option is None and any(axis.field == "prompt" for axis in axes):
+        args.prompt = ""  # the axis has all that there are
+    if "-" in (args.prompt, args.prompt_option):
+        hint = "vary a field along an axis; `generate STORE -` takes a list"
+        raise RequestError("a sheet is of one prompt, and - is a list of them", field="prompt", hint=hint)
+    base = pictures.request_of(args)
     for field, suffix in (("out", ".png"), ("html", ".html")):
         file = vars(args)[field]
-        if str(file) != "-" and file is not None and file.suffix.lower() != suffix:
+        if file is not None and file.suffix.lower() != suffix and (field, str(file)) != ("out", "-"):
             raise RequestError(f"--{field} is a {suffix} file, not {file}", field=field)
     if args.font is not None:
         lettering([], 12, args.font)
     destination = pictures.destination_of(args, 1)
     page = None if args.html is None else output.Destination(args.html, args.overwrite, 1, "html", ".html")
-    folder = None if args.cells is None else output.Destination(args.cells, args.overwrite, 2, "cells")
+    folder = None if args.cells is None else output.Destination(args.cells, args.overwrite, 2, "cells", None)
     bar, sheet, files = output.Bar(prod(len(axis.values) for axis in axes)), None, dict[int, str]()
     try:
         for stage in steps(base, axes, partial(pictures.opened, args)):

@@ -1,22 +1,29 @@
-"""Lists of requests: what their lines say, what is refused of them, and what is made together.
+"""Lists of requests: what their lines say, what is refused of them, what is made together, and what is there already.
 
-Knows nothing of options and of where pictures go.
+Pictures have numbers, or (`generate --resume`) names by what makes them, so that a restart makes the missing ones.
 """
 
 from __future__ import annotations
 
+import argparse
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from clipskip.engines.files import NotAFileError, open_regular
 from clipskip.errors import CheckpointError, ClipskipError, RequestError, StoreError
 from clipskip.request import Request
 
+from . import Outcome, output
+
 if TYPE_CHECKING:
     from clipskip.ledger import Ledger
+    from clipskip.metadata import Origin
     from clipskip.pipeline import Pipeline
     from clipskip.resolve import Resolved
 
@@ -25,6 +32,8 @@ TOGETHER = 8  # at most so many pictures are in the making at once
 LARGEST, MOST_LINES = 16 << 20, 100_000  # bytes and lines of a list of prompts
 MOST_REFUSED = 20  # lines of it that are named
 JSON = re.compile(r'\{\s*"')  # how a line begins that is a request as JSON; a prompt may begin with a brace
+BEGIN, END = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB`\x82"  # of every PNG
+NAME = 32  # hexadecimal digits
 
 
 @dataclass(frozen=True)
@@ -52,7 +61,7 @@ def read_list(lines: Path | None, given: dict[str, str]) -> tuple[dict[int, Requ
         if line and not line.startswith("#"):
             try:
                 if JSON.match(line):
-                    requests[number] = Request.from_json(line, given)
+                    requests[number] = render.read(Request.from_json(line, given))
                     continue
                 fields = render.options(line) if line.startswith("--") else render.fields(line)
                 requests[number] = Request.from_text(given | fields)
@@ -128,3 +137,82 @@ def _text(file: Path | None) -> str:
         number = data.count(b"\n", 0, error.start) + 1
         message = f"{name}:{number}: no UTF-8 ({error.reason})"
         raise RequestError(message, path=file, field="lines", hint="save the list as UTF-8") from error
+
+
+def resume(args: argparse.Namespace) -> Outcome:
+    """Make the pictures of a list that are not there yet. Lines that cannot be made are told, and stop no others."""
+    from . import pictures
+
+    requests, refused = read_list(args.lines, pictures.given(args))
+    output.Destination(args.out, True, 2)  # a folder
+    made: list[dict[str, Any]] = []
+    warnings: dict[str, None] = {}
+    broken: dict[int, ClipskipError] = {}
+    with pictures.opened(args) as pipe:
+        jobs, there = _plan(pipe, requests, refused, args)
+        _tell(refused, args.lines)
+        output.say(f"{len(jobs)} to make, {len(there)} there already, {len(refused)} lines refused")
+        bar = output.Bar(len(jobs))
+        try:
+            for number, result in pictures.results(pipe, jobs, bar, broken=broken):
+                warnings |= dict.fromkeys(result.warnings)
+                result.save(file := named(args.out, result.origin(0)))
+                made.append({"line": number, **pictures.facts(result, 0, file)})
+                bar.saved(None if args.json else str(file))
+        finally:
+            bar.clear()
+            _tell(broken, args.lines)
+            failed = dict(sorted({**refused, **broken}.items()))
+            output.say(f"{len(made)} made, {len(there)} there already, {len(failed)} lines refused")
+            told = [{"line": line, "code": each.code, "message": each.message} for line, each in failed.items()]
+            args.kept |= {"pictures": made, "there": there, "refused": told, **pictures.noted(warnings)}
+    return Outcome(args.kept, "", next((each.exit_status for each in failed.values()), 0))
+
+
+def named(folder: Path, origin: Origin) -> Path:
+    """The file of a picture, by what makes it."""
+    return folder / f"{origin.digest[:NAME]}.png"
+
+
+def _plan(
+    pipe: Pipeline, requests: Mapping[int, Request], refused: dict[int, ClipskipError], args: argparse.Namespace
+) -> tuple[list[Job], list[dict[str, Any]]]:
+    """What is still to be made, those together that share calls, and what is there; the others join `refused`."""
+    jobs: dict[Path, Job] = {}
+    there: list[dict[str, Any]] = []
+    for number, request, resolved in checked(pipe, requests, refused):
+        resolved = _settled(pipe, request, resolved)
+        origins = pipe.origins(resolved)
+        for job, origin in zip(parts(pipe, number, request, resolved, 1), origins, strict=True):
+            file = named(args.out, origin)
+            if file in jobs or (not args.overwrite and _whole(file)):
+                there.append({"line": number, "file": str(file), "seed": origin.request.seed})
+            else:
+                jobs[file] = job
+    return sorted(jobs.values(), key=attrgetter("kind")), there
+
+
+def _settled(pipe: Pipeline, request: Request, resolved: Resolved) -> Resolved:
+    """With seeds of what else makes the picture, where the request would draw some: a restart must not draw others."""
+    known = [name for name in ("seed", "subseed") if getattr(resolved.request, name) is not None]
+    drawn = [name for name in known if getattr(request, name) in (None, -1)]
+    if not drawn:
+        return resolved
+    digest = pipe.origins(replace(resolved, request=resolved.request.over(dict.fromkeys(drawn, 0))))[0].digest
+    return pipe.check(request.over({name: int(digest[8 * place :][:8], 16) for place, name in enumerate(drawn)}))
+
+
+def _whole(file: Path) -> bool:
+    """Whether a PNG is there to its end. Ours appear whole; a disk that lost power may have kept a part."""
+    try:
+        with open_regular(Path(os.path.realpath(file))) as opened:
+            begin = opened.read(len(BEGIN))
+            opened.seek(max(opened.seek(0, os.SEEK_END) - len(END), 0))
+            return (begin, opened.read()) == (BEGIN, END)
+    except NotAFileError:
+        return False
+
+
+def _tell(failed: Mapping[int, ClipskipError], lines: Path | None) -> None:
+    for number, error in sorted(failed.items()):
+        output.say(f"{lines or 'standard input'}:{number}: {error}")

@@ -168,16 +168,18 @@ def _abandon(stream: TextIO) -> None:
 class Destination:
     """Where `count` pictures go: the file `out` if it ends as pictures do (or in `suffix`), stdout for "-", a folder.
 
+    `suffix` None: a folder, whatever its name is.
+
     There they are "00001-SEED.png", ..., in the order of the requests, and on after what is there. What can be refused
     is refused when this is made, before any work; also a new folder whose name ends like a file's. Several processes
     may write into one folder, and no number is there twice.
     """
 
-    def __init__(self, out: Path, overwrite: bool, count: int, option: str = "out", suffix: str = "") -> None:
+    def __init__(self, out: Path, overwrite: bool, count: int, option: str = "out", suffix: str | None = "") -> None:
         from clipskip.metadata import FORMATS, format_of
 
-        suffixes = [suffix] if suffix else FORMATS
-        if out.suffix.lower() not in suffixes and re.search("[^0-9.]", out.suffix) and not os.path.isdir(out):
+        suffixes = FORMATS if suffix == "" else [suffix]
+        if suffix == "" and re.search("[^0-9.]", out.suffix) and not os.path.isdir(out):
             format_of(out, option)  # v1.5 may be a new folder
         self.is_stdout = str(out) == "-"
         self._file = out if self.is_stdout or (out.suffix.lower() in suffixes and not os.path.isdir(out)) else None

@@ -15,7 +15,7 @@ from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import clipskip
-from clipskip.errors import ClipskipError, NumericalError, RequestError
+from clipskip.errors import ClipskipError, DeviceOutOfMemory, NumericalError, RequestError
 from clipskip.fields import whole
 from clipskip.request import FIELDS, Request, given_twice
 
@@ -32,7 +32,8 @@ SHORT = {"negative_prompt": "-n", "width": "-W", "height": "-H", "seed": "-s", "
 def add_to(verbs: Verbs) -> None:
     """Let argparse know these verbs."""
     verb = store_verb(verbs, generate, "make pictures", "Make pictures from an engine store.")
-    add_making(verb, "a .png, .jpg or .webp file, - (stdout), or a folder (default: this one)", default=Path())
+    text, prompt = "a .png, .jpg or .webp file, - (stdout), or a folder (default: this one)", "a prompt, a /render line"
+    add_making(verb, f"{prompt}, or - for lines from stdin", text, default=Path())
     verb.add_argument(
         "--from", dest="repeat", type=path, metavar="IMAGE", help="repeat a picture, or the .txt beside one"
     )
@@ -48,10 +49,10 @@ def add_to(verbs: Verbs) -> None:
     verb.add_argument("--cell", metavar="X,Y,Z", help=text)
 
 
-def add_making(verb: Parser, out: str, **row: Any) -> None:
+def add_making(verb: Parser, prompt: str, out: str, **row: Any) -> None:
     """What both verbs take: a prompt, how the store is opened, and every field of a request under all its names."""
     verb.names = _names
-    verb.add_argument("prompt", nargs="?", metavar="PROMPT", help="a prompt, a /render line, or - for lines from stdin")
+    verb.add_argument("prompt", nargs="?", metavar="PROMPT", help=prompt)
     verb.add_argument("-p", "--prompt", dest="prompt_option", metavar="PROMPT", help="the same")
     verb.add_argument("-o", "--out", "--output", type=path, metavar="OUT", help=out, **row)
     verb.add_argument("--overwrite", action="store_true", help="replace an existing file")
@@ -96,12 +97,10 @@ def generate(args: argparse.Namespace) -> Outcome:
     if args.cell is not None and args.repeat is None:
         raise RequestError("--cell is for --from SHEET", field="cell", hint="name the sheet")
     if args.resume:
-        from . import bulk
-
         if args.preview is not None or not from_lines:
             hint = "give --lines FILE, or - as the prompt, and no --preview"
             raise RequestError("--resume is for lists that nobody watches", field="resume", hint=hint)
-        return bulk.resume(args)
+        return lists.resume(args)
     requests: Mapping[int, Request | Ledger] = {}
     refused: dict[int, ClipskipError] = {}
     if from_lines:
@@ -154,7 +153,7 @@ def results(
 ) -> Iterator[tuple[int, Result]]:
     """The results in order, with the numbers of their lines.
 
-    Where `broken` is given, pictures of NaN join it and end nothing.
+    Where `broken` is given, pictures that come out as NaN or lack memory join it, and end nothing.
     """
     groups = deque[list[lists.Job]]()
     for (together, *_), neighbours in groupby(jobs, attrgetter("kind")):
@@ -169,7 +168,7 @@ def results(
                 bar.show(done + state.call, done + state.calls + left)
                 if preview:
                     preview.show(state)
-        except NumericalError as error:
+        except (NumericalError, DeviceOutOfMemory) as error:
             if broken is None:
                 raise
             if len(group) == 1:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,9 @@ import PIL.Image
 import clipskip
 from clipskip import fields
 from clipskip.engines import hints, publish, report
-from clipskip.errors import BackendUnavailable, CheckpointError, RequestError
+from clipskip.errors import BackendUnavailable, CheckpointError, ClipskipError, RequestError
 from clipskip.metadata import format_of, save
+from clipskip.pictures import FORMATS, opened
 from clipskip.recommend import LEAST, SURE, Verdict, recommend
 
 from . import Outcome, output
@@ -25,11 +28,11 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 def run(args: argparse.Namespace) -> Outcome:
     """Measure, show every depth, and write the answer into the store where that is asked for."""
-    paths = _captioned(args.pictures)
     if args.plot is not None:
         figure, _ = empty_figure(), format_of(args.plot, "plot")
         destination = output.Destination(args.plot, args.overwrite, 1, "plot")
-    most = len(paths) if args.most is None else fields.at_least("most", fields.whole("most", args.most), LEAST)
+    captioned, left_out = _captioned(args.pictures)
+    most = len(captioned) if args.most is None else fields.at_least("most", fields.whole("most", args.most), LEAST)
     skips = None if args.skips is None else fields.ranges("skips", args.skips)
     with clipskip.open(args.store, backend=args.target) as pipe, output.stages() as say:
 
@@ -37,10 +40,10 @@ def run(args: argparse.Namespace) -> Outcome:
             alike = len(verdict.alike) - 1
             say(f"{len(verdict.losses)} pictures: clip skip {verdict.best}, {alike} others alike")
 
-        verdict = recommend(pipe, islice(_read(paths), most), skips, show)
+        verdict = recommend(pipe, islice(_read(captioned), most), skips, show)
     written = args.write and verdict.recommended is not None
     if verdict.recommended is not None and written:
-        publish.recommend(args.store, verdict.recommended, verdict.evidence)
+        publish.recommend(args.store, pipe.model.model_sha256, verdict.recommended, verdict.evidence)
     plot = None
     if args.plot is not None:
         picture = draw(verdict, figure)
@@ -52,8 +55,10 @@ def run(args: argparse.Namespace) -> Outcome:
         depths.append({"clip_skip": skip, "loss": losses[skip], "above": above, "standard_error": error})
         rows.append((str(skip), f"{losses[skip]:.5f}", f"{above:.5f}", f"{error:.5f}"))
     facts = {"recommended": verdict.recommended, "evidence": verdict.evidence, "written": written, "depths": depths}
-    lines = [report.table(rows), "", verdict.evidence, *["written into the store"] * written, *[plot] * bool(plot)]
-    return Outcome({**facts, "pictures": len(verdict.losses), "plot": plot}, "\n".join(map(str, lines)))
+    said = ["written into the store" if written else "nothing is written: there is no answer"] * args.write
+    lines = [report.table(rows), "", verdict.evidence, *said, *[plot] * bool(plot)]
+    facts |= {"pictures": len(verdict.losses), "left_out": left_out, "plot": plot}
+    return Outcome(facts, "\n".join(map(str, lines)))
 
 
 def empty_figure() -> Any:
@@ -87,24 +92,46 @@ def draw(verdict: Verdict, figure: Any) -> PIL.Image.Image:
     return PIL.Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")
 
 
-def _captioned(folder: Path) -> list[Path]:
-    """The pictures that have a caption beside them, a .txt of the same name."""
+def _captioned(folder: Path) -> tuple[list[tuple[Path, str]], dict[str, int]]:
+    """Pictures with what the .txt beside each says, and how many are left out, by why. CheckpointError for broken ones.
+
+    All captions are read here, and of pictures what shows damage without decoding: minutes before the last is used.
+    """
     if not folder.is_dir():
         raise RequestError(f"{folder} is no folder", field="pictures", hint="it holds name.png and name.txt")
     pictures = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES]
-    captioned = [path for path in pictures if path.with_suffix(".txt").is_file()]
+    captioned, left_out = dict[Path, tuple[Path, str]](), Counter[str]()
+    for path in pictures:
+        beside = path.with_suffix(".txt")
+        if not beside.is_file() or beside in captioned:
+            left_out["with another's caption" if beside in captioned else "without a caption"] += 1
+            continue
+        try:
+            caption = beside.read_text("utf-8").strip()
+            with warnings.catch_warnings(), PIL.Image.open(path, formats=FORMATS) as image:
+                warnings.simplefilter("ignore")  # Pillow's, of what is odd in Exif
+                image.verify()
+        except Exception as error:  # Pillow raises anything, from SyntaxError to struct.error, on broken files
+            raise CheckpointError(f"{path} or its caption cannot be read: {error}", path=path) from error
+        if caption:
+            captioned[beside] = path, caption
+        else:
+            left_out["with an empty caption"] += 1
+    said = ", ".join(f"{count} {why}" for why, count in left_out.items())
     if len(captioned) < LEAST:
         message = f"{folder} has {len(captioned)} captioned pictures (of {len(pictures)}); {LEAST} are the least"
-        raise RequestError(message, field="pictures", hint="beside name.png belongs name.txt, with what it shows")
-    return captioned
+        raise RequestError(
+            message, field="pictures", hint=f"beside name.png belongs name.txt, with what it shows; {said}"
+        )
+    if left_out:
+        output.say(f"left out of {len(pictures)} pictures: {said}")
+    return list(captioned.values()), dict(left_out)
 
 
-def _read(paths: list[Path]) -> Iterator[tuple[PIL.Image.Image, str]]:
-    for path in paths:
+def _read(captioned: Iterable[tuple[Path, str]]) -> Iterator[tuple[PIL.Image.Image, str]]:
+    """The pictures, decoded; what breaks off is said, and left out: others are measured already."""
+    for path, caption in captioned:
         try:
-            caption = path.with_suffix(".txt").read_text("utf-8").strip()
-            with PIL.Image.open(path) as picture:
-                picture.load()
-                yield picture, caption
-        except (OSError, ValueError, PIL.Image.DecompressionBombError) as error:
-            raise CheckpointError(f"{path} or its caption cannot be read: {error}", path=path) from error
+            yield opened(path.name, str(path)), caption
+        except (ClipskipError, OSError) as error:
+            output.say(f"left out: {error}")

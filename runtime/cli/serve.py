@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from functools import partial
 from pathlib import Path
@@ -82,25 +83,16 @@ def parts(args: argparse.Namespace) -> tuple[Settings, partial[Pipeline], int | 
     from clipskip.serve.service import Settings
 
     numbers = {name: at_least(name, whole(name, getattr(args, name)), 1) for name in NUMBERS}
+    queue, numbers["max_body"] = numbers.pop("max_queue"), numbers["max_body"] << 20
     settings = Settings(
         token=secret("token", args.token),
         user=secret("user", args.user),
-        origins=tuple(args.cors),
+        origins=tuple(map(origin, args.cors)),
         loopback=is_loopback(args.host),
-        max_body=numbers["max_body"] << 20,
-        max_pixels=numbers["max_pixels"],
-        max_calls=numbers["max_calls"],
-        timeout=numbers["timeout"],
-        client_timeout=numbers["client_timeout"],
         log_prompts=args.log_prompts,
+        **numbers,
     )
-    opener = partial(
-        clipskip.open,
-        backend=args.target,
-        embeddings=args.embeddings,
-        loras=args.loras,
-        max_queue=numbers["max_queue"],
-    )
+    opener = partial(clipskip.open, backend=args.target, embeddings=args.embeddings, loras=args.loras, max_queue=queue)
     memory = args.models_memory
     budget = None if memory is None else at_least("models_memory", whole("models_memory", memory), 1) << 20
     return settings, opener, budget
@@ -112,16 +104,25 @@ NUMBERS = ("max_queue", "max_pixels", "max_calls", "max_body", "timeout", "clien
 
 def secret(option: str, given: str | None) -> str:
     """A token, or a name with its password: as given, from the file after "@", or from the environment."""
-    text = given if given is not None else os.environ.get(SECRETS[option], "")
+    name, text = (f"--{option}", given) if given is not None else (SECRETS[option], os.environ.get(SECRETS[option]))
+    if text is None:
+        return ""
     if text.startswith("@"):
+        name = f"the file for {name}"
         try:
             text = Path(text[1:]).read_text("utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
-            raise RequestError(f"cannot read the {option} from {text[1:]}: {error}", field=option) from error
-        if not text:
-            raise RequestError(f"the file for --{option} is empty", field=option)
-    if option == "user" and text and ":" not in text:
-        raise RequestError("--user is written NAME:PASSWORD", field="user")
-    if given is not None and not text:
-        raise RequestError(f"--{option} is empty", field=option, hint="leave it out, or give it a value")
+            raise RequestError(f"cannot read {name}, {text[1:]}: {error}", field=option) from error
+    if not text:  # meant as a secret that everybody knows, or forgotten: nobody is let in by it
+        raise RequestError(f"{name} is empty", field=option, hint="leave it out, or give it a value")
+    if option == "user" and ":" not in text:
+        raise RequestError(f"{name} is written NAME:PASSWORD", field="user")
     return text
+
+
+def origin(text: str) -> str:
+    """A site as browsers name it. RequestError for what none would send."""
+    if text in ("*", "null") or re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\sA-Z]+", text):
+        return text
+    hint = "such as https://our.example: in lower case, and without a path"
+    raise RequestError(f"--cors {text} is no site as browsers name it", field="cors", hint=hint)

@@ -7,9 +7,9 @@ import os
 from dataclasses import asdict
 
 from clipskip.engines import hints
-from clipskip.errors import BackendUnavailable, EngineCorrupt, NumericalError, RequestError
+from clipskip.errors import EngineCorrupt, NumericalError, RequestError
 
-from . import Outcome, Verbs, builds, output, path, store_verb
+from . import Outcome, Verbs, builds, extra, output, path, store_verb
 
 
 def add_to(verbs: Verbs) -> None:
@@ -59,18 +59,19 @@ def add_to(verbs: Verbs) -> None:
     verb.set_defaults(run=doctor)
     text = (
         "Measure a store: opening, text at every depth, a step, decoding, the first picture of a process, whole\n"
-        "pictures, memory and disk. The last line is JSON. With --baseline, the status is 1 where a row is slower."
+        "pictures, memory and disk. The last line is JSON. With --baseline, the status is 1 where a row is slower: by\n"
+        "more than --threshold, and the middle halves of at least three runs do not overlap."
     )
     verb = store_verb(verbs, bench, "how long each stage takes, and what it costs", text)
-    verb.add_argument("--target", default="onnxruntime", help="the backend (default: onnxruntime, on the CPU)")
-    verb.add_argument("--size", metavar="N", default="0", help="pixels a side (default: the model's own)")
-    verb.add_argument("--steps", metavar="N", default="20", help="of a whole picture (default: 20)")
+    verb.add_argument("--target", help="the backend (default: onnxruntime, on the CPU)")
+    verb.add_argument("--size", metavar="N", help="pixels a side (default: the model's own)")
+    verb.add_argument("--steps", metavar="N", help="of a whole picture (default: 20)")
     verb.add_argument("--batch", metavar="N,N", help="images in one step, such as 1,2,4 (default: what pictures share)")
-    verb.add_argument("--rounds", metavar="N", default="5", help="figures are medians of so many at least (default: 5)")
-    verb.add_argument("--minutes", metavar="N", default="10", help="about how long at most (default: 10)")
-    verb.add_argument("--out", type=path, metavar="FILE", help="write the report there, as JSON")
+    verb.add_argument("--rounds", metavar="N", help="of each row at least, in the time (default: 5)")
+    verb.add_argument("--minutes", metavar="N", help="the time, about; one round fits (default: 10)")
+    verb.add_argument("--out", type=path, metavar="FILE", help="write the report there, as JSON; its folder is made")
     verb.add_argument("--baseline", type=path, metavar="OLD.json", help="an earlier report, to compare with")
-    verb.add_argument("--threshold", metavar="PERCENT", default="10", help="slower by more is a failure (default: 10)")
+    verb.add_argument("--threshold", metavar="PERCENT", help="slower by more is a failure (default: 10)")
     verb.add_argument("--fidelity", action="store_true", help="of the sample model: what is left of a prompt, by depth")
 
 
@@ -111,12 +112,8 @@ def diagnose(args: argparse.Namespace) -> Outcome:
         hint = "step, decode, decode-tiny, encode, or text-00 to text-12"
         raise RequestError(f"{args.role!r:.40} is no role", field="role", hint=hint) from error
     settings = {"target": args.target, "variant": args.variant, "against": args.against and Store(args.against)}
-    try:
-        with output.stages() as say:
-            found = diagnosis.diagnose(Store(args.store), role, say, **settings)
-    except ImportError as error:
-        hint = f"{hints.install('.[diagnose]')}, in the folder of clipskip's source"
-        raise BackendUnavailable(f"a diagnosis needs {error.name}", hint=hint) from error
+    with extra("diagnose", "a diagnosis"), output.stages() as say:
+        found = diagnosis.diagnose(Store(args.store), role, say, **settings)
     return Outcome(asdict(found), diagnosis.text(found), NumericalError.exit_status if found.tensor else 0)
 
 
@@ -140,9 +137,9 @@ def gc(args: argparse.Namespace) -> Outcome:
         cached = kept.clear(dry_run=args.dry_run)
     lines = [f"{name}  {files.readable_size(size)}" for name, size in (removed | cached).items()]
     if args.cache:
-        total, most = (files.readable_size(size) for size in (sum(cached.values()), kept.limit()))
+        total, most = files.readable_size(sum(cached.values())), kept.limit() / 2**30
         where = files.own_folder() or "no folder"
-        lines.append(f"{total} {'in' if args.dry_run else 'from'} {where}; prepacked weights take at most {most}")
+        lines.append(f"{total} {'in' if args.dry_run else 'from'} {where}; prepacked weights take at most {most:g} GiB")
     text = "\n".join(lines or ["nothing to remove"])
     return Outcome({"removed": removed, "cache": cached, "dry_run": args.dry_run}, text)
 

@@ -61,11 +61,11 @@ class Webui:
     jobs: dict[str, Job] = field(default_factory=dict)  # by the request's id
 
     async def txt2img(self, http: HttpRequest) -> Response:
-        """POST /sdapi/v1/txt2img."""
+        """POST /sdapi/v1/txt2img: pictures from a prompt."""
         return await self._made(http, image=False)
 
     async def img2img(self, http: HttpRequest) -> Response:
-        """POST /sdapi/v1/img2img, with a mask also what is called inpainting."""
+        """POST /sdapi/v1/img2img: pictures from a picture; with a mask what is called inpainting."""
         return await self._made(http, image=True)
 
     async def _made(self, http: HttpRequest, image: bool) -> Response:
@@ -109,7 +109,7 @@ class Webui:
         return {name: each.model for name, each in manifests.items() if isinstance(each, Manifest)}
 
     async def options(self, http: HttpRequest) -> Response:
-        """GET /sdapi/v1/options."""
+        """GET /sdapi/v1/options: the settings that requests start from."""
         return AsciiResponse(await self._options())
 
     async def _options(self) -> dict[str, Any]:
@@ -123,7 +123,7 @@ class Webui:
 
     async def set_options(self, http: HttpRequest) -> Response:
         """POST /sdapi/v1/options: what differs from what GET tells, for some clients post back all of it."""
-        given, now = object_of(await json_body(http)), await self._options()
+        given, now = await asyncio.to_thread(object_of, await json_body(http)), await self._options()
         settings = Settings.of({name: value for name, value in given.items() if now.get(name, self) != value})
         model = self.model if settings.checkpoint is None else await self._model(settings.checkpoint)
         there = (await self._models()).get(self.service.models.name(model))
@@ -163,7 +163,7 @@ class Webui:
                 job.unfinished = await generation.unfinished()
             except ClipskipError as error:
                 LOG.warning("%s is interrupted without its pictures: %s", generation.id, error.message)
-            generation.cancel()
+            generation.tell(error=Refusal(409, "this request was interrupted"))
         return AsciiResponse({})
 
     def _mine(self, http: HttpRequest) -> list[tuple[Job, Generation]]:
@@ -172,11 +172,11 @@ class Webui:
         return [(job, generation) for job, generation in running if isinstance(generation, Generation)]
 
     async def models(self, http: HttpRequest) -> Response:
-        """GET /sdapi/v1/sd-models."""
+        """GET /sdapi/v1/sd-models: the stores as checkpoints."""
         return AsciiResponse([a1111_lists.checkpoint(*each) for each in (await self._models()).items()])
 
     async def loras(self, http: HttpRequest) -> Response:
-        """GET /sdapi/v1/loras."""
+        """GET /sdapi/v1/loras: those that prompts may call."""
         told = await self.service.models.ask(self.model, Pipeline.loras)
         return AsciiResponse([a1111_lists.lora(*each) for each in told.items()])
 
@@ -187,11 +187,12 @@ class Webui:
 
 async def png_info(http: HttpRequest) -> Response:
     """POST /sdapi/v1/png-info: the texts in a picture; none is no error."""
-    given = object_of(await json_body(http))
+    given = await asyncio.to_thread(object_of, await json_body(http))
     url = data_url("image", given.get("image"))
     try:
         data = base64.b64decode(url.partition(",")[2], validate=True)
-        texts, comments = await asyncio.to_thread(metadata.texts_in, data)
+        async with http.app.state.service.reading:
+            texts, comments = await asyncio.to_thread(metadata.texts_in, data)
     except (ValueError, CheckpointError) as error:
         raise RequestError(f"image is no sound picture in base64: {error}", field="image") from error
     text = texts.get("parameters") or next((each for each in comments if infotext.read(each)), "")
@@ -207,6 +208,8 @@ def address(http: HttpRequest) -> str:
 
 def refusal(error: ClipskipError) -> tuple[int, dict[str, Any]]:
     """An error in A1111's form; of the body nothing is told back."""
+    if error.field == "clip_skip":  # its hint is of a field that this form has not
+        error.hint = None
     told = {"error": type(error).__name__, "detail": sentence(error), "body": "", "errors": error.message}
     return status_of(error), {**told, **{name: facts(error)[name] for name in ("code", "field", "hint")}}
 

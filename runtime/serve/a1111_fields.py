@@ -10,10 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from clipskip import infotext, ledger
-from clipskip.engines.shapes import no_clip_skip
+from clipskip import infotext, ledger, render
 from clipskip.errors import RequestError
-from clipskip.fields import FRACTION, SD1_LAYERS, TEXT, WHOLE, at_least, number, shown
+from clipskip.fields import FRACTION, TEXT, WHOLE, at_least, number, shown
 from clipskip.request import FIELDS, Request
 
 from .foreign import data_url
@@ -29,29 +28,34 @@ HIRES = {  # of the second pass -> the first one's: one that differs is refused
     "hr_sampler_name": "sampler_name", "hr_scheduler": "scheduler", "hr_checkpoint_name": "", "hr_prompt": "prompt",
     "hr_negative_prompt": "negative_prompt",
 }  # fmt: skip
+SKIP = "CLIP_stop_at_last_layers"
 SETTINGS = {  # A1111's -> fields
-    "CLIP_stop_at_last_layers": "clip_skip", "eta_noise_seed_delta": "eta_noise_seed_delta", "randn_source": "rng",
+    SKIP: "clip_skip", "eta_noise_seed_delta": "eta_noise_seed_delta", "randn_source": "rng",
     "emphasis": "emphasis", "comma_padding_backtrack": "comma_backtrack", "pad_cond_uncond": "pad_cond_uncond",
 }  # fmt: skip
 CHECKPOINT, AUTOMATIC = "sd_model_checkpoint", ("", "automatic", "none")
 REFUSED: Mapping[str, Any] = {  # what is not supported -> what it is beside None, false, 0 and -1 when it is off
     "styles": [], "restore_faces": False, "tiling": False, "script_name": "None", "seed_resize_from_h": -1,
-    "seed_resize_from_w": -1, "refiner_checkpoint": "None", "firstpass_image": "", "initial_noise_multiplier": 1,
-    "s_min_uncond": 0, "disable_extra_networks": False, "controlnet_units": [],
+    "seed_resize_from_w": -1, "refiner_checkpoint": "None", "firstpass_image": "", "initial_noise_multiplier": 1.0,
+    "s_min_uncond": 0.0, "disable_extra_networks": False, "controlnet_units": [],
 }  # fmt: skip
 UNUSED = (  # known, and of no meaning here
     "send_images", "save_images", "do_not_save_samples", "do_not_save_grid", "script_args", "force_task_id", "comments",
     "refiner_switch_at", "include_init_images", "image_cfg_scale", "mask_round", "override_settings_restore_afterwards",
 )  # fmt: skip
-READ = (  # below
-    *DEFAULTS, *NOISE, *HIRES, "sampler_name", "clip_skip", "override_settings", "alwayson_scripts", "infotext",
-    "enable_hr", "hr_scale", "hr_upscaler", "hr_second_pass_steps", "hr_resize_x", "hr_resize_y", "firstphase_width",
-    "firstphase_height", "denoising_strength",
-)  # fmt: skip
-OF_IMAGE = (
-    "init_images", "resize_mode", "mask", "mask_blur", "mask_blur_x", "mask_blur_y", "inpainting_fill",
-    "inpaint_full_res", "inpaint_full_res_padding", "inpainting_mask_invert",
-)  # fmt: skip
+STRENGTH = {"denoising_strength": 0.75}
+SECOND: Mapping[str, Any] = {  # of the second pass of txt2img
+    **STRENGTH, "hr_scale": 2, "hr_upscaler": "Latent", "hr_second_pass_steps": 0, "hr_resize_x": 0, "hr_resize_y": 0,
+    "firstphase_width": 0, "firstphase_height": 0,
+}  # fmt: skip
+OF_IMAGE: Mapping[str, Any] = {
+    **STRENGTH, "init_images": [], "resize_mode": 0, "mask": "", "mask_blur": 4, "mask_blur_x": 4, "mask_blur_y": 4,
+    "inpainting_fill": 0, "inpaint_full_res": True, "inpaint_full_res_padding": 0, "inpainting_mask_invert": 0,
+}  # fmt: skip
+READ: Mapping[str, Any] = {  # what it is where it is not given
+    **DEFAULTS, **NOISE, **dict.fromkeys(HIRES), "sampler_name": None, "clip_skip": None, "override_settings": {},
+    "alwayson_scripts": {}, "infotext": "", "enable_hr": False, **SECOND,
+}  # fmt: skip
 KNOWN = {*READ, *REFUSED, *UNUSED, *OF_IMAGE}
 FILLS = ("fill", "original", "latent noise", "latent nothing")
 
@@ -74,7 +78,7 @@ class Settings:
             raise not_here("sd_vae", "a checkpoint's own VAE is used")
         fields = {SETTINGS[name]: value for name, value in _whole(given).items() if name in SETTINGS}
         if "clip_skip" in fields:
-            fields["clip_skip"] = clip_skip(fields["clip_skip"])
+            fields["clip_skip"] = clip_skip(SKIP, fields["clip_skip"])
         if "rng" in fields:
             fields["rng"] = str(TEXT.check("randn_source", fields["rng"])).lower().replace("gpu", "nv")
         checkpoint = given.get(CHECKPOINT)
@@ -88,8 +92,8 @@ def request_of(
 ) -> tuple[Request, list[str]]:
     """The request, and what its user must know.
 
-    Its own fields and `overrides` come first, as in A1111; then what is in an infotext, or else `base`. `image`: of
-    img2img.
+    What a `/render` line as its prompt says comes first, then its own fields and `overrides`, as in A1111; then what is
+    in an infotext, or else `base`. `image`: of img2img.
     """
     for name, off in REFUSED.items():
         if (value := given.get(name)) and value != off and value != -1 and str(value).lower() != "none":
@@ -110,19 +114,18 @@ def request_of(
     if whole.get("subseed_strength"):
         fields["subseed"] = whole.get("subseed", -1)
     if "clip_skip" in whole:
-        skip = clip_skip(whole["clip_skip"])
+        skip = clip_skip("clip_skip", whole["clip_skip"])
         if (told := overrides.get("clip_skip", skip)) != skip:
-            message = f"clip_skip is {skip}, and CLIP_stop_at_last_layers in override_settings {told}"
-            raise RequestError(message, field="clip_skip", hint="give one of them, or both the same")
+            message = f"clip_skip is {skip}, and {SKIP} in override_settings {told}"
+            raise RequestError(message, field=SKIP, hint="give one of them, or both the same")
         fields["clip_skip"] = skip
     if image:
         fields |= _picture(whole)
     elif whole.get("enable_hr"):
         fields |= _hires(whole)
-    if info is None:
-        return Request.from_json({**base, **fields}), []
-    found = ledger.of_text(info).over(fields)
-    return Request.from_json({name: getattr(found.request, name) for name in FIELDS}), found.notes()
+    found = None if info is None else ledger.of_text(info).over(fields)
+    told = {name: getattr(found.request, name) for name in FIELDS} if found else {**base, **fields}
+    return render.read(Request.from_json(told)), found.notes() if found else []
 
 
 def ignored(given: Mapping[str, Any], settings: Settings, image: bool) -> list[str]:
@@ -143,11 +146,12 @@ def not_here(name: str, why: str = "leave it out") -> RequestError:
     return RequestError(f"{name} is not supported here", field=name, hint=why)
 
 
-def clip_skip(value: object) -> int:
+def clip_skip(name: str, value: object) -> int:
     """A whole number from 1 on, also as a float; how far it may go is the model's."""
     given = number(value)
     if given is None or given != int(given) or given < 1:
-        raise no_clip_skip("clip_skip", shown(value), SD1_LAYERS)
+        message = f"{name} must be a whole number from 1 on, not {shown(value)}: 1 is the last layer, 2 the penultimate"
+        raise RequestError(message, field=name)
     return int(given)
 
 
@@ -175,48 +179,50 @@ def _check_scripts(scripts: object) -> None:
             raise not_here(f"alwayson_scripts.{name[:60]}")
 
 
-def _picture(given: Mapping[str, Any]) -> dict[str, Any]:
+def _picture(told: Mapping[str, Any]) -> dict[str, Any]:
     """What img2img takes."""
-    images = given.get("init_images")
+    given = {**OF_IMAGE, **told}
+    images = given["init_images"]
     if not isinstance(images, list) or len(images) != 1:
         raise RequestError("init_images must be a list of one picture in base64", field="init_images")
     fields = {
         "image": data_url("init_images", images[0]),
-        "strength": FRACTION.check("denoising_strength", given.get("denoising_strength", 0.75)),
-        "resize_mode": _nth("resize_mode", given.get("resize_mode", 0), FIELDS["resize_mode"].choices),
+        "strength": FRACTION.check("denoising_strength", given["denoising_strength"]),
+        "resize_mode": _nth("resize_mode", given["resize_mode"], FIELDS["resize_mode"].choices),
     }
-    if not (mask := given.get("mask")):
+    if not (mask := given["mask"]):
         return fields
-    blurs = [given[name] for name in ("mask_blur", "mask_blur_x", "mask_blur_y") if name in given] or [4]
-    if any(blur != blurs[0] for blur in blurs[1:]) and "mask_blur" not in given:
+    blurs = [told[name] for name in ("mask_blur", "mask_blur_x", "mask_blur_y") if name in told] or [given["mask_blur"]]
+    if any(blur != blurs[0] for blur in blurs[1:]) and "mask_blur" not in told:
         raise not_here("mask_blur_y", "mask_blur_x and mask_blur_y must be the same")
     fields |= {"mask": data_url("mask", mask), "mask_blur": WHOLE.check("mask_blur", blurs[0])}
-    fields["fill"] = _nth("inpainting_fill", given.get("inpainting_fill", 0), FILLS)
-    fields["mask_invert"] = bool(given.get("inpainting_mask_invert"))
-    if given.get("inpaint_full_res", True):
-        padding = WHOLE.check("inpaint_full_res_padding", given.get("inpaint_full_res_padding", 0))
+    fields["fill"] = _nth("inpainting_fill", given["inpainting_fill"], FILLS)
+    fields["mask_invert"] = bool(given["inpainting_mask_invert"])
+    if given["inpaint_full_res"]:
+        padding = WHOLE.check("inpaint_full_res_padding", given["inpaint_full_res_padding"])
         fields |= {"inpaint_area": "Only masked", "mask_padding": padding}
     return fields
 
 
-def _hires(given: Mapping[str, Any]) -> dict[str, Any]:
+def _hires(told: Mapping[str, Any]) -> dict[str, Any]:
     """What the second pass of txt2img takes; of a size with one side, the other follows from the first pass."""
     for name, first in HIRES.items():
-        value = given.get(name)
-        if value and value != given.get(first) and not str(value).lower().startswith("use same"):
+        value = told.get(name)
+        if value and value != told.get(first) and not str(value).lower().startswith("use same"):
             raise not_here(name, "both passes have the same")
-    if given.get("firstphase_width") or given.get("firstphase_height"):
+    given = {**DEFAULTS, **SECOND, **told}
+    if given["firstphase_width"] or given["firstphase_height"]:
         raise not_here("firstphase_width", "width and height are those of the first pass")
     fields = {
-        "strength": FRACTION.check("denoising_strength", given.get("denoising_strength", 0.75)),
-        "hires_steps": given.get("hr_second_pass_steps", 0),
-        "hires_upscaler": given.get("hr_upscaler", "Latent"),
+        "strength": FRACTION.check("denoising_strength", given["denoising_strength"]),
+        "hires_steps": given["hr_second_pass_steps"],
+        "hires_upscaler": given["hr_upscaler"],
     }
-    width, height = (at_least(name, given.get(name, 512), 1) for name in ("width", "height"))
-    x, y = (at_least(name, given.get(name, 0), 0) for name in ("hr_resize_x", "hr_resize_y"))
+    width, height = (at_least(name, given[name], 1) for name in ("width", "height"))
+    x, y = (at_least(name, given[name], 0) for name in ("hr_resize_x", "hr_resize_y"))
     if x or y:
         return {**fields, "hires_size": f"{x or y * width // height}x{y or x * height // width}"}
-    return {**fields, "hires_scale": given.get("hr_scale", 2)}
+    return {**fields, "hires_scale": given["hr_scale"]}
 
 
 def _nth(name: str, value: object, choices: tuple[str, ...]) -> str:

@@ -53,6 +53,7 @@ def embeddings(pipe: Pipeline) -> dict[str, Any]:
 
 def _route(name: str, told: object, method: str = "GET") -> Route:
     async def answer(http: HttpRequest) -> Response:
+        """The same for every request: what there is, if anything."""
         return JSONResponse(told)
 
     return Route(f"/sdapi/v1/{name}", answer, methods=[method])

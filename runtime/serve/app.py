@@ -39,8 +39,10 @@ def create_app(models: Stores, settings: Settings) -> Starlette:
         return refused(refusal)
 
     methods, headers = ["GET", "POST", "DELETE"], ["Authorization", "Content-Type", "X-Request-Id"]
-    origins = list(settings.origins)
-    cors = Middleware(CORSMiddleware, allow_origins=origins, allow_methods=methods, allow_headers=headers)
+    told, origins = ["Retry-After", "X-Request-Id", "X-Clipskip-Seed", "X-Clipskip-Notes"], list(settings.origins)
+    cors = Middleware(
+        CORSMiddleware, allow_origins=origins, allow_methods=methods, allow_headers=headers, expose_headers=told
+    )
     app = Starlette(
         routes=[
             *OPERATIONS,
@@ -71,15 +73,15 @@ async def readyz(http: HttpRequest) -> Response:
 
 
 async def figures(http: HttpRequest) -> Response:
-    """GET /metrics."""
+    """GET /metrics: figures, in Prometheus' form."""
     service: Service = http.app.state.service
     own = await asyncio.to_thread(metrics.text, service)  # a GPU may take long to answer
     return Response(await service.models.figures(own), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
 async def described(http: HttpRequest) -> Response:
-    """GET /openapi.json."""
-    return JSONResponse(openapi.document())
+    """GET /openapi.json: all of it for machines."""
+    return JSONResponse(openapi.document(http.app.routes))
 
 
 OPERATIONS = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Mapping
+from functools import wraps
 from typing import Any, TypeAlias
 
 from starlette.exceptions import HTTPException
@@ -29,6 +30,7 @@ class AsciiResponse(JSONResponse):
 def telling(form: Callable[[ClipskipError], tuple[int, Mapping[str, Any]]], handler: Handler) -> Handler:
     """A route whose errors are told in this form: a status, and an object."""
 
+    @wraps(handler)
     async def answered(http: HttpRequest) -> Response:
         try:
             return await handler(http)

@@ -7,7 +7,7 @@ import base64
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import asdict
 from functools import partial
 from io import BytesIO
@@ -19,11 +19,12 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from clipskip import render
 from clipskip.engines import strict
 from clipskip.engines.manifest import Manifest
 from clipskip.errors import ClipskipError, ManifestError, RequestError
 from clipskip.metadata import encode
-from clipskip.request import LARGEST, Request
+from clipskip.request import LARGEST, Request, check_names
 from clipskip.result import Result
 from clipskip.scheduler import Generation
 
@@ -71,11 +72,11 @@ def object_of(body: bytes) -> dict[str, Any]:
 
 def parsed(body: bytes, accept: list[str]) -> tuple[Request, Options]:
     """A request and how it is served; an accepted type of picture is the format, where none is given."""
-    given = object_of(body)
+    check_names(given := object_of(body), *OPTIONS)
     own = {name: given.pop(name) for name in OPTIONS if name in given}
     format = next((TYPES[each] for each in accept if each in TYPES), None)
     options = Options.of({"format": format, **own})
-    return Request.from_json(given), options
+    return render.read(Request.from_json(given)), options
 
 
 def described(result: Result, format: str) -> dict[str, Any]:
@@ -127,17 +128,14 @@ async def _events(
             if state.results:
                 break
             if options.preview is not None and time.monotonic() - shown >= options.preview:
-                images = await generation.preview()
+                with suppress(ClipskipError):  # the picture may be made all the same
+                    if images := await generation.preview():
+                        yield event("preview", {"images": await asyncio.to_thread(_clean, images)})
                 shown = time.monotonic()
-                yield event("preview", {"images": await asyncio.to_thread(_clean, images)})
         yield event("result", await asyncio.to_thread(described, state.results[0], options.format))
     except ClipskipError as error:
         service.note(error)
         yield event("error", facts(error))
-    except asyncio.CancelledError:
-        if not generation.future.cancelled():
-            raise  # the client is gone
-        yield event("error", facts(Refusal(409, "this request was cancelled", field="id")))
     finally:
         if coming is not None:
             coming.cancel()
@@ -167,9 +165,9 @@ def event(name: str, data: Mapping[str, Any]) -> bytes:
 async def cancel(http: HttpRequest) -> Response:
     """DELETE /v1/generate/ID: the work ends within a call of the network, and who waits for it hears 409."""
     service: Service = http.app.state.service
-    if (generation := service.running.get(name := http.path_params["id"])) is None:
+    if (running := service.running.get(name := http.path_params["id"])) is None:
         raise Refusal(404, f"no request {name[:64]!r} is on its way", field="id")
-    generation.cancel()
+    running.tell(error=Refusal(409, "this request was cancelled", field="id"))
     return Response(status_code=204)
 
 

@@ -26,7 +26,9 @@ from .service import Service, Settings
 
 PUBLIC = ("/", "/healthz", "/readyz")  # without a token: nothing in them is a secret
 READING = ("GET", "HEAD", "OPTIONS")
+PATIENCE = 4  # times the largest body are listened to
 CLOSED = 499  # in the log: the client was gone before the answer
+_NOT_ADDRESS = re.compile(r"[^A-Za-z0-9.:%_-]", re.ASCII)
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 
 
@@ -60,7 +62,9 @@ class Guard:
         finally:
             target = scope["raw_path"].decode("ascii", "replace")[:200]  # what follows "?" may be a secret
             seconds = time.monotonic() - start
-            client = scope["client"][0] if scope.get("client") else "-"
+            client = (
+                _NOT_ADDRESS.sub("?", str(scope["client"][0])[:64]) if scope.get("client") else "-"
+            )  # a proxy's word
             LOG.info("%s %s %s %s %d %.3f s", name, client, scope["method"], target, answer.status, seconds)
 
 
@@ -82,16 +86,20 @@ class _Body:
     async def receive(self) -> Message:
         if self._complete:
             return await self._receive()
-        if self._told > self._most:
-            told = f"the body has {self._told} bytes; this server takes {self._most}"
-            raise Refusal(413, told, hint="smaller pictures")
+        while True:  # of what is too large some is thrown away: who still sends does not hear why it is refused
+            size = max(self._told, self._size)
+            if size > PATIENCE * self._most or (size > self._most and self._complete):
+                raise Refusal(413, f"the body has more than {self._most} bytes", hint="smaller pictures")
+            message = await self._next()
+            if max(self._told, self._size) <= self._most:
+                return message
+
+    async def _next(self) -> Message:
         try:
             message = await asyncio.wait_for(self._receive(), max(self._deadline - time.monotonic(), 0))
         except asyncio.TimeoutError:
             raise Refusal(408, f"the body did not come within {self._seconds:g} s") from None
         self._size += len(message.get("body", b""))
-        if self._size > self._most:
-            raise Refusal(413, f"the body has more than {self._most} bytes", hint="smaller pictures")
         self._complete = not message.get("more_body", False)
         return message
 
@@ -117,15 +125,23 @@ class _Answer:
 def check_authority(scope: Scope, headers: Headers, settings: Settings) -> None:
     """Refusal for who has no token where one is asked for, and for pages of other sites that a browser shows."""
     host, origin = headers.get("host", ""), headers.get("origin")
-    elsewhere = origin and urlsplit(origin).netloc != host and not {origin, "*"}.intersection(settings.origins)
+    try:
+        name, site = urlsplit(f"//{host}").hostname or "", urlsplit(origin or "").netloc
+    except ValueError as error:
+        raise Refusal(400, f"Host or Origin is no address: {error}") from error
+    elsewhere = origin and site != host and not {origin, "*"}.intersection(settings.origins)
     if elsewhere and scope["method"] not in READING:
         raise Refusal(403, "pages of other sites may not ask here", hint="--cors ORIGIN allows one")
     if not settings.token and not settings.user:
-        if settings.loopback and not is_loopback(urlsplit(f"//{host}").hostname or ""):
+        if settings.loopback and not is_loopback(name):
             message = "without a token, this server is asked by the names of this machine alone (Host)"
             raise Refusal(403, message, hint="ask 127.0.0.1, or start it with --token")
-    elif scope["path"] not in PUBLIC and not _may(headers.get("authorization", ""), settings):
-        raise Refusal(401, "this server asks for its token", hint="send the header Authorization: Bearer TOKEN")
+    elif scope["path"] not in PUBLIC and not _may(given := headers.get("authorization", ""), settings):
+        there = {"its token": settings.token, "a name and its password": settings.user}
+        kinds = {"Bearer TOKEN": settings.token, "Basic, and NAME:PASSWORD in base64": settings.user}
+        asked, header = (" or ".join(name for name, secret in each.items() if secret) for each in (there, kinds))
+        wrong = ", and what was sent is wrong" if given.partition(" ")[2].strip() else ""
+        raise Refusal(401, f"this server asks for {asked}{wrong}", hint=f"send the header Authorization: {header}")
 
 
 def is_loopback(name: str) -> bool:
@@ -140,7 +156,7 @@ def _may(authorization: str, settings: Settings) -> bool:
     """Whether the header has the token or the user's name and password; compared in a time that tells nothing."""
     kind, _, secret = authorization.partition(" ")
     if kind.lower() == "bearer" and settings.token:
-        return hmac.compare_digest(secret.strip().encode(), settings.token.encode())
+        return hmac.compare_digest(secret.strip().encode("latin-1"), settings.token.encode())
     if kind.lower() != "basic" or not settings.user:
         return False
     try:

@@ -7,14 +7,14 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 from clipskip.engines.manifest import Manifest
 from clipskip.engines.store import MANIFEST, read_manifest
-from clipskip.errors import Busy, ClipskipError, DeviceLost, RequestError, StoreError
+from clipskip.errors import Busy, ClipskipError, RequestError, StoreError
 from clipskip.pipeline import Pipeline
 from clipskip.request import unknown
 from clipskip.scheduler import Queue
@@ -111,8 +111,8 @@ class Stores(ABC):
 
     def failure(self) -> str | None:
         """Why this process can make no picture any more, if so: its device is lost, or hangs."""
-        now, tallies = time.perf_counter(), [each.pipe.driver.tally for each in self.loaded.values()]
-        if any(tally.since is not None and now - tally.since > HUNG for tally in tallies):
+        begun = [each.pipe.driver.tally.since for each in list(self.loaded.values())]  # other threads write both
+        if any(since is not None and time.perf_counter() - since > HUNG for since in begun):
             return f"a call of the network has been running for more than {HUNG:.0f} s"
         return self.lost
 
@@ -139,16 +139,13 @@ class Models(Stores):
     async def use(self, asked: str | None = None) -> AsyncIterator[Pipeline]:
         """The pipeline of a store, opened if need be, and kept while it is used. As `clipskip.open`; Busy; Refusal."""
         name = self.name(asked)
-        async with self._lock:
-            stamp, loaded = stamp_of(self.paths[name]), self.loaded.get(name)
-            if loaded is None or (stamp not in (loaded.stamp, None) and self._refused.get(name) != stamp):
-                loaded = await self._opened(name, stamp, loaded)
+        async with self._lock if self._stale(name) else nullcontext():  # who finds his store open does not wait
+            loaded = self.loaded.get(name)
+            if loaded is None or self._stale(name):
+                loaded = await self._opened(name, loaded)
             loaded.users += 1
         try:
             yield loaded.pipe
-        except DeviceLost as error:
-            self.lost = error.message
-            raise
         finally:
             loaded.users, loaded.used = loaded.users - 1, time.monotonic()
             if loaded.retired and not loaded.users:
@@ -167,9 +164,15 @@ class Models(Stores):
         """There is no other process."""
         return own
 
-    async def _opened(self, name: str, stamp: Stamp | None, old: Loaded | None) -> Loaded:
+    def _stale(self, name: str) -> bool:
+        """Whether a store is to be opened: it is not, or was built anew."""
+        stamp, loaded = stamp_of(self.paths[name]), self.loaded.get(name)
+        return loaded is None or (stamp not in (loaded.stamp, None) and self._refused.get(name) != stamp)
+
+    async def _opened(self, name: str, old: Loaded | None) -> Loaded:
         """A store opened, in place of what it was before; that goes on where the new one cannot be opened."""
         path = self.paths[name]
+        stamp = stamp_of(path)
         try:
             size = size_of(await asyncio.to_thread(read_manifest, path))
             self._make_room(size, name)
@@ -178,7 +181,8 @@ class Models(Stores):
             if old is None:
                 raise
             LOG.warning("%s was built anew and cannot be opened; the older one goes on: %s", name, error.message)
-            self._refused[name] = stamp
+            if not isinstance(error, Busy):  # there may be room when the next request comes
+                self._refused[name] = stamp
             return old
         LOG.info("%s is open", name)
         if old is not None:

@@ -9,6 +9,7 @@ import asyncio
 import base64
 import time
 from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -22,20 +23,33 @@ from starlette.routing import Route
 from clipskip import pictures as files
 from clipskip import render
 from clipskip.errors import ClipskipError, RequestError
-from clipskip.fields import FLAG, FRACTION, TEXT, WHOLE, parse, shown
+from clipskip.fields import FLAG, FRACTION, TEXT, WHOLE, Field, shown
 from clipskip.metadata import encode
-from clipskip.request import Request, canonical, check_types, without_paths
+from clipskip.request import ALIASES, Request, canonical, check_names, given_twice
+from clipskip.request import FIELDS as REQUEST
 from clipskip.scheduler import Generation
 
-from .answers import Refusal, facts, pictures, status_of
+from .answers import facts, pictures, status_of
 from .foreign import AsciiResponse, sentence, telling
 from .generate import event, json_body, object_of, streamed
-from .service import Options, Service, check_pictures
+from .service import OPTIONS, Options, Service, check_pictures
 
 UNUSED = ("quality", "style", "background", "moderation", "user", "input_fidelity", "safety_identifier")
 OWN = ("model", "timeout", "priority")  # of a request over HTTP
-FORMATS = ("png", "jpeg", "webp")
-MOST_PICTURES, MOST_PARTIAL = 10, 3
+TOLD = ("response_format", "output_format", "output_compression", "partial_images", "stream")
+FIELDS: Mapping[str, Field] = {  # beside Request's
+    row.name: row
+    for row in (
+        Field("n", WHOLE, 1, False, "", "how many pictures", 1, 10),
+        Field("size", TEXT, "auto", False, "", "WIDTHxHEIGHT; auto: the model's, and of an edit the picture's"),
+        Field("response_format", TEXT, "b64_json", False, "", "", choices=("b64_json",)),
+        Field("output_format", TEXT, "png", False, "", "", choices=("png", "jpeg", "webp")),
+        Field("output_compression", WHOLE, None, False, "", "the quality; WEBP is lossless without", 0, 100),
+        Field("stream", FLAG, False, False, "", "server-sent events"),
+        Field("partial_images", WHOLE, 0, False, "", "pictures in the making, in a stream", 0, 3),
+        Field("rng_seed", WHOLE, None, False, "", "seed"),
+    )
+}
 # Nothing is billed by tokens here, so none are counted; clients want the object to be there.
 USAGE = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
 USAGE_DETAILS = {"input_tokens_details": {"image_tokens": 0, "text_tokens": 0}}
@@ -55,35 +69,30 @@ class Asked:
     @classmethod
     def of(cls, given: Mapping[str, Any], kind: str) -> Asked:
         """From the fields of a body, of which those of a form are texts. RequestError."""
+        check_names(given, *FIELDS, *UNUSED, *OWN, "lora_alphas")
         rest = {name: value for name, value in given.items() if value is not None and name not in UNUSED}
-        if (form := rest.pop("response_format", "b64_json")) != "b64_json":
-            raise RequestError(f"response_format must be b64_json, not {shown(form)}", field="response_format")
-        format = str(TEXT.check("output_format", rest.pop("output_format", "png"))).lower()
-        if format not in FORMATS:
-            raise RequestError(f"output_format must be one of {', '.join(FORMATS)}", field="output_format")
-        quality = _within("output_compression", rest.pop("output_compression", None), 0, 100)
-        previews = _within("partial_images", rest.pop("partial_images", 0), 0, MOST_PARTIAL)
-        stream = FLAG.check("stream", rest.pop("stream", False))
+        read = {name: _checked(FIELDS[name], rest.pop(name, None)) for name in TOLD}
+        format, quality = read["output_format"], read["output_compression"]
+        previews = read["partial_images"] if read["stream"] else None
         options = Options.of({name: rest.pop(name) for name in OWN if name in rest})
-        return cls(_request(rest), options, format, quality, previews if stream else None, kind)
+        return cls(_request(rest), options, format, quality, previews, kind)
 
 
 def _request(given: dict[str, Any]) -> Request:
     """The request that OpenAI's names and ours mean; what a `/render` line as the prompt says comes first."""
+    theirs: dict[str, Any] = {}
     if (size := given.pop("size", "auto")) != "auto":
-        given |= {name: int(side) for name, side in render.size(str(TEXT.check("size", size))).items()}
+        theirs |= {name: int(side) for name, side in render.size(str(TEXT.check("size", size))).items()}
     if (count := given.pop("n", None)) is not None:
-        given["batch"] = _within("n", count, 1, MOST_PICTURES)
-    if "rng_seed" in given:
-        given.setdefault("seed", given["rng_seed"])
-        del given["rng_seed"]
+        theirs["batch"] = _checked(FIELDS["n"], count)
+    if (seed := given.pop("rng_seed", None)) is not None:
+        theirs["seed"] = seed
     if (weights := given.pop("lora_alphas", None)) is not None:
-        given["loras"] = _loras(weights)
-    prompt = given.get("prompt")
-    if not isinstance(prompt, str) or not prompt.lstrip().lower().startswith("/render"):
-        return Request.from_json(given)
-    line = render.fields(prompt)
-    return Request.from_text(line, base=Request.from_json({**given, "prompt": line["prompt"]}))
+        theirs["loras"] = _loras(weights)
+    ours = canonical(given)
+    for twice in theirs.keys() & ours.keys():
+        raise given_twice(twice)
+    return render.read(Request.from_json({**ours, **theirs}))
 
 
 def _loras(weights: object) -> list[str]:
@@ -92,11 +101,14 @@ def _loras(weights: object) -> list[str]:
     return [f"{name}:{FRACTION.check('lora_alphas', weight)}" for name, weight in weights.items()]
 
 
-def _within(name: str, value: object, low: int, high: int) -> int | None:
-    """A whole number between these, or None. RequestError."""
-    if value is not None and not low <= (whole := int(WHOLE.check(name, value))) <= high:
-        raise RequestError(f"{name} must be {low}..{high}, not {whole}", field=name)
-    return None if value is None else whole
+def _checked(row: Field, value: object) -> Any:
+    """A value of this field within its bounds, or its default. RequestError."""
+    taken = row.check(value)
+    if row.choices and (taken := taken.lower()) not in row.choices:
+        raise RequestError(f"{row.name} must be {' or '.join(row.choices)}, not {shown(value)}", field=row.name)
+    if row.low is not None and row.high is not None and taken is not None and not row.low <= taken <= row.high:
+        raise RequestError(f"{row.name} must be {row.low}..{row.high}, not {taken}", field=row.name)
+    return taken
 
 
 async def generations(http: HttpRequest) -> Response:
@@ -120,17 +132,14 @@ async def edits(http: HttpRequest) -> Response:
 
 def _edit(given: dict[str, Any], most: int) -> Asked:
     """What a form asks for: texts are read as on a command line, and a transparent mask means its other part."""
-    numbers = ("n", "output_compression", "partial_images", "timeout", "priority", "rng_seed")
-    readers = {**dict.fromkeys(numbers, parse), "stream": FLAG.read}
-    names = (*readers, *OWN, *UNUSED, "size", "response_format", "output_format", "prompt")
-    typed = {name: readers.get(name, str)(value) for name, value in given.items() if name in names}
-    rest = {name: value for name, value in given.items() if name not in names}
-    asked = Asked.of(typed, "image_edit")
-    request = Request.from_text(without_paths(canonical(rest)), base=asked.request)
+    kinds = {name: row.kind for name, row in {**REQUEST, **FIELDS}.items()} | {name: OPTIONS[name][0] for name in OWN}
+    kinds |= {name: REQUEST[field].kind for name, field in ALIASES.items()}
+    asked = Asked.of({name: kinds.get(name, TEXT).read(value) for name, value in given.items()}, "image_edit")
+    request = asked.request
     check_pictures(request, most)
     if "mask" in given and "A" in files.opened("mask", str(request.mask)).getbands():
         request = replace(request, mask_invert=not request.mask_invert)
-    return replace(asked, request=check_types(request))
+    return replace(asked, request=request)
 
 
 def _url(data: bytes) -> str:
@@ -158,9 +167,10 @@ async def _events(
             if state.results:
                 break
             if shown < asked.previews and state.call * (asked.previews + 1) >= state.calls * (shown + 1):  # type: ignore[operator]
-                for image in await generation.preview():
-                    told = {"partial_image_index": shown, "b64_json": await asyncio.to_thread(_bare, image, asked)}
-                    yield _event(asked, "partial_image", image, told)
+                with suppress(ClipskipError):  # the picture may be made all the same
+                    for image in await generation.preview():
+                        told = {"partial_image_index": shown, "b64_json": await asyncio.to_thread(_bare, image, asked)}
+                        yield _event(asked, "partial_image", image, told)
                 shown += 1
         result = state.results[0]
         made = await asyncio.to_thread(pictures, result, asked.format.upper(), asked.quality)
@@ -169,10 +179,6 @@ async def _events(
     except ClipskipError as error:
         service.note(error)
         yield event("error", refusal(error)[1])
-    except asyncio.CancelledError:
-        if not generation.future.cancelled():
-            raise  # the client is gone
-        yield event("error", refusal(Refusal(409, "this request was cancelled", field="id"))[1])
 
 
 def _event(asked: Asked, name: str, image: PIL.Image.Image, told: Mapping[str, Any]) -> bytes:

@@ -7,8 +7,8 @@ nothing of requests.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,32 +42,22 @@ GONE = (
 )
 
 
-@dataclass(frozen=True)
-class Served:
-    """What is served: for ingress and replicas alike."""
-
-    stores: tuple[Path, ...]
-    settings: Settings
-    opener: partial[Pipeline]
-    budget: int | None
-
-
 class Painter(Replica):
     """A replica; the first store is open before it takes requests."""
 
-    async def __init__(self, served: Served) -> None:  # type: ignore[misc]  # Ray Serve awaits it
+    async def __init__(  # type: ignore[misc]  # Ray Serve awaits it
+        self, stores: Sequence[Path], settings: Settings, opener: partial[Pipeline], budget: int | None
+    ) -> None:
         log_to(sys.stderr)
-        settings = replace(served.settings, token="", user="", log_prompts=False)  # which are the ingress's
-        models = Models(served.stores, served.opener, served.budget)
-        super().__init__(models, settings, serve.get_replica_context().replica_tag)
-        async with models.use():
+        super().__init__(Models(stores, opener, budget), settings, serve.get_replica_context().replica_tag)
+        async with self.service.models.use():
             pass
 
 
 class Ingress:
     """All routes. One, for it knows the requests on their way, by id and by client, and A1111's settings for all."""
 
-    def __init__(self, painter: Any, served: Served) -> None:
+    def __init__(self, painter: Any, stores: Sequence[Path], settings: Settings, max_queue: int) -> None:
         context = serve.get_replica_context()
         if context.world_size != 1:
             message = f"num_replicas of Ingress must be 1, not {context.world_size}"
@@ -75,8 +65,7 @@ class Ingress:
             raise RequestError(message, field="num_replicas", hint=hint)
         log_to(sys.stderr)
         transport = Transport(painter, GONE, serve_exceptions.BackPressureError, partial(running, context.app_name))
-        self._settings = served.settings
-        self._replicas = Replicas(served.stores, transport, served.opener.keywords["max_queue"])
+        self._settings, self._replicas = settings, Replicas(stores, transport, max_queue)
 
     def __serve_build_asgi_app__(self) -> Starlette:
         return create_app(self._replicas, self._settings)
@@ -102,7 +91,7 @@ def build(args: Mapping[str, Any]) -> serve.Application:
     parsed = parse(["serve", *map(str, stores), *(word for each in options.items() for word in words(*each))])
     parsed.embeddings, parsed.loras = ([path.absolute() for path in each] for each in (parsed.embeddings, parsed.loras))
     settings, opener, budget = parts(parsed)
-    served = Served(tuple(path.absolute() for path in parsed.stores), settings, opener, budget)
+    paths = [path.absolute() for path in parsed.stores]
     provider = BY_TARGET.get(parsed.target)
     on_cpu = provider.kind == "cpu" if provider else parsed.target in OPENVINO
     painter = serve.deployment(Painter, name=PAINTER).options(
@@ -113,7 +102,8 @@ def build(args: Mapping[str, Any]) -> serve.Application:
     ingress = serve.deployment(serve.ingress()(Ingress), name="Ingress").options(
         ray_actor_options={"num_cpus": 0}, max_ongoing_requests=CONNECTIONS
     )
-    return ingress.bind(painter.bind(served), served)
+    plain = replace(settings, token="", user="", log_prompts=False)  # the others are the ingress's alone
+    return ingress.bind(painter.bind(paths, plain, opener, budget), paths, settings, opener.keywords["max_queue"])
 
 
 def words(option: str, value: object) -> list[str]:

@@ -66,6 +66,7 @@ class Replica:
                     yield Told(each.call, each.calls, generation.state, generation.seconds_left, each.results)
                     await asyncio.wait({generation.future}, timeout=OFTEN)
         except ClipskipError as error:
+            self.service.note(error)
             yield error
 
     async def ask(self, model: str, question: Callable[..., T], *about: Any) -> T | ClipskipError:
@@ -73,6 +74,7 @@ class Replica:
         try:
             return await self.service.models.ask(model, question, *about)
         except ClipskipError as error:
+            self.service.note(error)
             return error
 
     async def look(self, id: str, what: str) -> Any:
@@ -82,7 +84,7 @@ class Replica:
 
     async def figures(self) -> tuple[str, bytes]:
         """This replica's name and figures."""
-        return self._name, metrics.text(self.service)
+        return self._name, await asyncio.to_thread(metrics.text, self.service)
 
     async def check_health(self) -> None:
         """DeviceLost where another process has to take this one's place."""

@@ -39,14 +39,20 @@ class Impatient(H11Protocol):
         super().connection_lost(exc)
         self._unwatch()
 
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.conn.their_state is h11.SEND_BODY:
+            self._watch()
+
     def timeout_keep_alive_handler(self) -> None:
         super().timeout_keep_alive_handler()
         if self.transport.get_write_buffer_size():  # of an answer that nobody takes
             self.transport.abort()
 
     def _watch(self) -> None:
-        """A clock runs while a head is expected, and is not set back by more of it."""
-        if self.conn.their_state is not h11.IDLE:
+        """A clock runs while a head is expected, or a body that nobody reads, and is not set back by more of it."""
+        unread = self.conn.our_state is h11.DONE and self.conn.their_state is h11.SEND_BODY  # it was answered
+        if self.conn.their_state is not h11.IDLE and not unread:
             self._unwatch()
         elif self._clock is None:
             seconds = self.config.app.state.service.settings.client_timeout  # type: ignore[union-attr]
@@ -91,7 +97,8 @@ def serve(models: Models, settings: Settings, listening: socket.socket) -> None:
         h11_max_incomplete_event_size=MOST_HEADERS,
     )
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+    running = uvicorn.Server(config)
     try:
-        uvicorn.Server(config).run(sockets=[listening])
+        running.run(sockets=[listening])
     finally:
-        LOG.info("every accepted request was answered")
+        LOG.info("ended without waiting" if running.force_exit else "every accepted request was answered")

@@ -18,15 +18,15 @@ import PIL.Image
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 
-from clipskip.errors import ClipskipError, RequestError
+from clipskip.errors import ClipskipError, DeadlineExceeded, DeviceLost, RequestError
 from clipskip.fields import FRACTION, TEXT, WHOLE, Kind
 from clipskip.pictures import FORMATS
 from clipskip.request import PICTURES, Request
 from clipskip.resolve import Resolved
 from clipskip.result import Result
-from clipskip.scheduler import Generation
+from clipskip.scheduler import Generation, late, whole_priority
 
-from .answers import Refusal
+from .answers import Refusal, facts
 from .models import LOG, Stores
 
 OPTIONS: Mapping[str, tuple[Kind, str]] = {  # of a request over HTTP, beside the fields of Request
@@ -39,6 +39,7 @@ OPTIONS: Mapping[str, tuple[Kind, str]] = {  # of a request over HTTP, beside th
 }
 
 
+KINDS = 500  # of refusals that are counted by themselves
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 
 
@@ -92,8 +93,7 @@ class Options:
     def __post_init__(self) -> None:
         if self.id is not None and not _ID.fullmatch(self.id):
             raise RequestError("id must be 1 to 64 letters, digits, - and _", field="id")
-        if not -100 <= self.priority <= 100:
-            raise RequestError(f"priority must be -100..100, not {self.priority}", field="priority")
+        whole_priority(self.priority)
         for name in ("timeout", "preview"):
             if (value := getattr(self, name)) is not None and not 0 <= value <= 86400:
                 raise RequestError(f"{name} must be 0..86400 seconds, not {value:g}", field=name)
@@ -102,9 +102,9 @@ class Options:
 
 
 class Cancels(Protocol):
-    """What a client may end by its id."""
+    """What a client may end by its id; who waits for it is told the error."""
 
-    def cancel(self) -> None: ...
+    def tell(self, *, error: Refusal) -> None: ...
 
 
 @dataclass
@@ -120,14 +120,14 @@ class Service:
     @asynccontextmanager
     async def generation(self, asked: Request, options: Options) -> AsyncIterator[Generation]:
         """A request on its way; what is left of it is cancelled when the block ends. Raises as `Scheduler.submit`."""
-        self.check_id(options)
         await asyncio.to_thread(check_pictures, asked, self.settings.max_pixels)
         async with self.models.use(options.model) as pipe:
-            generation = pipe.scheduler.submit(asked, self.seconds(options), options.priority, self.settings.limit)
+            self.check_id(options)  # last: nothing else runs until the id is noted
+            generation = pipe.scheduler.submit(asked, None, options.priority, self.settings.limit)
+            generation.limit_time(self.seconds(options), self.late(options))
             generation.id = options.id or generation.id
             self.running[generation.id] = generation
-            if self.settings.log_prompts:
-                LOG.info("%s prompt %r, negative %r", generation.id, asked.prompt, asked.negative_prompt)
+            self.tell_prompts(generation.id, asked)
             try:
                 yield generation
             finally:
@@ -143,15 +143,26 @@ class Service:
                 await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
                 if not generation.ended:
                     raise ClientDisconnect
-                if generation.future.cancelled():
-                    raise Refusal(409, "this request was cancelled", field="id")
                 return generation.future.result()
             finally:
                 gone.cancel()
 
+    def tell_prompts(self, name: str, asked: Request) -> None:
+        """Write the prompts of a request into the log, where that is wanted."""
+        if self.settings.log_prompts:
+            LOG.info("%s prompt %r, negative %r", name, asked.prompt, asked.negative_prompt)
+
     def seconds(self, options: Options) -> float:
         """How long a request may take."""
-        return min(options.timeout or self.settings.timeout, self.settings.timeout)
+        return min(self.settings.timeout if options.timeout is None else options.timeout, self.settings.timeout)
+
+    def late(self, options: Options) -> DeadlineExceeded:
+        """The error of a request that took longer, for who set the limit: the client, or the server."""
+        seconds = self.seconds(options)
+        if options.timeout == seconds < self.settings.timeout:
+            return late(seconds)
+        message = f"not done within {seconds:g} s, which is this server's limit"
+        return DeadlineExceeded(message, hint="ask for fewer steps, or smaller; the limit is `serve --timeout`")
 
     def check_id(self, options: Options) -> None:
         """Refusal (409) for the id of a request that is on its way."""
@@ -159,8 +170,12 @@ class Service:
             raise Refusal(409, "a request of this id is on its way", field="id")
 
     def note(self, error: ClipskipError) -> None:
-        """Count what was refused."""
-        self.refused[error.code, error.field or ""] += 1
+        """Count what was refused, names that clients invent within bounds; a lost device is lost for all."""
+        if isinstance(error, DeviceLost):
+            self.models.lost = error.message
+        name = (facts(error)["field"] or "")[:60]
+        many = len(self.refused) >= KINDS and (error.code, name) not in self.refused
+        self.refused[error.code, "others" if many else name] += 1
 
 
 async def disconnected(http: HttpRequest) -> None:

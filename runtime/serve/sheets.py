@@ -6,8 +6,8 @@ import asyncio
 import base64
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -16,13 +16,13 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from clipskip import page, sheet
+from clipskip import page, render, sheet
 from clipskip.axes import STORE, Axis, parse_axis, places, requests
 from clipskip.errors import Busy, ClipskipError, RequestError
 from clipskip.fields import TEXT
 from clipskip.metadata import encode
 from clipskip.pipeline import Pipeline
-from clipskip.request import Request, without_paths
+from clipskip.request import PICTURES, Request, check_names, without_paths
 from clipskip.resolve import Resolved
 from clipskip.result import Result
 from clipskip.scheduler import Generation, Queue
@@ -30,7 +30,7 @@ from clipskip.sheet import Sheet
 
 from .answers import Refusal, facts
 from .generate import Events, described, event, json_body, object_of
-from .service import OPTIONS, Options, Service, Settings, disconnected
+from .service import OPTIONS, Options, Service, Settings, check_pictures, disconnected
 
 TOGETHER = 16  # cells of one sheet on their way at once: enough to fill a batch, and others find the queue empty
 LONGEST = 1 << 16  # characters of an axis
@@ -44,7 +44,8 @@ async def sheets(http: HttpRequest) -> Response:
     base, axes, options = await asyncio.to_thread(parsed, await json_body(http))
     async with AsyncExitStack() as stack:
         opened = await stack.enter_async_context(service.models.use(options.model))
-        cells = await asyncio.to_thread(requests, base, *axes)
+        with told_of("x"):
+            cells = await asyncio.to_thread(requests, base, *axes)
         empty = Sheet(base, axes, (None,) * len(cells))
         run = Run(service, opened.scheduler, options, empty, cells)
         run.calls = await service.models.ask(options.model, weighed, cells, empty.names(), service.settings)
@@ -53,7 +54,7 @@ async def sheets(http: HttpRequest) -> Response:
         if "text/event-stream" in accept:
             return Events(events(run, service), stack.pop_all())
         gone = asyncio.ensure_future(disconnected(http))
-        gone.add_done_callback(lambda _: run.cancel())
+        gone.add_done_callback(lambda _: run.tell())
         stack.callback(gone.cancel)
         try:
             async for _ in run.results():
@@ -68,21 +69,36 @@ async def sheets(http: HttpRequest) -> Response:
 
 def parsed(body: bytes) -> tuple[Request, tuple[Axis, ...], Options]:
     """A request, what varies in it, and how it is served. RequestError, also for an axis of paths."""
-    given = object_of(body)
+    check_names(given := object_of(body), *OPTIONS, *"xyz")
     options = Options.of({name: given.pop(name) for name in OPTIONS if name in given})
     for name in ("preview", "format"):
         if getattr(options, name) != getattr(Options(), name):
             raise RequestError(f"a sheet has no {name}", field=name, hint="the header Accept chooses its form")
-    texts = [TEXT.check(name, given.pop(name)) for name in "xyz" if given.get(name) is not None]
-    if any(len(text) > LONGEST for text in texts):
-        raise RequestError(f"an axis has at most {LONGEST} characters", field="axis")
-    axes = tuple(map(parse_axis, texts))
-    for axis in axes:
-        if axis.field == STORE:
-            raise RequestError("store is no axis here", field="axis", hint="ask for a sheet of each `model`")
-        for value in axis.values:
-            without_paths({axis.field: value})
-    return Request.from_json(given), axes, options
+    axes = tuple(_axis(name, text) for name in "xyz" if (text := given.pop(name, None)) is not None)
+    return render.read(Request.from_json(given)), axes, options
+
+
+def _axis(name: str, text: object) -> Axis:
+    """What varies along x, y or z."""
+    with told_of(name):
+        if len(typed := str(TEXT.check(name, text))) > LONGEST:
+            raise RequestError(f"an axis has at most {LONGEST} characters", field=name)
+        axis = parse_axis(typed)
+    if axis.field == STORE:
+        raise RequestError("store is no axis here", field=name, hint="ask for a sheet of each `model`")
+    for value in axis.values:
+        without_paths({axis.field: value})
+    return axis
+
+
+@contextmanager
+def told_of(name: str) -> Iterator[None]:
+    """What is wrong with axes, in the name that it has in a body: elsewhere it is `axis`."""
+    try:
+        yield
+    except RequestError as error:
+        error.field = name if error.field == "axis" else error.field
+        raise
 
 
 def weighed(pipe: Pipeline, cells: Sequence[Request], names: Sequence[str], settings: Settings) -> int:
@@ -95,8 +111,10 @@ def weighed(pipe: Pipeline, cells: Sequence[Request], names: Sequence[str], sett
         pixels, calls = pixels + resolved.pixels, calls + resolved.calls
         if pixels > (most := settings.max_pixels):
             message = f"so far, the cells of this sheet have {pixels} pixels, and this server's limit is {most}"
-            raise RequestError(message, field="axis", hint="smaller or fewer cells")
+            raise RequestError(message, field="x", hint="smaller or fewer cells")
 
+    for cell in {tuple(getattr(cell, name) for name in PICTURES): cell for cell in cells}.values():
+        check_pictures(cell, settings.max_pixels)
     sheet.kinds_of(cells, [pipe] * len(cells), names, limit)
     return calls
 
@@ -121,14 +139,16 @@ class Run:
             if not self.id:
                 self._service.check_id(self._options)
             try:
-                generation = self._queue.submit(cell, seconds, self._options.priority)
+                generation = self._queue.submit(cell, None, self._options.priority)
             except Busy:
-                if not self.id:
+                if not self.id or seconds <= 0:
                     raise
                 return
+            generation.limit_time(seconds, self._service.late(self._options))
             if not self.id:
                 self.id = self._options.id or generation.id
                 self._service.running[self.id] = self
+                self._service.tell_prompts(self.id, self.sheet.base)
             self._open[generation.future] = place, generation
             self._left.popleft()
 
@@ -161,14 +181,14 @@ class Run:
         state = "running" if call else "queued"
         return {"state": state, "position": position, "seconds_left": left, "call": call, "calls": self.calls}
 
-    def cancel(self) -> None:
-        """End all cells within a call of the network."""
+    def tell(self, *, error: Refusal | None = None) -> None:
+        """End all cells within a call of the network; who waits for them is told why."""
         self._left.clear()
         for _, generation in list(self._open.values()):
-            generation.cancel()
+            generation.tell(error=error) if error else generation.cancel()
 
     def end(self) -> None:
-        self.cancel()
+        self.tell()
         self._service.running.pop(self.id, None)
 
 

@@ -64,7 +64,7 @@ def test_a_static_batch_has_equal_requests_alone_and_starts_with_the_oldest():
 def test_all_three_policies_make_every_picture_of_the_store(sample_store):
     jobs = paced(mixed(4, (1, 3)), 0.01)
     with clipskip.open(sample_store, max_batch=MOST) as pipe:
-        for policy in (serving.each_as_it_comes, serving.static_batches, serving.one_at_a_time):
+        for policy in serving.POLICIES.values():
             pictures = pipe.scheduler.done.pictures.total()
             ends = asyncio.run(policy(pipe, jobs))
             assert all(end > job.at for end, job in zip(ends, jobs, strict=True))

@@ -68,6 +68,7 @@ def test_a_slower_row_is_named_and_is_the_exit_status(
     written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     report = json.loads(written.read_text())
+    report["stages"]["step"]["runs"] = baseline.FEW
     monkeypatch.setattr(store, "measure", lambda *_: report)
     old = json.loads(written.read_text())
     old["stages"]["step"] |= {key: old["stages"]["step"][key] / 2 for key in ("median_ms", "p75_ms")}
@@ -83,11 +84,12 @@ def test_a_slower_row_is_named_and_is_the_exit_status(
 def test_a_wide_row_is_slower_only_where_its_middle_half_is() -> None:
     old = {"median_ms": 10.0, "p25_ms": 9.0, "p75_ms": 14.0}
     reports: list[dict[str, Any]] = [
-        {**dict.fromkeys(baseline.SAME), "stages": {"step": row}, "memory": {"first_picture": {}}, "machine": {
-            "processor": "one"}} for row in (old, {"median_ms": 13.0, "p25_ms": 12.0, "p75_ms": 15.0})
+        {**dict.fromkeys(baseline.SAME), "batches": [1], "stages": {"step": row}, "memory": {"first_picture": {}},
+         "machine": {"processor": "one"}} for row in (old, {"median_ms": 13.0, "p25_ms": 12.0, "p75_ms": 15.0})
     ]  # fmt: skip
     found = baseline.compare(reports[1], reports[0], 0.1)
     assert (found["ratios"], found["slower"], found["apart"]) == ({"step": 1.3}, [], ["step"])
+    assert "above 10% and not called slower, for the middle halves of the runs are not apart" in baseline.text(found)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +117,10 @@ def test_a_baseline_of_something_else_or_a_missing_figure_is_an_error(
         (["--batch", "2,4"], "1 must be among them: not 2,4"),
         (["--steps", "2"], "steps must be at least 3"),
         (["--baseline", "nothing.json"], "nothing.json is no report of the benchmark"),
-        (["--fidelity", "--baseline", "old.json"], "--fidelity measures no time"),
+        (["--fidelity", "--baseline", "old.json"], "--fidelity measures no time: it takes no --baseline"),
+        (["--fidelity", "--steps", "3"], "it takes no --steps"),
+        (["--fidelity", "--target", "openvino"], "it takes no --target"),
+        (["--steps", ""], "steps must be"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_before_anything_runs(
@@ -165,3 +170,13 @@ def test_a_report_that_cannot_be_written_is_refused_before_minutes_of_measuring(
     (tmp_path / "file").touch()
     assert main(["bench", "store", "--out", str(tmp_path / "file" / "out.json")]) == 7
     assert f"cannot write {tmp_path}/file/out.json" in capsys.readouterr().err
+
+
+def test_what_was_measured_is_kept_where_the_baseline_turns_out_to_be_of_something_else(
+    written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = {**json.loads(written.read_text()), "size": 128}
+    monkeypatch.setattr(store, "measure", lambda path, asked, say: report)
+    assert main(["bench", "store", "--baseline", str(written), "--out", str(tmp_path / "out.json")]) == 2
+    assert "size 64 there, 128 here" in capsys.readouterr().err
+    assert json.loads((tmp_path / "out.json").read_text()) == report

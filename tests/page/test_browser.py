@@ -214,6 +214,18 @@ def test_a_dropped_picture_fills_the_form_and_says_what_cannot_be_honoured(page,
     same(page.sent(), "a dropped picture")
 
 
+def test_a_file_without_settings_leaves_nothing_of_the_one_before(page, tmp_path):
+    info = PIL.PngImagePlugin.PngInfo()
+    info.add_text("parameters", "a star\nSteps: 2, Sampler: Euler, CFG scale: 3, Seed: 5, Size: 64x64")
+    PIL.Image.new("RGB", (8, 8)).save(tmp_path / "old.png", pnginfo=info)
+    (tmp_path / "none.png").write_bytes(b"no picture")
+    page["file"].send_keys(str(tmp_path / "old.png"))
+    page.until(lambda: page["told"].is_displayed())
+    page["file"].send_keys(str(tmp_path / "none.png"))
+    page.until(lambda: page["error"].is_displayed())
+    assert not page["told"].is_displayed()
+
+
 def test_a_long_request_shows_its_preview_and_is_cancelled(page):
     page.put(prompt="a red circle", width=256, height=256, steps=900, seed=1, sampler="Euler")
     page["generate"].click()
@@ -221,7 +233,7 @@ def test_a_long_request_shows_its_preview_and_is_cancelled(page):
     assert "calls" in page["state"].text
     page["cancel"].click()
     page.until(lambda: not page["making"].is_displayed(), 30)
-    assert "cancelled" in page["error"].text
+    assert (page["notes"].text, page["error"].is_displayed()) == ("cancelled", False)
     same(page.sent(), "a cancelled picture")
 
 
@@ -239,7 +251,11 @@ def test_with_a_token_the_page_asks_for_it(browser, sample_store):
         browser.get(address)
         entry = browser.find_element(By.ID, "secret")
         WebDriverWait(browser, 30).until(lambda _: entry.is_displayed())
-        entry.send_keys("se:cret", Keys.ENTER)
+        error = browser.find_element(By.ID, "error")
+        for wrong, said in (("wrong", True), ("se:cret", False)):
+            entry.clear()
+            entry.send_keys(wrong, Keys.ENTER)
+            WebDriverWait(browser, 30).until(lambda _, said=said: ("what was sent is wrong" in error.text) == said)
         model = browser.find_element(By.ID, "model")
         WebDriverWait(browser, 30).until(lambda _: model.get_attribute("value"))
         browser.execute_script("sessionStorage.clear()")

@@ -43,9 +43,9 @@ def test_an_axis_is_a_field_and_its_values(text, values):
         ("clip_skip=a", "clip_skip is a clip skip, not 'a'"),
         ("steps=1_0", "ranges are written 1-13"),
         ("steps=3-1", "downwards is written 3-1(-1)"),
-        ("steps=1-2(+0.5)", "steps is a whole number, not '1-2(+0.5)'"),
+        ("steps=1-2(+0.5)", "steps is a whole number, and the range '1-2(+0.5)' has others"),
         ("steps=1-2(+0)", "never gets from 1 to 2"),
-        ("eta=0-1[1]", "never gets from 0 to 1"),
+        ("eta=0-1[1]", "the range '0-1[1]' has 1 of its ends"),
         ("eta=0.1-0.5", "name a step"),
         ("seed=1-9999", "more than the 1000 cells"),
         ("pad_cond_uncond=yes", "pad_cond_uncond is true or false, not 'yes'"),
@@ -135,3 +135,15 @@ def test_labels_and_texts_do_not_tell_where_files_lie():
     assert parse_axis("store=/home/me/build/anime/").label("/home/me/build/anime/") == "store anime"
     assert parse_axis("image=/home/me/cat.png").told("/home/me/cat.png") == "cat.png"
     assert Axis("image", ()).told("data:image/png;base64,AAAA") == "given"
+
+
+def test_an_axis_of_sizes_is_both_sides_and_stands_beside_neither():
+    base = Request(prompt="a cat", steps=3)
+    assert [(cell.width, cell.height, cell.steps) for cell in requests(base, parse_axis("size=64x128, 128x64"))] == [
+        (64, 128, 3), (128, 64, 3),
+    ]  # fmt: skip
+    for other in "size=64x64", "width=64", "height=64":
+        with pytest.raises(RequestError, match="two axes vary"):
+            requests(base, parse_axis("size=64x64"), parse_axis(other))
+    with pytest.raises(RequestError, match="size must be width x height"):
+        requests(base, parse_axis("size=64"))

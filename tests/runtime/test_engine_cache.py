@@ -117,6 +117,31 @@ def test_an_engine_is_opened_once_for_all_threads():
     assert library.openings == [STEP]
 
 
+def test_who_uses_and_gives_back_an_open_engine_does_not_wait_for_one_that_is_being_opened():
+    library, began, free, done = Library(), threading.Event(), threading.Event(), threading.Event()
+    cache, opening = cache_of(library), library.open
+    use(cache, STEP)
+
+    def slow(role, path):
+        began.set()
+        assert free.wait(60)
+        return opening(role, path)
+
+    library.open = slow
+    threads = [threading.Thread(target=lambda: use(cache, text(1)))]
+    threads += [threading.Thread(target=lambda: (use(cache, STEP), done.set()))]
+    threads[0].start()
+    began.wait(60)
+    threads[1].start()
+    try:
+        assert done.wait(10)
+    finally:
+        free.set()
+        for thread in threads:
+            thread.join()
+    assert cache.roles() == [STEP, text(1)]
+
+
 def test_a_failed_opening_leaves_nothing_behind():
     library = Library()
     cache = cache_of(library)

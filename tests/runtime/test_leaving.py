@@ -8,7 +8,7 @@ from driving import Engines, driver, sized
 from fake_step import image
 
 import clipskip
-from clipskip.errors import NumericalError
+from clipskip.errors import BackendUnavailable, NumericalError
 
 SMALL = {"width": 64, "height": 64, "cfg": 4.0}
 
@@ -62,10 +62,33 @@ def test_a_request_that_is_cancelled_just_before_its_call_holds_up_nobody(pipe, 
         started.append(first := pipe.generate("a ring", steps=50, **SMALL))
         with pytest.raises(asyncio.CancelledError):
             await first
-        return await pipe.generate("a star", steps=2, timeout=60, **SMALL)
+        return await pipe.generate("a star", steps=2, timeout=240, **SMALL)
 
     monkeypatch.setattr(pipe.driver, "advance", cancelled_before)
     assert len(asyncio.run(two()).images) == 1
+
+
+def test_a_request_whose_event_loop_is_closed_is_given_up(pipe):
+    async def leave():
+        pipe.generate("a ring", steps=9000, **SMALL)
+
+    asyncio.run(leave())
+    deadline = time.monotonic() + 60
+    while pipe.scheduler.queued + pipe.scheduler.running:
+        assert time.monotonic() < deadline, "it is kept for ever"
+        time.sleep(0.01)
+    assert not pipe.driver.waiting
+
+
+def test_generate_after_a_fork_is_refused_and_does_not_wait_for_threads_that_are_not_there(pipe, monkeypatch):
+    async def one():
+        return await pipe.generate("a ring", steps=1, timeout=240, **SMALL)
+
+    asyncio.run(one())
+    monkeypatch.setattr("os.getpid", lambda: 0)
+    with pytest.raises(BackendUnavailable, match="forked"):
+        asyncio.run(one())
+    assert not pipe.scheduler.queued
 
 
 def test_what_goes_wrong_with_a_request_that_has_just_left_ends_no_other(pipe, monkeypatch):
@@ -79,7 +102,7 @@ def test_what_goes_wrong_with_a_request_that_has_just_left_ends_no_other(pipe, m
 
     async def two():
         started.append(pipe.generate("a ring", steps=50, seed=1, **SMALL))
-        return await pipe.generate("a star", steps=9, seed=2, timeout=60, **SMALL)
+        return await pipe.generate("a star", steps=9, seed=2, timeout=240, **SMALL)
 
     monkeypatch.setattr(pipe.driver, "advance", failing)
     assert len(asyncio.run(two()).images) == 1

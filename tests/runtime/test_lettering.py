@@ -89,3 +89,15 @@ def test_more_lines_than_there_is_room_for_end_in_dots():
 
 def test_a_prompt_of_64_kilobytes_is_laid_out_at_once():
     assert len(Lettering(12).fitted("x" * 65536, 60, 3).split("\n")) == 3
+
+
+def test_who_has_no_home_gets_letters_all_the_same(monkeypatch):
+    def none(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr("pathlib.Path.home", none)
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("os.path.expanduser", str)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert lettering([CAT], 12).size == 12

@@ -188,7 +188,7 @@ def test_a_full_queue_is_busy_and_says_when_to_try_again(sample_store):
         with clipskip.open(sample_store, max_queue=2) as pipe:
             taken = [pipe.generate("a ring", steps=3, seed=seed, **SMALL) for seed in range(2)]
             with pytest.raises(Busy, match="2 requests wait already") as refused:
-                pipe.generate("one too many", **SMALL)
+                await pipe.generate("one too many", **SMALL)
             assert 1 <= refused.value.retry_after <= 60
             assert [each.position for each in taken] == [0, 1]
             assert [len((await each).images) for each in taken] == [1, 1]
@@ -204,7 +204,7 @@ def test_closing_the_pipeline_ends_what_is_on_its_way(sample_store):
         with pytest.raises(Closed):
             await generation
         with pytest.raises(Closed):
-            pipe.generate("a star")
+            await pipe.generate("a star")
 
     asyncio.run(close())
 
@@ -213,6 +213,6 @@ def test_closing_the_pipeline_ends_what_is_on_its_way(sample_store):
 def test_what_is_no_number_is_refused(pipe, field):
     async def wrong():
         with pytest.raises(RequestError, match=f"^{field} must be"):
-            pipe.generate("a ring", **{field: "soon"})
+            await pipe.generate("a ring", **{field: "soon"})
 
     asyncio.run(wrong())

@@ -190,10 +190,18 @@ def test_cells_lie_where_their_labels_say(made):
 
 
 def test_a_sheet_that_could_not_be_read_back_is_drawn_smaller(made, monkeypatch, tmp_path):
-    monkeypatch.setattr(sheet, "MOST_PIXELS", 20_000)
+    monkeypatch.setattr(sheet, "MOST_PIXELS", 50_000)
     with pytest.warns(RuntimeWarning, match="its cells are drawn at"):
         picture = draw(made)
-    assert picture.width * picture.height < 3 * 20_000
+    assert picture.width * picture.height <= 50_000
+
+
+def test_long_labels_count_in_what_can_be_read_back(made, monkeypatch):
+    words = tuple(f"{number} words that go on and on and on and on and on" for number in range(8))
+    monkeypatch.setattr(sheet, "MOST_PIXELS", 80_000)
+    with pytest.warns(RuntimeWarning, match="its cells are drawn at"):
+        picture = draw(Sheet(made.base, (Axis("cfg", (1.0,)), Axis("prompt", words)), made.results))
+    assert picture.width * picture.height <= 80_000
 
 
 def test_pictures_of_different_sizes_have_cells_of_one_size(pipe):

@@ -166,10 +166,19 @@ def test_the_least_recently_used_go_first(sample_store, cache, monkeypatch):
     assert {*cache.iterdir()} == {old, third}
 
 
-@pytest.mark.parametrize(("typed", "limit"), [("0.5", 2**29), ("0", 0), ("-1", 0), ("nan", 0), ("inf", 0), ("much", 0)])
-def test_the_limit_is_a_number_of_gib_and_whatever_is_none_keeps_nothing(monkeypatch, typed, limit):
+@pytest.mark.parametrize(("typed", "limit"), [("0.5", 2**29), ("0", 0), ("1e1", 10 << 30)])
+def test_the_limit_is_a_number_of_gib(monkeypatch, typed, limit):
     monkeypatch.setenv(kept.LIMIT_VARIABLE, typed)
     assert kept.limit() == limit
+
+
+@pytest.mark.parametrize("typed", ["-5", "nan", "inf", "abc", "20GB", ""])
+def test_a_limit_that_is_no_number_is_said_once_and_the_default_holds(monkeypatch, typed):
+    monkeypatch.setenv(kept.LIMIT_VARIABLE, typed)
+    monkeypatch.setattr(kept, "_told", set())
+    with pytest.warns(RuntimeWarning, match=f"CLIPSKIP_CACHE_GIB is a number of GiB .*, not '{typed}': 20 is taken"):
+        assert kept.limit() == 20 << 30
+    assert kept.limit() == 20 << 30
 
 
 @pytest.mark.parametrize("fault", ["full", "written full", "read-only"])

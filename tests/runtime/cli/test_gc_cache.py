@@ -31,7 +31,7 @@ def test_it_is_listed_and_then_removed_but_for_locks(own: Path, capsys: pytest.C
         assert json.loads(capsys.readouterr().out)["cache"] == there
     assert sorted(path.name for path in own.rglob("*")) == [".lock", "gpu-abc.lock", "prepacked"]
     assert main(["gc", "--cache"]) == 0
-    assert capsys.readouterr().out == f"0 bytes from {own}; prepacked weights take at most 21.5 GB\n"
+    assert capsys.readouterr().out == f"0 bytes from {own}; prepacked weights take at most 20 GiB\n"
 
 
 def test_a_store_and_the_cache_can_be_cleared_at_once(

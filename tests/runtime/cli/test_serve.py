@@ -5,7 +5,8 @@ import json
 import pytest
 
 from clipskip.__main__ import main
-from clipskip.cli.serve import secret
+from clipskip.cli.serve import origin, secret
+from clipskip.errors import RequestError
 
 
 @pytest.mark.parametrize(
@@ -18,6 +19,9 @@ from clipskip.cli.serve import secret
         (["--token", ""], "token"),
         (["--token", "@/nowhere/at/all"], "token"),
         (["--user", "me"], "user"),
+        (["--cors", "our.example"], "cors"),
+        (["--cors", "https://our.example/"], "cors"),
+        (["--cors", "https://Our.example"], "cors"),
         (["--target", "gpux"], "target"),
     ],
 )
@@ -43,3 +47,15 @@ def test_secrets_come_from_the_option_a_file_or_the_environment(tmp_path, monkey
     assert secret("token", f"@{tmp_path / 'token'}") == "from a file"
     assert secret("token", None) == "from the environment"
     assert secret("user", None) == ""
+
+
+@pytest.mark.parametrize(("name", "value", "said"), [("TOKEN", "", "is empty"), ("USER", "me", "is written NAME:PASS")])
+def test_a_secret_of_the_environment_that_is_none_is_refused_by_its_own_name(monkeypatch, name, value, said):
+    monkeypatch.setenv(f"CLIPSKIP_{name}", value)
+    with pytest.raises(RequestError, match=f"^CLIPSKIP_{name} {said}"):
+        secret(name.lower(), None)
+
+
+def test_sites_are_taken_as_browsers_name_them():
+    sites = ["https://our.example", "http://127.0.0.1:8080", "http://[::1]:80", "chrome-extension://abc", "*", "null"]
+    assert [*map(origin, sites)] == sites

@@ -216,9 +216,10 @@ def test_options_refuse_what_no_request_could_have(client):
     ("fields", "told"),
     [
         ({"override_settings": {"CLIP_stop_at_last_layers": 14}}, "clip_skip must be 1..13, not 14"),
-        ({"override_settings": {"CLIP_stop_at_last_layers": 0}}, "clip_skip must be 1..13, not 0"),
-        ({"override_settings": {"CLIP_stop_at_last_layers": 2.5}}, "not 2.5"),
+        ({"override_settings": {"CLIP_stop_at_last_layers": 0}}, "CLIP_stop_at_last_layers must be a whole"),
+        ({"override_settings": {"CLIP_stop_at_last_layers": 2.7}}, "CLIP_stop_at_last_layers must be a whole number"),
         ({"override_settings": {"CLIP_stop_at_last_layers": "2"}}, "not '2'"),
+        ({"clip_skip": 2.5}, "clip_skip must be a whole number from 1 on, not 2.5"),
         ({"override_settings": {"CLIP_stop_at_last_layers": 2}, "clip_skip": 3}, "clip_skip is 3, and"),
         ({"override_settings": {"sd_model_checkpoint": "v1-5"}}, "there are: test-store-sample"),
         ({"override_settings": {"sd_vae": "kl-f8.pt"}}, "sd_vae is not supported"),

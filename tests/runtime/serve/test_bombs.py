@@ -63,9 +63,9 @@ def test_no_route_unpacks_a_picture_of_too_many_pixels(post, pipe, large):
 
 def test_a_text_of_many_megabytes_in_a_small_picture_is_not_unpacked(post):
     info = PIL.PngImagePlugin.PngInfo()
-    info.add_text("parameters", "x" * (80 << 20), zip=True)
+    info.add_text("parameters", "x" * (20 << 20), zip=True)
     PIL.Image.new("L", (8, 8)).save(data := BytesIO(), "PNG", pnginfo=info)
-    assert len(data.getvalue()) < 200_000
+    assert len(data.getvalue()) < 100_000
     assert post("/v1/png-info", content=data.getvalue()).status_code == 422
     answer = post("/sdapi/v1/png-info", json={"image": base64.b64encode(data.getvalue()).decode()})
     assert answer.status_code in (200, 422)
@@ -77,3 +77,22 @@ def test_a_text_of_many_megabytes_in_a_small_picture_is_not_unpacked(post):
 def test_json_without_end_is_refused(post, path, body):
     assert post(path, content=body, headers=JSON).status_code in (413, 422)
     assert post("/v1/images/generations", content=body, headers=JSON).status_code in (400, 413)
+
+
+@pytest.mark.parametrize(("sent", "taken", "kept"), [(250, 250, True), (5000, 401, False)])
+def test_of_a_body_that_is_too_large_some_is_taken_so_that_its_sender_hears_why(sample_store, pipe, sent, taken, kept):
+    app = create_app(Models([sample_store], lambda path: pipe), Settings(max_body=100_000))
+    parts = []
+
+    async def body():
+        for _ in range(sent):
+            parts.append(b" " * 1000)
+            yield parts[-1]
+
+    answer = asked(app, "POST", "/v1/generate", content=body(), headers=JSON)
+    assert (answer.status_code, len(parts)) == (413, taken)
+    assert ("connection" not in answer.headers) == kept
+    told = asked(app, "POST", "/v1/generate", content=b" " * 250_000, headers=JSON)
+    assert (told.status_code, "connection" in told.headers) == (413, False)
+    told = asked(app, "POST", "/v1/generate", content=b"", headers={**JSON, "content-length": str(1 << 30)})
+    assert (told.status_code, told.headers["connection"]) == (413, "close")

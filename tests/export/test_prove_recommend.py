@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clipskip.bench import prove_recommend as prove
 from clipskip.bench import recipe
 from clipskip.export import families
 from clipskip.export.checkpoint import open_checkpoint
 
+prove = recipe.module("prove_recommend")
 LOSSES = Path(__file__).parent / "data" / "toy_losses.npz"
 
 
@@ -47,7 +47,7 @@ def test_a_model_that_answers_too_rarely_does_not_hold(kept: dict[str, np.ndarra
 
 
 def test_a_toy_is_a_checkpoint_that_export_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    toys = recipe.module("toys")
+    toys = prove.toys
     for name, value in (("PICTURES", 4), ("CAPTIONS", 4), ("TEXT_STEPS", 4), ("UNET_STEPS", 4), ("BATCH", 2)):
         monkeypatch.setattr(toys, name, value)
     toys.torch.save(toys.shared(), tmp_path / "shared.pt")

@@ -1,4 +1,4 @@
-"""What `serve run CONFIG` does, with room for two replicas on any machine, without a dashboard, and in a given folder."""
+"""What `serve run CONFIG` does, with room for two replicas on any machine, no dashboard, and in a given folder."""
 
 import sys
 

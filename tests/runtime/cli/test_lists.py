@@ -10,10 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from clipskip import Pipeline, Request, read_request
-from clipskip.cli.bulk import named
-from clipskip.errors import NumericalError
+from clipskip.cli.lists import named
+from clipskip.errors import DeviceOutOfMemory, NumericalError
+from clipskip.pictures import data_url
 
 FAST = ("--steps", "2", "--size", "64x64")
 LINES = """\
@@ -81,12 +83,20 @@ def test_a_restart_makes_what_is_missing_and_torn_and_nothing_else(bulk, tmp_pat
     assert len(os.listdir(tmp_path / "out")) == 4
 
 
-def test_names_are_those_of_what_the_pictures_say_of_themselves(bulk, sample_store, tmp_path, pipe):
-    lines = '{"prompt": "a", "seed": 1, "subseed": 5, "subseed_strength": 0.5, "batch": 2}\n'
-    _, answer, _ = bulk(lines)
+def test_names_are_those_of_what_the_pictures_are_made_from(bulk, tmp_path, pipe):
+    image = data_url(Image.new("RGB", (64, 64), "red"))
+    lines = [
+        {"prompt": "a", "seed": 1, "subseed": 5, "subseed_strength": 0.5, "batch": 2},
+        {"prompt": "a", "seed": 1, "image": image, "strength": 0.5, "steps": 4},
+    ]
+    _, answer, _ = bulk("\n".join(map(json.dumps, lines)))
+    assert len(answer["pictures"]) == 3
     for picture in answer["pictures"]:
         request = read_request(picture["file"])
+        request = request.over({"image": image}) if request.image else request
         assert Path(picture["file"]) == named(tmp_path / "out", pipe(request).origin(0))
+    _, answer, _ = bulk("\n".join(map(json.dumps, lines)))
+    assert (answer["pictures"], len(answer["there"])) == ([], 3)
 
 
 def test_pictures_that_differ_have_other_names_whatever_they_ran_on(pipe):
@@ -131,18 +141,21 @@ def test_lines_of_one_kind_share_calls_wherever_they_stand(bulk, monkeypatch):
     assert (status, shared) == (0, [3, 3])
 
 
-def test_a_picture_that_comes_out_as_nan_is_told_and_stops_no_other(bulk, monkeypatch):
+@pytest.mark.parametrize(
+    ("kind", "code", "expected"), [(NumericalError, "numerical", 6), (DeviceOutOfMemory, "device_out_of_memory", 5)]
+)
+def test_a_picture_that_cannot_be_made_is_told_and_stops_no_other(bulk, monkeypatch, kind, code, expected):
     steps = Pipeline.steps
 
     def broken(pipe, *requests):
         if any(request.prompt == "broken" for request in requests):
-            raise NumericalError("the latents are not finite")
+            raise kind("the latents are not finite")
         yield from steps(pipe, *requests)
 
     monkeypatch.setattr(Pipeline, "steps", broken)
     status, answer, err = bulk("/seed:1 a\n/seed:2 broken\n/seed:3 b\n")
-    assert (status, [picture["line"] for picture in answer["pictures"]]) == (6, [1, 3])
-    assert [(each["line"], each["code"]) for each in answer["refused"]] == [(2, "numerical")]
+    assert (status, [picture["line"] for picture in answer["pictures"]]) == (expected, [1, 3])
+    assert [(each["line"], each["code"]) for each in answer["refused"]] == [(2, code)]
     assert "lines.jsonl:2: the latents are not finite" in err
 
 

@@ -1,4 +1,4 @@
-"""A LoRA that nobody trained, for measurements: `python -m clipskip.bench.random_lora STORE FILE [--rank 32]`.
+"""A LoRA that nobody trained, for measurements: `python tests/random_lora.py STORE FILE [--rank 32]`.
 
 It changes every linear layer and every convolution of the U-Net and of the text encoders whose graphs the store has, in
 kohya's layout and in fp16. `--size` is the length of a change relative to the weight that it is added to, if that has

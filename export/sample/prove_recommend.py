@@ -1,4 +1,4 @@
-"""Is `recommend` right? `make prove-recommend`, or `python -m clipskip.bench.prove_recommend [--out FOLDER]`.
+"""Is `recommend` right? `make prove-recommend`, or `python export/sample/prove_recommend.py [--out FOLDER]`.
 
 Three toy models, whose U-Nets were trained at clip skip 1, at 2 and at all in turn, are asked twenty times each, every
 time with other pictures of combinations that they have not seen. An answer is false where its true loss, on a larger
@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import toys
 
 import clipskip
 from clipskip.backends.onnxruntime import OnnxRuntime
-from clipskip.bench import recipe
 from clipskip.cli import output
 from clipskip.engines import report
 from clipskip.recommend import Losses, Verdict, losses, settle
@@ -35,7 +35,7 @@ def measured(store: Path, say: Callable[[str], None]) -> Losses:
     rng, rows = np.random.default_rng(7), list[Losses]()
     count = ASKS * ASKED + TRUE
     with clipskip.open(store, backend=OnnxRuntime(threads=1)) as pipe:  # so small that a second one would only wait
-        for number, (picture, caption) in enumerate(recipe.module("toys").captioned(rng, count, held_out=True)):
+        for number, (picture, caption) in enumerate(toys.captioned(rng, count, held_out=True)):
             rows.append(losses(pipe, picture, caption, pipe.clip_skips, number))
             if number % 200 == 199:
                 say(f"{store.name}: {number + 1} of {count} pictures")
@@ -85,11 +85,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Train what is missing, measure, judge; the status is 1 where the goal is missed."""
     from clipskip.export import export
 
-    parser = argparse.ArgumentParser(prog="clipskip.bench.prove_recommend", description="Is recommend right?")
+    parser = argparse.ArgumentParser(description="Is recommend right?")
     parser.add_argument("--out", type=Path, default=Path("build/prove-recommend"), help="where to work (0.3 GB)")
     args = parser.parse_args(arguments)
     with output.stages() as say:
-        recipe.module("toys").make(args.out)
+        toys.make(args.out)
         for name in TRAINED_AT:
             if not (kept := args.out / f"{name}.npy").exists():
                 say(f"exporting {name}")
