@@ -80,7 +80,7 @@ def test_few_pictures_of_the_sample_model_make_a_table_a_drawing_and_a_json_line
     found = json.loads(line)
     assert list(found["by_clip_skip"]) == ["2", "13"]
     assert found == json.loads((tmp_path / "fidelity.json").read_text())
-    assert [row.split("  ")[0] for row in table[1:4]] == ["clip skip 2", "clip skip 13", "cfg 1 at 1"]
+    assert [row.split("  ")[0] for row in table[1:4]] == ["clip skip 2", "clip skip 13", "cfg 1 at 2"]
     with Image.open(tmp_path / "fidelity.png") as drawing:
         assert len(drawing.getcolors(1 << 20)) > 50
 

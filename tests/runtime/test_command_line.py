@@ -483,7 +483,7 @@ def test_a_warning_is_one_line_and_in_the_json_c15(sample_store, tmp_path):
     store = copy_of(sample_store, tmp_path / "store")
     (store / "manifest.json").chmod(0o646)
     for status, *rest in ((0, *FAST), (2, "--steps", "0")):
-        command = [sys.executable, "-m", "clipskip", "generate", store, "a cat", "--out", tmp_path / "out", "--json"]
+        command = [sys.executable, "-m", "clipskip", "generate", store, "a cat", "--out", tmp_path / "out", "--json", "--clip-skip", "2"]
         done = subprocess.run([*command, *rest], capture_output=True, text=True)
         (told,) = json.loads(done.stdout)["warnings"]
         assert (done.returncode, told.startswith("others may write to")) == (status, True)
@@ -532,7 +532,7 @@ sys.exit(status)
 
 def test_a_signal_at_any_moment_of_the_start_has_its_status_and_one_line_e5(sample_store, tmp_path):
     """Moments are counted in what Python reports of itself, imports and files above all, so that no clock matters."""
-    command = ["generate", str(sample_store), "a cat", "--json", "--out", str(tmp_path), *FAST]
+    command = ["generate", str(sample_store), "a cat", "--clip-skip", "2", "--json", "--out", str(tmp_path), *FAST]
 
     def start(at, number):
         arguments = [sys.executable, "-c", STARTING, str(at), str(int(number)), *command]

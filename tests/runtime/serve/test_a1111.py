@@ -73,8 +73,9 @@ def test_webuiapi_gets_by_override_settings_the_picture_of_clip_skip_2(api, pipe
     assert (made.info["clip_skip"], made.info["all_seeds"]) == (2, [7])
     assert "Clip skip: 2" in made.info["infotexts"][0]
     assert made.image.info["parameters"] == made.info["infotexts"][0]
-    assert api.get_options()["CLIP_stop_at_last_layers"] == 1
-    assert not np.array_equal(pixels(api.txt2img(**SMALL).image), pixels(made.image))
+    assert api.get_options()["CLIP_stop_at_last_layers"] == 2
+    other = api.txt2img(**SMALL, override_settings={"CLIP_stop_at_last_layers": 1})
+    assert not np.array_equal(pixels(other.image), pixels(made.image))
 
 
 def test_webuiapi_hears_our_sentence_about_a_clip_skip_of_14(api):
@@ -147,7 +148,7 @@ def test_open_webuis_requests(client, pipe):
     same = pipe(**SAME, cfg=5, negative_prompt="blurry", batch=2)
     for image, alone in zip(made["images"], same.images, strict=True):
         np.testing.assert_array_equal(pixels(image), pixels(alone))
-    assert client.get("/sdapi/v1/options").json()["CLIP_stop_at_last_layers"] == 1
+    assert client.get("/sdapi/v1/options").json()["CLIP_stop_at_last_layers"] == 2
 
 
 def test_sillytaverns_requests_and_its_secret_stays_where_it_is(client, pipe, caplog):
@@ -177,28 +178,28 @@ def test_override_settings_count_for_their_own_request_unless_they_are_kept(clie
     skip = {"CLIP_stop_at_last_layers": 3, "emphasis": "No norm", "quicksettings": 1}
     made = json.loads(ask(override_settings=skip)["info"])
     assert (made["clip_skip"], made["extra_generation_params"]) == (3, {"Ignored": "override_settings.quicksettings"})
-    assert json.loads(ask()["info"])["clip_skip"] == 1
+    assert json.loads(ask()["info"])["clip_skip"] == 2
     ask(override_settings=skip, override_settings_restore_afterwards=False)
     now = client.get("/sdapi/v1/options").json()
     assert (now["CLIP_stop_at_last_layers"], now["emphasis"]) == (3, "No norm")
     assert json.loads(ask()["info"])["clip_skip"] == 3
     assert json.loads(ask(clip_skip=5)["info"])["clip_skip"] == 5
-    back = {"CLIP_stop_at_last_layers": 1, "emphasis": "Original"}
+    back = {"CLIP_stop_at_last_layers": 2, "emphasis": "Original"}
     assert client.post("/sdapi/v1/options", json=back).status_code == 200
-    assert json.loads(ask()["info"])["clip_skip"] == 1
+    assert json.loads(ask()["info"])["clip_skip"] == 2
 
 
 def test_whole_numbers_may_be_written_as_floats_and_a_schedule_in_a_samplers_name(ask):
     floats = ask(width=64.0, steps=2.0, seed=7.0, batch_size=1.0, sampler_name="DPM++ 2M Karras", scheduler="Automatic")
     assert floats["images"] == ask(sampler_name="DPM++ 2M", scheduler="karras")["images"]
-    assert json.loads(ask(override_settings={"eta_noise_seed_delta": 3.0})["info"])["warnings"] == []
+    assert json.loads(ask(clip_skip=2.0, override_settings={"eta_noise_seed_delta": 3.0})["info"])["warnings"] == []
 
 
 def test_a_refused_request_keeps_no_setting(client, ask):
     keep = {"override_settings_restore_afterwards": False}
     ask(422, override_settings={"CLIP_stop_at_last_layers": 14}, **keep)
     ask(422, override_settings={"CLIP_stop_at_last_layers": 4}, width=9, **keep)
-    assert client.get("/sdapi/v1/options").json()["CLIP_stop_at_last_layers"] == 1
+    assert client.get("/sdapi/v1/options").json()["CLIP_stop_at_last_layers"] == 2
 
 
 def test_options_refuse_what_no_request_could_have(client):
@@ -209,7 +210,7 @@ def test_options_refuse_what_no_request_could_have(client):
         {"sd_vae": "a.pt"},
     ):
         assert client.post("/sdapi/v1/options", json=body).status_code == 422
-    assert client.get("/sdapi/v1/options").json()["CLIP_stop_at_last_layers"] == 1
+    assert client.get("/sdapi/v1/options").json()["CLIP_stop_at_last_layers"] == 2
 
 
 @pytest.mark.parametrize(
@@ -250,7 +251,7 @@ def test_what_is_off_in_any_clients_words_is_let_pass(ask):
     off |= {"enable_hr": False, "hr_prompt": "a star", "hr_resize_x": 9, "refiner_checkpoint": "None", "comments": {}}
     off |= {"override_settings": {"sd_vae": "Automatic", "sd_model_checkpoint": None}, "force_task_id": "task(1)"}
     off |= {"image_cfg_scale": 1.5, "initial_noise_multiplier": 1}
-    made = ask(**off)
+    made = ask(clip_skip=2, **off)
     assert json.loads(made["info"])["warnings"] == []
     assert made["images"] == ask(sampler_index="Euler", send_images=True)["images"]
     assert ask(send_images=False)["images"] == []
