@@ -159,7 +159,7 @@ class Service:
         if options.timeout == seconds < self.settings.timeout:
             return late(seconds)
         message = f"not done within {seconds:g} s, which is this server's limit"
-        return DeadlineExceeded(message, hint="ask for fewer steps, or smaller; the limit is `serve --timeout`")
+        return DeadlineExceeded(message, hint="fewer steps or smaller pictures; the limit is `serve --timeout`")
 
     def check_id(self, options: Options) -> None:
         """Refusal (409) for the id of a request that is on its way."""
