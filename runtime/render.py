@@ -11,7 +11,7 @@ import shlex
 
 from .errors import RequestError
 from .fields import NAMES, TEXT, at_least, parse, shown, written
-from .request import ALIASES, FIELDS, Request, changed, given_twice, is_line, unknown, without_files, without_paths
+from .request import ALIASES, FIELDS, LINE, Request, changed, given_twice, unknown, without_files, without_paths
 
 _START = re.compile(r"\s*(?:/render(?!\S)\s*)?", re.IGNORECASE)
 _COMMAND = re.compile(r'/([A-Za-z_-]+):("[^"\\]*(?:\\.[^"\\]*)*"(?!\S)|\S*)\s*', re.DOTALL)
@@ -49,7 +49,7 @@ def parse_render(text: str) -> Request:
 
 def read(request: Request) -> Request:
     """The request; of one whose prompt is a `/render` line, what that says comes before its fields. RequestError."""
-    return Request.from_text(fields(request.prompt), base=request) if is_line(request.prompt) else request
+    return Request.from_text(fields(request.prompt), base=request) if LINE.match(request.prompt) else request
 
 
 def fields(text: str) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 LARGEST = 64 << 20  # bytes of a request in JSON, which may hold two photos
 RECALLED = "sha256:"  # before the digest of a picture of which metadata have no more
 NO_PATHS = "data:", RECALLED
+LINE = re.compile(r"\s*/render", re.IGNORECASE)  # how a prompt begins that front ends read, before it comes to a model
 UPSCALERS = (
     "Latent", "Latent (antialiased)", "Latent (bicubic)", "Latent (bicubic antialiased)", "Latent (nearest)",
     "Latent (nearest-exact)", "Lanczos", "Nearest",
@@ -262,11 +264,6 @@ def without_paths(fields: dict[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def is_line(prompt: str) -> bool:
-    """Whether a prompt is a `/render` line, which front ends read before it comes to a model."""
-    return prompt.lstrip()[:7].lower() == "/render"
-
-
 def canonical(given: Mapping[str, Any]) -> dict[str, Any]:
     """`given` by field of Request, aliases replaced. RequestError for a name that is none, and for one field twice."""
     fields: dict[str, Any] = {}
@@ -281,11 +278,9 @@ def canonical(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_names(given: Iterable[str], *others: str) -> None:
-    """RequestError for a name that is neither a field's nor one of `others`, among which its hint looks as well."""
-    known = {name: name for name in (*FIELDS, *others)}
-    for name in given:
-        if name not in known and name not in ALIASES:
-            raise unknown("field", str(name), known, ALIASES)
+    """RequestError for a name that is neither a field's nor one of `others`."""
+    for name in [each for each in given if each not in (*FIELDS, *ALIASES, *others)]:
+        raise unknown_field(name, *others)
 
 
 def given_twice(field: str) -> RequestError:
@@ -293,9 +288,9 @@ def given_twice(field: str) -> RequestError:
     return RequestError(f"{field} is given twice", field=field, hint="leave one of them out")
 
 
-def unknown_field(name: str) -> RequestError:
-    """The RequestError for a field that Request does not have, with the closest one as the hint."""
-    return unknown("field", name, {field: field for field in FIELDS}, ALIASES)
+def unknown_field(name: str, *others: str) -> RequestError:
+    """The RequestError for a field that Request does not have, with the closest one, also of `others`, as the hint."""
+    return unknown("field", name, {field: field for field in (*FIELDS, *others)}, ALIASES)
 
 
 def unknown(kind: str, name: str, known: Mapping[str, str], aliases: Mapping[str, str] | None = None) -> RequestError:

@@ -74,10 +74,7 @@ class Generation:
         return self.future.__await__()
 
     async def __aiter__(self) -> AsyncIterator[Progress]:
-        """Progress whenever the pictures moved on, the newest alone if several came; the last one has the result.
-
-        Of a request that has ended, that one at once, or what went wrong.
-        """
+        """The newest progress whenever the pictures moved on; the last, of an ended request at once, has the result."""
         seen = None
         try:
             while seen is None or not seen.results:
@@ -151,13 +148,6 @@ class Generation:
         self._moved.set()
 
 
-def whole_priority(value: object) -> int:
-    """How early a request joins. RequestError for anything but -100..100."""
-    if not -100 <= (priority := int(WHOLE.check("priority", value))) <= 100:
-        raise RequestError(f"priority must be -100..100, not {priority}", field="priority")
-    return priority
-
-
 def late(seconds: float) -> DeadlineExceeded:
     """The error of a request that was given so much time."""
     return DeadlineExceeded(f"not done within {seconds:g} s", hint="give it more time, or ask for fewer steps")
@@ -184,7 +174,8 @@ class Queue(ABC):
 
         `limit` sees the request resolved, before anything is encoded.
         """
-        priority = whole_priority(priority)
+        if not -100 <= (priority := int(WHOLE.check("priority", priority))) <= 100:
+            raise RequestError(f"priority must be -100..100, not {priority}", field="priority")
         seconds = None if timeout is None else float(FRACTION.check("timeout", timeout))
         with self._lock:
             if self._closed:

@@ -15,7 +15,7 @@ from clipskip.engines.shapes import no_clip_skip
 from ..errors import RequestError
 from ..fields import parse as number
 from ..fields import shown, whole_clip_skip
-from ..request import Request, is_line
+from ..request import LINE, Request
 from ..tokenizer import Tokenizer
 from .chunks import MARKS, Chunk, Spans, chunks, empty_chunk
 from .editing import editing
@@ -110,7 +110,7 @@ def notes(typed: Request, request: Request) -> list[str]:
         tags += ", ..." if found[5:] else ""
         hints = {f"; {TAGS[kind.lower()]}" for kind, _ in found if kind.lower() in TAGS}
         said.append(f"tags that are unknown here were left out of the prompt: {tags}{''.join(sorted(hints))}")
-    if is_line(request.prompt):
+    if LINE.match(request.prompt):
         said.append("the prompt is taken as words, though it begins as a /render line: clipskip.parse_render reads one")
     if networks(request.negative_prompt)[1]:
         said.append(

@@ -24,7 +24,7 @@ from clipskip.pictures import FORMATS
 from clipskip.request import PICTURES, Request
 from clipskip.resolve import Resolved
 from clipskip.result import Result
-from clipskip.scheduler import Generation, late, whole_priority
+from clipskip.scheduler import Generation, late
 
 from .answers import Refusal, facts
 from .models import LOG, Stores
@@ -93,7 +93,6 @@ class Options:
     def __post_init__(self) -> None:
         if self.id is not None and not _ID.fullmatch(self.id):
             raise RequestError("id must be 1 to 64 letters, digits, - and _", field="id")
-        whole_priority(self.priority)
         for name in ("timeout", "preview"):
             if (value := getattr(self, name)) is not None and not 0 <= value <= 86400:
                 raise RequestError(f"{name} must be 0..86400 seconds, not {value:g}", field=name)
@@ -162,7 +161,7 @@ class Service:
         if options.timeout == seconds < self.settings.timeout:
             return late(seconds)
         message = f"not done within {seconds:g} s, which is this server's limit"
-        return DeadlineExceeded(message, hint="ask for fewer steps, or smaller; the limit is `serve --timeout`")
+        return DeadlineExceeded(message, hint="fewer steps or smaller pictures; the limit is `serve --timeout`")
 
     def check_id(self, options: Options) -> None:
         """Refusal (409) for the id of a request that is on its way."""

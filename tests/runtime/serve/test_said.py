@@ -80,7 +80,7 @@ def test_a_line_that_is_none_is_refused_and_no_path_in_it_is_opened(post, path):
         ({"size": "64x64", "width": 128}, "width"),
         ({"n": 1, "batch_size": 3}, "batch"),
         ({"seed": 7, "rng_seed": 9}, "seed"),
-        ({"loras": [], "lora_alphas": {}}, "loras"),
+        ({"loras": ["ink:1"], "lora_alphas": {"ink": 0.5}}, "loras"),
     ],
 )
 def test_what_openais_name_and_ours_both_say_is_given_twice(post, fields, param):
