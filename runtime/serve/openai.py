@@ -133,13 +133,8 @@ async def edits(http: HttpRequest) -> Response:
 
 def _edit(given: dict[str, Any], most: int) -> Asked:
     """What a form asks for: texts are read as on a command line, and a transparent mask means its other part."""
-<<<<<<< HEAD
-    kinds = {name: row.kind for name, row in {**REQUEST, **FIELDS}.items()} | {name: OPTIONS[name][0] for name in OWN}
-    kinds |= {name: REQUEST[field].kind for name, field in ALIASES.items()}
-=======
     kinds = {name: row.kind for name, row in {**REQUEST, **FIELDS}.items()}
     kinds |= {name: OPTIONS[name][0] for name in OWN} | {name: kinds[field] for name, field in ALIASES.items()}
->>>>>>> ca33bc0171e156d18404b2e0edda9d9b68f29d4c
     asked = Asked.of({name: kinds.get(name, TEXT).read(value) for name, value in given.items()}, "image_edit")
     request = asked.request
     check_pictures(request, most)
