@@ -103,20 +103,18 @@ def _captioned(folder: Path) -> tuple[list[tuple[Path, str]], dict[str, int]]:
     captioned, left_out = dict[Path, tuple[Path, str]](), Counter[str]()
     for path in pictures:
         beside = path.with_suffix(".txt")
-        if not beside.is_file() or beside in captioned:
-            left_out["with another's caption" if beside in captioned else "without a caption"] += 1
-            continue
         try:
-            caption = beside.read_text("utf-8").strip()
+            caption = beside.read_text("utf-8").strip() if beside.is_file() else None
+            if not caption or beside in captioned:
+                whose = "an empty" if caption == "" else "another's" if caption else "no"
+                left_out[f"with {whose} caption"] += 1
+                continue
             with warnings.catch_warnings(), PIL.Image.open(path, formats=FORMATS) as image:
                 warnings.simplefilter("ignore")  # Pillow's, of what is odd in Exif
                 image.verify()
         except Exception as error:  # Pillow raises anything, from SyntaxError to struct.error, on broken files
             raise CheckpointError(f"{path} or its caption cannot be read: {error}", path=path) from error
-        if caption:
-            captioned[beside] = path, caption
-        else:
-            left_out["with an empty caption"] += 1
+        captioned[beside] = path, caption
     said = ", ".join(f"{count} {why}" for why, count in left_out.items())
     if len(captioned) < LEAST:
         message = f"{folder} has {len(captioned)} captioned pictures (of {len(pictures)}); {LEAST} are the least"

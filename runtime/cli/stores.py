@@ -58,9 +58,8 @@ def add_to(verbs: Verbs) -> None:
     verb = verbs.add_parser("doctor", help="what this machine has and lacks", description=text)
     verb.set_defaults(run=doctor)
     text = (
-        "Measure a store: opening, text at every depth, a step, decoding, the first picture of a process, whole\n"
-        "pictures, memory and disk. The last line is JSON. With --baseline, the status is 1 where a row is slower: by\n"
-        "more than --threshold, and the middle halves of at least three runs do not overlap."
+        "Measure a store: opening, text at every depth, a step, decoding, first and whole pictures, memory and disk.\n"
+        "The last line is JSON. With --baseline, the status is 1 where a row of 3 runs is slower, middle halves apart."
     )
     verb = store_verb(verbs, bench, "how long each stage takes, and what it costs", text)
     verb.add_argument("--target", default="onnxruntime", help="the backend (default: onnxruntime, on the CPU)")

@@ -53,12 +53,12 @@ def test_what_is_left_out_is_counted(tmp_path: Path, capsys: pytest.CaptureFixtu
     captioned, left_out = _captioned(folder)
     assert len(captioned) == LEAST
     assert (folder / "7.jpg", "ring 7") in captioned
-    assert left_out == {"with an empty caption": 2, "with another's caption": 1, "without a caption": 2}
+    assert left_out == {"with an empty caption": 2, "with another's caption": 1, "with no caption": 2}
     assert f"left out of {LEAST + 5} pictures: " in capsys.readouterr().err
     (folder / "5.txt").unlink()
     with pytest.raises(RequestError, match=f"has {LEAST - 1} captioned pictures") as caught:
         _captioned(folder)
-    assert "3 without a caption" in str(caught.value)
+    assert "3 with no caption" in str(caught.value)
 
 
 def test_a_picture_that_breaks_off_ends_no_measurement(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
