@@ -21,7 +21,7 @@ LARGEST = 16 << 20  # bytes of a file of reports
 def read(path: Path) -> dict[str, Any]:
     """A report as it was written: the last line of a file. RequestError, by file and figure, for anything else."""
     try:
-        report = strict.parse(read_file(path, LARGEST + 1).strip().rpartition(b"\n")[2], LARGEST)
+        report = strict.parse(read_file(path, LARGEST + 1).strip().rpartition(b"\n")[2] or b"{}", LARGEST)
         if not isinstance(report, dict) or not isinstance(report.get("stages"), dict) or not report["stages"]:
             raise RequestError("it has no stages")
         if report.get("bench") == "store":

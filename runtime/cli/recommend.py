@@ -113,7 +113,11 @@ def _captioned(folder: Path) -> tuple[list[tuple[Path, str]], dict[str, int]]:
                 warnings.simplefilter("ignore")  # Pillow's, of what is odd in Exif
                 image.verify()
         except Exception as error:  # Pillow raises anything, from SyntaxError to struct.error, on broken files
-            raise CheckpointError(f"{path} or its caption cannot be read: {error}", path=path) from error
+            message, hint = (
+                f"{path} or its caption cannot be read: {error}",
+                "mend it (captions are UTF-8), or remove it",
+            )
+            raise CheckpointError(message, path=path, hint=hint) from error
         captioned[beside] = path, caption
     said = ", ".join(f"{count} {why}" for why, count in left_out.items())
     if len(captioned) < LEAST:
