@@ -16,37 +16,36 @@ SAME = ("bench", "model", "target", "size", "steps")  # or the figures cannot be
 AGREE = 0.1  # two runs on an idle machine are within this
 FEW = 3  # runs, below which a row is not called slower
 LARGEST = 16 << 20  # bytes of a file of reports
-READ = ("median_ms", "p75_ms")  # of an earlier report's rows
 
 
 def read(path: Path) -> dict[str, Any]:
     """A report as it was written: the last line of a file. RequestError, by file and figure, for anything else."""
     try:
-        report = strict.parse(read_file(path, LARGEST + 1).strip().rpartition(b"\n")[2], LARGEST)
+        report = strict.parse(read_file(path, LARGEST + 1).strip().rpartition(b"\n")[2] or b"{}", LARGEST)
         if not isinstance(report, dict) or not isinstance(report.get("stages"), dict) or not report["stages"]:
             raise RequestError("it has no stages")
         if report.get("bench") == "store":
             sound(report)
     except ClipskipError as error:
-        hint = f"{hints.clipskip()} bench STORE --out OLD.json writes one"
-        message = f"{path} is no report of the benchmark: {error.message}"
-        raise RequestError(message, path=path, field="baseline", hint=hint) from error
+        what, hint = f"{path} is no report of the benchmark", f"{hints.clipskip()} bench STORE --out OLD.json makes one"
+        raise RequestError(f"{what}: {error.message}", path=path, field="baseline", hint=hint) from error
     return report
 
 
 def sound(report: Mapping[str, Any]) -> None:
     """RequestError for the first of the figures to compare that is missing, or none."""
     box, memory = (part if isinstance(part := report.get(name), dict) else {} for name in ("machine", "memory"))
-    if not isinstance(box.get("processor"), str):
-        raise RequestError("machine.processor is missing")
-    if not isinstance(kinds := memory.get("first_picture"), dict):
-        raise RequestError("memory.first_picture is missing")
+    kinds = part if isinstance(part := memory.get("first_picture"), dict) else {"peak": None}
     figures = {f"memory.first_picture.{kind}": size for kind, size in kinds.items()}
     for name, row in report["stages"].items():
-        figures |= {f"stages.{name}.{key}": row.get(key) if isinstance(row, dict) else None for key in READ}
-    for name, value in figures.items():
-        if (number(value) or 0) <= 0:
-            raise RequestError(f"{name} is {shown(value)}, no number above 0")
+        row = row if isinstance(row, dict) else {}
+        figures |= {f"stages.{name}.{key}": row.get(key) for key in ("median_ms", "p75_ms")}
+    wrong = [
+        f"{name} is {shown(value)}, no number above 0" for name, value in figures.items() if (number(value) or 0) <= 0
+    ]
+    wrong += [] if isinstance(box.get("processor"), str) else ["machine.processor is missing"]
+    if wrong:
+        raise RequestError(wrong[0])
 
 
 def row_of(images: int) -> str:
@@ -75,10 +74,7 @@ def comparable(new: Mapping[str, Any], old: Mapping[str, Any]) -> None:
 
 
 def compare(new: Mapping[str, Any], old: Mapping[str, Any], threshold: float) -> dict[str, Any]:
-    """New over old by row; slower is a row beyond `threshold`, where the middle halves of FEW runs lie apart as well.
-
-    RequestError where the reports are not `comparable`.
-    """
+    """New over old by row; slower is a row beyond `threshold`, where the middle halves of FEW runs lie apart too."""
     comparable(new, old)
     now, then = rows(new), rows(old)
     ratios = {name: round(now[name]["median_ms"] / then[name]["median_ms"], 3) for name in then}
@@ -102,13 +98,11 @@ def text(comparison: Mapping[str, Any]) -> str:
     ]
     said = [f"doubtful: two processors, {' and '.join(machines)}"] if len(machines) > 1 else []
     said += [f"{len(ratios) - len(apart)} of {len(ratios)} rows are within {AGREE:.0%}"]
-    said += [f"not within {AGREE:.0%}: {', '.join(apart)}"] if apart else []
-    if comparison["doubtful"]:
-        why = f"the middle halves of the runs are not apart, or there are fewer than {FEW}"
-        said.append(
-            f"above {comparison['threshold']:.0%} and not called slower, for {why}: {', '.join(comparison['doubtful'])}"
-        )
-    said += [f"slower by more than {comparison['threshold']:.0%}: {', '.join(comparison['slower'])}"] * bool(
-        comparison["slower"]
+    above, why = (
+        f"{comparison['threshold']:.0%}",
+        f"the runs' middle halves are not apart, or there are fewer than {FEW}",
     )
+    listed = {f"not within {AGREE:.0%}": apart, f"above {above}, not called slower, for {why}": comparison["doubtful"]}
+    listed[f"slower by more than {above}"] = comparison["slower"]
+    said += [f"{what}: {', '.join(names)}" for what, names in listed.items() if names]
     return "\n".join([reports.table(lines), *said])

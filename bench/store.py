@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
@@ -19,7 +20,7 @@ from typing import Any, cast
 import numpy as np
 
 import clipskip
-from clipskip.backends import Array, Backend, Engine, backend_named
+from clipskip.backends import Array, Backend, backend_named
 from clipskip.bench import baseline, machine
 from clipskip.bench.measure import OWN_PATH, Contenders, Seconds, Turns, noise, summary
 from clipskip.engine_cache import EngineCache
@@ -90,13 +91,8 @@ class Bench:
 
     def openings(self) -> None:
         """Opening each engine, whose bytes are proved before."""
-        paths = {role: self.store.verify(self.artefact(role)) for role in self.roles}
-        self.take(
-            {
-                f"open {role}": partial(lambda a, path: self.backend.open(a, path).close(), self.artefact(role), path)
-                for role, path in paths.items()
-            }
-        )
+        there = {f"open {role}": (each := self.artefact(role), self.store.verify(each)) for role in self.roles}
+        self.take({name: partial(lambda *it: self.backend.open(*it).close(), *it) for name, it in there.items()})
 
     def engines(self) -> None:
         """One run of each: all depths together, the step with each number of images."""
@@ -106,19 +102,17 @@ class Bench:
             {"decode": (DECODE, 1)},
         ]
         for group in groups:
-            opened: dict[Role, Engine] = {}
-            try:
-                for role in {role for role, _ in group.values()}:
-                    artefact = self.artefact(role)
-                    opened[role] = self.backend.open(artefact, self.store.verify(artefact))
+            with ExitStack() as stack:
+                artefacts = {role: self.artefact(role) for role, _ in group.values()}
+                opened = {
+                    role: stack.enter_context(closing(self.backend.open(each, self.store.verify(each))))
+                    for role, each in artefacts.items()
+                }
                 runs = {
-                    name: partial(opened[role].run, feeds(self.artefact(role), self.asked.size, images))
+                    name: partial(opened[role].run, feeds(artefacts[role], self.asked.size, images))
                     for name, (role, images) in group.items()
                 }
                 self.take(runs, warmups=2)
-            finally:
-                for engine in opened.values():
-                    engine.close()
 
     def first_pictures(self) -> dict[str, Any]:
         """Processes that make one picture of one step; the memory of one, and of one that has more and more depths."""
@@ -164,10 +158,7 @@ class Bench:
 def measure(
     path: str | Path, asked: Options, say: Callable[[str], None] = print, old: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The report, ready for JSON: medians in `stages`, memory, disk, machine, and what makes them doubtful.
-
-    RequestError, before anything is measured, where it could not be compared with the report `old`.
-    """
+    """The report, ready for JSON: medians in `stages`, and more. RequestError at once if `old` is of other things."""
     watch, bench = machine.Watch(), prepared(path, asked)
     model, asked = bench.store.manifest().model, bench.asked
     head: dict[str, Any] = {

@@ -185,7 +185,7 @@ def merged(notes: Sequence[Sequence[str]]) -> list[str]:
 
 @dataclass(frozen=True)
 class Layout:
-    """A sheet whose cells are drawn in one size: its labels in lines, and from where on cells lie beside them."""
+    """A sheet whose cells are drawn in one size: its labels in lines, where a block's cells begin, and its own size."""
 
     cell: tuple[int, int]
     letters: Lettering
@@ -193,7 +193,8 @@ class Layout:
     above: list[str]
     beside: list[str]
     titles: list[str]
-    left: int
+    first: tuple[int, int]
+    size: tuple[int, int]
 
     @classmethod
     def of(cls, sheet: Sheet, cell: tuple[int, int], letters: Lettering) -> Layout:
@@ -202,23 +203,14 @@ class Layout:
         letters = replace(letters, size=max(11, width // 11))
         beside = [letters.fitted(label, width, max(1, height // letters.line)) for label in rows]
         left = GAP + (max(map(letters.wide, beside)) + 2 * GAP if len(sheet.axes) > 1 else 0)
-        across = left + len(columns) * (width + GAP) - 2 * GAP
+        across = left + len(columns) * (width + GAP)
+        head = letters.fitted(sheet.header, across - 2 * GAP, 8)
         above = [letters.fitted(label, width, 3) for label in columns]
-        titles = [letters.fitted(label, across, 2) for label in blocks]
-        return cls(cell, letters, letters.fitted(sheet.header, across, 8), above, beside, titles, left)
-
-    @property
-    def first(self) -> int:
-        """How far below the labels of x the first cells lie."""
-        return max(map(self.letters.tall, self.above)) + GAP
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Of the whole sheet."""
-        (width, height), tall = self.cell, self.letters.tall
-        block = self.first + GAP + len(self.beside) * (height + GAP)
-        down = 2 * GAP + tall(self.head) + sum(tall(title) + block for title in self.titles)
-        return self.left + len(self.above) * (width + GAP), down
+        titles = [letters.fitted(label, across - 2 * GAP, 2) for label in blocks]
+        first = max(map(letters.tall, above)) + GAP
+        block = first + len(rows) * (height + GAP) + GAP
+        down = 2 * GAP + letters.tall(head) + sum(letters.tall(title) + block for title in titles)
+        return cls(cell, letters, head, above, beside, titles, (left, first), (across, down))
 
 
 def draw(sheet: Sheet, font: str | os.PathLike[str] | None = None) -> Image.Image:
@@ -227,7 +219,7 @@ def draw(sheet: Sheet, font: str | os.PathLike[str] | None = None) -> Image.Imag
     Larger than a picture that can be read back, cells are drawn smaller, with a warning. `font`: see `lettering`.
     """
     layout = _fitting(sheet, lettering([*chain(*sheet.labels), sheet.header], 12, font))
-    (width, height), letters, left = layout.cell, layout.letters, layout.left
+    (width, height), (left, first), letters = layout.cell, layout.first, layout.letters
     picture = Image.new("RGB", layout.size, "white")
     pen = ImageDraw.Draw(picture)
     letters.write(pen, (GAP, GAP), layout.head)
@@ -237,7 +229,7 @@ def draw(sheet: Sheet, font: str | os.PathLike[str] | None = None) -> Image.Imag
         top += letters.tall(title)
         for column, label in enumerate(layout.above):
             letters.write(pen, (left + column * (width + GAP) + width // 2, top), label, "ma")
-        top += layout.first
+        top += first
         for label in layout.beside:
             letters.write(pen, (GAP, top + (height - letters.tall(label)) // 2), label)
             for column, result in enumerate(islice(results, len(layout.above))):
@@ -259,7 +251,6 @@ def _fitting(sheet: Sheet, letters: Lettering) -> Layout:
         part = min(0.98, math.sqrt(MOST_PIXELS / pixels))  # letters do not shrink below what can be read
         layout = Layout.of(sheet, (int(layout.cell[0] * part), int(layout.cell[1] * part)), letters)
     if layout is not whole:
-        said = f"its cells are drawn at {layout.cell[0] / width:.0%} of their size"
-        message = f"the sheet would have {prod(whole.size) / 1e6:.0f} million pixels: {said}"
-        warnings.warn(message, RuntimeWarning, stacklevel=3)
+        said = f"the sheet would have {prod(whole.size) / 1e6:.0f} million pixels: its cells are drawn at"
+        warnings.warn(f"{said} {layout.cell[0] / width:.0%} of their size", RuntimeWarning, stacklevel=3)
     return layout

@@ -6,6 +6,7 @@ import argparse
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,14 @@ import clipskip
 from clipskip import fields
 from clipskip.engines import hints, publish, report
 from clipskip.errors import BackendUnavailable, CheckpointError, ClipskipError, RequestError
+from clipskip.files import read
 from clipskip.metadata import format_of, save
-from clipskip.pictures import FORMATS, opened
+from clipskip.pictures import FORMATS, LARGEST, opened
 from clipskip.recommend import LEAST, SURE, Verdict, recommend
 
 from . import Outcome, output
 
+MEND = "mend it (captions are UTF-8), or take it out of the folder"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -103,28 +106,24 @@ def _captioned(folder: Path) -> tuple[list[tuple[Path, str]], dict[str, int]]:
     captioned, left_out = dict[Path, tuple[Path, str]](), Counter[str]()
     for path in pictures:
         beside = path.with_suffix(".txt")
-        if not beside.is_file() or beside in captioned:
-            left_out["with another's caption" if beside in captioned else "without a caption"] += 1
-            continue
         try:
-            caption = beside.read_text("utf-8").strip()
-            with warnings.catch_warnings(), PIL.Image.open(path, formats=FORMATS) as image:
+            caption = beside.read_text("utf-8").strip() if beside.is_file() else None
+            if not caption or beside in captioned:
+                whose = "an empty" if caption == "" else "another's" if caption else "no"
+                left_out[f"with {whose} caption"] += 1
+                continue
+            with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # Pillow's, of what is odd in Exif
-                image.verify()
+                PIL.Image.open(BytesIO(read(path, LARGEST)), formats=FORMATS).verify()
         except Exception as error:  # Pillow raises anything, from SyntaxError to struct.error, on broken files
-            raise CheckpointError(f"{path} or its caption cannot be read: {error}", path=path) from error
-        if caption:
-            captioned[beside] = path, caption
-        else:
-            left_out["with an empty caption"] += 1
-    said = ", ".join(f"{count} {why}" for why, count in left_out.items())
+            raise CheckpointError(f"{path} or its caption cannot be read: {error}", path=path, hint=MEND) from error
+        captioned[beside] = path, caption
+    said = f"{len(pictures)} pictures: {', '.join(f'{count} {why}' for why, count in left_out.items()) or 'none'}"
     if len(captioned) < LEAST:
-        message = f"{folder} has {len(captioned)} captioned pictures (of {len(pictures)}); {LEAST} are the least"
-        raise RequestError(
-            message, field="pictures", hint=f"beside name.png belongs name.txt, with what it shows; {said}"
-        )
+        message = f"{folder} has {len(captioned)} captioned pictures (left out of {said}); {LEAST} are the least"
+        raise RequestError(message, field="pictures", hint="beside name.png belongs name.txt, with what it shows")
     if left_out:
-        output.say(f"left out of {len(pictures)} pictures: {said}")
+        output.say(f"left out of {said}")
     return list(captioned.values()), dict(left_out)
 
 

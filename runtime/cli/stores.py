@@ -58,17 +58,16 @@ def add_to(verbs: Verbs) -> None:
     verb = verbs.add_parser("doctor", help="what this machine has and lacks", description=text)
     verb.set_defaults(run=doctor)
     text = (
-        "Measure a store: opening, text at every depth, a step, decoding, the first picture of a process, whole\n"
-        "pictures, memory and disk. The last line is JSON. With --baseline, the status is 1 where a row is slower: by\n"
-        "more than --threshold, and the middle halves of at least three runs do not overlap."
+        "Measure a store: opening, text at every depth, a step, decoding, first and whole pictures, memory and disk.\n"
+        "The last line is JSON. With --baseline, the status is 1 where a row of 3 runs is slower, middle halves apart."
     )
     verb = store_verb(verbs, bench, "how long each stage takes, and what it costs", text)
     verb.add_argument("--target", help="the backend (default: onnxruntime, on the CPU)")
     verb.add_argument("--size", metavar="N", help="pixels a side (default: the model's own)")
     verb.add_argument("--steps", metavar="N", help="of a whole picture (default: 20)")
     verb.add_argument("--batch", metavar="N,N", help="images in one step, such as 1,2,4 (default: what pictures share)")
-    verb.add_argument("--rounds", metavar="N", help="of each row at least, in the time (default: 5)")
-    verb.add_argument("--minutes", metavar="N", help="the time, about; one round fits (default: 10)")
+    verb.add_argument("--rounds", metavar="N", help="runs of a row at least, where time allows (default: 5)")
+    verb.add_argument("--minutes", metavar="N", help="about how long at most; each row has a run (default: 10)")
     verb.add_argument("--out", type=path, metavar="FILE", help="write the report there, as JSON; its folder is made")
     verb.add_argument("--baseline", type=path, metavar="OLD.json", help="an earlier report, to compare with")
     verb.add_argument("--threshold", metavar="PERCENT", help="slower by more is a failure (default: 10)")

@@ -184,7 +184,7 @@ def test_what_gives_no_answer_is_refused_before_the_store_is_opened(
 ) -> None:
     (folder / "00.txt").unlink()
     for pictures, word in (
-        (folder, f"{LEAST - 1} captioned pictures (of {LEAST + 1})"),
+        (folder, f"{LEAST - 1} captioned pictures (left out of {LEAST + 1} pictures: 2 with no caption)"),
         (tmp_path / "no", "no folder"),
     ):
         assert command.main(["recommend", str(tmp_path), "--pictures", str(pictures)]) == 2

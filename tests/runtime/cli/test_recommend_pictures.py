@@ -2,14 +2,16 @@
 
 from pathlib import Path
 
+import numpy as np
 import PIL.Image
 import pytest
 
+from clipskip.__main__ import main
 from clipskip.cli.recommend import _captioned, _read
 from clipskip.engines import publish
 from clipskip.engines.store import read_manifest
 from clipskip.errors import CheckpointError, EngineIncompatible, RequestError
-from clipskip.recommend import LEAST
+from clipskip.recommend import LEAST, Verdict
 
 
 def folder_of(path: Path, count: int = LEAST) -> Path:
@@ -53,12 +55,12 @@ def test_what_is_left_out_is_counted(tmp_path: Path, capsys: pytest.CaptureFixtu
     captioned, left_out = _captioned(folder)
     assert len(captioned) == LEAST
     assert (folder / "7.jpg", "ring 7") in captioned
-    assert left_out == {"with an empty caption": 2, "with another's caption": 1, "without a caption": 2}
+    assert left_out == {"with an empty caption": 2, "with another's caption": 1, "with no caption": 2}
     assert f"left out of {LEAST + 5} pictures: " in capsys.readouterr().err
     (folder / "5.txt").unlink()
     with pytest.raises(RequestError, match=f"has {LEAST - 1} captioned pictures") as caught:
         _captioned(folder)
-    assert "3 without a caption" in str(caught.value)
+    assert "3 with no caption" in str(caught.value)
 
 
 def test_a_picture_that_breaks_off_ends_no_measurement(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -66,6 +68,18 @@ def test_a_picture_that_breaks_off_ends_no_measurement(tmp_path: Path, capsys: p
     (tmp_path / "b.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:3000])
     assert [caption for _, caption in _read([(tmp_path / "b.jpg", "b"), (tmp_path / "a.jpg", "a")])] == ["a"]
     assert "left out: cannot use b.jpg" in capsys.readouterr().err
+
+
+def test_no_answer_is_written_and_that_is_said(
+    sample_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verdict = Verdict((1, 2), np.random.default_rng(0).standard_normal((LEAST, 2)))
+    monkeypatch.setattr("clipskip.cli.recommend.recommend", lambda *_: verdict)
+    monkeypatch.delattr(publish, "recommend")
+    folder = folder_of(tmp_path / "pictures")
+    for asked, said in ([], ""), (["--write"], "nothing is written: there is no answer\n"):
+        assert main(["recommend", str(sample_store), "--pictures", str(folder), *asked]) == 0
+        assert capsys.readouterr().out.endswith(f"clip skips 1, 2 are alike\n{said}")
 
 
 def test_an_answer_is_written_for_the_model_alone_that_was_measured(sample_store: Path) -> None:
