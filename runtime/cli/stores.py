@@ -66,12 +66,8 @@ def add_to(verbs: Verbs) -> None:
     verb.add_argument("--size", metavar="N", default="0", help="pixels a side (default: the model's own)")
     verb.add_argument("--steps", metavar="N", default="20", help="of a whole picture (default: 20)")
     verb.add_argument("--batch", metavar="N,N", help="images in one step, such as 1,2,4 (default: what pictures share)")
-    verb.add_argument(
-        "--rounds", metavar="N", default="5", help="runs of a row at least, where time allows (default: 5)"
-    )
-    verb.add_argument(
-        "--minutes", metavar="N", default="10", help="about how long at most; each row has a run (default: 10)"
-    )
+    verb.add_argument("--rounds", metavar="N", default="5", help="runs of a row, where time allows (default: 5)")
+    verb.add_argument("--minutes", metavar="N", default="10", help="about how long; each row has a run (default: 10)")
     verb.add_argument("--out", type=path, metavar="FILE", help="write the report there, as JSON; its folder is made")
     verb.add_argument("--baseline", type=path, metavar="OLD.json", help="an earlier report, to compare with")
     verb.add_argument("--threshold", metavar="PERCENT", default="10", help="slower by more is a failure (default: 10)")
