@@ -40,12 +40,10 @@ def sound(report: Mapping[str, Any]) -> None:
     for name, row in report["stages"].items():
         row = row if isinstance(row, dict) else {}
         figures |= {f"stages.{name}.{key}": row.get(key) for key in ("median_ms", "p75_ms")}
-    wrong = [
-        f"{name} is {shown(value)}, no number above 0" for name, value in figures.items() if (number(value) or 0) <= 0
-    ]
-    wrong += [] if isinstance(box.get("processor"), str) else ["machine.processor is missing"]
-    if wrong:
-        raise RequestError(wrong[0])
+    if wrong := [name for name, value in figures.items() if (number(value) or 0) <= 0]:
+        raise RequestError(f"{wrong[0]} is {shown(figures[wrong[0]])}, no number above 0")
+    if not isinstance(box.get("processor"), str):
+        raise RequestError("machine.processor is missing")
 
 
 def row_of(images: int) -> str:

@@ -85,10 +85,6 @@ class Bench:
         turns = Turns(self.asked.rounds, seconds, PAUSE, self.until - reserve)
         self.stages |= turns.take(contenders, warmups)
 
-    def expected(self) -> float:
-        """Seconds of one whole picture, from its parts."""
-        return self.asked.steps * min(self.stages["step"]) + min(self.stages["decode"])
-
     def openings(self) -> None:
         """Opening each engine, whose bytes are proved before."""
         there = {f"open {role}": (each := self.artefact(role), self.store.verify(each)) for role in self.roles}
@@ -132,7 +128,8 @@ class Bench:
         contenders = {f"{name}, files in memory": partial(start, False)}
         if hasattr(os, "posix_fadvise"):  # Linux
             contenders = {f"{name}, files on the disk": partial(start, True)} | contenders
-        self.take(contenders, warmups=0, reserve=self.expected())
+        one_picture = self.asked.steps * min(self.stages["step"]) + min(self.stages["decode"])
+        self.take(contenders, warmups=0, reserve=one_picture)
         smallest = max(64, self.artefact(STEP).axes["h"].minimum * LATENT)
         blocks = child([*command, str(smallest), "1", ",".join(skips)]).split("clip skip ")[1:]
         depths = {block.split()[0]: machine.memory(block) for block in blocks}

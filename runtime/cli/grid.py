@@ -49,8 +49,7 @@ def grid(args: argparse.Namespace) -> Outcome:
     if args.prompt is None and args.prompt_option is None and any(axis.field == "prompt" for axis in axes):
         args.prompt = ""  # the axis has all that there are
     if "-" in (args.prompt, args.prompt_option):
-        hint = "vary a field along an axis; `generate STORE -` takes a list"
-        raise RequestError("a sheet is of one prompt, and - is a list of them", field="prompt", hint=hint)
+        raise RequestError("a sheet is of one prompt, and - is a list: `generate STORE -` takes one", field="prompt")
     base = pictures.request_of(args)
     for field, suffix in (("out", ".png"), ("html", ".html")):
         file = vars(args)[field]

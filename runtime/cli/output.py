@@ -168,11 +168,9 @@ def _abandon(stream: TextIO) -> None:
 class Destination:
     """Where `count` pictures go: the file `out` if it ends as pictures do (or in `suffix`), stdout for "-", a folder.
 
-    `suffix` None: a folder, whatever its name is.
-
-    There they are "00001-SEED.png", ..., in the order of the requests, and on after what is there. What can be refused
-    is refused when this is made, before any work; also a new folder whose name ends like a file's. Several processes
-    may write into one folder, and no number is there twice.
+    There (`suffix` None: whatever its name is) they are "00001-SEED.png", ..., in the order of the requests, and on
+    after what is there. What can be refused is refused when this is made, before any work; also a new folder whose name
+    ends like a file's. Several processes may write into one folder, and no number is there twice.
     """
 
     def __init__(self, out: Path, overwrite: bool, count: int, option: str = "out", suffix: str | None = "") -> None:
@@ -186,7 +184,7 @@ class Destination:
         self._folder = out.parent if self._file else out
         self._overwrite, self._number, self._option = overwrite, 0, option
         if self._file and count > 1:
-            raise RequestError(f"{count} pictures do not fit into one file {out}", field="out", hint="name a folder")
+            raise RequestError(f"{count} pictures do not fit into one file {out}", field=option, hint="name a folder")
         if self.is_stdout:
             return
         try:

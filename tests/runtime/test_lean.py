@@ -22,9 +22,10 @@ def python(code, *arguments):
 def test_every_runtime_module_loads_without_the_exporters_packages_e17():
     python(
         """
-        import importlib, pkgutil, clipskip
+        import importlib.util, pkgutil, clipskip
+        apart = {"clipskip.serve.ray"} if importlib.util.find_spec("ray") is None else {}  # an extra of its own
         for module in pkgutil.walk_packages(clipskip.__path__, "clipskip."):
-            if module.name.split(".")[1] not in ("__main__", "export", "bench"):
+            if module.name.split(".")[1] not in ("__main__", "export", "bench") and module.name not in apart:
                 importlib.import_module(module.name)
         """
     )

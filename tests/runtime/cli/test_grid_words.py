@@ -15,7 +15,7 @@ FAST = ("--steps", "1", "--width", "64", "--height", "64", "--seed", "3")
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("-", "--x", "cfg=1", "-o", "s.png"), "a sheet is of one prompt, and - is a list of them"),
+        (("-", "--x", "cfg=1", "-o", "s.png"), "a sheet is of one prompt, and - is a list"),
         (("-p", "-", "--x", "cfg=1", "-o", "s.png"), "generate STORE -"),
         (("a ring", "--x", "cfg=1", "-o", "-", "--html", "-"), "--html is a .html file, not -"),
         (("a ring", "--x", "cfg=1", "-o", "s.png", "--cells", "-"), "do not fit into one file -"),

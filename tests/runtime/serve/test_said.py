@@ -78,7 +78,7 @@ def test_a_line_that_is_none_is_refused_and_no_path_in_it_is_opened(post, path):
     ("fields", "param"),
     [
         ({"size": "64x64", "width": 128}, "width"),
-        ({"n": 1, "batch_size": 3}, "batch"),
+        ({"n": 1, "batch": 3}, "batch"),
         ({"seed": 7, "rng_seed": 9}, "seed"),
         ({"loras": ["ink:1"], "lora_alphas": {"ink": 0.5}}, "loras"),
     ],
