@@ -483,8 +483,8 @@ def test_a_warning_is_one_line_and_in_the_json_c15(sample_store, tmp_path):
     store = copy_of(sample_store, tmp_path / "store")
     (store / "manifest.json").chmod(0o646)
     for status, *rest in ((0, *FAST), (2, "--steps", "0")):
-        command = [sys.executable, "-m", "clipskip", "generate", store, "a cat", "--out", tmp_path / "out", "--json", "--clip-skip", "2"]
-        done = subprocess.run([*command, *rest], capture_output=True, text=True)
+        command = [sys.executable, "-m", "clipskip", "generate", store, "a cat", "--out", tmp_path / "out", "--json"]
+        done = subprocess.run([*command, "--clip-skip", "2", *rest], capture_output=True, text=True)
         (told,) = json.loads(done.stdout)["warnings"]
         assert (done.returncode, told.startswith("others may write to")) == (status, True)
         assert done.stderr.splitlines()[0] == f"warning: {told}"
