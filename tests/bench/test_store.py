@@ -176,7 +176,7 @@ def test_what_was_measured_is_kept_where_the_baseline_turns_out_to_be_of_somethi
     written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     report = {**json.loads(written.read_text()), "size": 128}
-    monkeypatch.setattr(store, "measure", lambda path, asked, say: report)
+    monkeypatch.setattr(store, "measure", lambda path, asked, say, old: report)
     assert main(["bench", "store", "--baseline", str(written), "--out", str(tmp_path / "out.json")]) == 2
     assert "size 64 there, 128 here" in capsys.readouterr().err
     assert json.loads((tmp_path / "out.json").read_text()) == report

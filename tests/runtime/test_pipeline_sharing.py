@@ -157,7 +157,7 @@ def test_warm_opens_everything_that_the_first_request_needs(sample_store: Path) 
             return super().open(artefact, path)
 
     with clipskip.open(sample_store, backend=Noting(), warm=[(64, 64, 1)]) as pipe:
-        assert sorted(opened) == ["decode", "step", "text-12"]
+        assert sorted(opened) == ["decode", "step", "text-11"]
         opened.clear()
         pipe("a red circle", steps=1, **SMALL)
         assert not opened
