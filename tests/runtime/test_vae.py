@@ -164,7 +164,9 @@ def test_a_decoded_picture_is_bit_for_bit_the_same_in_any_batch(pipe):
 
 
 def test_a_large_picture_is_decoded_in_tiles_and_says_so(pipe):
-    request = clipskip.Request(prompt="a ring", clip_skip=2, seed=7, steps=1, sampler="Euler", cfg=1, width=264, height=256)
+    request = clipskip.Request(
+        prompt="a ring", clip_skip=2, seed=7, steps=1, sampler="Euler", cfg=1, width=264, height=256
+    )
     assert TILES in pipe(request).warnings
     assert not pipe(request, width=256).warnings
 
