@@ -27,7 +27,7 @@ from clipskip.pipeline import Pipeline
 from .app import create_app
 from .models import Models
 from .replicas import Replica, Replicas, Transport
-from .server import CONNECTIONS, log_to
+from .server import CONNECTIONS, log_to, return_blocks
 from .service import Settings
 
 PAINTER = "Painter"
@@ -49,6 +49,7 @@ class Painter(Replica):
         self, stores: Sequence[Path], settings: Settings, opener: partial[Pipeline], budget: int | None
     ) -> None:
         log_to(sys.stderr)
+        return_blocks()
         super().__init__(Models(stores, opener, budget), settings, serve.get_replica_context().replica_tag)
         async with self.service.models.use():
             pass

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import logging
 import socket
+import sys
+from contextlib import suppress
 from typing import TextIO
 
 import h11
@@ -20,6 +23,8 @@ from .service import Settings
 IDLE = 30  # seconds that a connection may be kept without a request
 CONNECTIONS = 1000
 MOST_HEADERS = 64 << 10  # bytes
+BLOCK = 4 << 20  # bytes; with 8 MB memory still grew, and the smaller it is, the more pages come anew
+M_MMAP_THRESHOLD = -3  # mallopt(3)
 
 
 class Impatient(H11Protocol):
@@ -83,8 +88,20 @@ def log_to(stream: TextIO) -> None:
     LOG.propagate = False
 
 
+def return_blocks() -> None:
+    """Have glibc, in this process, return large blocks to the system whenever they are freed.
+
+    By itself it keeps all that are no larger than the largest one that was freed, up to 32 MB, and what outlives them
+    comes to lie between them: memory grew by 140 MB over 2,300 small requests.
+    """
+    with suppress(OSError, AttributeError):  # another C library
+        if sys.platform == "linux":
+            ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, BLOCK)
+
+
 def serve(models: Models, settings: Settings, listening: socket.socket) -> None:
     """Serve until a signal comes; then nothing new is accepted, and what was accepted is done."""
+    return_blocks()
     config = uvicorn.Config(
         create_app(models, settings),
         http=Impatient,
