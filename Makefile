@@ -216,7 +216,7 @@ else
 endif
 
 soak: setup export ## `clipskip serve` under 64 clients: every picture against its serial twin, and its memory
-	$(BIN)/python -m clipskip.bench.random_lora $(call quote,$(OUT)) build/soak-lora.safetensors
+	$(BIN)/python tests/random_lora.py $(call quote,$(OUT)) build/soak-lora.safetensors
 	$(BIN)/python -m clipskip.bench.soak $(call quote,$(OUT)) --lora build/soak-lora.safetensors
 
 performance: setup ## docs/performance.md anew, of the sample model and one of SD 1.5's size: an hour on two quiet cores
