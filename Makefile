@@ -9,7 +9,8 @@ VAE       ?=
 TINY_VAE  ?=
 LORA      ?=
 PREDICTION ?=
-RECOMMENDED_CLIP_SKIP ?= $(if $(filter export/sample,$(MODEL)),2)
+TRAINED_AT := 2# of export/sample
+RECOMMENDED_CLIP_SKIP ?= $(if $(filter export/sample,$(MODEL)),$(TRAINED_AT))
 SIZES     ?=
 MAX_BATCH ?=
 MAX_CHUNKS ?=
@@ -28,6 +29,7 @@ VENV     := .venv
 BIN      := $(VENV)/bin
 quote     = '$(subst ','\'',$(1))'# for the shell: paths may hold spaces and quotes
 CLIPSKIP := $(BIN)/clipskip
+SAMPLE    = $(CLIPSKIP) export export/sample --recommended-clip-skip $(TRAINED_AT) --out
 PIP      := python -m pip install --quiet --disable-pip-version-check
 INSTALL  := build/install
 GPU_BIN   = $(if $(filter onnxruntime%,$(GPU_TARGET)),.venv-gpu,$(VENV))/bin
@@ -87,7 +89,7 @@ OTHERS = a small red square on a blue background,a large purple ring on a stripe
 DEMO   = $(CLIPSKIP) generate build/sample "$(CIRCLE)" --seed 2 --cfg 3 --overwrite
 
 demo: setup ## checkpoint -> engines -> pictures, on the CPU
-	$(CLIPSKIP) export export/sample --recommended-clip-skip 2 --out build/sample
+	$(SAMPLE) build/sample
 	$(DEMO) --out build/demo/picture.png
 	$(subst generate,grid,$(DEMO)) --steps 12 --x clip_skip=1,2,3,5,8,12,13 --y "prompt=$(CIRCLE),$(OTHERS)" --out build/demo/clip-skip.png
 	@echo "Look at the pictures in build/demo, then try"
@@ -99,7 +101,7 @@ serve: setup export ## OUT over HTTP, at http://127.0.0.1:7860, with its page
 	$(CLIPSKIP) serve $(call quote,$(OUT))
 
 serve-ray: setup ray ## the sample model on Ray Serve: two replicas on the CPU; docs/serve-ray.yaml
-	$(CLIPSKIP) export export/sample --out build/sample
+	$(SAMPLE) build/sample
 	RAY_USAGE_STATS_ENABLED=0 $(BIN)/serve run docs/serve-ray.yaml
 
 test: setup ## the whole test suite, on the CPU
@@ -154,7 +156,7 @@ fuzz: setup ## the tests of random input for much longer than `make test` takes 
 	FUZZ=1 $(BIN)/python -m pytest -n 2 -m hypothesis
 
 check-install: setup ## the wheel in empty environments, at the newest and the lowest versions that it allows
-	$(CLIPSKIP) export export/sample --recommended-clip-skip 2 --out build/test-store-sample
+	$(SAMPLE) build/test-store-sample
 	rm -rf $(INSTALL)
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir $(INSTALL) .
 	touch $(INSTALL)/newest.txt
@@ -220,7 +222,7 @@ soak: setup export ## `clipskip serve` under 64 clients: every picture against i
 	$(BIN)/python -m clipskip.bench.soak $(call quote,$(OUT)) --lora build/soak-lora.safetensors
 
 performance: setup ## docs/performance.md anew, of the sample model and one of SD 1.5's size: an hour on two quiet cores
-	$(CLIPSKIP) export export/sample --recommended-clip-skip 2 --out build/sample
+	$(SAMPLE) build/sample
 	$(CLIPSKIP) bench build/sample --out docs/performance/sample-store.json
 	$(BIN)/python -m clipskip.bench.peers export/sample build/sample --out docs/performance/sample-peers.json
 	$(BIN)/python -m clipskip.bench.full_size build/full
