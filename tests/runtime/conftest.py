@@ -45,3 +45,19 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
         return status, *capsys.readouterr()
 
     return call
+
+
+@pytest.fixture
+def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Have pictures of so many steps interrupted before their first call; others are made."""
+    made = clipskip.Pipeline.steps
+
+    def at(count: int) -> None:
+        def steps(pipe: clipskip.Pipeline, *requests: clipskip.Request) -> object:
+            if any(request.steps == count for request in requests):
+                raise KeyboardInterrupt
+            return made(pipe, *requests)
+
+        monkeypatch.setattr(clipskip.Pipeline, "steps", steps)
+
+    return at

@@ -62,15 +62,8 @@ def test_inspect_shows_the_axes_and_what_differs_between_cells(run, drawn):
     assert told["axes"][1] == {"field": "prompt_sr", "values": ["ring", "star"]}
 
 
-def test_an_interrupt_keeps_the_cells_that_are_finished(run, sample_store, tmp_path, monkeypatch):
-    steps = Pipeline.steps
-
-    def interrupted(self, *requests):
-        if any(request.steps == 1 for request in requests):
-            raise KeyboardInterrupt
-        return steps(self, *requests)
-
-    monkeypatch.setattr(Pipeline, "steps", interrupted)
+def test_an_interrupt_keeps_the_cells_that_are_finished(run, sample_store, tmp_path, interrupt):
+    interrupt(1)
     sheet = tmp_path / "s.png"
     axes = ("--x", "steps=2,1", "--y", "cfg=1,7", "-o", sheet, "--html", tmp_path / "s.html")
     status, shown, err = run("grid", sample_store, "a ring", *axes, *FAST[2:], "--json")

@@ -7,7 +7,6 @@ import pytest
 import clipskip
 from clipskip.__main__ import main
 from clipskip.cli.output import Destination
-from clipskip.pipeline import Pipeline
 
 FAST = ("--steps", "1", "--width", "64", "--height", "64", "--seed", "3")
 
@@ -57,15 +56,8 @@ def test_the_place_of_a_cell_has_as_many_numbers_as_there_are_axes(run, drawn):
     assert (status, "place along x: --cell 2 is the last" in err) == (3, True), err
 
 
-def test_an_interrupt_says_that_what_was_finished_is_kept(run, sample_store, tmp_path, monkeypatch):
-    steps = Pipeline.steps
-
-    def interrupted(self, *requests):
-        if any(request.steps == 2 for request in requests):
-            raise KeyboardInterrupt
-        return steps(self, *requests)
-
-    monkeypatch.setattr(Pipeline, "steps", interrupted)
+def test_an_interrupt_says_that_what_was_finished_is_kept(run, sample_store, tmp_path, interrupt):
+    interrupt(2)
     words = ("a ring", "--x", "steps=1,2", "-o", tmp_path / "s.png", *FAST[2:])
     status, _, err = run("grid", sample_store, *words)
     assert (status, err.splitlines()[-1]) == (130, "interrupted; what was finished was kept")

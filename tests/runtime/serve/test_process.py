@@ -121,15 +121,20 @@ def test_a_stream_of_a_cancelled_request_ends_with_an_error(server):
     assert (status, last.split("\n")[0], "was cancelled" in last) == (200, "event: error", True)
 
 
+def is_cut_off(client, times, pause):
+    """Of bytes that are sent one by one some is not taken any more."""
+    for _ in range(times):
+        try:
+            client.sendall(b"a")
+        except (BrokenPipeError, ConnectionResetError):
+            return
+        time.sleep(pause)
+    pytest.fail("it is still listened to")
+
+
 def test_a_head_that_comes_byte_by_byte_is_cut_off(server):
     with server.raw(b"POST /v1/gen") as client:
-        for _ in range(500):
-            try:
-                client.sendall(b"a")
-            except (BrokenPipeError, ConnectionResetError):
-                return
-            time.sleep(0.2)
-        pytest.fail("it is still listened to")
+        is_cut_off(client, 500, 0.2)
 
 
 def test_a_connection_that_never_asks_is_closed(server):
@@ -181,13 +186,7 @@ def test_a_body_without_a_length_is_cut_off_at_the_limit_and_little_of_it_is_kep
 def test_a_body_that_goes_on_by_the_byte_after_the_answer_is_cut_off(server, line, status):
     with server.raw(head(1000).replace(b"POST /v1/generate", line)) as client:
         assert client.recv(4096).split(b" ")[1] == status
-        for _ in range(100):
-            try:
-                client.sendall(b"a")
-            except (BrokenPipeError, ConnectionResetError):
-                return
-            time.sleep(0.1)
-        pytest.fail("it is still listened to")
+        is_cut_off(client, 100, 0.1)
 
 
 def test_a_signal_lets_every_accepted_request_end_and_no_new_one_begin(sample_store):
